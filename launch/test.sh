@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Sets up what the tests need and runs them. Arguments go to pytest:
+#
+#   bash launch/test.sh                 all but the slow tests
+#   bash launch/test.sh -m slow         the slow ones
+#   bash launch/test.sh -k metrics -x
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source-path=SCRIPTDIR/..
+source launch/env.sh
+
+make_venv
+install requirements.txt tests/requirements.txt
+"$VENV/bin/python" -m ruff check .
+"$VENV/bin/python" -m ruff format --check .
+JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} "$VENV/bin/python" -m pytest tests "$@"

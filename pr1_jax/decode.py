@@ -1,0 +1,681 @@
+"""Decoding of parallel blocks as one jitted loop over one cache (spec section 3).
+
+Every row decodes one response. A row has `num_paths` lanes: lane 0 carries the main
+stream, and inside a block lane p carries path p + 1, all at the same time. A step
+feeds the pending token of every live lane, draws (or forces) the next one, and moves
+the row's state machine, by `where` alone. Fork and join recompute and copy nothing:
+
+* a token takes the next free slot of its row's cache when it is emitted, whichever
+  lane wrote it, since rotary positions are applied at write time;
+* slots carry the labels (block, path) of their token. A query sees a slot if it is
+  filled and `layout.visible_labels` says so. When a block closes, its row's queries
+  are main stream again, and so see every path.
+
+Token-wise work (embedding, projections, MLP, head) runs on a flat list of live lanes;
+attention regroups them by row. The order of emission is undone on the host.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from pr1_jax import attention, layout, losses, model
+
+# Phases: what a row writes next.
+MAIN, FORK, PATHS, NEWLINE, SUMMARY_TAG, SUMMARY, JOIN, DONE = range(8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocab:
+    """Token ids that the runtime knows. `special_ids` are the six tags, then EOS."""
+
+    special_ids: tuple[int, ...]
+    newline_id: int
+
+    @classmethod
+    def of(cls, tokenizer) -> "Vocab":
+        """The ids of a tokenizer."""
+        ids = (*tokenizer.tag_ids.values(), tokenizer.eos_id)
+        return cls(tuple(int(i) for i in ids), int(tokenizer.newline_id))
+
+
+# Bits of `bans`, in the order of `Vocab.special_ids`.
+PARALLEL, END_PARALLEL, PATH, END_PATH, SUMMARY_OPEN, END_SUMMARY, EOS = range(7)
+_ALL = 0b1111111
+_BANS_MAIN = _ALL & ~(1 << PARALLEL) & ~(1 << EOS)
+_BANS_PATH = _ALL & ~(1 << END_PATH)
+_BANS_SUMMARY = _ALL & ~(1 << END_SUMMARY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How responses are decoded. Lengths are in tokens and count tags.
+
+    Budgets are planned before a fork, so a block always closes: `<Parallel>` is
+    allowed only where the smallest block, a summary of `summary_reserve` and an
+    answer of `answer_reserve` still fit after it. A path's budget is what remains
+    after those, divided by the paths.
+    """
+
+    max_prompt_tokens: int
+    max_response_tokens: int
+    num_paths: int = 2
+    max_blocks: int = 4  # 0 = `<Parallel>` is always banned (ordinary decoding)
+    min_path_tokens: int = 4
+    max_path_tokens: int = 0  # 0 = no other limit than the plan
+    max_summary_tokens: int = 0  # 0 = no other limit than the plan
+    summary_reserve: int = 8
+    answer_reserve: int = 8
+    temperature: float = 1.0  # 0 = greedy, with log-probs at temperature 1
+    top_k: int = 0
+    top_p: float = 1.0
+    variant: str = "structured"
+    ban_illegal: bool = True  # ban tags, and EOS, that are illegal in a state
+
+    def __post_init__(self):
+        def need(name, ok, what):
+            if not ok:
+                raise ValueError(f"rollout.{name}={getattr(self, name)} {what}")
+
+        need("max_prompt_tokens", self.max_prompt_tokens >= 1, "must be at least 1")
+        need("max_response_tokens", self.max_response_tokens >= 1, "must be at least 1")
+        need("num_paths", 2 <= self.num_paths <= 8, "must be from 2 to 8")
+        need("max_blocks", self.max_blocks >= 0, "must not be negative")
+        need("min_path_tokens", self.min_path_tokens >= 2, "must hold both tags (2)")
+        limit = self.max_path_tokens
+        need(
+            "max_path_tokens",
+            limit == 0 or limit >= self.min_path_tokens,
+            f"must be 0 or at least min_path_tokens={self.min_path_tokens}",
+        )
+        need("max_summary_tokens", self.max_summary_tokens >= 0, "must not be negative")
+        need("summary_reserve", self.summary_reserve >= 1, "must hold </Summary> (1)")
+        need("answer_reserve", self.answer_reserve >= 0, "must not be negative")
+        need("temperature", self.temperature >= 0, "must not be negative")
+        need("top_k", self.top_k >= 0, "must not be negative")
+        need("top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
+        known = self.variant in layout.VARIANTS
+        need("variant", known, f"is not one of {layout.VARIANTS}")
+
+    @property
+    def smallest_block(self) -> int:
+        """Tokens that must be left after `<Parallel>`: paths, closing tags, reserves."""
+        closing = 3  # </Parallel>, newline, <Summary>
+        paths = self.num_paths * self.min_path_tokens
+        return paths + closing + self.summary_reserve + self.answer_reserve
+
+    @property
+    def slots(self) -> int:
+        """Key/value slots a row: prompt first, then response."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
+
+@flax.struct.dataclass
+class State:
+    """Decoding state of B rows of P lanes over S slots."""
+
+    # Lanes, [B, P]. A live lane has a pending token: emitted, not yet fed.
+    token: jax.Array  # int32
+    position: jax.Array  # int32
+    slot: jax.Array  # int32, where the pending token's key and value go
+    live: jax.Array  # bool
+    count: jax.Array  # int32, tokens emitted in this path
+    # Rows, [B].
+    phase: jax.Array  # int32
+    emitted: jax.Array  # int32, response tokens so far
+    prompt_length: jax.Array  # int32
+    blocks: jax.Array  # int32, blocks opened; the open one's label
+    path_budget: jax.Array  # int32, of the open block
+    summary_end: jax.Array  # int32, `emitted` by which the summary has closed
+    furthest: jax.Array  # int32, greatest position in the open block
+    key: jax.Array  # PRNG keys
+    # Slots, [B, S].
+    slot_block: jax.Array  # int32
+    slot_path: jax.Array  # int32
+    # One (keys [B, K, H, S], values [B, K, S, H]) a layer; stacked if scan_layers.
+    # In this order both products of a decode step read memory along its last axis.
+    cache: Any
+
+
+@flax.struct.dataclass
+class Emission:
+    """What one step wrote, [B, P]. `token` is −1 where a lane wrote nothing."""
+
+    token: jax.Array  # int32
+    logp: jax.Array  # float32, 0 where forced
+    position: jax.Array  # int32
+    block: jax.Array  # int32
+    path: jax.Array  # int32
+    bans: jax.Array  # int32
+    forced: jax.Array  # bool
+
+
+@flax.struct.dataclass
+class Lanes:
+    """Flat list of the L lanes to feed. `index` is row · P + lane, B · P = unused."""
+
+    index: jax.Array  # [L] int32
+    row: jax.Array  # [L] int32, B = unused
+    token: jax.Array  # [L] int32
+    position: jax.Array  # [L] int32
+    slot: jax.Array  # [L] int32
+
+
+# decode(params, lanes, state, num_lanes) -> logits [L, V], cache
+DecodeFn = Callable[[Any, Lanes, State, int], tuple[jax.Array, Any]]
+
+
+def init_state(
+    settings: Settings, rows: int, config: model.ModelConfig | None = None
+) -> State:
+    """An empty state: every row is done. Without `config` there is no cache."""
+    B, P, S = rows, settings.num_paths, settings.slots
+    lanes, row = jnp.zeros((B, P), jnp.int32), jnp.zeros(B, jnp.int32)
+    cache = None
+    if config is not None:
+        K, H = config.num_kv_heads, config.head_dim
+        entry = lambda *lead: (
+            jnp.zeros((*lead, B, K, H, S), config.dtype),
+            jnp.zeros((*lead, B, K, S, H), config.dtype),
+        )
+        n = config.num_layers
+        cache = entry(n) if config.scan_layers else tuple(entry() for _ in range(n))
+    return State(
+        token=lanes,
+        position=lanes,
+        slot=lanes,
+        live=lanes.astype(bool),
+        count=lanes,
+        phase=jnp.full(B, DONE, jnp.int32),
+        emitted=row,
+        prompt_length=row,
+        blocks=row,
+        path_budget=row,
+        summary_end=row,
+        furthest=row,
+        key=jax.random.split(jax.random.key(0), B),
+        slot_block=jnp.zeros((B, S), jnp.int32),
+        slot_path=jnp.zeros((B, S), jnp.int32),
+        cache=cache,
+    )
+
+
+# --- The model's side of a step -----------------------------------------------------
+
+
+def cached_attention(q, keys, values, mask):
+    """Attention of few queries over a cache.
+
+    Args:
+      q: [B, T, N, H]. keys: [B, K, H, S]. values: [B, K, S, H].
+      mask: bool [B, T, S].
+
+    Returns:
+      [B, T, N, H].
+    """
+    B, T, N, H = q.shape
+    K, S = keys.shape[1], keys.shape[-1]
+    R = N // K
+    q = q.reshape(B, T, K, R, H).transpose(0, 2, 1, 3, 4) * (H**-0.5)
+    if jax.default_backend() == "cpu" and T * R <= 16:
+        # XLA's batched products are slow on CPU where one side is thin; a fused
+        # multiply and reduce was 2 to 3 times faster.
+        scores = (q[..., None] * keys[:, :, None, None]).sum(-2)
+    else:
+        flat = q.reshape(B, K, T * R, H)
+        scores = jnp.einsum(
+            "BKQH,BKHS->BKQS", flat, keys, preferred_element_type=jnp.float32
+        ).reshape(B, K, T, R, S)
+    scores = jnp.where(mask[:, None, :, None], scores, attention.NEG_INF)
+    probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(values.dtype)
+    if jax.default_backend() == "cpu" and T * R <= 16:
+        out = (probs[..., None] * values[:, :, None, None]).sum(-2)
+    else:
+        flat = probs.reshape(B, K, T * R, S)
+        out = jnp.einsum("BKQS,BKSH->BKQH", flat, values).reshape(B, K, T, R, H)
+    return out.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+
+
+def slot_mask(state: State, settings: Settings) -> jax.Array:
+    """Which slots each lane's query may see, bool [B, P, S].
+
+    Every emitted token is fed in the step after it, so at attention time the slots
+    before `emitted` are filled, this step's own included.
+    """
+    index = jnp.arange(settings.slots)
+    used = index - settings.max_prompt_tokens
+    filled = (index < state.prompt_length[:, None]) | (
+        (used >= 0) & (used < state.emitted[:, None])
+    )
+    path = _lane_paths(state)
+    block = jnp.where(path > 0, state.blocks[:, None], 0)
+    labels = layout.visible_labels(
+        block[..., None],
+        path[..., None],
+        state.slot_block[:, None],
+        state.slot_path[:, None],
+    )
+    return labels & filled[:, None]
+
+
+def model_decode(config: model.ModelConfig, settings: Settings) -> DecodeFn:
+    """The real decode function: feeds lanes through the model and its cache."""
+
+    def decode(params, lanes: Lanes, state: State, num_lanes: int):
+        B, P = state.token.shape
+        P = 1 if num_lanes == B else P  # no row is inside a block
+        mask = slot_mask(state, settings)[:, :P]
+        # Where each of the B · P lanes stands in the flat list (dead ones: anywhere).
+        place = jnp.clip(jnp.cumsum(state.live[:, :P].ravel()) - 1, 0)
+        place = jnp.arange(B) if P == 1 else place
+
+        def attend(q, k, v, cache):
+            keys, values = cache
+            keys = keys.at[lanes.row, :, :, lanes.slot].set(k, mode="drop")
+            values = values.at[lanes.row, :, lanes.slot].set(v, mode="drop")
+            grouped = q[place].reshape(B, P, *q.shape[1:])
+            out = cached_attention(grouped, keys, values, mask)
+            out = out.reshape(B * P, *q.shape[1:])
+            return out[jnp.clip(lanes.index, 0, B * P - 1)], (keys, values)
+
+        hidden, cache = model.forward(
+            config, params, lanes.token, lanes.position, attend, state.cache
+        )
+        return model.logits(params, hidden), cache
+
+    return decode
+
+
+def prefill(config: model.ModelConfig, params, tokens, *, query_chunk: int = 512):
+    """Keys and values of prompts; no logits.
+
+    Args:
+      tokens: [B, T] int32, right-padded.
+
+    Returns:
+      One (keys [B, K, H, T], values [B, K, T, H]) a layer, as `State.cache`.
+    """
+    zeros = jnp.zeros_like(tokens)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+
+    def attend(q, k, v, cache):
+        del cache
+        out = attention.label_attention(q, k, v, zeros, zeros, query_chunk=query_chunk)
+        return out, (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+
+    return model.forward(config, params, tokens, positions, attend)[1]
+
+
+def admit(
+    state: State, settings: Settings, prompts, lengths, last_tokens, source, keys, cache
+) -> State:
+    """Starts new responses in some rows.
+
+    A prompt's last token is left pending: feeding it again gives the first logits, so
+    that the prefill makes none.
+
+    Args:
+      prompts: number of prompts in `cache`, static.
+      lengths, last_tokens: [prompts] int32.
+      source: [B] int32, the prompt that a row takes, or −1 to leave the row alone.
+      keys: [B] PRNG keys of the new responses.
+      cache: of `prefill`, or None where the decode function keeps none.
+    """
+    new = source >= 0
+    source = jnp.clip(source, 0, prompts - 1)
+    length = jnp.where(new, lengths[source], state.prompt_length)
+    lane0 = jnp.arange(settings.num_paths) == 0
+    pick = lambda value, old: jnp.where(
+        new.reshape(-1, *(1,) * (old.ndim - 1)), value, old
+    )
+
+    def insert(old, fresh):
+        # Row axis: 0, or 1 behind the layer axis of stacked caches.
+        axis = old.ndim - 4
+        fresh = jnp.take(fresh, source, axis=axis)
+        region = tuple(slice(0, n) for n in fresh.shape)
+        mask = new.reshape((1,) * axis + (-1, 1, 1, 1))
+        return old.at[region].set(jnp.where(mask, fresh, old[region]))
+
+    return state.replace(
+        token=pick(jnp.where(lane0, last_tokens[source][:, None], 0), state.token),
+        position=pick((length - 1)[:, None], state.position),
+        slot=pick((length - 1)[:, None], state.slot),
+        live=pick(lane0[None], state.live),
+        count=pick(0, state.count),
+        phase=pick(MAIN, state.phase),
+        emitted=pick(0, state.emitted),
+        prompt_length=length,
+        blocks=pick(0, state.blocks),
+        furthest=pick(0, state.furthest),
+        key=jax.random.wrap_key_data(
+            pick(jax.random.key_data(keys), jax.random.key_data(state.key))
+        ),
+        slot_block=pick(0, state.slot_block),
+        slot_path=pick(0, state.slot_path),
+        cache=jax.tree.map(insert, state.cache, cache),
+    )
+
+
+# --- The state machine --------------------------------------------------------------
+
+
+def _lane_paths(state: State) -> jax.Array:
+    """Path label of every lane's pending token, [B, P]; 0 outside a block."""
+    inside = (state.phase == PATHS)[:, None]
+    return jnp.where(inside, jnp.arange(state.token.shape[1]) + 1, 0)
+
+
+def _live_lanes(state: State, num_lanes: int) -> Lanes:
+    """The flat list of live lanes; `num_lanes` = B takes lane 0 of every row."""
+    B, P = state.token.shape
+    if num_lanes == B:
+        row = jnp.where(state.live[:, 0], jnp.arange(B), B)
+        lane0 = (state.token[:, 0], state.position[:, 0], state.slot[:, 0])
+        return Lanes(jnp.arange(B), row, *lane0)
+    index = jnp.nonzero(state.live.ravel(), size=num_lanes, fill_value=B * P)[0]
+    take = lambda x: x.ravel().at[index].get(mode="fill", fill_value=0)
+    return Lanes(
+        index, index // P, take(state.token), take(state.position), take(state.slot)
+    )
+
+
+def _next_bans(state: State, settings: Settings) -> jax.Array:
+    """Bans [B] int32 of the next draw: illegal tags and EOS, blocks that do not fit."""
+    left = settings.max_response_tokens - state.emitted
+    fits = (left - 1 >= settings.smallest_block) & (state.blocks < settings.max_blocks)
+    legal = settings.ban_illegal
+    return jnp.select(
+        [state.phase == PATHS, state.phase == SUMMARY],
+        [_BANS_PATH if legal else 0, _BANS_SUMMARY if legal else 0],
+        (_BANS_MAIN if legal else 0) | jnp.where(fits, 0, 1 << PARALLEL),
+    ).astype(jnp.int32)
+
+
+def _draw(logits, keys, slots, bans, vocab: Vocab, settings: Settings):
+    """Draws a token [L] and its log-prob [L] from logits [L, V].
+
+    The noise is a function of the response's key and the fed slot alone, so a
+    response does not depend on which others share its batch.
+    """
+    logits = losses.policy_logits(
+        logits,
+        bans,
+        special_ids=vocab.special_ids,
+        temperature=settings.temperature or 1.0,
+    )
+    logits = losses.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)
+    noisy = logits
+    if settings.temperature:
+        keys = jax.vmap(jax.random.fold_in)(keys, slots)
+        noisy = logits + jax.vmap(
+            lambda key: jax.random.gumbel(key, logits.shape[-1:])
+        )(keys)
+    token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+    return token, losses.token_logps(logits, token)
+
+
+def step(
+    params, state: State, *, decode: DecodeFn, num_lanes: int, vocab: Vocab, settings
+) -> tuple[State, Emission]:
+    """Feeds every live lane and emits the next tokens."""
+    B, P = state.token.shape
+    lanes = _live_lanes(state, num_lanes)
+    logits, cache = decode(params, lanes, state, num_lanes)
+    row = jnp.clip(lanes.row, 0, B - 1)
+    bans = _next_bans(state, settings)
+    draws = _draw(logits, state.key[row], lanes.slot, bans[row], vocab, settings)
+    if num_lanes == B:
+        pad = [(0, 0), (0, P - 1)]
+        drawn, logps = (jnp.pad(x[:, None], pad) for x in draws)
+    else:
+        place = jnp.clip(jnp.cumsum(state.live.ravel()) - 1, 0)
+        drawn, logps = (x[place].reshape(B, P) for x in draws)
+    state = state.replace(cache=cache)
+    return advance(state, drawn, logps, bans, vocab=vocab, settings=settings)
+
+
+def advance(
+    state: State, drawn, logps, bans, *, vocab: Vocab, settings: Settings
+) -> tuple[State, Emission]:
+    """Moves the state machine by one step.
+
+    Args:
+      drawn, logps: [B, P], the draw of every lane that was live.
+      bans: [B], under which it was drawn.
+    """
+    B, P = state.token.shape
+    ids = vocab.special_ids
+    phase, emitted = state.phase, state.emitted
+    lane = jnp.arange(P)[None]
+    lane0 = lane == 0
+    in_phase = lambda *phases: functools.reduce(
+        jnp.logical_or, [phase == p for p in phases]
+    )[:, None]
+
+    # Paths: a lane whose `</Path>` was just fed is over; the last one joins the block.
+    was_path = in_phase(PATHS)
+    over = was_path & state.live & (state.token == ids[END_PATH])
+    live = state.live & ~over
+    joined = (phase == PATHS) & ~live.any(axis=1)
+    causal = settings.variant == "causal"
+    closes = joined & (not causal)
+
+    # What each lane writes: a draw, or a forced token (−1 = draw).
+    budget_over = state.count + 1 >= state.path_budget[:, None]
+    eos_in_path = state.token == ids[EOS]
+    summary_over = (emitted + 1 >= state.summary_end)[:, None] | (
+        state.token == ids[EOS]
+    )
+    forced = jnp.select(
+        [
+            in_phase(FORK),
+            closes[:, None] & lane0,
+            was_path & (budget_over | eos_in_path),
+            in_phase(NEWLINE),
+            in_phase(SUMMARY_TAG),
+            in_phase(SUMMARY) & summary_over,
+        ],
+        [
+            ids[PATH],
+            ids[END_PARALLEL],
+            ids[END_PATH],
+            vocab.newline_id,
+            ids[SUMMARY_OPEN],
+            ids[END_SUMMARY],
+        ],
+        -1,
+    )
+    single = in_phase(MAIN, NEWLINE, SUMMARY_TAG, SUMMARY) | closes[:, None]
+    emit = in_phase(FORK) | (was_path & live) | (single & lane0)
+    token = jnp.where(forced >= 0, forced, drawn)
+
+    # Slots in order of emission; positions side by side inside a block.
+    rank = jnp.cumsum(emit, axis=1) - emit
+    slot = settings.max_prompt_tokens + emitted[:, None] + rank
+    position = jnp.where(
+        closes[:, None], state.furthest[:, None] + 1, state.position + 1
+    )
+    position = jnp.where(in_phase(FORK), state.position[:, :1] + 1, position)
+    path = jnp.where(in_phase(FORK) | (was_path & live), lane + 1, 0)
+    block = jnp.where(path > 0, state.blocks[:, None], 0)
+    count = jnp.where(in_phase(FORK), 1, state.count + 1)
+
+    # The next phase, by the token that lane 0 wrote.
+    first = token[:, 0]
+    opens = (phase == MAIN) & (first == ids[PARALLEL]) & ((bans >> PARALLEL) & 1 == 0)
+    total = emitted + emit.sum(axis=1)
+    left = settings.max_response_tokens - total
+    at_end = (phase == MAIN) & ((first == ids[EOS]) | (left <= 0))
+    summary_closed = (phase == SUMMARY) & (first == ids[END_SUMMARY])
+    next_phase = jnp.select(
+        [
+            opens,
+            at_end | (summary_closed & (left <= 0)),
+            phase == FORK,
+            closes,
+            joined,
+            phase == NEWLINE,
+            phase == SUMMARY_TAG,
+            summary_closed,
+        ],
+        [FORK, DONE, PATHS, NEWLINE, JOIN, SUMMARY_TAG, SUMMARY, MAIN],
+        phase,
+    )
+    new_live = emit & (next_phase != DONE)[:, None]
+
+    # Budgets: of the paths when a block opens, of the summary when it begins.
+    plan = left - 3 - settings.summary_reserve - settings.answer_reserve
+    path_budget = plan // P
+    if settings.max_path_tokens:
+        path_budget = jnp.minimum(path_budget, settings.max_path_tokens)
+    summary_end = settings.max_response_tokens - settings.answer_reserve
+    summary_end = jnp.broadcast_to(summary_end, (B,))
+    if settings.max_summary_tokens:
+        summary_end = jnp.minimum(summary_end, total + settings.max_summary_tokens)
+    furthest = jnp.where(emit & (path > 0), position, 0).max(axis=1)
+
+    emission = Emission(
+        token=jnp.where(emit, token, -1),
+        logp=jnp.where(emit & (forced < 0), logps, 0.0),
+        position=position,
+        block=block,
+        path=path,
+        bans=jnp.where(emit & (forced < 0), bans[:, None], 0),
+        forced=emit & (forced >= 0),
+    )
+    hit = emit[..., None] & (slot[..., None] == jnp.arange(settings.slots))
+    state = state.replace(
+        token=jnp.where(emit, token, state.token),
+        position=jnp.where(emit, position, state.position),
+        slot=jnp.where(emit, slot, state.slot),
+        live=new_live,
+        count=count,
+        phase=next_phase,
+        emitted=total,
+        blocks=state.blocks + opens,
+        path_budget=jnp.where(opens, path_budget, state.path_budget),
+        summary_end=jnp.where(phase == SUMMARY_TAG, summary_end, state.summary_end),
+        furthest=jnp.maximum(jnp.where(opens, 0, state.furthest), furthest),
+        slot_block=jnp.where(
+            hit.any(axis=1), (hit * block[..., None]).sum(axis=1), state.slot_block
+        ),
+        slot_path=jnp.where(
+            hit.any(axis=1), (hit * path[..., None]).sum(axis=1), state.slot_path
+        ),
+    )
+    return state, emission
+
+
+def run_chunk(
+    params,
+    state: State,
+    stop_at_done,
+    *,
+    steps: int,
+    decode: DecodeFn,
+    num_lanes: int,
+    vocab: Vocab,
+    settings: Settings,
+) -> tuple[State, Emission, jax.Array]:
+    """Up to `steps` steps; stops early when there is nothing to do or no room.
+
+    Args:
+      stop_at_done: scalar int32; stops once so many rows are done (or wait to join).
+      num_lanes: lanes that a step can feed, static; B = no row is inside a block.
+
+    Returns:
+      The state, emissions stacked [steps, B, P], and the number of steps taken.
+    """
+    B = state.token.shape[0]
+    one = functools.partial(
+        step, params, decode=decode, num_lanes=num_lanes, vocab=vocab, settings=settings
+    )
+    blank = jax.eval_shape(one, state)[1]
+    log = jax.tree.map(lambda x: jnp.full((steps, *x.shape), -1, x.dtype), blank)
+
+    def cond(carry):
+        state, _, taken = carry
+        idle = ((state.phase == DONE) | (state.phase == JOIN)).sum()
+        inside = state.live[:, 1:].any() | (state.live.sum() > num_lanes)
+        crowded = inside if num_lanes == B else state.live.sum() > num_lanes
+        return (taken < steps) & (idle < stop_at_done) & ~crowded
+
+    def body(carry):
+        state, log, taken = carry
+        state, emission = one(state)
+        log = jax.tree.map(lambda all_, x: all_.at[taken].set(x), log, emission)
+        return state, log, taken + 1
+
+    return jax.lax.while_loop(cond, body, (state, log, jnp.int32(0)))
+
+
+def rejoin(
+    config: model.ModelConfig,
+    settings: Settings,
+    vocab: Vocab,
+    params,
+    state: State,
+    rows,
+    tokens,
+    first_slot,
+    length,
+) -> State:
+    """Causal variant: recomputes closed blocks' keys and values in canonical order.
+
+    Args:
+      rows: [W] int32, waiting rows; B = unused.
+      tokens: [W, T] int32, each block's path tokens in canonical order.
+      first_slot: [W] int32, slot of the first of them; they lie side by side.
+      length: [W] int32.
+
+    Returns:
+      The state, with `</Parallel>` pending on lane 0 of those rows.
+    """
+    B, P = state.token.shape
+    offset = jnp.arange(tokens.shape[1])
+    row = jnp.clip(rows, 0, B - 1)
+    slot = jnp.where(
+        offset < length[:, None], first_slot[:, None] + offset, settings.slots
+    )
+    prompt_length = state.prompt_length[row]
+    start = first_slot - settings.max_prompt_tokens + prompt_length
+    index = jnp.arange(settings.slots)
+    mask = (index < prompt_length[:, None, None]) | (
+        (index >= settings.max_prompt_tokens) & (index <= slot[..., None])
+    )
+
+    def attend(q, k, v, cache):
+        keys, values = cache
+        keys = keys.at[rows[:, None], :, :, slot].set(k, mode="drop")
+        values = values.at[rows[:, None], :, slot].set(v, mode="drop")
+        out = cached_attention(q, keys[row], values[row], mask)
+        return out, (keys, values)
+
+    cache = state.cache
+    if cache is not None:
+        positions = start[:, None] + offset
+        cache = model.forward(config, params, tokens, positions, attend, cache)[1]
+
+    lane0 = jnp.zeros((B, P), bool).at[rows, 0].set(True, mode="drop")
+    joined = lane0.any(axis=1)
+    return state.replace(
+        cache=cache,
+        token=jnp.where(lane0, vocab.special_ids[END_PARALLEL], state.token),
+        position=jnp.where(
+            lane0, (state.prompt_length + state.emitted)[:, None], state.position
+        ),
+        slot=jnp.where(
+            lane0,
+            settings.max_prompt_tokens + state.emitted[:, None],
+            state.slot,
+        ),
+        live=state.live | lane0,
+        phase=jnp.where(joined, NEWLINE, state.phase),
+        emitted=state.emitted + joined,
+    )

@@ -1,0 +1,350 @@
+"""Hugging Face folders: config.json, safetensors in one or many files, tokenizer.
+
+Qwen3, Qwen2 and Llama (spec section 9) through one mapping table, both ways. Weights
+are read and written one tensor at a time, so the host holds one parameter, not a copy
+of the model. New tag rows (spec section 6) are made by `resize_embeddings`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from pr1_jax.hf_tensors import tensor_table
+from pr1_jax.model import ModelConfig
+from pr1_jax.tokenizer import Tokenizer
+
+MODEL_TYPES = ("qwen3", "qwen2", "llama")
+INDEX = "model.safetensors.index.json"
+
+
+def read_config(
+    folder: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    scan_layers: bool = False,
+    remat: bool = False,
+) -> ModelConfig:
+    """Reads config.json of a Qwen3, Qwen2 or Llama folder.
+
+    Raises:
+      FileNotFoundError: no config.json. ValueError: an architecture or a setting
+        that the model does not compute; names the field and its value.
+    """
+    file = Path(folder) / "config.json"
+    raw = _read_json(file)
+    kind = raw.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{file}: model_type={kind!r} is not of {MODEL_TYPES}")
+    rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})
+    _check_supported(file, raw, rope)
+    try:
+        num_heads, width = raw["num_attention_heads"], raw["hidden_size"]
+        head_dim = 128 if kind == "qwen3" else width // num_heads
+        return ModelConfig(
+            vocab_size=raw["vocab_size"],
+            num_layers=raw["num_hidden_layers"],
+            width=width,
+            num_heads=num_heads,
+            num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+            head_dim=raw.get("head_dim") or head_dim,
+            mlp_width=raw["intermediate_size"],
+            tie_embeddings=raw.get("tie_word_embeddings", False),
+            qk_norm=kind == "qwen3",
+            qkv_bias=kind == "qwen2",
+            rope_base=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+            rms_eps=raw.get("rms_norm_eps", 1e-6),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            scan_layers=scan_layers,
+            remat=remat,
+        )
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error.args[0]}") from error
+
+
+def _check_supported(file: Path, raw: Mapping, rope: Mapping) -> None:
+    """Refuses settings under which this code would compute something else."""
+    supported = {
+        "hidden_act": "silu",
+        "rope_type": "default",
+        "type": "default",  # of older rope_scaling
+        "partial_rotary_factor": 1,
+        "use_sliding_window": False,
+        "layer_types": ["full_attention"],
+        "mlp_bias": False,
+        "attention_bias": False,
+        "quantization_config": None,
+    }
+    if raw["model_type"] == "qwen2":  # has biases on q, k, v, whatever this says
+        del supported["attention_bias"]
+    settings = dict(raw) | dict(rope)
+    settings["layer_types"] = sorted(set(raw.get("layer_types") or ["full_attention"]))
+    for field, value in supported.items():
+        found = settings.get(field, value)
+        if found != value:
+            raise ValueError(f"{file}: {field}={found!r}, supported is {value!r}")
+
+
+def load_params(
+    folder: str | os.PathLike, config: ModelConfig, *, shardings: Any = None
+) -> dict[str, Any]:
+    """Loads safetensors into the unboxed tree of `model.init_params`.
+
+    Every tensor is checked before the first is read. The host holds one parameter at
+    a time (with `scan_layers`, one kind of parameter of all layers).
+
+    Args:
+      folder: has model.safetensors, or parts and their index.
+      config: as `read_config` gives it; arrays get its `param_dtype`.
+      shardings: tree of shardings like the parameters; None: the default device.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that names the tensor and the file.
+    """
+    table = tensor_table(config)
+    dtype = jnp.dtype(config.param_dtype)
+    if shardings is not None:
+        shardings = traverse_util.flatten_dict(shardings)
+    params = {}
+    with _open_tensors(Path(folder)) as slices:
+        _check_tensors(table, slices, folder, config.tie_embeddings)
+        for path, tensors in table.items():
+            host = np.empty((len(tensors), *tensors[0].shape), dtype)
+            for row, tensor in zip(host, tensors, strict=True):
+                _, opened = slices[tensor.name]
+                row[...] = tensor.from_hf(opened.get_tensor(tensor.name))
+            host = host[0] if tensors[0].layer is None else host
+            params[path] = _place(host, shardings and shardings[path])
+    return traverse_util.unflatten_dict(params)
+
+
+def _place(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Puts an array on devices, and waits, so that host copies do not pile up."""
+    if sharding is None:
+        array = jax.device_put(host)
+    else:
+        array = jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+    return array.block_until_ready()
+
+
+@contextlib.contextmanager
+def _open_tensors(folder: Path) -> Iterator[dict[str, tuple[Path, Any]]]:
+    """Tensor name -> (its file, the open file), over all parts."""
+    names = {"model.safetensors"}
+    if (folder / INDEX).is_file():
+        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
+    with contextlib.ExitStack() as stack:
+        slices = {}
+        for file in [folder / name for name in sorted(names)]:
+            if not file.is_file():
+                raise FileNotFoundError(f"no weights at {file}")
+            try:
+                opened = safetensors.safe_open(file, framework="numpy")
+            except safetensors.SafetensorError as error:
+                raise ValueError(f"{file} is truncated or damaged: {error}") from error
+            stack.enter_context(opened)
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                slices[name] = file, opened
+        yield slices
+
+
+def _check_tensors(table, slices, folder, tie_embeddings: bool) -> None:
+    """Every tensor there, of the right shape, and none that would be left out."""
+    expected = {t.name: t for tensors in table.values() for t in tensors}
+    for name, tensor in expected.items():
+        if name not in slices:
+            raise ValueError(f"tensor {name} is missing from {folder}")
+        file, opened = slices[name]
+        shape = tuple(opened.get_slice(name).get_shape())
+        if shape != tensor.hf_shape:
+            raise ValueError(
+                f"tensor {name} has shape {shape}, expected {tensor.hf_shape}: {file}"
+            )
+    for name, (file, _) in slices.items():
+        ignored = tie_embeddings and name == "lm_head.weight"
+        if name not in expected and not ignored and not name.endswith(".inv_freq"):
+            raise ValueError(f"tensor {name} has no place in this model: {file}")
+
+
+def save_params(
+    folder: str | os.PathLike,
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_shard_bytes: int = 4 * 2**30,
+    max_positions: int = 32768,
+) -> None:
+    """Writes a folder that `transformers` loads; one part at a time on the host.
+
+    It is written beside `folder` and renamed at the end: `folder` is whole or absent.
+
+    Args:
+      folder: must not exist, or be empty.
+      params: unboxed; written in their own dtype. config: of `params`.
+      tokenizer: written along where given.
+      max_shard_bytes: size of a safetensors part (a single tensor may exceed it).
+      max_positions: the `max_position_embeddings` that config.json states.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder")
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        flat = traverse_util.flatten_dict(params)
+        settings = _config_json(config, flat, tokenizer, max_positions)
+        _write_json(temporary / "config.json", settings)
+        _write_tensors(temporary, flat, config, max_shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _config_json(config: ModelConfig, flat, tokenizer, max_positions) -> dict[str, Any]:
+    if config.qk_norm and config.qkv_bias:
+        raise ValueError("qk_norm=True with qkv_bias=True: no such Hugging Face model")
+    kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    return {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "rms_norm_eps": config.rms_eps,
+        "rope_theta": config.rope_base,
+        "max_position_embeddings": max_positions,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": str(flat[("embedding",)].dtype),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_id if tokenizer else None,
+        "pad_token_id": tokenizer.pad_id if tokenizer else None,
+    }
+
+
+def _write_tensors(folder: Path, flat, config: ModelConfig, max_shard_bytes) -> None:
+    num_bytes = lambda t: math.prod(t.shape) * flat[t.path].dtype.itemsize
+    tensors = [t for group in tensor_table(config).values() for t in group]
+    parts, size = [], math.inf
+    for tensor in tensors:
+        size += num_bytes(tensor)
+        if size > max_shard_bytes:
+            parts.append([])
+            size = num_bytes(tensor)
+        parts[-1].append(tensor)
+    weight_map = {}
+    for i, part in enumerate(parts, 1):
+        file = "model.safetensors"
+        if len(parts) > 1:
+            file = f"model-{i:05d}-of-{len(parts):05d}.safetensors"
+        arrays = {}
+        for tensor in part:
+            leaf = flat[tensor.path]
+            array = leaf if tensor.layer is None else leaf[tensor.layer]
+            arrays[tensor.name] = tensor.to_hf(np.asarray(array))
+        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(arrays, file)
+    if len(parts) > 1:
+        metadata = {"total_size": sum(map(num_bytes, tensors))}
+        _write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
+
+
+def resize_embeddings(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    *,
+    noise: float = 0.1,
+    multiple_of: int = 1,
+) -> tuple[dict[str, Any], ModelConfig]:
+    """Gives the tags that the tokenizer has newly got their rows.
+
+    A tag's row (and output row, where untied) is the mean of the rows of the pieces
+    that spelled it, plus normal noise. Where the vocabulary has unused rows at its end
+    (Qwen), those are overwritten; otherwise it grows. Nothing changes where the
+    tokenizer brought the tags along.
+
+    Args:
+      params: unboxed. config: of `params`.
+      tokenizer: of this model.
+      key: for the noise.
+      noise: standard deviation of the noise, as a share of the pieces' own.
+      multiple_of: a vocabulary that grows is rounded up to this (sharded vocabularies
+        must divide evenly); spare rows are the mean of all rows.
+
+    Returns:
+      New parameters and config; other arrays are shared with the old ones.
+
+    Raises:
+      ValueError: the tokenizer has more tokens than the model, tags aside.
+    """
+    base_size = tokenizer.vocab_size - len(tokenizer.new_tags)
+    if base_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {base_size} tokens, the model's vocab_size is "
+            f"{config.vocab_size}: they do not belong together"
+        )
+    if not tokenizer.new_tags:
+        return dict(params), config
+    vocab_size = config.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        vocab_size = -(-tokenizer.vocab_size // multiple_of) * multiple_of
+    pieces = {tokenizer.tag_ids[t]: tokenizer.tag_pieces(t) for t in tokenizer.new_tags}
+    params = dict(params)
+    for i, name in enumerate(["embedding", "head"]):
+        if name in params:
+            # As one program, so that it also runs on an array sharded over hosts.
+            resize = jax.jit(
+                lambda rows, key: _with_tag_rows(rows, pieces, key, noise, vocab_size),
+                out_shardings=params[name].sharding,
+            )
+            params[name] = resize(params[name], jax.random.fold_in(key, i))
+    return params, dataclasses.replace(config, vocab_size=vocab_size)
+
+
+def _with_tag_rows(rows, pieces: Mapping[int, list[int]], key, noise, vocab_size):
+    """Rows [V, D] grown to [vocab_size, D], with a new row at each id of `pieces`."""
+    old = [rows[jnp.array(ids)].astype(jnp.float32) for ids in pieces.values()]
+    new = jnp.stack([spelled.mean(0) for spelled in old])
+    scale = noise * jnp.std(jnp.concatenate(old))
+    new += scale * jax.random.normal(key, new.shape)
+    spare = jnp.mean(rows, axis=0, dtype=jnp.float32).astype(rows.dtype)
+    spare = jnp.broadcast_to(spare, (vocab_size - rows.shape[0], rows.shape[1]))
+    rows = jnp.concatenate([rows, spare])
+    return rows.at[jnp.array([*pieces])].set(new.astype(rows.dtype))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} does not hold a JSON object: {error}") from error
+
+
+def _write_json(file: Path, value: Mapping) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")

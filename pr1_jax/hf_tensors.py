@@ -1,0 +1,92 @@
+"""Which Hugging Face tensor fills which parameter of `model.init_params`."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+
+from pr1_jax import model
+
+# Our parameter -> its Hugging Face name, and how many of our leading axes are inputs:
+# kernels are [in..., out...] here and [out, in] there. 0: nothing to transpose.
+_NAMES = {
+    "embedding": ("model.embed_tokens.weight", 0),
+    "head": ("lm_head.weight", 0),
+    "final_norm/scale": ("model.norm.weight", 0),
+    "attn_norm/scale": ("model.layers.{}.input_layernorm.weight", 0),
+    "q/kernel": ("model.layers.{}.self_attn.q_proj.weight", 1),
+    "k/kernel": ("model.layers.{}.self_attn.k_proj.weight", 1),
+    "v/kernel": ("model.layers.{}.self_attn.v_proj.weight", 1),
+    "o/kernel": ("model.layers.{}.self_attn.o_proj.weight", 2),
+    "q/bias": ("model.layers.{}.self_attn.q_proj.bias", 0),
+    "k/bias": ("model.layers.{}.self_attn.k_proj.bias", 0),
+    "v/bias": ("model.layers.{}.self_attn.v_proj.bias", 0),
+    "q_norm/scale": ("model.layers.{}.self_attn.q_norm.weight", 0),
+    "k_norm/scale": ("model.layers.{}.self_attn.k_norm.weight", 0),
+    "mlp_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", 0),
+    "gate/kernel": ("model.layers.{}.mlp.gate_proj.weight", 1),
+    "up/kernel": ("model.layers.{}.mlp.up_proj.weight", 1),
+    "down/kernel": ("model.layers.{}.mlp.down_proj.weight", 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One Hugging Face tensor and the place in our tree that it fills.
+
+    Attributes:
+      name, hf_shape: there.
+      path: of the parameter here; layer: its index on axis 0, None if not stacked.
+      shape: here, without the layer axis. inputs: leading input axes, see `_NAMES`.
+    """
+
+    name: str
+    hf_shape: tuple[int, ...]
+    path: tuple[str, ...]
+    layer: int | None
+    shape: tuple[int, ...]
+    inputs: int
+
+    def from_hf(self, array: np.ndarray) -> np.ndarray:
+        """[hf_shape] -> [shape]."""
+        return (array.T if self.inputs else array).reshape(self.shape)
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        """[shape] -> [hf_shape]."""
+        if self.inputs:
+            array = array.reshape(self.hf_shape[::-1]).T
+        return np.ascontiguousarray(array).reshape(self.hf_shape)
+
+
+def _abstract_params(config: model.ModelConfig) -> dict[tuple[str, ...], Any]:
+    """Path -> shape and dtype of each parameter."""
+    init = lambda key: nn.unbox(model.init_params(config, key))
+    return traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)))
+
+
+def tensor_table(config: model.ModelConfig) -> dict[tuple[str, ...], list[Tensor]]:
+    """Our parameter -> the tensors that fill it: one, or one a layer if stacked."""
+    table = {}
+    for path, leaf in _abstract_params(config).items():
+        stacked = path[0] == "layers"
+        in_layer = stacked or path[0].startswith("layer_")
+        name, inputs = _NAMES["/".join(path[1:] if in_layer else path)]
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        hf_shape = shape
+        if inputs:
+            hf_shape = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+        elif name.endswith(".bias"):
+            hf_shape = (math.prod(shape),)
+        if stacked:
+            layers = [(i, i) for i in range(config.num_layers)]
+        else:
+            layers = [(None, path[0].removeprefix("layer_"))]
+        table[path] = [
+            Tensor(name.format(number), hf_shape, path, i, shape, inputs)
+            for i, number in layers
+        ]
+    return table

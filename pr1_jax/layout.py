@@ -1,0 +1,165 @@
+"""Positions and visibility of a response, as O(T) integers (spec section 2).
+
+A token carries three integers: its rotary position, the block it lies in and its
+path within that block (both 0 in the prompt and in the main stream). One rule,
+`visible_labels`, turns labels into visibility; the trainer, the sampler and the
+inspection helper `visible` all use it, so the trained policy is the sampled one.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pr1_jax import tags
+
+VARIANTS = ("structured", "causal")
+
+
+class Layout(NamedTuple):
+    """Labels of a prompt and its response, in canonical order.
+
+    Attributes:
+      positions: [N] int32, rotary positions.
+      block: [N] int32, 1, 2, … for tokens inside a path of that block, else 0.
+      path: [N] int32, 1, 2, … within the block, else 0.
+    """
+
+    positions: np.ndarray
+    block: np.ndarray
+    path: np.ndarray
+
+
+def visible_labels(block_q, path_q, block_k, path_k):
+    """Whether a query may see a key that is not after it, by labels alone.
+
+    A key is hidden only from its siblings: the queries of another path in the same
+    block. The main stream has block 0 and path 0, so it sees, and is seen by, all.
+    Arguments are integer arrays (NumPy or JAX) that broadcast against each other.
+    """
+    return (block_q != block_k) | (path_q == path_k)
+
+
+def causal(num_tokens: int) -> Layout:
+    """Plain causal layout: positions 0, 1, 2, … and no paths."""
+    zeros = np.zeros(num_tokens, np.int32)
+    return Layout(np.arange(num_tokens, dtype=np.int32), zeros, zeros.copy())
+
+
+def structured(
+    response_tokens: Sequence[int], tag_ids: Mapping[str, int], prompt_length: int
+) -> Layout:
+    """Parses a canonical response into its structured layout.
+
+    The prompt is plain causal even where it mentions the tags; structure begins with
+    the response. Positions of the worked example in spec section 2
+    (`A <Parallel> <Path> x y </Path> <Path> z </Path> </Parallel> \\n <Summary> …`)
+    are 0 1 2 3 4 5 2 3 4 6 7 8 ….
+
+    Args:
+      response_tokens: int [T], canonical order.
+      tag_ids: id of each of the six tags.
+      prompt_length: number of prompt tokens before the response.
+
+    Returns:
+      Layout over prompt and response, [prompt_length + T].
+
+    Raises:
+      ValueError: the response is malformed; names the token's index and the reason.
+    """
+    missing = [tag for tag in tags.TAGS if tag not in tag_ids]
+    if missing:
+        raise ValueError(f"tag_ids lacks {missing}")
+    if prompt_length < 0:
+        raise ValueError(f"prompt_length={prompt_length} is negative")
+    names = {int(tag_ids[tag]): tag for tag in tags.TAGS}
+    parser = _Parser(prompt_length)
+    for index, token in enumerate(np.asarray(response_tokens).tolist()):
+        parser.take(index, names.get(token))
+    parser.finish()
+    response = np.array(parser.labels, np.int32).reshape(-1, 3)
+    prompt = causal(prompt_length)
+    return Layout(*(np.concatenate([p, r]) for p, r in zip(prompt, response.T)))
+
+
+def visible(layout: Layout) -> np.ndarray:
+    """Dense visibility, bool [N, N] (query, key). For inspection and small tests."""
+    index = np.arange(len(layout.positions))
+    labels = visible_labels(
+        layout.block[:, None], layout.path[:, None], layout.block, layout.path
+    )
+    return labels & (index[:, None] >= index)
+
+
+# What may come next in each state of the parser.
+_EXPECTED = {
+    "main": "text or <Parallel>",
+    "block": "<Path>",
+    "path": "text or </Path>",
+    "between": "<Path> or </Parallel>",
+    "closed": "the newline after </Parallel>",
+    "newline": "<Summary>",
+    "summary": "text or </Summary>",
+}
+
+
+class _Parser:
+    """Reads a response tag by tag; `labels` grows by (position, block, path)."""
+
+    def __init__(self, position: int):
+        self.labels: list[tuple[int, int, int]] = []
+        self.state = "main"
+        self.position = position  # of the next token
+        self.block = self.path = self.fork = self.furthest = 0
+
+    def take(self, index: int, tag: str | None) -> None:
+        """Advances by one token; `tag` is its tag text, or None for other tokens."""
+        match self.state, tag:
+            case (("main" | "summary"), None):
+                self._emit()
+            case "main", tags.PARALLEL:
+                self._emit()
+                self.block += 1
+                self.path, self.fork, self.furthest = 0, self.position, 0
+                self.state = "block"
+            case (("block" | "between"), tags.PATH):
+                self.path += 1
+                self.position = self.fork
+                self._emit(self.block, self.path)
+                self.state = "path"
+            case "path", None:
+                self._emit(self.block, self.path)
+            case "path", tags.END_PATH:
+                self._emit(self.block, self.path)
+                self.furthest = max(self.furthest, self.position)
+                self.state = "between"
+            case "between", tags.END_PARALLEL if self.path >= 2:
+                self.position = self.furthest
+                self._emit()
+                self.state = "closed"
+            case "closed", None:
+                self._emit()
+                self.state = "newline"
+            case "newline", tags.SUMMARY:
+                self._emit()
+                self.state = "summary"
+            case "summary", tags.END_SUMMARY:
+                self._emit()
+                self.state = "main"
+            case _:
+                self._fail(f"token {index}: {tag or 'text'}")
+
+    def finish(self) -> None:
+        """Raises ValueError if a block or a summary is still open."""
+        if self.state != "main":
+            self._fail("the response ends")
+
+    def _emit(self, block: int = 0, path: int = 0) -> None:
+        self.labels.append((self.position, block, path))
+        self.position += 1
+
+    def _fail(self, found: str) -> None:
+        expected = _EXPECTED[self.state]
+        if self.state == "between" and self.path < 2:
+            expected = "<Path> (a block has two or more)"
+        raise ValueError(f"malformed response: {found} where {expected} was expected")

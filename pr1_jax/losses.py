@@ -1,0 +1,219 @@
+"""Token log-probs, SFT and GRPO losses, advantages: pure functions (spec section 4).
+
+`token_logps` is the one definition of the policy. The sampler and the trainer both
+call it, with the same temperature, truncation and bans, so that a sampled log-prob
+equals the teacher-forced one.
+"""
+
+import jax
+import jax.numpy as jnp
+
+NEG_INF = -1e30
+
+AGGREGATIONS = ("token_mean", "response_mean", "constant")
+
+
+def policy_logits(
+    logits, bans, *, special_ids: tuple[int, ...], temperature: float = 1.0
+):
+    """Logits of the policy: divided by the temperature, banned tokens at -1e30.
+
+    Args:
+      logits: [..., V] float32.
+      bans: [...] int32, bit i set = token `special_ids[i]` is banned here.
+      special_ids: ids of the six tags and of EOS.
+      temperature: greater than 0.
+    """
+    ids = jnp.array(special_ids)
+    bits = (bans[..., None] >> jnp.arange(len(special_ids))) & 1
+    logits = logits.astype(jnp.float32) / temperature
+    return logits.at[..., ids].add(jnp.where(bits == 1, NEG_INF, 0.0))
+
+
+def truncated(logits, *, top_k: int = 0, top_p: float = 1.0, keep=None):
+    """Logits with everything outside the top k, and outside the nucleus, at -1e30.
+
+    Args:
+      logits: [..., V] float32.
+      top_k: 0 = no limit. top_p: 1 = no limit.
+      keep: [...] int32, a token that stays in any case, or None. The trainer names
+        the sampled token here: a changed policy may have moved it outside.
+    """
+    if top_k == 0 and top_p >= 1.0:
+        return logits
+    ordered = -jnp.sort(-logits, axis=-1)
+    threshold = jnp.full(logits.shape[:-1], NEG_INF)
+    if top_k:
+        threshold = ordered[..., min(top_k, logits.shape[-1]) - 1]
+        ordered = jnp.where(ordered >= threshold[..., None], ordered, NEG_INF)
+    if top_p < 1.0:
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs  # mass of the likelier tokens
+        nucleus = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1)
+        threshold = jnp.maximum(threshold, nucleus)
+    inside = logits >= jax.lax.stop_gradient(threshold)[..., None]
+    if keep is not None:
+        inside |= jnp.arange(logits.shape[-1]) == keep[..., None]
+    return jnp.where(inside, logits, NEG_INF)
+
+
+def token_logps(logits, tokens):
+    """Log-probs [...] float32 of tokens [...] under policy logits [..., V]."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def entropy(logits):
+    """Entropy [...] in nats of policy logits [..., V]; banned tokens count nothing."""
+    logps = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.sum(jnp.where(logits > NEG_INF / 2, jnp.exp(logps) * logps, 0.0), -1)
+
+
+def sequence_logps(
+    hidden,
+    head_logits,
+    tokens,
+    bans,
+    *,
+    special_ids: tuple[int, ...],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    chunk: int = 0,
+):
+    """Log-probs and entropies of a batch without holding [B, T, V] at once.
+
+    Args:
+      hidden: [B, T, D]; position t predicts tokens[:, t].
+      head_logits: maps hidden [..., D] to logits [..., V].
+      tokens, bans: [B, T] int32.
+      chunk: positions whose logits are held at once; 0 = all.
+
+    Returns:
+      logps [B, T] float32 and entropies [B, T] float32 (no gradient).
+    """
+    B, T, D = hidden.shape
+
+    def one(args):
+        hidden, tokens, bans = args
+        logits = policy_logits(
+            head_logits(hidden), bans, special_ids=special_ids, temperature=temperature
+        )
+        logits = truncated(logits, top_k=top_k, top_p=top_p, keep=tokens)
+        return token_logps(logits, tokens), entropy(jax.lax.stop_gradient(logits))
+
+    flat = (hidden.reshape(-1, D), tokens.reshape(-1), bans.reshape(-1))
+    if not chunk or B * T <= chunk:
+        logps, entropies = one(flat)
+    else:
+        pad = -(B * T) % chunk
+        flat = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(
+                -1, chunk, *x.shape[1:]
+            ),
+            flat,
+        )
+        out = jax.lax.map(jax.checkpoint(one), flat)
+        logps, entropies = jax.tree.map(lambda x: x.reshape(-1)[: B * T], out)
+    return logps.reshape(B, T), entropies.reshape(B, T)
+
+
+def token_weights(loss_mask, *, aggregation: str = "token_mean", constant: float = 1.0):
+    """Weight of every token in a batch's loss; the loss is a weighted sum.
+
+    Weights are made once for a whole mini-batch, so its micro-batches and its shards
+    only add up.
+
+    Args:
+      loss_mask: [B, T] bool or 0/1.
+      aggregation: `token_mean` (1 / tokens of the batch), `response_mean` (mean over
+        responses of each one's mean) or `constant` (1 / (B · constant), Dr. GRPO).
+      constant: normaliser in tokens, for `constant` only.
+
+    Returns:
+      [B, T] float32.
+
+    Raises:
+      ValueError: unknown aggregation.
+    """
+    mask = jnp.asarray(loss_mask, jnp.float32)
+    if aggregation == "token_mean":
+        return mask / jnp.maximum(mask.sum(), 1.0)
+    if aggregation == "response_mean":
+        per_response = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
+        return per_response / jnp.maximum((mask.sum(-1) > 0).sum(), 1)
+    if aggregation == "constant":
+        return mask / (mask.shape[0] * constant)
+    raise ValueError(f"aggregation={aggregation!r} is not one of {AGGREGATIONS}")
+
+
+def sft_loss(logps, weights):
+    """Cross-entropy: −Σ weights · logps. Both [B, T] float32; scalar float32."""
+    return -jnp.sum(weights * logps)
+
+
+def advantages(rewards, *, normalize_std: bool = True):
+    """Group-relative advantages.
+
+    Args:
+      rewards: [groups, G] float.
+      normalize_std: divide by std + 1e-6; off gives Dr. GRPO.
+
+    Returns:
+      [groups, G] float32; zero where all rewards of a group are equal.
+    """
+    rewards = jnp.asarray(rewards, jnp.float32)
+    centred = rewards - rewards.mean(axis=-1, keepdims=True)
+    if normalize_std:
+        centred = centred / (rewards.std(axis=-1, keepdims=True) + 1e-6)
+    # Rounding of the mean must not be blown up to ±1 by a vanishing std.
+    equal = (rewards == rewards[..., :1]).all(axis=-1, keepdims=True)
+    return jnp.where(equal, 0.0, centred)
+
+
+def grpo_loss(
+    logps,
+    old_logps,
+    advantages,
+    weights,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ref_logps=None,
+    kl_coef: float = 0.0,
+):
+    """Token-level clipped GRPO objective (spec section 4; DAPO's two clips).
+
+    Args:
+      logps, old_logps, weights: [B, T] float32; weights are 0 where masked.
+      advantages: [B] float32.
+      clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
+      ref_logps: [B, T] float32 of the reference policy; needed where kl_coef > 0.
+      kl_coef: weight of the k3 estimate of KL(policy ‖ reference).
+
+    Returns:
+      Scalar loss, and a dict of weighted-sum metrics, which add up over micro-batches
+      (`ratio_max_error` is a maximum).
+    """
+    keep = weights > 0
+    log_ratio = jnp.where(keep, logps - old_logps, 0.0)
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    gain = jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
+    loss = -jnp.sum(weights * gain)
+    metrics = {
+        "clip_fraction": jnp.sum(weights * (gain < ratio * advantages[:, None])),
+        "approx_kl": jnp.sum(weights * (ratio - 1.0 - log_ratio)),
+        "ratio_max_error": jnp.max(jnp.abs(ratio - 1.0)),
+    }
+    if kl_coef:
+        kl = jnp.sum(weights * k3_kl(logps, jnp.where(keep, ref_logps, logps)))
+        metrics["ref_kl"] = kl
+        loss = loss + kl_coef * kl
+    return loss, metrics
+
+
+def k3_kl(logps, ref_logps):
+    """Per-token k3 estimate of KL(policy ‖ reference) [B, T], never negative."""
+    log_ratio = ref_logps - logps
+    return jnp.exp(log_ratio) - 1.0 - log_ratio

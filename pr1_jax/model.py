@@ -1,0 +1,235 @@
+"""Decoder-only transformer for Qwen3, Qwen2 and Llama by configuration (spec 9).
+
+One forward pass serves training, prefill and decoding: attention is a function that
+the caller hands in, so what a token may see, and where keys and values are kept, is
+decided outside. Axis letters, used in docstrings, comments and einsums throughout:
+
+  B sequences, T tokens, S key/value slots, D width, N query heads, K key/value heads,
+  R = N/K, H head dim, F MLP width, V vocab, L lanes, G responses a prompt, P paths.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# attend(q [..., N, H], k [..., K, H], v [..., K, H], cache) -> (out [..., N, H], cache)
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of a decoder. `dtype` is of activations, in `jnp` names."""
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    tie_embeddings: bool = True
+    qk_norm: bool = True  # Qwen3
+    qkv_bias: bool = False  # Qwen2
+    rope_base: float = 1e6
+    rms_eps: float = 1e-6
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = False  # one compiled layer, parameters stacked on axis 0
+    remat: bool = False  # recompute each layer in the backward pass
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1:
+                raise ValueError(f"model.{field.name}={value} must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.num_heads={self.num_heads} is not a multiple of "
+                f"model.num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} must be even")
+
+
+def rotary_angles(positions, head_dim: int, base: float):
+    """Angles [..., H/2] float32 of rotary positions [...] int32."""
+    inv_freq = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return positions[..., None].astype(jnp.float32) * inv_freq
+
+
+def rotate(x, angles):
+    """Rotates x [..., heads, H] by angles [..., H/2], halves paired as in HF models."""
+    sin, cos = jnp.sin(angles)[..., None, :], jnp.cos(angles)[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    out = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(out, axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale over the last axis, in float32."""
+
+    eps: float
+    axis: str  # logical name of the normalised axis
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * scale).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """Linear map of the last `len(in_shape)` axes to `out_shape`; named axes."""
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    param_dtype: str
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        n_in = len(self.in_shape)
+        init = nn.initializers.variance_scaling(
+            1.0,
+            "fan_in",
+            "normal",
+            tuple(range(n_in)),
+            tuple(range(n_in, len(self.axes))),
+        )
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, self.axes),
+            self.in_shape + self.out_shape,
+            self.param_dtype,
+        ).astype(x.dtype)
+        contract = (tuple(range(x.ndim - n_in, x.ndim)), tuple(range(n_in)))
+        y = jax.lax.dot_general(x, kernel, (contract, ((), ())))
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n_in:])
+            bias = self.param("bias", init, self.out_shape, self.param_dtype)
+            y = y + bias.astype(x.dtype)
+        return y
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and SwiGLU. x: [..., D]; `cache` is handed to `attend`."""
+
+    config: ModelConfig
+    attend: Attend
+
+    @nn.compact
+    def __call__(self, x, angles, cache):
+        c = self.config
+        project = lambda name, *args, **kw: Projection(
+            *args, param_dtype=c.param_dtype, name=name, **kw
+        )
+        norm = lambda name, axis: RMSNorm(c.rms_eps, axis, c.param_dtype, name=name)
+        D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
+
+        h = norm("attn_norm", "embed")(x)
+        bias = c.qkv_bias
+        q = project("q", (D,), (N, H), ("embed", "heads", "head_dim"), use_bias=bias)(h)
+        kv_axes = ("embed", "kv_heads", "head_dim")
+        k = project("k", (D,), (K, H), kv_axes, use_bias=bias)(h)
+        v = project("v", (D,), (K, H), kv_axes, use_bias=bias)(h)
+        if c.qk_norm:
+            q, k = norm("q_norm", "head_dim")(q), norm("k_norm", "head_dim")(k)
+        out, cache = self.attend(rotate(q, angles), rotate(k, angles), v, cache)
+        x = x + project("o", (N, H), (D,), ("heads", "head_dim", "embed"))(out)
+
+        h = norm("mlp_norm", "embed")(x)
+        gate = project("gate", (D,), (F,), ("embed", "mlp"))(h)
+        up = project("up", (D,), (F,), ("embed", "mlp"))(h)
+        x = x + project("down", (F,), (D,), ("mlp", "embed"))(nn.silu(gate) * up)
+        return nn.with_logical_constraint(x, _activation_axes(x)), cache
+
+
+def _activation_axes(x) -> tuple[str | None, ...]:
+    return ("batch",) + (None,) * (x.ndim - 1)
+
+
+class Decoder(nn.Module):
+    """Tokens to final hidden states; `logits` maps those on.
+
+    `cache` is any pytree that `attend` understands, one entry a layer: a tuple, or,
+    with `scan_layers`, arrays stacked on axis 0. None where no cache is kept.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, tokens, positions, attend: Attend, cache=None):
+        """Runs all layers.
+
+        Args:
+          tokens: [...] int32. positions: [...] int32, rotary positions.
+          attend: see `Attend`. cache: one entry a layer, or None.
+
+        Returns:
+          hidden [..., D] after the final norm, and the new cache.
+        """
+        c = self.config
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(0.02), ("vocab", "embed")
+        )
+        shape = (c.vocab_size, c.width)
+        embedding = self.param("embedding", init, shape, c.param_dtype)
+        if not c.tie_embeddings:  # used by `logits`
+            self.param("head", init, shape, c.param_dtype)
+        x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
+        angles = rotary_angles(positions, c.head_dim, c.rope_base)
+        layer = nn.remat(Layer, prevent_cse=not c.scan_layers) if c.remat else Layer
+        if c.scan_layers:
+            layer = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0),
+                out_axes=0,
+                length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, cache = layer(c, attend, name="layers")(x, angles, cache)
+        else:
+            entries = cache or (None,) * c.num_layers
+            cache = []
+            for i, entry in enumerate(entries):
+                x, entry = layer(c, attend, name=f"layer_{i}")(x, angles, entry)
+                cache.append(entry)
+            cache = tuple(cache)
+        return RMSNorm(c.rms_eps, "embed", c.param_dtype, name="final_norm")(x), cache
+
+
+def forward(config: ModelConfig, params, tokens, positions, attend, cache=None):
+    """`Decoder.__call__` as a pure function of unboxed parameters."""
+    variables = {"params": params}
+    return Decoder(config).apply(variables, tokens, positions, attend, cache)
+
+
+def logits(params, hidden):
+    """Logits [..., V] float32 of final hidden states [..., D]."""
+    head = params.get("head", params["embedding"]).astype(hidden.dtype)
+    return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+
+
+def init_params(config: ModelConfig, key: jax.Array):
+    """Random parameters, boxed with their logical axis names (`nn.unbox` strips them).
+
+    Shapes do not depend on the input, so a single token is traced.
+    """
+    token = jnp.zeros((1, 1), jnp.int32)
+    attend = lambda q, k, v, cache: (q, cache)
+    return Decoder(config).init(key, token, token, attend)["params"]
+
+
+def param_count(params) -> int:
+    """Number of parameters in a tree."""
+    return sum(x.size for x in jax.tree.leaves(params))

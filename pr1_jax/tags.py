@@ -1,0 +1,139 @@
+"""The six control tags: format check, canonical text, number of blocks.
+
+Spec sections 1 and 5. The grammar is over the sequence of tags alone:
+
+    ( <Parallel> (<Path></Path>){2,} </Parallel> <Summary></Summary> )*
+
+Departs from the paper's Algorithm 1, which is laxer: that one overlooks paths
+outside a block and summaries that are never closed.
+"""
+
+import re
+
+PARALLEL, END_PARALLEL = "<Parallel>", "</Parallel>"
+PATH, END_PATH = "<Path>", "</Path>"
+SUMMARY, END_SUMMARY = "<Summary>", "</Summary>"
+TAGS = (PARALLEL, END_PARALLEL, PATH, END_PATH, SUMMARY, END_SUMMARY)
+
+_TAG = re.compile("|".join(TAGS))
+_MIN_PATHS = 2
+
+
+class _Checker:
+    """Reads tags one by one; `faults` says what was wrong with them.
+
+    Open elements hold the offset of their opening tag, None when closed. After a
+    fault it takes the state that the tag itself implies, so that one slip gives
+    one fault, or a few, and not one for every later tag.
+    """
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.num_paths = 0
+        self.block: int | None = None  # <Parallel> … </Parallel>
+        self.path: int | None = None
+        self.joined: int | None = None  # a </Parallel> that awaits its <Summary>
+        self.summary: int | None = None
+
+    def allowed(self) -> tuple[str, ...]:
+        """The tags that the grammar allows next."""
+        if self.path is not None:
+            return (END_PATH,)
+        if self.block is not None:
+            enough = self.num_paths >= _MIN_PATHS
+            return (PATH, END_PARALLEL) if enough else (PATH,)
+        if self.joined is not None:
+            return (SUMMARY,)
+        if self.summary is not None:
+            return (END_SUMMARY,)
+        return (PARALLEL,)
+
+    def read(self, tag: str, offset: int) -> None:
+        allowed = self.allowed()
+        if tag not in allowed:
+            expected = " or ".join(allowed)
+            if allowed == (PATH,):
+                expected += f" ({self.num_paths} of at least {_MIN_PATHS} paths so far)"
+            self.faults.append(f"{tag} at {offset}: expected {expected}")
+        if tag == PARALLEL:
+            self.block, self.num_paths = offset, 0
+            self.path = self.joined = self.summary = None
+        elif tag == PATH:
+            self.path = offset
+            self.num_paths += 1
+        elif tag == END_PATH:
+            self.path = None
+        elif tag == END_PARALLEL:
+            if self.block is not None:
+                self.joined = offset
+            self.block = self.path = None
+        elif tag == SUMMARY:
+            self.summary = offset
+            self.block = self.path = self.joined = None
+        elif self.block is None:  # a </Summary> inside a block is passed over
+            self.summary = self.joined = self.path = None
+
+    def finish(self, length: int) -> None:
+        """Reports what is still open at the end of a text of `length` characters."""
+        closing = (
+            (PATH, self.path, END_PATH),
+            (PARALLEL, self.block, END_PARALLEL),
+            (END_PARALLEL, self.joined, SUMMARY),
+            (SUMMARY, self.summary, END_SUMMARY),
+        )
+        for tag, offset, expected in closing:
+            if offset is not None:
+                self.faults.append(
+                    f"{tag} at {offset}: expected {expected} before the end of the "
+                    f"text at {length}"
+                )
+
+
+def check_format(text: str) -> list[str]:
+    """Returns the faults of the tag sequence in `text`, none if it is well formed.
+
+    Each names the tag, its character offset and what was expected there:
+
+        >>> check_format("<Parallel><Path>a</Path></Parallel>")
+        ['</Parallel> at 24: expected <Path> (1 of at least 2 paths so far)',
+         '</Parallel> at 24: expected <Summary> before the end of the text at 35']
+    """
+    checker = _Checker()
+    for match in _TAG.finditer(text):
+        checker.read(match.group(), match.start())
+    checker.finish(len(text))
+    return checker.faults
+
+
+def canonical(text: str) -> str:
+    """Returns `text` in canonical form; ValueError with the reason if it has none.
+
+    Nothing stays between the structural tags of a block but one newline before
+    `<Summary>`; the text of paths, summaries and main stream is left alone:
+
+        >>> canonical("A<Parallel> <Path> x</Path>\\n<Path>y</Path>\\n</Parallel>"
+        ...           "<Summary>s\\n</Summary>\\n B")
+        'A<Parallel><Path> x</Path><Path>y</Path></Parallel>\\n<Summary>s\\n</Summary>\\n B'
+    """
+    faults = check_format(text)
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise ValueError("text has format faults: " + "; ".join(faults[:3]) + more)
+    pieces, previous, end = [], None, 0
+    for match in _TAG.finditer(text):
+        gap = text[end : match.start()]
+        if previous in (PARALLEL, END_PATH, END_PARALLEL):
+            if gap.strip():
+                raise ValueError(
+                    f"text has stray text between {previous} and {match.group()} at "
+                    f"{end}: {gap.strip()[:60]!r}, expected none"
+                )
+            gap = "\n" if previous == END_PARALLEL else ""
+        pieces += (gap, match.group())
+        previous, end = match.group(), match.end()
+    return "".join(pieces) + text[end:]
+
+
+def count_blocks(text: str) -> int:
+    """Number of blocks, well formed or not: that of the `<Parallel>` tags."""
+    return text.count(PARALLEL)

@@ -1,0 +1,151 @@
+"""The one record that crosses the system: a prompt and its response, in canonical order.
+
+The sampler makes trajectories, rewards are attached to them, the trainer packs them
+into batches. SFT traces are the same record without sampled log-probs.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import numpy as np
+
+from pr1_jax import layout
+from pr1_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One response. All arrays but `prompt` are over its [T] response tokens.
+
+    Attributes:
+      prompt: [prompt] int32 token ids.
+      tokens: [T] int32, EOS included where one was written.
+      positions: [T] int32 rotary positions under the variant that made it.
+      block, path: [T] int32 labels (`layout.Layout`), recorded, never guessed.
+      forced: [T] bool, written by the runtime and not by the model.
+      bans: [T] int32, bit i set = special token i was banned in this draw.
+      logps: [T] float32 as sampled, 0 where forced.
+      finished: ended with EOS, not cut off at its budget.
+      sequential_steps: decode steps on the critical path.
+    """
+
+    prompt: np.ndarray
+    tokens: np.ndarray
+    positions: np.ndarray
+    block: np.ndarray
+    path: np.ndarray
+    forced: np.ndarray
+    bans: np.ndarray
+    logps: np.ndarray
+    finished: bool
+    sequential_steps: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks that the response opened."""
+        return int(self.block.max(initial=0))
+
+
+def from_text(
+    prompt: Sequence[int], response: str, tokenizer: Tokenizer, *, variant: str
+) -> Trajectory:
+    """A trajectory of an SFT trace in canonical text; EOS is appended.
+
+    Raises:
+      ValueError: the trace is malformed (with the reason), in either variant.
+    """
+    tokens = np.array([*tokenizer.encode(response), tokenizer.eos_id], np.int32)
+    parsed = layout.structured(tokens, tokenizer.tag_ids, len(prompt))
+    positions, block, path = (x[len(prompt) :] for x in parsed)
+    longest = sum(
+        np.bincount(path[block == b])[1:].max() for b in range(1, block.max() + 1)
+    )
+    if variant == "causal":
+        positions = np.arange(len(prompt), len(prompt) + len(tokens), dtype=np.int32)
+    nothing = np.zeros(len(tokens), np.int32)
+    return Trajectory(
+        prompt=np.array(prompt, np.int32),
+        tokens=tokens,
+        positions=positions,
+        block=block,
+        path=path,
+        forced=nothing.astype(bool),
+        bans=nothing,
+        logps=nothing.astype(np.float32),
+        finished=True,
+        sequential_steps=int((path == 0).sum() + longest),
+    )
+
+
+@flax.struct.dataclass
+class Batch:
+    """Trajectories padded to one length, prompt first. All [B, T] unless noted.
+
+    Entry t of `bans`, `loss_mask` and `old_logps` speaks of token t, which the model
+    predicts at t − 1; entry 0 is never trained on.
+    """
+
+    tokens: jax.Array  # int32, pad 0
+    positions: jax.Array  # int32
+    block: jax.Array  # int32; all 0 in the causal variant
+    path: jax.Array  # int32; all 0 in the causal variant
+    bans: jax.Array  # int32
+    loss_mask: jax.Array  # bool
+    old_logps: jax.Array  # float32, 0 where masked
+    advantages: jax.Array  # [B] float32, 0 in SFT
+
+
+def pack(
+    trajectories: Sequence[Trajectory | None],
+    length: int,
+    *,
+    variant: str,
+    train_on_forced: bool = False,
+    advantages: Sequence[float] | None = None,
+) -> Batch:
+    """Packs trajectories into one NumPy batch of `length` tokens a row.
+
+    None makes an empty row: nothing of it is trained on.
+
+    Raises:
+      ValueError: a trajectory is longer than `length`.
+    """
+    shape = (len(trajectories), length)
+    ints = {
+        name: np.zeros(shape, np.int32)
+        for name in ("tokens", "positions", "block", "path", "bans")
+    }
+    loss_mask, old_logps = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    for row, t in enumerate(trajectories):
+        if t is None:
+            continue
+        start, end = len(t.prompt), len(t.prompt) + len(t.tokens)
+        if end > length:
+            raise ValueError(f"a trajectory of {end} tokens is longer than {length}")
+        ints["tokens"][row, :start] = t.prompt
+        ints["positions"][row, :start] = np.arange(start)
+        for name in ("tokens", "positions", "bans"):
+            ints[name][row, start:end] = getattr(t, name)
+        if variant == "structured":
+            ints["block"][row, start:end] = t.block
+            ints["path"][row, start:end] = t.path
+        loss_mask[row, start:end] = True if train_on_forced else ~t.forced
+        old_logps[row, start:end] = t.logps
+    if advantages is None:
+        advantages = np.zeros(shape[0])
+    return Batch(
+        **ints,
+        loss_mask=loss_mask,
+        old_logps=old_logps,
+        advantages=np.asarray(advantages, np.float32),
+    )
+
+
+def bucket_for(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `length`; ValueError where none does."""
+    fitting = [b for b in buckets if b >= length]
+    if not fitting:
+        raise ValueError(f"{length} tokens do not fit the buckets {tuple(buckets)}")
+    return min(fitting)

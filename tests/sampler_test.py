@@ -1,0 +1,291 @@
+"""Laws of the sampler: what is sampled is exactly what the trainer computes."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax import attention, decode, layout, losses, model, tags
+from pr1_jax.sampler import Sampler
+from pr1_jax.trajectory import pack
+
+VOCAB_SIZE = 24
+VOCAB = decode.Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
+TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {2: "\n", 1: ""}
+QWEN3 = model.ModelConfig(
+    vocab_size=VOCAB_SIZE,
+    num_layers=2,
+    width=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+)
+LLAMA = dataclasses.replace(
+    QWEN3, qk_norm=False, num_heads=3, num_kv_heads=3, tie_embeddings=False
+)
+SETTINGS = decode.Settings(
+    max_prompt_tokens=9,
+    max_response_tokens=60,
+    max_path_tokens=9,
+    max_summary_tokens=7,
+    summary_reserve=3,
+    answer_reserve=3,
+)
+
+
+@functools.cache
+def random_params(config, seed=0, scale=6.0):
+    """Parameters whose policy is far from uniform, and likes tags."""
+    init = functools.partial(model.init_params, config)
+    params = nn.unbox(jax.jit(init)(jax.random.key(seed)))
+    name = "embedding" if config.tie_embeddings else "head"
+    return params | {name: params[name] * scale}
+
+
+def random_prompts(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, VOCAB_SIZE, rng.integers(1, 10)) for _ in range(n)]
+
+
+def text_of(trajectory):
+    return "".join(TEXTS.get(int(t), "x") for t in trajectory.tokens)
+
+
+def teacher_forced(config, params, trajectories, settings, length=130):
+    """The trainer's log-probs of every token, [B, length]."""
+    batch = pack(trajectories, length, variant=settings.variant)
+
+    @jax.jit
+    def compute(params, batch):
+        def attend(q, k, v, cache):
+            labels = batch.block, batch.path
+            return attention.label_attention(q, k, v, *labels, query_chunk=32), cache
+
+        hidden, _ = model.forward(config, params, batch.tokens, batch.positions, attend)
+        logps, _ = losses.sequence_logps(
+            hidden[:, :-1],
+            lambda h: model.logits(params, h),
+            batch.tokens[:, 1:],
+            batch.bans[:, 1:],
+            special_ids=VOCAB.special_ids,
+            temperature=settings.temperature or 1.0,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            chunk=64,
+        )
+        return jnp.pad(logps, [(0, 0), (1, 0)])
+
+    return batch, np.asarray(compute(params, batch))
+
+
+def sample(config, params, settings, *, n=12, samples=2, rows=8, seed=0, **kwargs):
+    sampler = Sampler(config, VOCAB, settings, rows=rows, **kwargs)
+    prompts = random_prompts(n, seed)
+    return sampler.sample(params, prompts, samples, jax.random.key(seed))
+
+
+CASES = [
+    pytest.param(QWEN3, {}, id="qwen3"),
+    pytest.param(LLAMA, {"num_paths": 3}, id="llama-3-paths"),
+    pytest.param(
+        dataclasses.replace(QWEN3, scan_layers=True),
+        {"num_paths": 8, "max_response_tokens": 120, "max_path_tokens": 5},
+        id="scan-8-paths",
+    ),
+    pytest.param(
+        QWEN3,
+        {"temperature": 0.7, "top_k": 7, "top_p": 0.9, "max_path_tokens": 0},
+        id="truncated",
+    ),
+    pytest.param(
+        dataclasses.replace(QWEN3, qkv_bias=True, qk_norm=False),
+        {"ban_illegal": False},
+        id="qwen2-no-bans",
+    ),
+]
+
+
+@pytest.mark.parametrize("variant", layout.VARIANTS)
+@pytest.mark.parametrize("config, changes", CASES)
+def test_sampled_logps_equal_teacher_forced(config, changes, variant):
+    settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
+    params = random_params(config)
+    trajectories = sample(config, params, settings, steps_per_chunk=7)
+    assert sum(t.num_blocks for t in trajectories) >= 6  # the case is worth testing
+    batch, logps = teacher_forced(config, params, trajectories, settings)
+    compared = batch.loss_mask.copy()
+    if variant == "causal":  # later paths differ by design (spec section 3)
+        for row, t in enumerate(trajectories):
+            start = len(t.prompt)
+            compared[row, start : start + len(t.tokens)] &= t.path <= 1
+    gap = np.abs(batch.old_logps - logps)[compared]
+    assert compared.sum() > 150
+    assert gap.max() < 1e-4
+
+
+def test_recorded_layout_is_the_parsed_one():
+    trajectories = sample(QWEN3, random_params(QWEN3), SETTINGS)
+    ids = dict(zip(tags.TAGS, VOCAB.special_ids))
+    for t in trajectories:
+        parsed = layout.structured(t.tokens, ids, len(t.prompt))
+        for name in ("positions", "block", "path"):
+            expected = getattr(parsed, name)[len(t.prompt) :]
+            np.testing.assert_array_equal(getattr(t, name), expected)
+
+
+def test_causal_path_gap_is_by_design():
+    """Later paths were decoded without seeing their siblings; the trainer lets them."""
+    settings = dataclasses.replace(SETTINGS, variant="causal")
+    params = random_params(QWEN3)
+    trajectories = sample(QWEN3, params, settings)
+    batch, logps = teacher_forced(QWEN3, params, trajectories, settings)
+    later = np.zeros_like(batch.loss_mask)
+    for row, t in enumerate(trajectories):
+        later[row, len(t.prompt) : len(t.prompt) + len(t.tokens)] = t.path > 1
+    assert np.abs(batch.old_logps - logps)[later & batch.loss_mask].max() > 1e-2
+
+
+@pytest.mark.parametrize("variant", layout.VARIANTS)
+def test_samples_do_not_depend_on_batching(variant):
+    settings = dataclasses.replace(SETTINGS, variant=variant)
+    params = random_params(QWEN3)
+    few = sample(QWEN3, params, settings, rows=4, steps_per_chunk=5)
+    many = sample(
+        QWEN3, params, settings, rows=24, lane_buckets=(1.25, 1.5), steps_per_chunk=64
+    )
+    for a, b in zip(few, many, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
+        assert a.sequential_steps == b.sequential_steps
+
+
+def test_greedy_sampling_takes_the_most_likely_token():
+    settings = dataclasses.replace(SETTINGS, temperature=0.0, max_blocks=0)
+    params = random_params(QWEN3)
+    for t in sample(QWEN3, params, settings, n=3, samples=1):
+        tokens = np.concatenate([t.prompt, t.tokens])[None]
+        zeros = jnp.zeros_like(tokens)
+
+        def attend(q, k, v, cache, zeros=zeros):
+            return attention.label_attention(q, k, v, zeros, zeros), cache
+
+        positions = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = model.forward(QWEN3, params, tokens, positions, attend)
+        logits = np.array(model.logits(params, hidden)[0, len(t.prompt) - 1 : -1])
+        banned = [i for i in VOCAB.special_ids if i != VOCAB.special_ids[decode.EOS]]
+        logits[:, banned] = -np.inf
+        np.testing.assert_array_equal(logits.argmax(-1), t.tokens)
+        assert t.num_blocks == 0
+
+
+def test_sequential_steps_are_the_critical_path():
+    for t in sample(QWEN3, random_params(QWEN3), SETTINGS):
+        longest = sum(
+            np.bincount(t.path[t.block == b])[1:].max()
+            for b in range(1, t.num_blocks + 1)
+        )
+        assert t.sequential_steps == (t.path == 0).sum() + longest
+
+
+def scripted(liking):
+    """A decode function without a model: random logits that like some tokens."""
+
+    def decode_fn(params, lanes, state, num_lanes):
+        noise = jax.random.normal(params, (num_lanes, VOCAB_SIZE)) * 2.0
+        salt = jax.random.fold_in(params, state.emitted.sum())
+        noise += jax.random.normal(salt, (num_lanes, VOCAB_SIZE)) * 2.0
+        return noise + jnp.asarray(liking), state.cache
+
+    return decode_fn
+
+
+BUDGETS = [
+    {},
+    {"max_response_tokens": 19, "max_path_tokens": 0, "max_summary_tokens": 0},
+    {"max_response_tokens": 33, "num_paths": 3, "min_path_tokens": 2},
+    {
+        "max_response_tokens": 90,
+        "num_paths": 8,
+        "max_path_tokens": 4,
+        "summary_reserve": 1,
+        "answer_reserve": 0,
+    },
+    {"max_response_tokens": 1},
+    {"max_blocks": 1, "max_response_tokens": 40, "max_path_tokens": 0},
+]
+
+
+@pytest.mark.parametrize("variant", layout.VARIANTS)
+@pytest.mark.parametrize("changes", BUDGETS)
+def test_every_trace_passes_the_format_check(changes, variant):
+    settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
+    liking = np.zeros(VOCAB_SIZE)
+    liking[list(VOCAB.special_ids)] = 2.5
+    sampler = Sampler(
+        None, VOCAB, settings, rows=128, decode_fn=scripted(liking), steps_per_chunk=16
+    )
+    traces, prompts = [], random_prompts(100)
+    for seed in range(2):
+        key = jax.random.key(seed)
+        traces += sampler.sample(key, prompts, 2, key)
+    closing = {VOCAB.special_ids[i] for i in (3, 5)}
+    ids = dict(zip(tags.TAGS, VOCAB.special_ids))
+    blocks = 0
+    for t in traces:
+        assert tags.check_format(text_of(t)) == []
+        layout.structured(t.tokens, ids, len(t.prompt))
+        assert len(t.tokens) <= settings.max_response_tokens
+        assert t.num_blocks <= settings.max_blocks
+        blocks += t.num_blocks
+        for b in range(1, t.num_blocks + 1):
+            lengths = np.bincount(t.path[t.block == b])[1:]
+            assert len(lengths) == settings.num_paths
+            assert lengths.max() <= (settings.max_path_tokens or 10**6)
+        forced = t.tokens[t.forced]
+        allowed = {*closing, *VOCAB.special_ids[1:5], VOCAB.newline_id}
+        assert set(forced.tolist()) <= allowed
+        if t.finished:
+            assert t.tokens[-1] == VOCAB.special_ids[decode.EOS]
+        else:
+            full = len(t.tokens) == settings.max_response_tokens
+            assert full
+    if settings.max_response_tokens - 1 >= settings.smallest_block:
+        assert blocks > len(traces) / 8
+
+
+def test_blocks_that_do_not_fit_are_banned_and_recorded():
+    settings = dataclasses.replace(SETTINGS, max_response_tokens=40, max_blocks=1)
+    liking = np.zeros(VOCAB_SIZE)
+    liking[VOCAB.special_ids[decode.PARALLEL]] = 5.0
+    sampler = Sampler(None, VOCAB, settings, rows=16, decode_fn=scripted(liking))
+    key = jax.random.key(0)
+    for t in sampler.sample(key, random_prompts(16), 1, key):
+        main = (t.path == 0) & ~t.forced
+        banned = (t.bans >> decode.PARALLEL) & 1 == 1
+        left = settings.max_response_tokens - np.arange(len(t.tokens))
+        opened = np.cumsum(t.tokens == VOCAB.special_ids[0]) > 0
+        fits = (left - 1 >= settings.smallest_block) & ~opened
+        is_open = (t.tokens == VOCAB.special_ids[0]) & main
+        assert not banned[is_open].any()
+        late = main & ~fits & ~is_open
+        assert banned[late].all()
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("num_paths", 99), ("num_paths", 1), ("top_p", 0.0), ("variant", "seen")],
+)
+def test_bad_settings_name_field_and_value(field, value):
+    with pytest.raises(ValueError, match=f"rollout.{field}={value}"):
+        dataclasses.replace(SETTINGS, **{field: value})
+
+
+def test_long_prompt_is_refused():
+    sampler = Sampler(QWEN3, VOCAB, SETTINGS, rows=2)
+    with pytest.raises(ValueError, match="prompt 1 has 10 tokens.*max_prompt_tokens=9"):
+        sampler.sample(None, [[3], [3] * 10], 1, jax.random.key(0))

@@ -1,0 +1,227 @@
+"""Tags: the format check, canonical text, and the real traces."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pr1_jax import tags
+from pr1_jax.tags import END_PARALLEL, PARALLEL, TAGS, canonical, check_format
+
+_TRACES = Path(__file__).parents[2] / "shared" / "data" / "parallel_gsm8k_sample.jsonl"
+
+_BLOCK = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"  # 70
+
+GOOD = [
+    "",
+    "no tags at all, < Path> and <path> and </ Summary> are none",
+    _BLOCK,
+    f"x {_BLOCK} y {_BLOCK} z",
+    _BLOCK.replace("<Path>b</Path>", "<Path>b</Path>" * 7),
+    "<Parallel>stray<Path></Path>text<Path></Path></Parallel>is text<Summary></Summary>",
+]
+
+# Text, then for each fault: its tag, its offset, what was expected.
+BAD = [
+    ("</Path>", [("</Path>", 0, "<Parallel>")]),
+    ("ab</Parallel>", [("</Parallel>", 2, "<Parallel>")]),
+    ("</Summary>", [("</Summary>", 0, "<Parallel>")]),
+    ("<Path>outside a block</Path>", [("<Path>", 0, "<Parallel>")]),
+    ("<Summary>alone</Summary>", [("<Summary>", 0, "<Parallel>")]),
+    (
+        "<Path>never closed",
+        [("<Path>", 0, "<Parallel>"), ("<Path>", 0, "</Path> before the end")],
+    ),
+    ("<Parallel>", [("<Parallel>", 0, "</Parallel> before the end")]),
+    (
+        "<Parallel><Path>x",
+        [
+            ("<Path>", 10, "</Path> before the end"),
+            ("<Parallel>", 0, "</Parallel> before the end"),
+        ],
+    ),
+    (
+        "<Parallel></Parallel><Summary></Summary>",
+        [("</Parallel>", 10, "<Path> (0 of at least 2")],
+    ),
+    (
+        "<Parallel><Path>a</Path></Parallel>\n<Summary>s</Summary>",
+        [("</Parallel>", 24, "<Path> (1 of at least 2")],
+    ),
+    (
+        "<Parallel><Path>a<Path>b</Path></Parallel>\n<Summary>s</Summary>",
+        [("<Path>", 17, "</Path>")],
+    ),
+    (
+        "<Parallel><Path>a</Path><Path>b</Parallel>\n<Summary>s</Summary>",
+        [("</Parallel>", 31, "</Path>")],
+    ),
+    (
+        "<Parallel><Path>a</Path>b</Path><Path>c</Path></Parallel><Summary></Summary>",
+        [("</Path>", 25, "<Path> (1 of at least 2")],
+    ),
+    (
+        "<Parallel><Path>a</Path><Path>b</Path></Parallel> and on",
+        [("</Parallel>", 38, "<Summary> before the end")],
+    ),
+    (
+        "<Parallel><Path>a</Path><Path>b</Path></Parallel>s</Summary>",
+        [("</Summary>", 50, "<Summary>")],
+    ),
+    (
+        "<Parallel><Path>a</Path><Path>b</Path></Parallel><Summary>s",
+        [("<Summary>", 49, "</Summary> before the end")],
+    ),
+    (
+        "<Parallel><Path>a</Path><Path>b</Path><Summary>s</Summary>",
+        [("<Summary>", 38, "<Path> or </Parallel>")],
+    ),
+    (
+        "<Parallel><Path>a</Path><Path>b</Path></Parallel><Summary>s<Summary>t</Summary>",
+        [("<Summary>", 59, "</Summary>")],
+    ),
+    (
+        "<Parallel><Path>a</Path><Path>b</Path></Parallel><Summary><Path></Path></Summary>",
+        [("<Path>", 58, "</Summary>")],
+    ),
+    (
+        f"<Parallel><Path>a</Path><Path>b</Path></Parallel>{_BLOCK}",
+        [("<Parallel>", 49, "<Summary>")],
+    ),
+    (f"<Parallel>{_BLOCK}", [("<Parallel>", 10, "<Path> (0 of at least 2")]),
+    (f"{_BLOCK}</Path> then {_BLOCK}", [("</Path>", len(_BLOCK), "<Parallel>")]),
+]
+
+_tag_soup = st.lists(
+    st.sampled_from([*TAGS, *TAGS, "", " ", "\n", "x", "<", "Path>", "\u2003", "\x00"]),
+    max_size=30,
+).map("".join)
+
+
+@st.composite
+def _well_formed(draw) -> str:
+    """Traces with blanks of all kinds around their structural tags."""
+    blank = st.sampled_from(["", " ", "\n", "\n\n \t", "\u2003"])
+    inner = st.sampled_from(["", " a\n", "\n", "text <b>", "1 < 2 >"])
+    pieces = [draw(inner)]
+    for _ in range(draw(st.integers(0, 3))):
+        pieces += [PARALLEL, draw(blank)]
+        for _ in range(draw(st.integers(2, 4))):
+            pieces += ["<Path>", draw(inner), "</Path>", draw(blank)]
+        pieces += [END_PARALLEL, draw(blank), "<Summary>", draw(inner), "</Summary>"]
+        pieces.append(draw(inner))
+    return "".join(pieces)
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_well_formed(text):
+    assert check_format(text) == []
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD)
+def test_malformed(text, expected):
+    faults = check_format(text)
+    assert len(faults) == len(expected), faults
+    for fault, (tag, offset, wanted) in zip(faults, expected):
+        assert fault.startswith(f"{tag} at {offset}: expected {wanted}")
+        assert text[offset:].startswith(tag)
+    with pytest.raises(ValueError, match=re.escape(faults[0])):
+        canonical(text)
+
+
+@given(_tag_soup)
+def test_check_agrees_with_the_grammar(text):
+    sequence = "".join(re.findall("|".join(TAGS), text))
+    grammar = "(<Parallel>(<Path></Path>){2,}</Parallel><Summary></Summary>)*"  # spec 5
+    assert (check_format(text) == []) == bool(re.fullmatch(grammar, sequence))
+
+
+@given(st.one_of(st.text(), _tag_soup, _well_formed()))
+def test_canonical_or_reason(text):
+    try:
+        once = canonical(text)
+    except ValueError as error:
+        assert check_format(text) or "stray text" in str(error)
+    else:
+        assert check_format(text) == check_format(once) == []
+        assert canonical(once) == once
+
+
+@given(_well_formed())
+def test_canonical_changes_blanks_between_structural_tags_only(text):
+    result = canonical(text)
+    assert not re.search(r"(<Parallel>|</Path>)\s+<", result)
+    assert result.count("</Parallel>\n<Summary>") == tags.count_blocks(text)
+    insides = re.compile(r"<(Path|Summary)>(.*?)</\1>", re.DOTALL)
+    assert insides.findall(result) == insides.findall(text)
+    outside = re.compile(r"<Parallel>.*?</Summary>", re.DOTALL)
+    assert outside.split(result) == outside.split(text)
+
+
+def test_canonical_by_hand():
+    text = (
+        "Q \n<Parallel>\n<Path>\na </Path>\n\n<Path>b</Path> </Parallel>\n\n<Summary>s"
+    )
+    assert canonical(text + "\n</Summary>\n\nB\n") == (
+        "Q \n<Parallel><Path>\na </Path><Path>b</Path></Parallel>\n<Summary>s"
+        "\n</Summary>\n\nB\n"
+    )
+
+
+@pytest.mark.parametrize("place", ["<Parallel>", "</Path>", "</Parallel>"])
+def test_canonical_names_stray_text(place):
+    text = _BLOCK.replace(place, f"{place} oops ")
+    offset = text.index(" oops")
+    reason = rf"stray text between {place} and <\S+> at {offset}: 'oops'"
+    with pytest.raises(ValueError, match=reason):
+        canonical(text)
+
+
+def test_count_blocks():
+    assert tags.count_blocks("") == 0
+    assert tags.count_blocks(f"{_BLOCK} {_BLOCK} <Parallel>") == 3
+
+
+def test_tags():
+    assert TAGS == (
+        *("<Parallel>", "</Parallel>", "<Path>"),
+        *("</Path>", "<Summary>", "</Summary>"),
+    )
+
+
+@pytest.mark.parametrize("tag", [*TAGS, "<Parallel><Path>", "<", "\ud800<Path>\x00"])
+def test_hostile_text_takes_linear_time(tag):
+    start = time.perf_counter()
+    faults = check_format(tag * 100_000)
+    assert time.perf_counter() - start < 5
+    assert (faults == []) == (tag == "<")
+
+
+@pytest.mark.skipif(not _TRACES.exists(), reason=f"no real traces at {_TRACES}")
+def test_real_traces():
+    with _TRACES.open(encoding="utf-8") as lines:  # splitlines would cut at U+2028
+        rows = [json.loads(line) for line in lines]
+    rejected = []
+    for row in rows:
+        try:
+            text = canonical(row["response"])
+        except ValueError as error:
+            rejected.append(str(error))
+        else:
+            assert check_format(text) == []
+            assert text.split() == [*_respaced(row["response"])]
+    # One summary is never closed, two traces have text between structural tags.
+    assert len(rows) == 341
+    assert len(rejected) == 3, rejected
+    assert sum("faults: <Summary> at" in reason for reason in rejected) == 1
+    assert sum("stray text between" in reason for reason in rejected) == 2
+
+
+def _respaced(text: str) -> list[str]:
+    """The words of `text` once its structural tags touch each other."""
+    text = re.sub(r"(<Parallel>|</Path>)\s+(?=<)", r"\1", text)
+    return re.sub(r"</Parallel>\s*<", "</Parallel>\n<", text).split()
