@@ -5,29 +5,26 @@ are read and written one tensor at a time, so the host holds one parameter, not 
 of the model. New tag rows (spec section 6) are made by `resize_embeddings`.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from pr1_jax.hf_tensors import tensor_table
+from pr1_jax import hf_tensors
 from pr1_jax.model import ModelConfig
 from pr1_jax.tokenizer import Tokenizer
 
 MODEL_TYPES = ("qwen3", "qwen2", "llama")
-INDEX = "model.safetensors.index.json"
 
 
 def read_config(
@@ -45,7 +42,7 @@ def read_config(
         that the model does not compute; names the field and its value.
     """
     file = Path(folder) / "config.json"
-    raw = _read_json(file)
+    raw = hf_tensors.read_json(file)
     kind = raw.get("model_type")
     if kind not in MODEL_TYPES:
         raise ValueError(f"{file}: model_type={kind!r} is not of {MODEL_TYPES}")
@@ -115,20 +112,20 @@ def load_params(
     Raises:
       FileNotFoundError, ValueError: one line that names the tensor and the file.
     """
-    table = tensor_table(config)
-    dtype = jnp.dtype(config.param_dtype)
+    table = hf_tensors.tensor_table(config)
+    found = hf_tensors.find_tensors(Path(folder))
+    hf_tensors.check_tensors(table, found, folder, config.tie_embeddings)
     if shardings is not None:
         shardings = traverse_util.flatten_dict(shardings)
     params = {}
-    with _open_tensors(Path(folder)) as slices:
-        _check_tensors(table, slices, folder, config.tie_embeddings)
-        for path, tensors in table.items():
-            host = np.empty((len(tensors), *tensors[0].shape), dtype)
-            for row, tensor in zip(host, tensors, strict=True):
-                _, opened = slices[tensor.name]
-                row[...] = tensor.from_hf(opened.get_tensor(tensor.name))
-            host = host[0] if tensors[0].layer is None else host
-            params[path] = _place(host, shardings and shardings[path])
+    for path, tensors in table.items():
+        shape = (len(tensors), *tensors[0].shape)
+        host = np.empty(shape, jnp.dtype(config.param_dtype))
+        for row, tensor in zip(host, tensors, strict=True):
+            file, _ = found[tensor.name]
+            row[...] = tensor.from_hf(hf_tensors.read_tensor(file, tensor.name))
+        host = host[0] if tensors[0].layer is None else host
+        params[path] = _place(host, shardings and shardings[path])
     return traverse_util.unflatten_dict(params)
 
 
@@ -139,45 +136,6 @@ def _place(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Arra
     else:
         array = jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
     return array.block_until_ready()
-
-
-@contextlib.contextmanager
-def _open_tensors(folder: Path) -> Iterator[dict[str, tuple[Path, Any]]]:
-    """Tensor name -> (its file, the open file), over all parts."""
-    names = {"model.safetensors"}
-    if (folder / INDEX).is_file():
-        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
-    with contextlib.ExitStack() as stack:
-        slices = {}
-        for file in [folder / name for name in sorted(names)]:
-            if not file.is_file():
-                raise FileNotFoundError(f"no weights at {file}")
-            try:
-                opened = safetensors.safe_open(file, framework="numpy")
-            except safetensors.SafetensorError as error:
-                raise ValueError(f"{file} is truncated or damaged: {error}") from error
-            stack.enter_context(opened)
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                slices[name] = file, opened
-        yield slices
-
-
-def _check_tensors(table, slices, folder, tie_embeddings: bool) -> None:
-    """Every tensor there, of the right shape, and none that would be left out."""
-    expected = {t.name: t for tensors in table.values() for t in tensors}
-    for name, tensor in expected.items():
-        if name not in slices:
-            raise ValueError(f"tensor {name} is missing from {folder}")
-        file, opened = slices[name]
-        shape = tuple(opened.get_slice(name).get_shape())
-        if shape != tensor.hf_shape:
-            raise ValueError(
-                f"tensor {name} has shape {shape}, expected {tensor.hf_shape}: {file}"
-            )
-    for name, (file, _) in slices.items():
-        ignored = tie_embeddings and name == "lm_head.weight"
-        if name not in expected and not ignored and not name.endswith(".inv_freq"):
-            raise ValueError(f"tensor {name} has no place in this model: {file}")
 
 
 def save_params(
@@ -246,7 +204,7 @@ def _config_json(config: ModelConfig, flat, tokenizer, max_positions) -> dict[st
 
 def _write_tensors(folder: Path, flat, config: ModelConfig, max_shard_bytes) -> None:
     num_bytes = lambda t: math.prod(t.shape) * flat[t.path].dtype.itemsize
-    tensors = [t for group in tensor_table(config).values() for t in group]
+    tensors = [t for group in hf_tensors.tensor_table(config).values() for t in group]
     parts, size = [], math.inf
     for tensor in tensors:
         size += num_bytes(tensor)
@@ -268,7 +226,9 @@ def _write_tensors(folder: Path, flat, config: ModelConfig, max_shard_bytes) -> 
         weight_map |= dict.fromkeys(arrays, file)
     if len(parts) > 1:
         metadata = {"total_size": sum(map(num_bytes, tensors))}
-        _write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
+        _write_json(
+            folder / hf_tensors.INDEX, {"metadata": metadata, "weight_map": weight_map}
+        )
 
 
 def resize_embeddings(
@@ -312,38 +272,48 @@ def resize_embeddings(
     vocab_size = config.vocab_size
     if vocab_size < tokenizer.vocab_size:
         vocab_size = -(-tokenizer.vocab_size // multiple_of) * multiple_of
-    pieces = {tokenizer.tag_ids[t]: tokenizer.tag_pieces(t) for t in tokenizer.new_tags}
+    tag_ids = np.array([tokenizer.tag_ids[tag] for tag in tokenizer.new_tags])
+    spelled = [tokenizer.tag_pieces(tag) for tag in tokenizer.new_tags]
+    averages = np.zeros((len(spelled), sum(map(len, spelled))), np.float32)
+    start = 0
+    for row, ids in zip(averages, spelled, strict=True):
+        row[start : start + len(ids)] = 1 / len(ids)
+        start += len(ids)
     params = dict(params)
     for i, name in enumerate(["embedding", "head"]):
         if name in params:
-            # As one program, so that it also runs on an array sharded over hosts.
-            resize = jax.jit(
-                lambda rows, key: _with_tag_rows(rows, pieces, key, noise, vocab_size),
-                out_shardings=params[name].sharding,
+            rows = params[name]
+            shape = (len(spelled), config.width)
+            offsets = noise * jax.random.normal(jax.random.fold_in(key, i), shape)
+            # One program, so that it also runs on rows sharded over hosts.
+            params[name] = jax.jit(
+                _with_tag_rows,
+                static_argnames="vocab_size",
+                out_shardings=rows.sharding,
+            )(
+                rows,
+                tag_ids,
+                np.concatenate(spelled),
+                averages,
+                offsets,
+                vocab_size=vocab_size,
             )
-            params[name] = resize(params[name], jax.random.fold_in(key, i))
     return params, dataclasses.replace(config, vocab_size=vocab_size)
 
 
-def _with_tag_rows(rows, pieces: Mapping[int, list[int]], key, noise, vocab_size):
-    """Rows [V, D] grown to [vocab_size, D], with a new row at each id of `pieces`."""
-    old = [rows[jnp.array(ids)].astype(jnp.float32) for ids in pieces.values()]
-    new = jnp.stack([spelled.mean(0) for spelled in old])
-    scale = noise * jnp.std(jnp.concatenate(old))
-    new += scale * jax.random.normal(key, new.shape)
+def _with_tag_rows(rows, tag_ids, piece_ids, averages, offsets, *, vocab_size: int):
+    """Grows rows [V, D] to [vocab_size, D] and sets those of the tags.
+
+    tag_ids: [tags]; piece_ids: [pieces], of all tags; averages: [tags, pieces], the
+    weight of each piece in each tag's mean; offsets: [tags, D] from that mean, in units
+    of the pieces' standard deviation.
+    """
+    pieces = rows[piece_ids].astype(jnp.float32)
+    new = jnp.matmul(averages, pieces, precision="highest")
+    new += offsets * jnp.std(pieces)
     spare = jnp.mean(rows, axis=0, dtype=jnp.float32).astype(rows.dtype)
     spare = jnp.broadcast_to(spare, (vocab_size - rows.shape[0], rows.shape[1]))
-    rows = jnp.concatenate([rows, spare])
-    return rows.at[jnp.array([*pieces])].set(new.astype(rows.dtype))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no such file: {file}")
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} does not hold a JSON object: {error}") from error
+    return jnp.concatenate([rows, spare]).at[tag_ids].set(new.astype(rows.dtype))
 
 
 def _write_json(file: Path, value: Mapping) -> None:

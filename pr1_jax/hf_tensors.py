@@ -1,15 +1,21 @@
-"""Which Hugging Face tensor fills which parameter of `model.init_params`."""
+"""Tensors of a Hugging Face folder: which fills which parameter, and their files."""
 
 import dataclasses
+import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+import safetensors
 from flax import traverse_util
 
 from pr1_jax import model
+
+INDEX = "model.safetensors.index.json"
 
 # Our parameter -> its Hugging Face name, and how many of our leading axes are inputs:
 # kernels are [in..., out...] here and [out, in] there. 0: nothing to transpose.
@@ -90,3 +96,59 @@ def tensor_table(config: model.ModelConfig) -> dict[tuple[str, ...], list[Tensor
             for i, number in layers
         ]
     return table
+
+
+def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Tensor name -> (its file, its shape), over all parts."""
+    names = {"model.safetensors"}
+    if (folder / INDEX).is_file():
+        names = set(read_json(folder / INDEX).get("weight_map", {}).values())
+    found = {}
+    for file in [folder / name for name in sorted(names)]:
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights at {file}")
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    found[name] = file, tuple(opened.get_slice(name).get_shape())
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is truncated or damaged: {error}") from error
+    return found
+
+
+def read_tensor(file: Path, name: str) -> np.ndarray:
+    """One tensor. The file is closed again: mapped pages count as memory in use."""
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        return opened.get_tensor(name)
+
+
+def check_tensors(
+    table: Mapping[Any, list[Tensor]],
+    found: Mapping[str, tuple[Path, tuple[int, ...]]],
+    folder: Path,
+    tie_embeddings: bool,
+) -> None:
+    """Every tensor there, of the right shape, and none that would be left out."""
+    expected = {t.name: t for tensors in table.values() for t in tensors}
+    for name, tensor in expected.items():
+        if name not in found:
+            raise ValueError(f"tensor {name} is missing from {folder}")
+        file, shape = found[name]
+        if shape != tensor.hf_shape:
+            raise ValueError(
+                f"tensor {name} has shape {shape}, expected {tensor.hf_shape}: {file}"
+            )
+    for name, (file, _) in found.items():
+        ignored = tie_embeddings and name == "lm_head.weight"
+        if name not in expected and not ignored and not name.endswith(".inv_freq"):
+            raise ValueError(f"tensor {name} has no place in this model: {file}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} does not hold a JSON object: {error}") from error

@@ -131,6 +131,8 @@ TABLE = [
     ("[1, 2)", "[1,2]", "incorrect"),
     (r"(-\infty, 3]", r"\left(-\infty,3\right]", "correct"),
     (r"x \in [1,2]", "[1,2]", "correct"),
+    ("(-1, 3)", "-1 < x < 3", "correct"),
+    ("-1 < x < 3", "(-1, 3)", "incorrect"),  # math-verify is not symmetric here
     (
         r"\begin{pmatrix}1\\2\end{pmatrix}",
         r"\begin{bmatrix}1\\2\end{bmatrix}",

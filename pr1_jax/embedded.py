@@ -1,0 +1,190 @@
+"""The embedded default: problems, cold-start traces and a tokenizer, made by code.
+
+A stand-in for GSM8K (easy) and DAPO (hard) that needs no download and trains on a CPU
+in minutes. A problem asks which two numbers of a list add up to a target, and is
+answered with their difference, which cannot be guessed without the pair:
+
+    Which two add to 37? 12 7 25 9 30 4        Final Answer: 13
+
+A way to the answer scans the list, names for each number what it would need, and says
+whether the list has it. The two paths of a cold-start block scan from opposite ends:
+two different searches of different length, each of which knows whether it succeeded;
+a path gives up after `MAX_CANDIDATES` numbers, and then only its sibling may have the
+answer. The summary says how many paths found the pair:
+
+    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no …</Path></Parallel>
+    <Summary>one 12+25</Summary>
+    Final Answer: 13
+
+Why this and not, say, simultaneous congruences: lists give an endless supply of
+problems (two moduli below 100 give a few thousand), a step is one subtraction and one
+look-up, so a small model learns it within minutes, and errors add up along a scan, so
+that a second, independent search is worth having.
+"""
+
+import dataclasses
+import zlib
+
+import numpy as np
+
+from pr1_jax import tags, tokenizer
+
+MAX_CANDIDATES = 6  # a path of a trace gives up after so many numbers
+SPLITS = ("train", "eval")
+_EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of problems: list lengths and the greatest number in a list."""
+
+    min_length: int
+    max_length: int
+    max_number: int
+
+
+FAMILIES = {"easy": Family(4, 5, 30), "hard": Family(8, 10, 30)}
+
+_WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "one ", "both ")
+_WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))
+_PATTERN = (
+    r"Which two add to |Final Answer: |left |right |one |both | no | yes|\? |\d+|."
+)
+
+
+def make_tokenizer() -> tokenizer.Tokenizer:
+    """The word-level tokenizer of the embedded problems: 120 tokens, tags included."""
+    return tokenizer.from_words(_WORDS, pattern=_PATTERN + r"|\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A list of numbers, two of which (the pair) add up to the target."""
+
+    numbers: tuple[int, ...]
+    target: int
+    pair: tuple[int, int]  # ascending
+
+    @property
+    def question(self) -> str:
+        """Text of the prompt."""
+        numbers = " ".join(map(str, self.numbers))
+        return f"Which two add to {self.target}? {numbers}\n"
+
+    @property
+    def answer(self) -> str:
+        """Reference answer: the difference of the pair."""
+        return str(self.pair[1] - self.pair[0])
+
+    @property
+    def split(self) -> str:
+        """`eval` for one problem in eight, by a hash of what is asked."""
+        key = repr((self.target, sorted(self.numbers))).encode()
+        return "train" if zlib.crc32(key) % _EVAL_SHARE else "eval"
+
+
+def make_problem(family: Family, rng: np.random.Generator) -> Problem:
+    """A random problem with exactly one pair that adds up to its target."""
+    length = int(rng.integers(family.min_length, family.max_length + 1))
+    while True:
+        x, y = sorted(rng.choice(family.max_number, 2, replace=False) + 1)
+        target = int(x + y)
+        others = np.arange(1, min(family.max_number, target - 1) + 1)
+        others = rng.permutation(others[(others != x) & (others != y)])
+        chosen: list[int] = []
+        for number in others.tolist():
+            if target - number not in (*chosen, number) and len(chosen) < length - 2:
+                chosen.append(number)
+        if len(chosen) == length - 2:
+            numbers = rng.permutation([int(x), int(y), *chosen])
+            return Problem(tuple(numbers.tolist()), target, (int(x), int(y)))
+
+
+def scan(problem: Problem, side: str, limit: int | None = None) -> tuple[str, bool]:
+    """A search from one side of the list.
+
+    Args:
+      side: `left` or `right`.
+      limit: gives up after so many numbers.
+
+    Returns:
+      Its text, and whether it found the pair.
+    """
+    numbers = problem.numbers if side == "left" else problem.numbers[::-1]
+    text = f"{side} "
+    for number in numbers[:limit]:
+        needed = problem.target - number
+        found = number in problem.pair
+        text += f"{number}+{needed}" + (" yes" if found else " no ")
+        if found:
+            return text, True
+    return text, False
+
+
+def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -> str:
+    """A correct response in canonical text; a share of them uses a block."""
+    sides = ["left", "right"] if rng.random() < 0.5 else ["right", "left"]
+    answer = f"\nFinal Answer: {problem.answer}"
+    if rng.random() >= block_share:
+        return scan(problem, sides[0])[0] + answer
+    paths, found = zip(*(scan(problem, side, MAX_CANDIDATES) for side in sides))
+    paths = "".join(tags.PATH + path + tags.END_PATH for path in paths)
+    tally = {1: "one", 2: "both"}[sum(found)]
+    summary = f"{tally} {problem.pair[0]}+{problem.pair[1]}"
+    return (
+        f"{tags.PARALLEL}{paths}{tags.END_PARALLEL}\n"
+        f"{tags.SUMMARY}{summary}{tags.END_SUMMARY}{answer}"
+    )
+
+
+class Problems:
+    """Random-access source of problems; record i is a function of seed and i alone.
+
+    Records are dicts of str: `question`, `answer`, and with `block_share` also a
+    cold-start `response`. Problems of `train` and `eval` never coincide.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        split: str,
+        *,
+        seed: int,
+        size: int = 2**31 - 1,
+        block_share: float | None = None,
+        hard_share: float = 0.0,
+    ):
+        """Raises ValueError for an unknown family or split.
+
+        Args:
+          size: number of records; the default is as good as endless.
+          block_share: share of traces with a block; None = no traces.
+          hard_share: share of records that are of the hard family instead.
+        """
+        for name, value, known in (
+            ("family", family, tuple(FAMILIES)),
+            ("split", split, SPLITS),
+        ):
+            if value not in known:
+                raise ValueError(f"data.{name}={value!r} is not one of {known}")
+        self._family, self._split, self._seed, self._size = family, split, seed, size
+        self._block_share, self._hard_share = block_share, hard_share
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:  # part of grain's description of a dataset
+        kind = "problems" if self._block_share is None else "traces"
+        return f"Problems({self._family}, {self._split}, {kind}, seed={self._seed})"
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        rng = np.random.default_rng([self._seed, SPLITS.index(self._split), int(index)])
+        hard = rng.random() < self._hard_share
+        family = FAMILIES["hard" if hard else self._family]
+        problem = make_problem(family, rng)
+        while problem.split != self._split:
+            problem = make_problem(family, rng)
+        record = {"question": problem.question, "answer": problem.answer}
+        if self._block_share is not None:
+            record["response"] = make_trace(problem, rng, self._block_share)
+        return record

@@ -1,0 +1,242 @@
+"""Random-access sources of problems and traces, as records of text.
+
+Made by code (`embedded`), or read from local files, tensorflow-datasets or the Hugging
+Face hub. JSON lines and parquet are held in memory, the others are read as they are
+asked for. Packages that only one of them needs are imported there.
+"""
+
+import fnmatch
+import functools
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+
+from pr1_jax import embedded
+
+_SUFFIX = re.compile(r"\.(jsonl|parquet|array_record)(-\d+-of-\d+)?$")
+
+Source = Sequence[dict[str, str]]  # or any other random-access source of such records
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    seed: int,
+    columns: Mapping[str, str] | None = None,
+    traces: bool = False,
+    block_share: float = 0.5,
+    hard_share: float = 0.0,
+) -> Source:
+    """Opens a random-access source of records: `question`, `answer`, `response`.
+
+    Args:
+      name: `embedded:easy`, `embedded:hard`; a local .jsonl, .parquet or .array_record
+        file (of JSON objects), or a folder or glob of them; `tfds:NAME`, prepared
+        before; `hf:OWNER/NAME`, with `/FOLDER` or `/FILE` where it holds several.
+      split: of embedded, tfds and hub data; a local file is the split.
+      seed: of embedded data.
+      columns: where a field has another name: `{"question": "problem"}`.
+      traces: whether records have a cold-start `response`; their `answer` may then be
+        lacking, and is "".
+      block_share, hard_share: of embedded traces, see `embedded.Problems`.
+
+    Raises:
+      ValueError: one line that names what is wrong, and where.
+      FileNotFoundError: no such file, or data that has to be prepared before.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "embedded":
+        share = block_share if traces else None
+        return embedded.Problems(
+            rest, split, seed=seed, block_share=share, hard_share=hard_share
+        )
+    required = ("question", "response" if traces else "answer")
+    fields = {field: field for field in ("question", "answer", *required)}
+    unknown = sorted(set(columns or ()) - set(fields))
+    if unknown:
+        raise ValueError(f"data.columns has {unknown}, expected some of {[*fields]}")
+    fields |= dict(columns or {})
+    required += tuple(columns or ())
+    read = functools.partial(_read_record, fields=fields, required=required)
+    if kind == "tfds":
+        return _LazySource(_open_tfds(rest, split), read, name)
+    files = _hub_files(rest, split) if kind == "hf" else _local_files(name)
+    arrays = [file for file in files if _SUFFIX.search(file)[1] == "array_record"]
+    if len(arrays) == len(files):
+        return _LazySource(grain.sources.ArrayRecordDataSource(arrays), read, name)
+    if arrays:
+        raise ValueError(f"{name} holds array_record files and others: name one kind")
+    readers = {"jsonl": _read_jsonl, "parquet": _read_parquet}
+    rows = (row for file in files for row in readers[_SUFFIX.search(file)[1]](file))
+    records = [read(row, where) for row, where in rows]
+    if not records:
+        raise ValueError(f"{name} holds no records")
+    return records
+
+
+class _LazySource:
+    """Reads a record when it is asked for; the first one at once, to check it."""
+
+    def __init__(self, rows: Any, read: Callable[..., dict[str, str]], name: str):
+        self._rows, self._read, self._name = rows, read, name
+        if not len(rows):
+            raise ValueError(f"{name} holds no records")
+        self[0]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        row, where = self._rows[index], f"{self._name} record {index}"
+        if isinstance(row, bytes):
+            row = _parse_json(row, where)
+        return self._read(row, where)
+
+
+def _read_record(
+    row: Mapping[str, Any],
+    where: str,
+    *,
+    fields: Mapping[str, str],
+    required: Sequence[str],
+) -> dict[str, str]:
+    """The text of the named columns; the answer without its working."""
+    record = {}
+    for field, column in fields.items():
+        if field in required and column not in row:
+            raise ValueError(
+                f"{where} has no column {column!r} for {field!r} (data.columns), "
+                f"it has {sorted(row)}"
+            )
+        value = row.get(column, "")
+        if isinstance(value, bytes):
+            value = value.decode()
+        if isinstance(value, (int, float, np.number)):
+            value = str(value)
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise ValueError(f"{where}: column {column!r} is {kind}, expected text")
+        record[field] = value
+    _, mark, final = record["answer"].rpartition("####")  # GSM8K
+    if mark:
+        record["answer"] = final.strip().replace(",", "")
+    return record
+
+
+def _parse_json(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON: {_first_line(error)}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: not a JSON object")
+    return row
+
+
+def _read_jsonl(file: str) -> Iterator[tuple[dict[str, Any], str]]:
+    with open(file, "rb") as lines:  # bytes: U+2028 within a text ends no line
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{file}:{number}"
+                yield _parse_json(line, where), where
+
+
+def _read_parquet(file: str) -> Iterator[tuple[dict[str, Any], str]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"to read {file} the package pyarrow is needed") from error
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            for row in batch.to_pylist():
+                yield row, file
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"cannot read {file}: {_first_line(error)}") from error
+
+
+def _local_files(name: str) -> list[str]:
+    path = os.path.expanduser(name)
+    found = [path] if os.path.exists(path) else glob.glob(path)
+    if os.path.isdir(path):
+        found = [os.path.join(path, file) for file in os.listdir(path)]
+    if not found:
+        raise FileNotFoundError(f"no data at {name}: no such file or folder")
+    return _readable(found, name)
+
+
+def _readable(files: Sequence[str], name: str) -> list[str]:
+    files = sorted(file for file in files if _SUFFIX.search(file))
+    if not files:
+        raise ValueError(f"{name} has no .jsonl, .parquet or .array_record file")
+    return files
+
+
+def _open_tfds(name: str, split: str) -> Sequence[dict[str, Any]]:
+    """A prepared dataset of tensorflow-datasets; nothing is downloaded."""
+    import tensorflow_datasets as tfds
+
+    command = (
+        'python -c "import tensorflow_datasets as tfds; tfds.text; '
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
+    )
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+        prepared = builder.is_prepared()
+    except tfds.core.registered.DatasetNotFoundError:
+        prepared = False
+    except ValueError as error:
+        raise ValueError(f"cannot open tfds:{name}: {_first_line(error)}") from error
+    if not prepared:
+        raise FileNotFoundError(
+            f"tfds:{name} is not prepared as array_record: {command}"
+        )
+    try:
+        return builder.as_data_source(split=split)
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"cannot open tfds:{name}: {_first_line(error)}") from error
+
+
+def _hub_files(name: str, split: str) -> list[str]:
+    """Downloads the files of a hub dataset that the split or the name points at."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(f"hf:{name} needs the package huggingface_hub") from error
+    owner, _, rest = name.partition("/")
+    repo, _, inside = rest.partition("/")
+    if _SUFFIX.search(inside):
+        wanted = [inside]
+    else:
+        folder = inside.strip("/") + "/" if inside else ""
+        wanted = [f"{folder}*{split}*.{kind}" for kind in ("parquet", "jsonl")]
+    logging.info(
+        "loading %s of %s from the Hugging Face hub", wanted, f"{owner}/{repo}"
+    )
+    try:
+        folder = huggingface_hub.snapshot_download(
+            f"{owner}/{repo}", repo_type="dataset", allow_patterns=wanted
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load hf:{name}: {_first_line(error)}") from error
+    found = [path for path in Path(folder).rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in found]
+    # Earlier downloads of other parts may lie in the same folder.
+    names = [n for n in names if any(fnmatch.fnmatch(n, w) for w in wanted)]
+    files = _readable(names, f"hf:{name} (split {split!r})")
+    parts = sorted({os.path.dirname(file) for file in files})
+    if len(parts) > 1:
+        raise ValueError(f"hf:{name} holds several datasets, name one: {parts}")
+    return [os.path.join(folder, file) for file in files]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
