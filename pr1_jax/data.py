@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from pr1_jax import sources, tags, trajectory
+from pr1_jax.sources import Source
 from pr1_jax.tokenizer import Tokenizer
 from pr1_jax.trajectory import Trajectory
 
@@ -37,10 +38,10 @@ INSTRUCTION = (
 
 # After so many drops in a row an endless source is taken to hold nothing of use.
 _MAX_DROPS = 50_000
-_READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=128)
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=128)
 
 T = TypeVar("T")
-open_source, Source = sources.open_source, sources.Source
+open_source = sources.open_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Stream(grain.DatasetIterator[list[T]]):
       counts: reason -> number of records dropped for it up to this batch.
     """
 
+    _closed = True  # for grain's `__del__`, where `__init__` fails
+
     def __init__(
         self,
         source: Source,
@@ -104,6 +107,8 @@ class Stream(grain.DatasetIterator[list[T]]):
             raise ValueError(f"batch_size={batch_size} is not positive")
         if not 0 <= process_index < process_count:
             raise ValueError(f"{process_index=} is not below {process_count=}")
+        if not len(source):
+            raise ValueError("the data holds no records")
         make(source[0])  # a template that fails should fail now
         dataset = grain.MapDataset.source(source).seed(seed)
         if shuffle:

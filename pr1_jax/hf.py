@@ -237,7 +237,7 @@ def resize_embeddings(
     tokenizer: Tokenizer,
     key: jax.Array,
     *,
-    noise: float = 0.1,
+    noise: float = 0.2,
     multiple_of: int = 1,
 ) -> tuple[dict[str, Any], ModelConfig]:
     """Gives the tags that the tokenizer has newly got their rows.
@@ -251,7 +251,9 @@ def resize_embeddings(
       params: unboxed. config: of `params`.
       tokenizer: of this model.
       key: for the noise.
-      noise: standard deviation of the noise, as a share of the pieces' own.
+      noise: standard deviation of the noise, as a share of the pieces' own. On
+        SmolLM2-135M, 0.2 brings the greatest cosine between two tag rows from 0.90 to
+        0.83 and leaves the text's likelihood as it is; from 1.0 on it suffers.
       multiple_of: a vocabulary that grows is rounded up to this (sharded vocabularies
         must divide evenly); spare rows are the mean of all rows.
 

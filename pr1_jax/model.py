@@ -93,12 +93,13 @@ class Projection(nn.Module):
     axes: tuple[str, ...]
     param_dtype: str
     use_bias: bool = False
+    variance: float = 1.0  # of the output at the start, for inputs of variance 1
 
     @nn.compact
     def __call__(self, x):
         n_in = len(self.in_shape)
         init = nn.initializers.variance_scaling(
-            1.0,
+            self.variance,
             "fan_in",
             "normal",
             tuple(range(n_in)),
@@ -134,6 +135,8 @@ class Layer(nn.Module):
         norm = lambda name, axis: RMSNorm(c.rms_eps, axis, c.param_dtype, name=name)
         D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
 
+        # What a layer adds starts small against what it reads, at any depth.
+        small = (2 * c.num_layers) ** -2.0
         h = norm("attn_norm", "embed")(x)
         bias = c.qkv_bias
         q = project("q", (D,), (N, H), ("embed", "heads", "head_dim"), use_bias=bias)(h)
@@ -143,12 +146,15 @@ class Layer(nn.Module):
         if c.qk_norm:
             q, k = norm("q_norm", "head_dim")(q), norm("k_norm", "head_dim")(k)
         out, cache = self.attend(rotate(q, angles), rotate(k, angles), v, cache)
-        x = x + project("o", (N, H), (D,), ("heads", "head_dim", "embed"))(out)
+        x = x + project(
+            "o", (N, H), (D,), ("heads", "head_dim", "embed"), variance=small
+        )(out)
 
         h = norm("mlp_norm", "embed")(x)
         gate = project("gate", (D,), (F,), ("embed", "mlp"))(h)
         up = project("up", (D,), (F,), ("embed", "mlp"))(h)
-        x = x + project("down", (F,), (D,), ("mlp", "embed"))(nn.silu(gate) * up)
+        down = project("down", (F,), (D,), ("mlp", "embed"), variance=small)
+        x = x + down(nn.silu(gate) * up)
         return nn.with_logical_constraint(x, _activation_axes(x)), cache
 
 
@@ -178,7 +184,7 @@ class Decoder(nn.Module):
         """
         c = self.config
         init = nn.with_logical_partitioning(
-            nn.initializers.normal(0.02), ("vocab", "embed")
+            nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
         )
         shape = (c.vocab_size, c.width)
         embedding = self.param("embedding", init, shape, c.param_dtype)
@@ -228,6 +234,11 @@ def init_params(config: ModelConfig, key: jax.Array):
     token = jnp.zeros((1, 1), jnp.int32)
     attend = lambda q, k, v, cache: (q, cache)
     return Decoder(config).init(key, token, token, attend)["params"]
+
+
+def unbox(params):
+    """Parameters without their logical axis names."""
+    return nn.unbox(params)
 
 
 def param_count(params) -> int:

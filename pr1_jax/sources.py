@@ -42,7 +42,8 @@ def open_source(
       name: `embedded:easy`, `embedded:hard`; a local .jsonl, .parquet or .array_record
         file (of JSON objects), or a folder or glob of them; `tfds:NAME`, prepared
         before; `hf:OWNER/NAME`, with `/FOLDER` or `/FILE` where it holds several.
-      split: of embedded, tfds and hub data; a local file is the split.
+      split: of embedded, tfds and hub data. A local file is the split; of a folder
+        all files are read, so name those of one split by a glob.
       seed: of embedded data.
       columns: where a field has another name: `{"question": "problem"}`.
       traces: whether records have a cold-start `response`; their `answer` may then be
@@ -72,7 +73,7 @@ def open_source(
     files = _hub_files(rest, split) if kind == "hf" else _local_files(name)
     arrays = [file for file in files if _SUFFIX.search(file)[1] == "array_record"]
     if len(arrays) == len(files):
-        return _LazySource(grain.sources.ArrayRecordDataSource(arrays), read, name)
+        return _LazySource(_open_array_records(arrays, name), read, name)
     if arrays:
         raise ValueError(f"{name} holds array_record files and others: name one kind")
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet}
@@ -117,15 +118,16 @@ def _read_record(
                 f"{where} has no column {column!r} for {field!r} (data.columns), "
                 f"it has {sorted(row)}"
             )
-        value = row.get(column, "")
-        if isinstance(value, bytes):
-            value = value.decode()
-        if isinstance(value, (int, float, np.number)):
-            value = str(value)
-        if not isinstance(value, str):
-            kind = type(value).__name__
-            raise ValueError(f"{where}: column {column!r} is {kind}, expected text")
-        record[field] = value
+        match row.get(column, ""):
+            case str(text):
+                record[field] = text
+            case bytes(text):
+                record[field] = text.decode()
+            case int() | float() | np.number() as number:
+                record[field] = str(number)
+            case other:
+                kind = type(other).__name__
+                raise ValueError(f"{where}: {column!r} is {kind}, expected text")
     _, mark, final = record["answer"].rpartition("####")  # GSM8K
     if mark:
         record["answer"] = final.strip().replace(",", "")
@@ -137,9 +139,11 @@ def _parse_json(line: bytes, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {_first_line(error)}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: not a JSON object")
-    return row
+    match row:
+        case dict():
+            return row
+        case _:
+            raise ValueError(f"{where}: not a JSON object")
 
 
 def _read_jsonl(file: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -163,13 +167,20 @@ def _read_parquet(file: str) -> Iterator[tuple[dict[str, Any], str]]:
         raise ValueError(f"cannot read {file}: {_first_line(error)}") from error
 
 
+def _open_array_records(files: Sequence[str], name: str) -> Sequence[bytes]:
+    try:
+        return grain.sources.ArrayRecordDataSource(files)
+    except RuntimeError as error:
+        raise ValueError(f"cannot read {name}: {_first_line(error)}") from error
+
+
 def _local_files(name: str) -> list[str]:
     path = os.path.expanduser(name)
     found = [path] if os.path.exists(path) else glob.glob(path)
     if os.path.isdir(path):
         found = [os.path.join(path, file) for file in os.listdir(path)]
     if not found:
-        raise FileNotFoundError(f"no data at {name}: no such file or folder")
+        raise FileNotFoundError(f"no data at {name!r}: no such file or folder")
     return _readable(found, name)
 
 

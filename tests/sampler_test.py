@@ -39,12 +39,13 @@ SETTINGS = decode.Settings(
 
 
 @functools.cache
-def random_params(config, seed=0, scale=6.0):
+def random_params(config, seed=0, scale=2.0):
     """Parameters whose policy is far from uniform, and likes tags."""
     init = functools.partial(model.init_params, config)
     params = nn.unbox(jax.jit(init)(jax.random.key(seed)))
     name = "embedding" if config.tie_embeddings else "head"
-    return params | {name: params[name] * scale}
+    params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+    return params | {name: params[name] * scale / 4}
 
 
 def random_prompts(n, seed=0):

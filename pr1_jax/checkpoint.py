@@ -1,0 +1,118 @@
+"""Checkpoints by orbax: parameters, optimizer, step and data position.
+
+A checkpoint is numbered stage · 1,000,000 + step, so that the newest one is the
+furthest along the curriculum. Random keys are functions of the seed, the stage and the
+step, and so need no place of their own.
+"""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+STAGE_SIZE = 1_000_000
+
+
+class Place(NamedTuple):
+    """A position in the curriculum: `step` steps of stage number `stage` are done."""
+
+    stage: int
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
+        """Opens, and makes if need be, `<workdir>/checkpoints`; keeps the newest."""
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, step_format_fixed_length=8
+        )
+        folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def latest(self) -> Place | None:
+        """Place of the newest checkpoint."""
+        number = self._manager.latest_step()
+        return None if number is None else Place(*divmod(number, STAGE_SIZE))
+
+    def save(self, place: Place, state: Any, iterator: Any) -> None:
+        """Saves in the background what is needed to go on from `place`."""
+        self._manager.save(
+            place.stage * STAGE_SIZE + place.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+            ),
+        )
+
+    def restore(self, place: Place, abstract_state: Any, iterator: Any = None) -> Any:
+        """The state at `place`; also moves `iterator`, if given, to its position.
+
+        Args:
+          abstract_state: tree of jax.ShapeDtypeStruct with shardings.
+
+        Raises:
+          ValueError: the checkpoint is of another model.
+        """
+        args = {"state": ocp.args.StandardRestore(abstract_state)}
+        if iterator is not None:
+            args["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        number = place.stage * STAGE_SIZE + place.step
+        return self._manager.restore(number, args=ocp.args.Composite(**args)).state
+
+    def close(self) -> None:
+        """Waits for what is still being written."""
+        self._manager.close()
+
+
+def restore_params(path: str | os.PathLike[str], abstract_params: Any) -> Any:
+    """Parameters alone, from the newest checkpoint of another run's workdir.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: it is of another model; names the first parameter that differs.
+    """
+    folder = pathlib.Path(path).absolute()
+    folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"checkpoint.init={path}: no folder {folder}")
+    with ocp.CheckpointManager(folder) as manager:
+        if manager.latest_step() is None:
+            raise FileNotFoundError(f"checkpoint.init={path}: no checkpoint in it")
+        number = manager.latest_step()
+        metadata = manager.item_metadata(number)["state"]["params"]
+        _check_same(metadata, abstract_params, path)
+        restored = manager.restore(
+            number,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    item={"params": abstract_params},
+                    restore_args={
+                        "params": ocp.checkpoint_utils.construct_restore_args(
+                            abstract_params
+                        )
+                    },
+                    partial_restore=True,
+                )
+            ),
+        )
+    return restored["state"]["params"]
+
+
+def _check_same(saved: Any, wanted: Any, path: str | os.PathLike[str]) -> None:
+    """Raises ValueError where two trees differ in names or shapes."""
+    shapes = lambda tree: {
+        jax.tree_util.keystr(keys): tuple(leaf.shape)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    saved, wanted = shapes(saved), shapes(wanted)
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"checkpoint.init={path} is of another model: parameter {name} has "
+                f"shape {saved.get(name)} there and {wanted.get(name)} here"
+            )

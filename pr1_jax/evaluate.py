@@ -1,0 +1,111 @@
+"""Evaluation on held-out problems: mean@k, pass@k, parallel ratio (spec section 7)."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pr1_jax import data, rollout, sources
+from pr1_jax.experiment import Experiment
+
+_RESAMPLES = 2000
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k samples is correct.
+
+    Args:
+      n: samples drawn. c: correct ones among them. k: at most n.
+
+    Returns:
+      1 − C(n − c, k) / C(n, k) (Chen et al., arXiv 2107.03374).
+
+    Raises:
+      ValueError: not 0 ≤ c ≤ n or not 1 ≤ k ≤ n.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass_at_k needs 0 <= c <= n, 1 <= k <= n: {n=}, {c=}, {k=}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of `values` [problems], by bootstrap over problems."""
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(values), (_RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarize(scored: Sequence[rollout.Scored], samples: int) -> dict[str, float]:
+    """Metrics of an evaluation, `eval/…`; responses are problem-major."""
+    correct = np.array([s.correct for s in scored]).reshape(-1, samples)
+    low, high = interval(correct.mean(axis=1))
+    passes = [pass_at_k(samples, int(c), samples) for c in correct.sum(axis=1)]
+    renamed = {
+        name.replace("rollout/", "eval/"): value
+        for name, value in rollout.describe(scored).items()
+    }
+    return renamed | {
+        "eval/accuracy_low": low,
+        "eval/accuracy_high": high,
+        "eval/pass_at_k": float(np.mean(passes)),
+    }
+
+
+def problems(experiment: Experiment) -> list[data.Problem]:
+    """The held-out problems that the config names."""
+    c = experiment.config
+    source = sources.open_source(
+        c.data.eval, "eval", seed=c.data.eval_seed, columns=dict(c.data.columns)
+    )
+    return data.held_out(
+        source,
+        experiment.tokenizer,
+        template=c.data.template,
+        max_prompt_tokens=c.rollout.max_prompt_tokens,
+        limit=c.eval.problems,
+    )
+
+
+def evaluate(
+    experiment: Experiment,
+    params: Any,
+    held_out: Sequence[data.Problem],
+    *,
+    responses_path: str | pathlib.Path | None = None,
+) -> dict[str, float]:
+    """Samples and scores held-out problems, also with `<Parallel>` banned if asked.
+
+    All evaluations of a run draw with the same key, so that they differ by the model
+    and not by luck.
+    """
+    c = experiment.config
+    modes = [False, True] if c.eval.banned and c.rollout.max_blocks else [False]
+    metrics: dict[str, float] = {}
+    for banned in modes:
+        scored, times = rollout.sample_and_score(
+            experiment.sampler(banned=banned),
+            params,
+            held_out,
+            c.eval.samples,
+            experiment.key("eval"),
+            experiment.tokenizer,
+            timeout_sec=c.reward.timeout_sec,
+        )
+        found = summarize(scored, c.eval.samples)
+        if banned:
+            metrics |= {
+                "eval/accuracy_banned": found["eval/accuracy"],
+                "eval/accuracy_banned_low": found["eval/accuracy_low"],
+                "eval/accuracy_banned_high": found["eval/accuracy_high"],
+                "eval/total_tokens_banned": found["eval/total_tokens"],
+                "eval/sequential_steps_banned": found["eval/sequential_steps"],
+            }
+        else:
+            metrics |= found | times
+            if responses_path is not None:
+                rollout.write_responses(responses_path, scored)
+    return metrics

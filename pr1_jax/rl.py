@@ -1,0 +1,285 @@
+"""The RL stage: GRPO on sampled responses (spec sections 3 to 6).
+
+A step samples a group of responses to each of its problems, rewards them by the
+schedule, and makes one update a mini-batch. In the structured variant the sampler's
+log-probs are the old log-probs; in the causal variant, and where forced tokens are
+trained on, the trainer recomputes them.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pr1_jax import data, rewards, rollout, sources, train_state
+from pr1_jax.experiment import Experiment
+from pr1_jax.run import Run
+from pr1_jax.trajectory import Batch, Trajectory, bucket_for, pack
+
+
+def open_stream(experiment: Experiment) -> data.Stream[data.Problem]:
+    """The stage's problems."""
+    c = experiment.config
+    source = sources.open_source(
+        c.data.rl, "train", seed=c.data.seed + 1, columns=dict(c.data.columns)
+    )
+    return data.problem_stream(
+        source,
+        experiment.tokenizer,
+        template=c.data.template,
+        max_prompt_tokens=c.rollout.max_prompt_tokens,
+        batch_size=c.rl.prompts_per_step,
+        seed=c.data.seed + 1,
+        shuffle=not c.data.rl.startswith("embedded:"),
+    )
+
+
+class _Updater:
+    """The compiled pieces of a step, one of each for every padded length."""
+
+    def __init__(self, experiment: Experiment, run: Run, optimizer, state):
+        c = experiment.config
+        self._experiment = experiment
+        self._lengths = experiment.train_lengths()
+        self.recomputes = c.variant == "causal" or c.rl.train_on_forced
+        self._reference = run.reference(state.params) if c.rl.kl_coef else None
+        policy = experiment.policy(sampling=True)
+        update = jax.jit(
+            functools.partial(
+                train_state.grpo_update,
+                config=experiment.model,
+                optimizer=optimizer,
+                policy=policy,
+                grpo=train_state.GrpoSettings(
+                    clip_low=c.rl.clip_low,
+                    clip_high=c.rl.clip_high,
+                    kl_coef=c.rl.kl_coef,
+                    aggregation=c.rl.aggregation,
+                    constant=c.rollout.max_response_tokens,
+                ),
+            ),
+            donate_argnums=0,
+        )
+
+        @jax.jit
+        def logps(params, batch):
+            one = lambda batch: train_state.policy_logps(
+                experiment.model, params, batch, policy
+            )[0]
+            return jax.lax.map(one, batch)
+
+        needs_logps = self.recomputes or self._reference is not None
+        wanted = {}
+        for n in self._lengths:
+            batch = self._pack([None] * self.mini_batch, np.zeros(self.mini_batch), n)
+            ref = batch.old_logps if self._reference is not None else None
+            wanted["update", n] = (update, state, batch, ref)
+            if needs_logps:
+                wanted["logps", n] = (logps, state.params, batch)
+        self._compiled = run.compile(wanted)
+
+    @property
+    def mini_batch(self) -> int:
+        """Responses in a mini-batch."""
+        c = self._experiment.config.rl
+        return c.prompts_per_step * c.group_size // c.mini_batches
+
+    def _pack(self, trajectories, advantages, length: int) -> Batch:
+        c = self._experiment.config
+        batch = pack(
+            trajectories,
+            length,
+            variant=c.variant,
+            train_on_forced=c.rl.train_on_forced,
+            advantages=advantages,
+        )
+        size = c.rl.micro_batch_size
+        return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+
+    def mini_batches(
+        self,
+        params: Any,
+        trajectories: Sequence[Trajectory],
+        advantages: np.ndarray,
+        order: Sequence[np.ndarray],
+    ) -> tuple[list[tuple[int, Batch, Any]], dict[str, float]]:
+        """Packed mini-batches with their length and reference log-probs.
+
+        Old log-probs are those of `params`, recomputed where the sampler's will not
+        do; then the gap between the two is measured over all responses.
+        """
+        out, gaps = [], {False: [], True: []}
+        for chosen in order:
+            # Short and long responses apart: a micro-batch pads to its own kind.
+            chosen = sorted(chosen, key=lambda i: len(trajectories[i].tokens))
+            picked = [trajectories[i] for i in chosen]
+            longest = max(len(t.prompt) + len(t.tokens) for t in picked)
+            n = bucket_for(longest, self._lengths)
+            batch, ref = self._pack(picked, advantages[chosen], n), None
+            if self.recomputes:
+                old = np.asarray(self._compiled["logps", n](params, batch))
+                sampled, shape = batch.old_logps, batch.loss_mask.shape
+                later = np.zeros((len(picked), n), bool)  # second and later paths
+                forced = np.zeros((len(picked), n), bool)
+                for row, t in enumerate(picked):
+                    end = len(t.prompt) + len(t.tokens)
+                    later[row, len(t.prompt) : end] = t.path > 1
+                    forced[row, len(t.prompt) : end] = t.forced
+                gap = np.abs(old - sampled).reshape(later.shape)
+                drawn = batch.loss_mask.reshape(later.shape) & ~forced
+                for side in gaps:
+                    gaps[side].append(gap[drawn & (later == side)])
+                batch = batch.replace(
+                    old_logps=np.where(batch.loss_mask, old, 0.0).reshape(shape)
+                )
+            if self._reference is not None:
+                ref = self._compiled["logps", n](self._reference, batch)
+            out.append((n, batch, ref))
+        return out, _gap_metrics(gaps) if self.recomputes else {}
+
+    def update(self, state, mini_batch: tuple[int, Batch, Any]):
+        """One update; the old state is donated."""
+        n, batch, ref = mini_batch
+        return self._compiled["update", n](state, batch, ref)
+
+
+def _gap_metrics(gaps: dict[bool, list[np.ndarray]]) -> dict[str, float]:
+    """Sampler against trainer, outside and inside second and later paths."""
+    metrics = {}
+    for later, name in ((False, "logp_gap"), (True, "logp_gap_later_paths")):
+        gap = np.concatenate(gaps[later])
+        metrics[f"rollout/{name}_max"] = float(gap.max(initial=0.0))
+        metrics[f"rollout/{name}_mean"] = float(gap.mean()) if gap.size else 0.0
+    return metrics
+
+
+def _collect(
+    experiment: Experiment, params: Any, stream, step: int, reward_name: str
+) -> tuple[list[rollout.Scored], dict[str, float]]:
+    """Samples a step's groups; with dynamic sampling, replaces those without signal."""
+    c = experiment.config
+    wanted = c.rl.prompts_per_step * c.rl.group_size
+    kept: list[rollout.Scored] = []
+    spare: list[rollout.Scored] = []
+    times: dict[str, float] = {}
+    tries = c.rl.dynamic_sampling_rounds if c.rl.dynamic_sampling else 1
+    for attempt in range(tries):
+        scored, took = rollout.sample_and_score(
+            experiment.sampler(),
+            params,
+            next(stream),
+            c.rl.group_size,
+            jax.random.fold_in(experiment.key("rl", step), attempt),
+            experiment.tokenizer,
+            timeout_sec=c.reward.timeout_sec,
+        )
+        for name, value in took.items():
+            times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
+        for i in range(0, len(scored), c.rl.group_size):
+            group = scored[i : i + c.rl.group_size]
+            has_signal = len({s.reward(reward_name) for s in group}) > 1
+            (kept if has_signal or not c.rl.dynamic_sampling else spare).extend(group)
+        if len(kept) >= wanted:
+            break
+    times["rollout/sampling_rounds"] = attempt + 1.0
+    return (kept + spare)[:wanted], times
+
+
+def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
+    """Runs GRPO from where `run` stands to the end of the stage."""
+    c = experiment.config
+    optimizer, learning_rate = experiment.optimizer("rl")
+    stream = open_stream(experiment)
+    state, start = run.begin(stage, optimizer, stream)
+    updater = _Updater(experiment, run, optimizer, state)
+    experiment.sampler().warm_up(state.params)
+    with run.progress("rl", c.rl.steps) as progress:
+        for step in range(start + 1, c.rl.steps + 1):
+            began = time.perf_counter()
+            reward_name = _reward_name(c, step)
+            scored, metrics = _collect(
+                experiment, state.params, stream, step, reward_name
+            )
+            values, advantages, found = rollout.group_advantages(
+                scored,
+                reward_name,
+                c.rl.group_size,
+                normalize_std=c.rl.normalize_std,
+            )
+            metrics |= rollout.describe(scored) | found
+            updating = time.perf_counter()
+            state, found = _update(experiment, updater, state, scored, advantages, step)
+            metrics |= found
+            seconds = time.perf_counter() - began
+            tokens = sum(s.total_tokens for s in scored)
+            run.log(
+                "rl",
+                step,
+                metrics
+                | {
+                    "optim/lr": float(
+                        learning_rate(np.int32((step - 1) * c.rl.mini_batches))
+                    ),
+                    "perf/update_sec": time.perf_counter() - updating,
+                    "perf/step_sec": seconds,
+                    "perf/tokens_per_sec": tokens / seconds,
+                },
+                progress,
+            )
+            rollout.write_responses(
+                run.workdir / "rollouts" / f"rl_{step:06d}.jsonl", scored, values
+            )
+            run.checkpoint(stage, step, c.rl.steps, state, stream)
+
+
+def _reward_name(config: Any, step: int) -> str:
+    return rewards.scheduled(
+        config.reward.schedule,
+        step,
+        window=config.reward.window,
+        tiered_steps=config.reward.tiered_steps,
+        scaffold_steps=config.reward.scaffold_steps,
+    )
+
+
+def _update(
+    experiment: Experiment,
+    updater: _Updater,
+    state,
+    scored: Sequence[rollout.Scored],
+    advantages: np.ndarray,
+    step: int,
+):
+    """One update a mini-batch; whole groups stay together, in an order by step."""
+    c = experiment.config
+    rng = np.random.default_rng([c.seed, step])
+    groups = rng.permutation(c.rl.prompts_per_step).reshape(c.rl.mini_batches, -1)
+    members = np.arange(c.rl.group_size)
+    order = [(g[:, None] * c.rl.group_size + members).ravel() for g in groups]
+    trajectories = [s.trajectory for s in scored]
+    batches, metrics = updater.mini_batches(
+        state.params, trajectories, advantages, order
+    )
+    found: list[dict[str, float]] = []
+    for mini_batch in batches:
+        state, new = updater.update(state, mini_batch)
+        found.append({name: float(x) for name, x in new.items()})
+    mean: Callable[[str], float] = lambda name: float(np.mean([m[name] for m in found]))
+    # Before the first update the policy is still the sampled one.
+    metrics.setdefault("rollout/logp_gap_max", found[0]["gap_max"])
+    metrics.setdefault("rollout/logp_gap_mean", found[0]["gap_mean"])
+    metrics |= {
+        "loss/grpo": mean("loss/grpo"),
+        "policy/entropy": mean("entropy"),
+        "policy/clip_fraction": mean("clip_fraction"),
+        "policy/approx_kl": mean("approx_kl"),
+        "policy/ratio_max_error": found[0]["ratio_max_error"],
+        "optim/grad_norm": mean("grad_norm"),
+        "optim/skipped": float(sum(m["skipped"] for m in found)),
+    }
+    if "ref_kl" in found[0]:
+        metrics["policy/ref_kl"] = mean("ref_kl")
+    return state, metrics

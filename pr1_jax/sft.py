@@ -1,0 +1,99 @@
+"""The SFT stage: cross-entropy on cold-start traces (spec section 4)."""
+
+import functools
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from pr1_jax import data, sources, train_state
+from pr1_jax.experiment import Experiment
+from pr1_jax.run import Run
+from pr1_jax.trajectory import Batch, Trajectory, bucket_for, pack
+
+def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
+    """The stage's traces."""
+    c = experiment.config
+    source = sources.open_source(
+        c.data.sft,
+        "train",
+        seed=c.data.seed,
+        columns=dict(c.data.columns),
+        traces=True,
+        block_share=c.data.block_share,
+        hard_share=c.data.hard_share,
+    )
+    return data.trace_stream(
+        source,
+        experiment.tokenizer,
+        variant=c.variant,
+        template=c.data.template,
+        max_prompt_tokens=c.rollout.max_prompt_tokens,
+        max_response_tokens=c.rollout.max_response_tokens,
+        batch_size=c.sft.batch_size,
+        seed=c.data.seed,
+        shuffle=not c.data.sft.startswith("embedded:"),
+    )
+
+
+def make_batch(
+    experiment: Experiment, traces: Sequence[Trajectory | None], length: int
+) -> Batch:
+    """Packs traces to `length`, with leading axes [micro-batches, B]."""
+    batch = pack(
+        traces, length, variant=experiment.config.variant, train_on_forced=True
+    )
+    size = experiment.config.sft.micro_batch_size
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+
+
+def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
+    """Trains on traces from where `run` stands to the end of the stage."""
+    c = experiment.config
+    optimizer, learning_rate = experiment.optimizer("sft")
+    stream = open_stream(experiment)
+    state, start = run.begin(stage, optimizer, stream)
+    update = jax.jit(
+        functools.partial(
+            train_state.sft_update,
+            config=experiment.model,
+            optimizer=optimizer,
+            policy=experiment.policy(sampling=False),
+        ),
+        donate_argnums=0,
+    )
+    lengths = experiment.train_lengths()
+    nothing = [None] * c.sft.batch_size
+    updates = run.compile(
+        {n: (update, state, make_batch(experiment, nothing, n)) for n in lengths}
+    )
+    with run.progress("sft", c.sft.steps) as progress:
+        for step in range(start + 1, c.sft.steps + 1):
+            began = time.perf_counter()
+            traces = sorted(next(stream), key=_length)
+            longest = bucket_for(_length(traces[-1]), lengths)
+            state, metrics = updates[longest](
+                state, make_batch(experiment, traces, longest)
+            )
+            metrics = {name: float(x) for name, x in metrics.items()}
+            seconds = time.perf_counter() - began
+            tokens = sum(len(t.tokens) for t in traces)
+            run.log(
+                "sft",
+                step,
+                {
+                    "loss/sft": metrics["loss/sft"],
+                    "optim/grad_norm": metrics["grad_norm"],
+                    "optim/skipped": metrics["skipped"],
+                    "optim/lr": float(learning_rate(np.int32(step - 1))),
+                    "perf/step_sec": seconds,
+                    "perf/tokens_per_sec": tokens / seconds,
+                },
+                progress,
+            )
+            run.checkpoint(stage, step, c.sft.steps, state, stream)
+
+
+def _length(trace: Trajectory) -> int:
+    return len(trace.prompt) + len(trace.tokens)

@@ -1,0 +1,472 @@
+"""Tests of pr1_jax.data and pr1_jax.sources: laws of the streams, files, real data."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import tensorflow_datasets as tfds
+import tokenizers
+import transformers
+from absl import logging
+from array_record.python import array_record_module
+from tokenizers import decoders, models, pre_tokenizers
+
+from pr1_jax import data, embedded, tags, tokenizer
+
+SHARED = Path(__file__).parents[2] / "shared/data"
+BLOCK = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"
+PROBLEM_ARGS = {"template": "plain", "max_prompt_tokens": 20}
+TRACE_ARGS = PROBLEM_ARGS | {"variant": "structured", "max_response_tokens": 40}
+
+
+def shared(name):
+    if not (SHARED / name).is_file():
+        pytest.skip(f"real data is not here: {SHARED / name}")
+    return str(SHARED / name)
+
+
+@pytest.fixture(scope="module")
+def by_bytes():
+    """A tokenizer whose tokens are bytes and tags."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast
+    return tokenizer.Tokenizer(fast(tokenizer_object=backend, eos_token="<|end|>"))
+
+
+def records(lengths):
+    """Problems whose questions are that long, told apart by their answers."""
+    return [
+        {"question": "x" * n, "answer": str(i), "response": f"{i}{BLOCK}"}
+        for i, n in enumerate(lengths)
+    ]
+
+
+MIXED = records([5, 50, 6, 7, 50, 50, 8, 9, 10, 11, 50, 12, 13])  # 9 of 13 fit
+FITTING = [i for i, r in enumerate(MIXED) if len(r["question"]) <= 20]
+
+
+def problems(tok, source=MIXED, **kwargs):
+    kwargs = {"batch_size": 4, "seed": 0, **PROBLEM_ARGS, **kwargs}
+    return data.problem_stream(source, tok, **kwargs)
+
+
+def traces(tok, source=MIXED, **kwargs):
+    kwargs = {"batch_size": 4, "seed": 0, **TRACE_ARGS, **kwargs}
+    return data.trace_stream(source, tok, **kwargs)
+
+
+def take(stream, num_batches):
+    """What identifies the items of the next batches."""
+    return [
+        [
+            item.answer if isinstance(item, data.Problem) else item.tokens.tolist()
+            for item in batch
+        ]
+        for batch in itertools.islice(stream, num_batches)
+    ]
+
+
+def flat(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
+# --- streams -------------------------------------------------------------------------
+
+
+def test_an_epoch_holds_every_fitting_record_once_and_epochs_differ(by_bytes):
+    answers = flat(take(problems(by_bytes, batch_size=3), 9))
+    epochs = [list(map(int, answers[i : i + 9])) for i in (0, 9, 18)]
+    assert all(sorted(epoch) == FITTING for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    again = flat(take(problems(by_bytes, batch_size=3), 9))
+    other = flat(take(problems(by_bytes, batch_size=3, seed=1), 9))
+    assert answers == again != other
+
+
+def test_without_shuffle_and_bounded(by_bytes):
+    stream = problems(by_bytes, shuffle=False, epochs=2)
+    answers = take(stream, 10)
+    assert [len(batch) for batch in answers] == [4, 4, 4, 4, 2]
+    assert list(map(int, flat(answers))) == FITTING * 2
+    assert stream.counts == {"prompt_too_long": 8}
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_items_are_problems_and_trajectories_of_the_records(by_bytes):
+    (problem,) = next(problems(by_bytes, batch_size=1, shuffle=False))
+    assert (problem.question, problem.answer) == ("xxxxx", "0")
+    assert problem.prompt.dtype == np.int32
+    assert by_bytes.decode(problem.prompt) == "xxxxx"
+    (trace,) = next(traces(by_bytes, batch_size=1, shuffle=False))
+    assert by_bytes.decode(trace.tokens) == f"0{BLOCK}"
+    assert trace.tokens[-1] == by_bytes.eos_id
+    assert (trace.num_blocks, len(trace.prompt)) == (1, 5)
+    # 0 <Parallel> | <Path> a </Path> | <Path> b </Path> | </Parallel> \n <Summary> …
+    assert trace.positions.tolist() == [5, 6, 7, 8, 9, 7, 8, 9, *range(10, 16)]
+    causal = next(traces(by_bytes, batch_size=1, shuffle=False, variant="causal"))
+    assert causal[0].positions.tolist() == [*range(5, 5 + len(trace.tokens))]
+
+
+@pytest.mark.parametrize("make", [problems, traces])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_resumed_equals_never_stopped(by_bytes, make, shuffle):
+    whole = make(by_bytes, shuffle=shuffle)
+    expected = take(whole, 12)
+    for stop in (0, 1, 5):
+        stopped = make(by_bytes, shuffle=shuffle)
+        take(stopped, stop)
+        state = json.loads(json.dumps(stopped.get_state()))
+        resumed = make(by_bytes, shuffle=shuffle)
+        take(resumed, 2)  # wherever it was before
+        resumed.set_state(state)
+        assert take(resumed, 12 - stop) == expected[stop:]
+        assert resumed.get_state() == whole.get_state()
+        assert resumed.counts == whole.counts
+
+
+def test_resumes_from_an_orbax_checkpoint(by_bytes, tmp_path):
+    stream = problems(by_bytes)
+    take(stream, 3)
+    with ocp.CheckpointManager(tmp_path, item_names=("data",)) as manager:
+        save = grain.checkpoint.CheckpointSave(stream.iterator)
+        manager.save(3, args=ocp.args.Composite(data=save))
+        manager.wait_until_finished()
+        expected = take(stream, 4)
+        resumed = problems(by_bytes)
+        restore = grain.checkpoint.CheckpointRestore(resumed.iterator)
+        manager.restore(3, args=ocp.args.Composite(data=restore))
+    assert take(resumed, 4) == expected
+    assert resumed.counts == stream.counts
+
+
+@pytest.mark.parametrize("make", [problems, traces])
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_processes_together_hold_the_global_batch(by_bytes, make, process_count):
+    whole = take(make(by_bytes, batch_size=2 * process_count), 8)
+    shards = [
+        make(by_bytes, batch_size=2, process_index=i, process_count=process_count)
+        for i in range(process_count)
+    ]
+    parts = [take(shard, 8) for shard in shards]
+    for k, batch in enumerate(whole):
+        assert [part[k] for part in parts] == [
+            batch[i::process_count] for i in range(process_count)
+        ]
+    assert all(shard.get_state() == shards[0].get_state() for shard in shards)
+
+
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_a_source_without_a_usable_record_fails(by_bytes, epochs):
+    stream = problems(by_bytes, records([30, 40, 50]), epochs=epochs)
+    with pytest.raises(ValueError, match="'prompt_too_long': "):
+        next(stream)
+    with pytest.raises(ValueError, match="holds no records"):
+        problems(by_bytes, [])
+
+
+def test_drops_are_counted_by_reason_and_logged_once(by_bytes, monkeypatch):
+    responses = [
+        "7",
+        f"<Parallel> {BLOCK[10:]}",  # brought into canonical form
+        BLOCK.replace("</Path><", "</Path> stray <"),
+        BLOCK.replace("<Path>b</Path>", ""),
+        "</Path>",
+        "x" * 40,  # and EOS
+        "x" * 39,
+    ]
+    source = [{"question": "q", "response": text} for text in responses]
+    source.append({"question": "x" * 21, "response": "7"})
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda *args: lines.append(args[1:]))
+    stream = traces(by_bytes, source, shuffle=False, epochs=1)
+    kept = [by_bytes.decode(trace.tokens) for trace in next(stream)]
+    assert kept == ["7", BLOCK, "x" * 39]
+    assert stream.counts == {
+        "no_canonical_form": 1,
+        "format_fault": 2,
+        "response_too_long": 1,
+        "prompt_too_long": 1,
+    }
+    assert [reason for reason, _ in lines] == list(stream.counts)
+    assert "expected <Path>" in dict(lines)["format_fault"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"template": "none"}, "data.template='none'"),
+        ({"template": "chat"}, "no chat template"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+    ],
+)
+def test_wrong_settings_fail_at_once(by_bytes, kwargs, message):
+    for make in (problems, traces):
+        with pytest.raises(ValueError, match=message):
+            make(by_bytes, **kwargs)
+
+
+# --- prompts -------------------------------------------------------------------------
+
+
+def test_instruction_prompt(by_bytes):
+    ids = data.prompt_tokens(" 1+1? \n", by_bytes, template="instruction")
+    text = by_bytes.decode(ids)
+    assert text == f"{data.INSTRUCTION}\n\nProblem: 1+1?\n\nSolution:\n"
+    assert all(ids.tolist().count(i) == 1 for i in by_bytes.tag_ids.values())
+    assert all(tag in data.INSTRUCTION for tag in tags.TAGS)
+
+
+def test_chat_prompt_has_the_instruction_as_system_message(by_bytes, monkeypatch):
+    pytest.importorskip("jinja2", reason="chat templates need jinja2")
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", template)
+    ids = data.prompt_tokens("1+1?", by_bytes, template="chat")
+    assert by_bytes.decode(ids) == f"system:{data.INSTRUCTION};user:1+1?;"
+
+
+def test_held_out_takes_the_first_that_fit_in_order(by_bytes):
+    take_first = lambda limit, source=MIXED: [
+        int(p.answer)
+        for p in data.held_out(source, by_bytes, limit=limit, **PROBLEM_ARGS)
+    ]
+    assert take_first(4) == FITTING[:4]
+    assert take_first(100) == FITTING
+    with pytest.raises(ValueError, match="'prompt_too_long': 2"):
+        take_first(4, records([30, 40]))
+
+
+# --- embedded ------------------------------------------------------------------------
+
+
+def test_embedded_train_and_eval_never_coincide():
+    for family in embedded.FAMILIES:
+        asked = {}
+        for split in embedded.SPLITS:
+            for seed in (0, 1):
+                source = data.open_source(f"embedded:{family}", split, seed=seed)
+                for i in range(400):
+                    head, numbers = source[i]["question"].split("? ")
+                    key = head, tuple(sorted(numbers.split()))
+                    assert asked.setdefault(key, split) == split
+
+
+def test_embedded_streams_are_shuffled_lazily_and_resume():
+    tok = embedded.make_tokenizer()
+    source = data.open_source("embedded:hard", "train", seed=0, traces=True)
+    args = {**TRACE_ARGS, "max_prompt_tokens": 30, "max_response_tokens": 100}
+    stream = traces(tok, source, **args)
+    batches = take(stream, 8)
+    assert len({tuple(trace) for batch in batches for trace in batch}) == 32
+    blocks = [t.num_blocks for t in next(traces(tok, source, **args, batch_size=64))]
+    assert 16 < sum(blocks) < 48  # block_share is a half
+    resumed = traces(tok, source, **args)
+    resumed.set_state(stream.get_state())
+    assert take(resumed, 2) == take(stream, 2)
+    assert "response" not in data.open_source("embedded:hard", "eval", seed=0)[0]
+    with pytest.raises(ValueError, match="data.family='odd'"):
+        data.open_source("embedded:odd", "train", seed=0)
+    with pytest.raises(ValueError, match="data.split='test'"):
+        data.open_source("embedded:easy", "test", seed=0)
+
+
+# --- files ---------------------------------------------------------------------------
+
+ROWS = [
+    {"problem": "one\u2028two", "answer": "So 2*500=1000.\n#### 1,000", "level": 3},
+    {"problem": "three", "answer": 7, "level": 1},
+]
+READ = [
+    {"question": "one\u2028two", "answer": "1000"},
+    {"question": "three", "answer": "7"},
+]
+
+
+def write_jsonl(file, rows):
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    file.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+
+
+def write_parquet(file, rows):
+    rows = [{**row, "answer": str(row["answer"])} for row in rows]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), file)
+
+
+def write_array_record(file, rows):
+    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+    for row in rows:
+        writer.write(json.dumps(row).encode())
+    writer.close()
+
+
+WRITERS = {
+    "jsonl": write_jsonl,
+    "parquet": write_parquet,
+    "array_record": write_array_record,
+}
+
+
+def open_file(path, **kwargs):
+    kwargs = {"columns": {"question": "problem"}, **kwargs}
+    return data.open_source(str(path), "train", seed=0, **kwargs)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_local_files_globs_and_folders(tmp_path, kind):
+    for i in range(2):
+        WRITERS[kind](tmp_path / f"part.{kind}-{i:05}-of-00002", ROWS)
+    (tmp_path / "README.md").write_text("not data")
+    one = open_file(tmp_path / f"part.{kind}-00000-of-00002")
+    assert [one[i] for i in range(len(one))] == READ
+    for name in (tmp_path, tmp_path / "part*"):
+        source = open_file(name)
+        assert [source[i] for i in range(len(source))] == READ * 2
+    with pytest.raises(ValueError) as error:
+        open_file(one := tmp_path / f"part.{kind}-00000-of-00002", columns=None)
+    assert str(one) in str(error.value)
+    assert "no column 'question'" in str(error.value)
+    assert "['answer', 'level', 'problem']" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_traces_may_lack_answers(tmp_path, by_bytes):
+    write_jsonl(tmp_path / "t.jsonl", [{"question": "q", "text": BLOCK}])
+    source = open_file(tmp_path / "t.jsonl", columns={"response": "text"}, traces=True)
+    assert source[0] == {"question": "q", "answer": "", "response": BLOCK}
+    (trace,) = next(traces(by_bytes, source, batch_size=1))
+    assert by_bytes.decode(trace.tokens) == BLOCK
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"problem": "p", "answer": "1"}\n{"prob', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b"\xff\n", "a.jsonl:1: not JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
+        ("a.jsonl", b"[1]", "a.jsonl:1: not a JSON object"),
+        ("a.jsonl", b'{"problem": null, "answer": 1}', "'problem' is NoneType"),
+        ("a.jsonl", b"\n", "holds no records"),
+        ("a.parquet", b"PAR1", "cannot read .*a.parquet"),
+        ("a.array_record", b"x" * 9, "cannot read .*a.array_record"),
+        ("a.csv", b"problem,answer\n", "has no .jsonl, .parquet or .array_record file"),
+    ],
+)
+def test_bad_files_give_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        open_file(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_names_give_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no data at"):
+        open_file(tmp_path / "nothing.jsonl")
+    with pytest.raises(ValueError, match=r"data.columns has \['prompt'\]"):
+        open_file(tmp_path, columns={"prompt": "problem"})
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    write_array_record(tmp_path / "a.array_record", ROWS)
+    with pytest.raises(ValueError, match="name one kind"):
+        open_file(tmp_path)
+
+
+with tfds.core.registered.skip_registration():
+
+    class Gsm8k(tfds.core.GeneratorBasedBuilder):
+        """A small stand-in for the dataset of that name."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            text = {name: tfds.features.Text() for name in ("question", "answer")}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(text)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(5):
+                yield i, {"question": f"q{i}", "answer": f"so\n#### 1,00{i}"}
+
+
+def test_prepared_tfds_is_read_and_nothing_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is not prepared .*builder.'gsm8k'"):
+        data.open_source("tfds:gsm8k", "train", seed=0)
+    assert not any(tmp_path.rglob("*.array_record*"))
+    Gsm8k(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = data.open_source("tfds:gsm8k", "train", seed=0)
+    rows = sorted(source[i]["answer"] for i in range(len(source)))
+    assert rows == [f"100{i}" for i in range(5)]
+    with pytest.raises(ValueError, match="cannot open tfds:gsm8k: .*'test'"):
+        data.open_source("tfds:gsm8k", "test", seed=0)
+
+
+def test_hub_data_is_that_of_the_split_and_folder(tmp_path, monkeypatch):
+    def snapshot_download(repo, *, repo_type, allow_patterns):
+        if repo != "owner/name":
+            raise OSError("401 Client Error\nsecond line")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    for folder, split in itertools.product(("main", "other"), ("train", "test")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rows = [{"question": folder, "answer": split}]
+        write_parquet(tmp_path / folder / f"{split}-00000-of-00001.parquet", rows)
+    read = lambda name, split: data.open_source(f"hf:{name}", split, seed=0)
+    assert read("owner/name/main", "test") == [{"question": "main", "answer": "test"}]
+    file = "owner/name/other/train-00000-of-00001.parquet"
+    assert read(file, "any") == [{"question": "other", "answer": "train"}]
+    with pytest.raises(ValueError, match=r"name one: \['main', 'other'\]"):
+        read("owner/name", "train")
+    with pytest.raises(ValueError, match="split 'dev'"):
+        read("owner/name", "dev")
+    with pytest.raises(ValueError, match="hf:owner/gated: 401 Client Error$"):
+        read("owner/gated", "train")
+
+
+# --- real data -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("gsm8k_train", 7473), ("dapo_math_17k", 17917)]
+)
+def test_real_problems_have_integer_answers(name, size):
+    source = data.open_source(shared(f"{name}.jsonl"), "train", seed=0)
+    assert len(source) == size
+    assert all(r["answer"].removeprefix("-").isdigit() for r in source)
+
+
+def test_real_problems_are_filtered_by_length(by_bytes):
+    source = data.open_source(shared("gsm8k_train.jsonl"), "train", seed=0)
+    fits = sum(len(r["question"].encode()) <= 200 for r in source)
+    args = {"max_prompt_tokens": 200, "epochs": 1, "batch_size": 1000}
+    stream = problems(by_bytes, source, **args)
+    assert sum(map(len, stream)) == fits > 1000
+    assert stream.counts == {"prompt_too_long": len(source) - fits}
+
+
+def test_real_traces(by_bytes):
+    name = shared("parallel_gsm8k_sample.jsonl")
+    source = data.open_source(name, "train", seed=0, traces=True)
+    args = {"max_prompt_tokens": 2_000, "max_response_tokens": 10_000}
+    stream = traces(by_bytes, source, **args, epochs=1, batch_size=500)
+    kept = next(stream)
+    assert len(source) == 341
+    assert len(kept) == 338
+    assert stream.counts == {"no_canonical_form": 2, "format_fault": 1}
+    assert Counter(trace.num_blocks for trace in kept)[0] == 3
