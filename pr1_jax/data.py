@@ -224,21 +224,24 @@ def held_out(
     max_prompt_tokens: int,
     limit: int,
 ) -> list[Problem]:
-    """The first `limit` problems whose prompts fit, in order, for evaluation."""
+    """The first `limit` problems, in order, for evaluation.
+
+    Raises:
+      ValueError: a prompt is longer than its budget. Problems of a benchmark are not
+        left out in silence.
+    """
+    _check_template(template)
     problems: list[Problem] = []
-    counts: Counter[str] = Counter()
-    for index in range(len(source)):
-        if len(problems) == limit or counts.total() == _MAX_DROPS:
-            break
+    for index in range(min(limit, len(source))):
         item = _make_problem(source[index], tokenizer, template, max_prompt_tokens)
-        if isinstance(item, Problem):
-            problems.append(item)
-        else:
-            _count(counts, item)
-    if counts:
-        logging.warning("%d problems, dropped %s", len(problems), dict(counts))
+        if isinstance(item, _Dropped):
+            raise ValueError(  # noqa: TRY004  not about types
+                f"rollout.max_prompt_tokens={max_prompt_tokens}: the prompt of "
+                f"held-out problem {index} is longer: {item.detail}"
+            )
+        problems.append(item)
     if not problems:
-        raise ValueError(f"no problem to evaluate on: {limit=}, {dict(counts)} dropped")
+        raise ValueError(f"no problem to evaluate on: eval.problems={limit}")
     return problems
 
 

@@ -43,7 +43,7 @@ class Family:
     max_number: int
 
 
-FAMILIES = {"easy": Family(4, 5, 30), "hard": Family(8, 10, 30)}
+FAMILIES = {"easy": Family(4, 5, 20), "hard": Family(8, 10, 20)}
 
 _WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "one ", "both ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))

@@ -38,18 +38,24 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON, atomically; NaN and infinities as null."""
-    text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
     replace_file(path, (text + "\n").encode())
 
 
-def _plain(value: Any) -> Any:
+def read_json(path: str | os.PathLike[str], default: Any) -> Any:
+    """The JSON value in a file, or `default` where there is no file."""
+    path = pathlib.Path(path)
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def plain(value: Any) -> Any:
     """Turns mappings, sequences, paths and arrays into what JSON can hold."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, os.PathLike) else value

@@ -61,6 +61,7 @@ class _Updater:
                     constant=c.rollout.max_response_tokens,
                 ),
             ),
+            out_shardings=(train_state.shardings_of(state), None),
             donate_argnums=0,
         )
 
@@ -130,8 +131,8 @@ class _Updater:
                     forced[row, len(t.prompt) : end] = t.forced
                 gap = np.abs(old - sampled).reshape(later.shape)
                 drawn = batch.loss_mask.reshape(later.shape) & ~forced
-                for side in gaps:
-                    gaps[side].append(gap[drawn & (later == side)])
+                for side, found in gaps.items():
+                    found.append(gap[drawn & (later == side)])
                 batch = batch.replace(
                     old_logps=np.where(batch.loss_mask, old, 0.0).reshape(shape)
                 )
@@ -196,7 +197,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     state, start = run.begin(stage, optimizer, stream)
     updater = _Updater(experiment, run, optimizer, state)
     experiment.sampler().warm_up(state.params)
-    with run.progress("rl", c.rl.steps) as progress:
+    with run.display("rl", c.rl.steps) as progress:
         for step in range(start + 1, c.rl.steps + 1):
             began = time.perf_counter()
             reward_name = _reward_name(c, step)
@@ -232,7 +233,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             rollout.write_responses(
                 run.workdir / "rollouts" / f"rl_{step:06d}.jsonl", scored, values
             )
-            run.checkpoint(stage, step, c.rl.steps, state, stream)
+            run.save(stage, step, c.rl.steps, state, stream)
 
 
 def _reward_name(config: Any, step: int) -> str:

@@ -12,6 +12,7 @@ from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
 from pr1_jax.trajectory import Batch, Trajectory, bucket_for, pack
 
+
 def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
     """The stage's traces."""
     c = experiment.config
@@ -61,6 +62,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             optimizer=optimizer,
             policy=experiment.policy(sampling=False),
         ),
+        out_shardings=(train_state.shardings_of(state), None),
         donate_argnums=0,
     )
     lengths = experiment.train_lengths()
@@ -68,7 +70,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     updates = run.compile(
         {n: (update, state, make_batch(experiment, nothing, n)) for n in lengths}
     )
-    with run.progress("sft", c.sft.steps) as progress:
+    with run.display("sft", c.sft.steps) as progress:
         for step in range(start + 1, c.sft.steps + 1):
             began = time.perf_counter()
             traces = sorted(next(stream), key=_length)
@@ -92,7 +94,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 },
                 progress,
             )
-            run.checkpoint(stage, step, c.sft.steps, state, stream)
+            run.save(stage, step, c.sft.steps, state, stream)
 
 
 def _length(trace: Trajectory) -> int:

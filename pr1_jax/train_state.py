@@ -7,7 +7,6 @@ made for the whole batch first, so micro-batches, and shards, only add up.
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -110,41 +109,40 @@ def _scale_rows(rows: tuple[int, ...], factor: float) -> optax.GradientTransform
     return optax.stateless(update)
 
 
-def init_state(
-    config: model.ModelConfig,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    mesh: Mesh,
+def abstract_state(
+    abstract_params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """A state of random parameters, created sharded."""
-    init = lambda key: nn.unbox(model.init_params(config, key))
-    shardings = sharding.param_shardings(config, mesh)
-    return from_params(jax.jit(init, out_shardings=shardings)(key), optimizer, mesh)
+    """Shapes, dtypes and shardings of a state; moments are sharded like parameters.
+
+    Args:
+      abstract_params: tree of jax.ShapeDtypeStruct, or arrays, with shardings.
+    """
+    everywhere = sharding.replicated(mesh)
+    struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    params = jax.tree.map(lambda x: struct(x, x.sharding), abstract_params)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda moment, param: struct(moment, param.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda x: struct(x, everywhere),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return TrainState(step, params, opt_state)
 
 
 def from_params(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """A fresh state around given parameters; moments are sharded like them."""
+    """A fresh state around given parameters."""
     new = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
-    shardings = state_shardings(params, optimizer, mesh)
-    return jax.jit(new, out_shardings=shardings)(params)
+    places = shardings_of(abstract_state(params, optimizer, mesh))
+    return jax.jit(new, out_shardings=places)(params)
 
 
-def state_shardings(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """Shardings of a state: moments like their parameter, counters replicated."""
-    like_params = jax.tree.map(lambda x: x.sharding, params)
-    everywhere = sharding.replicated(mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, place: place,
-        jax.eval_shape(optimizer.init, params),
-        like_params,
-        transform_non_params=lambda _: everywhere,
-    )
-    return TrainState(everywhere, like_params, opt_state)
+def shardings_of(tree: Any) -> Any:
+    """The sharding of every leaf."""
+    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def policy_logps(

@@ -1,0 +1,174 @@
+"""Defaults of all experiments, on the embedded task; and the variants that all share.
+
+Lengths are in tokens, rates are per update, shares are of 1.
+"""
+
+import ml_collections
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The base config; `arg` picks a variant: None, `smoke` or `qwen3_4b`.
+
+    Raises:
+      ValueError: an unknown variant.
+    """
+    c = ml_collections.ConfigDict()
+    c.name = "common"
+    c.seed = 0
+    c.variant = "structured"  # or "causal": the paper's Unseen and Seen
+    c.stages = ("sft", "rl")  # evaluated before, between and after
+
+    c.model = ml_collections.ConfigDict()
+    c.model.path = ""  # Hugging Face folder or hub name; "" = the embedded model
+    c.model.num_layers = 4
+    c.model.width = 128
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 2
+    c.model.head_dim = 32
+    c.model.mlp_width = 512
+    c.model.rope_base = 1e4
+    c.model.dtype = "float32"  # of activations
+    c.model.param_dtype = "float32"
+    c.model.scan_layers = False  # one compiled layer, stacked parameters
+    c.model.remat = False  # recompute layers in the backward pass
+    c.model.query_chunk = 512  # queries whose attention scores are held at once
+    c.model.logits_chunk = 0  # positions whose logits are held at once; 0 = all
+    c.model.length_buckets = (56, 72, 88, 108)  # padded training lengths, with prompt
+
+    c.data = ml_collections.ConfigDict()
+    c.data.sft = "embedded:easy"  # traces
+    c.data.rl = "embedded:hard"  # problems
+    c.data.eval = "embedded:hard"  # held-out problems
+    c.data.seed = 0
+    c.data.eval_seed = 0
+    c.data.template = "plain"  # or "instruction", "chat"
+    c.data.columns = ml_collections.ConfigDict()  # field -> column, where they differ
+    c.data.block_share = 0.5  # embedded traces with a block
+    c.data.hard_share = 0.05  # embedded traces of the hard family
+
+    c.rollout = ml_collections.ConfigDict()
+    c.rollout.num_paths = 2
+    c.rollout.max_blocks = 4
+    c.rollout.max_prompt_tokens = 28
+    c.rollout.max_response_tokens = 80
+    c.rollout.min_path_tokens = 10
+    c.rollout.max_path_tokens = 28  # 0 = as the plan allows
+    c.rollout.max_summary_tokens = 8  # 0 = as the plan allows
+    c.rollout.summary_reserve = 6
+    c.rollout.answer_reserve = 6
+    c.rollout.temperature = 1.0
+    c.rollout.top_k = 0  # 0 = no limit
+    c.rollout.top_p = 1.0
+    c.rollout.ban_illegal = True
+    c.rollout.rows = 128  # responses decoded at the same time
+    c.rollout.prompts_per_prefill = 16
+    c.rollout.lane_buckets = (1.0, 2.0)  # sizes of the list of live lanes, × rows
+    c.rollout.steps_per_chunk = 32  # decode steps between two looks of the host
+    c.rollout.refill_share = 0.25  # refill once so many rows are finished
+
+    c.reward = ml_collections.ConfigDict()
+    c.reward.schedule = "alternating"
+    c.reward.window = 10  # steps
+    c.reward.tiered_steps = 2  # the last of each window
+    c.reward.scaffold_steps = 200
+    c.reward.timeout_sec = 3.0  # for one answer
+
+    c.sft = ml_collections.ConfigDict()
+    c.sft.steps = 300
+    c.sft.batch_size = 64  # traces
+    c.sft.micro_batch_size = 32
+    c.sft.lr = 3e-3
+    c.sft.lr_schedule = "cosine"
+    c.sft.warmup_share = 0.1
+
+    c.rl = ml_collections.ConfigDict()
+    c.rl.steps = 80
+    c.rl.prompts_per_step = 16
+    c.rl.group_size = 8  # responses to a prompt
+    c.rl.mini_batches = 2  # updates a step
+    c.rl.micro_batch_size = 32  # responses
+    c.rl.lr = 3e-4
+    c.rl.lr_schedule = "constant"
+    c.rl.warmup_share = 0.0
+    c.rl.clip_low = 0.2
+    c.rl.clip_high = 0.28
+    c.rl.kl_coef = 0.0
+    c.rl.aggregation = "token_mean"  # or "response_mean", "constant"
+    c.rl.normalize_std = True  # False = Dr. GRPO
+    c.rl.train_on_forced = False  # True = as the published code
+    c.rl.dynamic_sampling = False  # replace groups without signal
+    c.rl.dynamic_sampling_rounds = 3  # at most
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.95
+    c.optimizer.eps = 1e-8
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.clip_norm = 1.0  # 0 = none
+    c.optimizer.tag_lr_multiplier = 1.0  # of the tags' embedding rows
+
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = -1  # -1 = what the others leave
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.problems = 384
+    c.eval.samples = 1  # a problem
+    c.eval.banned = True  # also with <Parallel> banned
+
+    c.checkpoint = ml_collections.ConfigDict()
+    c.checkpoint.every_steps = 20
+    c.checkpoint.keep = 2
+    c.checkpoint.init = ""  # another run's workdir to take the parameters from
+
+    variants = {None: lambda c: None, "smoke": _smoke, "qwen3_4b": _qwen3_4b}
+    if arg not in variants:
+        known = [name for name in variants if name]
+        raise ValueError(f"variant {arg!r} is not one of {known}")
+    variants[arg](c)
+    return c
+
+
+def _smoke(c: ml_collections.ConfigDict) -> None:
+    """All stages in well under 90 seconds on two cores; learns nothing."""
+    c.model.num_layers, c.model.width, c.model.mlp_width = 2, 64, 128
+    c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 32
+    c.model.length_buckets = (72, 108)
+    c.rollout.rows, c.rollout.prompts_per_prefill = 16, 16
+    c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 12, 16, 16
+    c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 4, 4, 4
+    c.rl.micro_batch_size = 8
+    c.reward.window = 2
+    c.reward.tiered_steps = 1
+    c.reward.scaffold_steps = 2
+    c.eval.problems = 16
+    c.checkpoint.every_steps = 2
+
+
+def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
+    """The published settings for Qwen3-4B-Base; needs weights and data."""
+    c.model.path = "Parallel-R1/Qwen3-4B-Base-add-special-token"
+    c.model.dtype = "bfloat16"
+    c.model.scan_layers = c.model.remat = True
+    c.model.logits_chunk = 2048
+    c.model.length_buckets = (1536, 3072, 5000)
+    c.data.sft = "hf:Parallel-R1/parallel-r1-cold-start"
+    c.data.rl = "hf:Leo-Dai/dapo-math-17k_dedup"
+    c.data.eval = "tfds:gsm8k"
+    c.data.template = "instruction"
+    c.rollout.max_prompt_tokens, c.rollout.max_response_tokens = 2000, 3000
+    c.rollout.min_path_tokens, c.rollout.max_path_tokens = 64, 0
+    c.rollout.max_summary_tokens, c.rollout.summary_reserve = 0, 256
+    c.rollout.answer_reserve = 256
+    c.rollout.rows, c.rollout.prompts_per_prefill = 512, 64
+    c.rollout.lane_buckets = (1.0, 1.25, 1.5, 2.0)
+    c.rollout.steps_per_chunk = 128
+    c.reward.window, c.reward.tiered_steps = 10, 2
+    c.sft.steps = 230 if c.variant == "structured" else 58
+    c.sft.batch_size, c.sft.micro_batch_size, c.sft.lr = 128, 16, 1e-5
+    c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 300, 512, 8
+    c.rl.mini_batches, c.rl.micro_batch_size, c.rl.lr = 4, 16, 1e-6
+    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.eval.problems, c.eval.samples, c.eval.banned = 256, 1, False
+    c.checkpoint.every_steps = 10

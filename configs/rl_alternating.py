@@ -1,0 +1,20 @@
+"""Parallel-R1 S2: cold-start SFT, then GRPO under the alternating reward, structured.
+
+    python -m pr1_jax.main --config=configs/rl_alternating.py
+
+The default trains the embedded model from scratch. `:smoke` goes through all stages in
+under 90 seconds; `:qwen3_4b` has the published settings.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Sections 5 and 6 of the spec: window of 10 steps, the last 2 tiered."""
+    c = common.get_config(arg)
+    c.name = "rl_alternating"
+    c.reward.schedule = "alternating"
+    c.rl.clip_high = 0.28
+    return c

@@ -1,0 +1,107 @@
+"""The whole curriculum that a config names: stages, with evaluations in between."""
+
+import pathlib
+from typing import Any
+
+import ml_collections
+import rich.table
+
+from pr1_jax import evaluate, experiment, metrics, model, rl, sft
+from pr1_jax.run import Run
+
+_STAGES = {"sft": sft, "rl": rl}
+
+
+def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, Any]:
+    """Checks all that can be checked before anything compiles, data included.
+
+    Returns:
+      The experiment and its held-out problems.
+
+    Raises:
+      ValueError, FileNotFoundError: names the field and its value.
+    """
+    made = experiment.build(config)
+    for stage in config.stages:
+        try:
+            next(_STAGES[stage].open_stream(made))
+        except ValueError as error:
+            source = getattr(config.data, stage)
+            limit = config.rollout.max_prompt_tokens
+            raise ValueError(
+                f"data.{stage}={source} under rollout.max_prompt_tokens={limit}: {error}"
+            ) from error
+    return made, evaluate.problems(made)
+
+
+def is_finished(workdir: str) -> bool:
+    """Whether a run in this workdir has come to its end."""
+    path = pathlib.Path(workdir) / "summary.json"
+    return bool(metrics.read_json(path, {}).get("finished"))
+
+
+def run(made: experiment.Experiment, held_out: Any, workdir: str) -> None:
+    """Runs, or goes on with, the curriculum in `workdir`."""
+    with Run(made, workdir) as current:
+        current.say(
+            f"{model.param_count(current.params):,} parameters, "
+            f"{made.config.variant} variant, workdir {current.workdir}"
+        )
+        done = -1 if current.place is None else current.place.stage
+        if done < 0:
+            _evaluate(current, held_out, 0)
+        for i, stage in enumerate(made.config.stages):
+            if i >= done:
+                _STAGES[stage].run_stage(made, current, i)
+                _evaluate(current, held_out, i + 1)
+        current.finish()
+        _report(current)
+
+
+def _evaluate(current: Run, held_out: Any, number: int) -> None:
+    """Evaluates what `number` stages have made, unless that was done before."""
+    name = current.names[2 * number]
+    if name in current.summary["evaluations"]:
+        return
+    path = current.workdir / "rollouts" / f"{name}.jsonl"
+    found = evaluate.evaluate(
+        current.experiment, current.params, held_out, responses_path=path
+    )
+    current.record_evaluation(name, found)
+    current.say(
+        f"{name}: accuracy {_percent(found, 'accuracy')} "
+        f"(95 % interval {_percent(found, 'accuracy_low')} to "
+        f"{_percent(found, 'accuracy_high')}), "
+        f"parallel ratio {_percent(found, 'parallel_ratio')}"
+    )
+
+
+def _percent(found: dict[str, float], name: str) -> str:
+    return f"{100 * found['eval/' + name]:.1f} %"
+
+
+def _report(current: Run) -> None:
+    """Prints the final table."""
+    columns = (
+        ("accuracy", lambda e: _percent(e, "accuracy")),
+        (
+            "95 % interval",
+            lambda e: (
+                f"{_percent(e, 'accuracy_low')} to {_percent(e, 'accuracy_high')}"
+            ),
+        ),
+        ("<Parallel> banned", lambda e: _percent(e, "accuracy_banned")),
+        ("parallel ratio", lambda e: _percent(e, "parallel_ratio")),
+        ("tokens", lambda e: f"{e['eval/total_tokens']:.1f}"),
+        ("steps", lambda e: f"{e['eval/sequential_steps']:.1f}"),
+    )
+    table = rich.table.Table("evaluation", *(name for name, _ in columns))
+    for name, found in current.summary["evaluations"].items():
+        has_banned = "eval/accuracy_banned" in found
+        cells = [
+            cell(found) if has_banned or "banned" not in title else "–"
+            for title, cell in columns
+        ]
+        table.add_row(name, *cells)
+    current.say(table)
+    current.say(f"finished: {current.workdir}")
