@@ -6,8 +6,10 @@ Lengths are in tokens, rates are per update, shares are of 1.
 import ml_collections
 
 
-def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """The base config; `arg` picks a variant: None, `smoke` or `qwen3_4b`.
+def get_config(
+    arg: str | None = None, *, variant: str = "structured"
+) -> ml_collections.ConfigDict:
+    """The base config; `arg` picks a size: None, `smoke` or `qwen3_4b`.
 
     Raises:
       ValueError: an unknown variant.
@@ -15,7 +17,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.name = "common"
     c.seed = 0
-    c.variant = "structured"  # or "causal": the paper's Unseen and Seen
+    c.variant = variant  # "structured" or "causal": the paper's Unseen and Seen
     c.stages = ("sft", "rl")  # evaluated before, between and after
 
     c.model = ml_collections.ConfigDict()
@@ -91,7 +93,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.rl.lr_schedule = "constant"
     c.rl.warmup_share = 0.0
     c.rl.clip_low = 0.2
-    c.rl.clip_high = 0.28
+    c.rl.clip_high = 0.2
     c.rl.kl_coef = 0.0
     c.rl.aggregation = "token_mean"  # or "response_mean", "constant"
     c.rl.normalize_std = True  # False = Dr. GRPO
@@ -122,11 +124,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.checkpoint.keep = 2
     c.checkpoint.init = ""  # another run's workdir to take the parameters from
 
-    variants = {None: lambda c: None, "smoke": _smoke, "qwen3_4b": _qwen3_4b}
-    if arg not in variants:
-        known = [name for name in variants if name]
-        raise ValueError(f"variant {arg!r} is not one of {known}")
-    variants[arg](c)
+    sizes = {None: lambda c: None, "smoke": _smoke, "qwen3_4b": _qwen3_4b}
+    if arg not in sizes:
+        known = [name for name in sizes if name]
+        raise ValueError(f"config variant {arg!r} is not one of {known}")
+    sizes[arg](c)
     return c
 
 

@@ -2,8 +2,7 @@
 
     python -m pr1_jax.main --config=configs/rl_alternating.py
 
-The default trains the embedded model from scratch. `:smoke` goes through all stages in
-under 90 seconds; `:qwen3_4b` has the published settings.
+RESULT
 """
 
 import ml_collections
@@ -12,7 +11,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Sections 5 and 6 of the spec: window of 10 steps, the last 2 tiered."""
+    """Spec sections 5 and 6: windows of 10 steps, the last 2 tiered."""
     c = common.get_config(arg)
     c.name = "rl_alternating"
     c.reward.schedule = "alternating"

@@ -1,0 +1,23 @@
+"""The baseline without blocks: GRPO with `<Parallel>` always banned.
+
+    python -m pr1_jax.main --config=configs/grpo_sequential.py
+
+RESULT
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Spec section 7, third row of the table; embedded, after SFT on traces without blocks."""
+    c = common.get_config(arg)
+    c.name = "grpo_sequential"
+    c.reward.schedule = "accuracy"
+    c.rollout.max_blocks = 0
+    c.data.block_share = 0.0
+    if arg == "qwen3_4b":
+        c.stages = ("rl",)
+        c.data.template = "plain"
+    return c

@@ -1,0 +1,23 @@
+"""RL on easy problems, causal variant: correct and with a block, or −1.
+
+    python -m pr1_jax.main --config=configs/rl_easy.py
+
+RESULT
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Spec section 6, second row."""
+    c = common.get_config(arg, variant="causal")
+    c.name = "rl_easy"
+    c.reward.schedule = "parallel_and_accuracy"
+    if arg == "qwen3_4b":
+        c.data.rl = "tfds:gsm8k"
+        c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 35, 1024, 5
+    else:
+        c.data.rl = c.data.eval = "embedded:easy"
+    return c

@@ -1,0 +1,18 @@
+"""Cold-start SFT, structured variant (the paper's Parallel-SFT-Unseen).
+
+    python -m pr1_jax.main --config=configs/sft_structured.py
+
+RESULT
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Spec section 6, first row: 230 steps at full size."""
+    c = common.get_config(arg)
+    c.name = "sft_structured"
+    c.stages = ("sft",)
+    return c
