@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 STAGE_SIZE = 1_000_000
+_NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
 
 
 class Place(NamedTuple):
@@ -29,7 +30,7 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
         """Opens, and makes if need be, `<workdir>/checkpoints`; keeps the newest."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, step_format_fixed_length=8
+            max_to_keep=keep, step_name_format=_NAMES
         )
         folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(folder, options=options)
@@ -80,7 +81,11 @@ def restore_params(path: str | os.PathLike[str], abstract_params: Any) -> Any:
     folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
     if not folder.is_dir():
         raise FileNotFoundError(f"checkpoint.init={path}: no folder {folder}")
-    with ocp.CheckpointManager(folder) as manager:
+    options = ocp.CheckpointManagerOptions(step_name_format=_NAMES, read_only=True)
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    with ocp.CheckpointManager(
+        folder, options=options, item_handlers=handlers
+    ) as manager:
         if manager.latest_step() is None:
             raise FileNotFoundError(f"checkpoint.init={path}: no checkpoint in it")
         number = manager.latest_step()

@@ -36,12 +36,14 @@ class Vocab:
 
     special_ids: tuple[int, ...]
     newline_id: int
+    num_tokens: int | None = None  # ids from here on are never written
 
     @classmethod
     def of(cls, tokenizer) -> "Vocab":
         """The ids of a tokenizer."""
         ids = (*tokenizer.tag_ids.values(), tokenizer.eos_id)
-        return cls(tuple(int(i) for i in ids), int(tokenizer.newline_id))
+        special_ids = tuple(int(i) for i in ids)
+        return cls(special_ids, int(tokenizer.newline_id), tokenizer.vocab_size)
 
 
 # Bits of `bans`, in the order of `Vocab.special_ids`.
@@ -407,6 +409,7 @@ def _draw(logits, keys, slots, bans, vocab: Vocab, settings: Settings):
         logits,
         bans,
         special_ids=vocab.special_ids,
+        num_tokens=vocab.num_tokens,
         temperature=settings.temperature or 1.0,
     )
     logits = losses.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)

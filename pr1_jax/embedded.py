@@ -8,12 +8,13 @@ answered with their difference, which cannot be guessed without the pair:
 
 A way to the answer scans the list, names for each number what it would need, and says
 whether the list has it. The two paths of a cold-start block scan from opposite ends:
-two different searches of different length, each of which knows whether it succeeded;
-a path gives up after `MAX_CANDIDATES` numbers, and then only its sibling may have the
-answer. The summary says how many paths found the pair:
+two different searches of different length, each of which says whether it succeeded; a
+path gives up after `MAX_CANDIDATES` numbers, and then only its sibling may have the
+answer. As in real traces a path now and then slips and claims a pair that is none; the
+summary checks every claim and keeps the right one:
 
-    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no …</Path></Parallel>
-    <Summary>one 12+25</Summary>
+    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+9 yes</Path></Parallel>
+    <Summary>9+30 no 12+25 yes</Summary>
     Final Answer: 13
 
 Why this and not, say, simultaneous congruences: lists give an endless supply of
@@ -45,15 +46,13 @@ class Family:
 
 FAMILIES = {"easy": Family(4, 5, 20), "hard": Family(8, 10, 20)}
 
-_WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "one ", "both ")
+_WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))
-_PATTERN = (
-    r"Which two add to |Final Answer: |left |right |one |both | no | yes|\? |\d+|."
-)
+_PATTERN = r"Which two add to |Final Answer: |left |right | no | yes|\? |\d+|."
 
 
 def make_tokenizer() -> tokenizer.Tokenizer:
-    """The word-level tokenizer of the embedded problems: 120 tokens, tags included."""
+    """The word-level tokenizer of the embedded problems: 118 tokens, tags included."""
     return tokenizer.from_words(_WORDS, pattern=_PATTERN + r"|\n")
 
 
@@ -100,37 +99,80 @@ def make_problem(family: Family, rng: np.random.Generator) -> Problem:
             return Problem(tuple(numbers.tolist()), target, (int(x), int(y)))
 
 
-def scan(problem: Problem, side: str, limit: int | None = None) -> tuple[str, bool]:
+def scan(
+    problem: Problem, side: str, *, slip: tuple[int, int] | None = None
+) -> tuple[str, tuple[int, int] | None]:
     """A search from one side of the list.
 
     Args:
       side: `left` or `right`.
-      limit: gives up after so many numbers.
+      slip: a false claim to end with, instead of the pair; its first number is in the
+        list. None = a faultless search of at most `MAX_CANDIDATES` numbers.
 
     Returns:
-      Its text, and whether it found the pair.
+      Its text, and the pair that it claims to have found, ascending.
     """
     numbers = problem.numbers if side == "left" else problem.numbers[::-1]
     text = f"{side} "
-    for number in numbers[:limit]:
+    for number in numbers[:MAX_CANDIDATES]:
+        if slip and number == slip[0]:
+            return f"{text}{number}+{slip[1]} yes", _ascending(slip)
         needed = problem.target - number
-        found = number in problem.pair
-        text += f"{number}+{needed}" + (" yes" if found else " no ")
-        if found:
-            return text, True
-    return text, False
+        if number in problem.pair:
+            return f"{text}{number}+{needed} yes", problem.pair
+        text += f"{number}+{needed} no "
+    return text, None
 
 
-def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -> str:
-    """A correct response in canonical text; a share of them uses a block."""
+def make_slip(
+    problem: Problem, side: str, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """A false claim at a number that a search passes before it finds the pair.
+
+    Either the second number is right but not in the list, or it is in the list but
+    the sum is wrong. None where the search finds the pair at once.
+    """
+    numbers = problem.numbers if side == "left" else problem.numbers[::-1]
+    found = min(numbers.index(number) for number in problem.pair)
+    if not found:
+        return None
+    first = int(rng.choice(numbers[: min(found, MAX_CANDIDATES)]))
+    needed = problem.target - first
+    if rng.random() < 0.5 and needed > 0:
+        return first, needed
+    return first, int(rng.choice([n for n in numbers if n != first]))
+
+
+def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
+    return (min(pair), max(pair))
+
+
+def make_trace(
+    problem: Problem,
+    rng: np.random.Generator,
+    *,
+    block_share: float,
+    slip_share: float,
+) -> str:
+    """A correct response in canonical text; a share of them uses a block.
+
+    In a share of the blocks one path ends with a false claim, if its sibling finds the
+    pair.
+    """
     sides = ["left", "right"] if rng.random() < 0.5 else ["right", "left"]
     answer = f"\nFinal Answer: {problem.answer}"
     if rng.random() >= block_share:
-        return scan(problem, sides[0])[0] + answer
-    paths, found = zip(*(scan(problem, side, MAX_CANDIDATES) for side in sides))
-    paths = "".join(tags.PATH + path + tags.END_PATH for path in paths)
-    tally = {1: "one", 2: "both"}[sum(found)]
-    summary = f"{tally} {problem.pair[0]}+{problem.pair[1]}"
+        found = [scan(problem, side) for side in sides]
+        return next(text for text, claim in found if claim) + answer
+    slips = [None, None]
+    if rng.random() < slip_share and scan(problem, sides[1])[1]:
+        slips[0] = make_slip(problem, sides[0], rng)
+    order = rng.permutation(2)
+    searches = [scan(problem, sides[i], slip=slips[i]) for i in order]
+    paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
+    claims = sorted({claim for _, claim in searches if claim})
+    verdict = lambda claim: " yes" if claim == problem.pair else " no "
+    summary = "".join(f"{x}+{y}{verdict((x, y))}" for x, y in claims)
     return (
         f"{tags.PARALLEL}{paths}{tags.END_PARALLEL}\n"
         f"{tags.SUMMARY}{summary}{tags.END_SUMMARY}{answer}"
@@ -153,6 +195,7 @@ class Problems:
         size: int = 2**31 - 1,
         block_share: float | None = None,
         hard_share: float = 0.0,
+        slip_share: float = 0.25,
     ):
         """Raises ValueError for an unknown family or split.
 
@@ -160,6 +203,7 @@ class Problems:
           size: number of records; the default is as good as endless.
           block_share: share of traces with a block; None = no traces.
           hard_share: share of records that are of the hard family instead.
+          slip_share: share of blocks in which one path ends with a false claim.
         """
         for name, value, known in (
             ("family", family, tuple(FAMILIES)),
@@ -169,6 +213,7 @@ class Problems:
                 raise ValueError(f"data.{name}={value!r} is not one of {known}")
         self._family, self._split, self._seed, self._size = family, split, seed, size
         self._block_share, self._hard_share = block_share, hard_share
+        self._slip_share = slip_share
 
     def __len__(self) -> int:
         return self._size
@@ -186,5 +231,10 @@ class Problems:
             problem = make_problem(family, rng)
         record = {"question": problem.question, "answer": problem.answer}
         if self._block_share is not None:
-            record["response"] = make_trace(problem, rng, self._block_share)
+            record["response"] = make_trace(
+                problem,
+                rng,
+                block_share=self._block_share,
+                slip_share=self._slip_share,
+            )
         return record

@@ -68,15 +68,14 @@ class Experiment:
 
     def policy(self, *, sampling: bool) -> train_state.PolicySettings:
         """The policy of rollouts, or (`sampling` off) the plain one of SFT."""
-        chunks = {
-            "logits_chunk": self.config.model.logits_chunk,
-            "query_chunk": self.config.model.query_chunk,
-        }
-        if not sampling:
-            return train_state.PolicySettings(self.vocab.special_ids, **chunks)
         s = self.settings
+        drawing = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
         return train_state.PolicySettings(
-            self.vocab.special_ids, s.temperature, s.top_k, s.top_p, **chunks
+            special_ids=self.vocab.special_ids,
+            num_tokens=self.vocab.num_tokens,
+            logits_chunk=self.config.model.logits_chunk,
+            query_chunk=self.config.model.query_chunk,
+            **(drawing if sampling else {}),
         )
 
     def key(self, purpose: str, step: int = 0) -> jax.Array:
@@ -103,8 +102,9 @@ class Experiment:
             return checkpoint.restore_params(c.checkpoint.init, self.abstract_params())
         places = sharding.param_shardings(self.model, self.mesh)
         if c.model.path:
-            config = hf.read_config(c.model.path, **_numerics(c.model))
-            params = hf.load_params(c.model.path, config)
+            folder = hf.resolve(c.model.path)
+            config = hf.read_config(folder, **_numerics(c.model))
+            params = hf.load_params(folder, config)
             params, _ = hf.resize_embeddings(
                 params, config, self.tokenizer, self.key("tags")
             )
@@ -138,8 +138,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     """
     check(config)
     if config.model.path:
-        own_tokenizer = tokenizer.load(config.model.path)
-        shape = hf.read_config(config.model.path, **_numerics(config.model))
+        folder = hf.resolve(config.model.path)
+        own_tokenizer = tokenizer.load(folder)
+        shape = hf.read_config(folder, **_numerics(config.model))
         vocab_size = max(shape.vocab_size, own_tokenizer.vocab_size)
     else:
         own_tokenizer = embedded.make_tokenizer()

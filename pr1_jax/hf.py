@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from absl import logging
 from flax import traverse_util
 
 from pr1_jax import hf_tensors
@@ -25,6 +26,31 @@ from pr1_jax.model import ModelConfig
 from pr1_jax.tokenizer import Tokenizer
 
 MODEL_TYPES = ("qwen3", "qwen2", "llama")
+
+
+def resolve(name_or_path: str | os.PathLike) -> Path:
+    """The folder of a local path, or of a hub name after downloading what is needed.
+
+    Raises:
+      ValueError: the hub does not give it; names it and says why, in one line.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    import huggingface_hub  # slow to import, and seldom needed
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+    try:
+        logging.info("downloading %s from the hub", name_or_path)
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(name_or_path), allow_patterns=patterns
+            )
+        )
+    except Exception as error:  # many kinds, network ones among them
+        reason = " ".join(str(error).split())[:200]
+        text = f"{name_or_path} is no local folder, and the hub says: {reason}"
+        raise ValueError(text) from error
 
 
 def read_config(

@@ -14,7 +14,12 @@ AGGREGATIONS = ("token_mean", "response_mean", "constant")
 
 
 def policy_logits(
-    logits, bans, *, special_ids: tuple[int, ...], temperature: float = 1.0
+    logits,
+    bans,
+    *,
+    special_ids: tuple[int, ...],
+    num_tokens: int | None = None,
+    temperature: float = 1.0,
 ):
     """Logits of the policy: divided by the temperature, banned tokens at -1e30.
 
@@ -22,11 +27,15 @@ def policy_logits(
       logits: [..., V] float32.
       bans: [...] int32, bit i set = token `special_ids[i]` is banned here.
       special_ids: ids of the six tags and of EOS.
+      num_tokens: ids from here on are padding of the model's vocabulary, and banned.
       temperature: greater than 0.
     """
     ids = jnp.array(special_ids)
     bits = (bans[..., None] >> jnp.arange(len(special_ids))) & 1
     logits = logits.astype(jnp.float32) / temperature
+    if num_tokens is not None and num_tokens < logits.shape[-1]:
+        padding = jnp.arange(logits.shape[-1]) >= num_tokens
+        logits = jnp.where(padding, NEG_INF, logits)
     return logits.at[..., ids].add(jnp.where(bits == 1, NEG_INF, 0.0))
 
 
@@ -76,6 +85,7 @@ def sequence_logps(
     bans,
     *,
     special_ids: tuple[int, ...],
+    num_tokens: int | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -97,7 +107,11 @@ def sequence_logps(
     def one(args):
         hidden, tokens, bans = args
         logits = policy_logits(
-            head_logits(hidden), bans, special_ids=special_ids, temperature=temperature
+            head_logits(hidden),
+            bans,
+            special_ids=special_ids,
+            num_tokens=num_tokens,
+            temperature=temperature,
         )
         logits = truncated(logits, top_k=top_k, top_p=top_p, keep=tokens)
         return token_logps(logits, tokens), entropy(jax.lax.stop_gradient(logits))

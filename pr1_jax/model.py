@@ -236,6 +236,16 @@ def init_params(config: ModelConfig, key: jax.Array):
     return Decoder(config).init(key, token, token, attend)["params"]
 
 
+def compute_params(config: ModelConfig, params):
+    """Parameters in the dtype that the forward pass computes with.
+
+    It casts matrices and biases wherever it uses them, so casting them once before a
+    loop of many passes changes no value. Norm scales are used in their own dtype.
+    """
+    cast = lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype)
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def unbox(params):
     """Parameters without their logical axis names."""
     return nn.unbox(params)

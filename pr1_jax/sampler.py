@@ -98,10 +98,15 @@ class Sampler:
         )
         self._vocab = vocab
         self._state = None
+        # Half-precision copies for the decode loop, made once a call.
+        casts = config is not None and config.dtype != config.param_dtype
+        cast = jax.jit(functools.partial(model.compute_params, config))
+        self._compute_params = cast if casts else lambda params: params
         self.stats: dict[str, float] = {}
 
     def warm_up(self, params) -> None:
         """Compiles every shape on an idle batch, so that sampling compiles nothing."""
+        params = self._compute_params(params)
         state = self._init()
         prompts = np.zeros(
             (self.prompts_per_prefill, self.settings.max_prompt_tokens), np.int32
@@ -145,6 +150,7 @@ class Sampler:
                     f"prompt {i} has {len(prompt)} tokens; "
                     f"rollout.max_prompt_tokens={limit}"
                 )
+        params = self._compute_params(params)
         run = _Run(prompts, samples, self.rows, self.settings, self._vocab)
         state = self._init() if self._state is None else self._state
         self._state = None  # donated
@@ -152,19 +158,14 @@ class Sampler:
         stepped = useful = 0
         while run.waiting or run.occupied.any():
             began = time.perf_counter()
-            if run.waiting and (
-                (~run.occupied).sum() >= min(self._refill_rows, len(run.waiting))
-            ):
+            while run.wants_refill(self._refill_rows):
                 admitted = run.admit(self.prompts_per_prefill)
                 state = self._start(params, state, key, *admitted)
                 run.live[admitted[1] >= 0, 0] = True
             seconds["prefill"] += time.perf_counter() - began
 
             began = time.perf_counter()
-            stop = self.rows
-            if run.waiting:
-                idle = (~run.occupied).sum()
-                stop = min(self.rows, idle + min(self._refill_rows, len(run.waiting)))
+            stop = min(self.rows, run.idle + run.refill_size(self._refill_rows))
             state, log, taken = self._pick_chunk(run)(params, state, np.int32(stop))
             taken = int(taken)
             useful += run.record(jax.device_get(log), taken)
@@ -229,6 +230,20 @@ class _Run:
         }
         self.count = np.zeros(rows, np.int32)
         self.steps = np.zeros(rows, np.int32)
+
+    @property
+    def idle(self) -> int:
+        """Rows without a response."""
+        return int((~self.occupied).sum())
+
+    def refill_size(self, rows: int) -> int:
+        """Rows that must be free before a refill; all of them when none waits."""
+        waiting = len(self.waiting)
+        return min(rows, waiting) if waiting else len(self.occupied)
+
+    def wants_refill(self, rows: int) -> bool:
+        """Whether enough rows are free to fill them."""
+        return bool(self.waiting) and self.idle >= self.refill_size(rows)
 
     def admit(self, max_prompts: int):
         """Fills free rows from the queue; the arguments of the jitted start."""

@@ -61,6 +61,7 @@ class PolicySettings:
     """What makes logits a policy, and how much of it is held in memory at once."""
 
     special_ids: tuple[int, ...]
+    num_tokens: int | None = None  # ids from here on are padding of the vocabulary
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -167,6 +168,7 @@ def policy_logps(
         batch.tokens[:, 1:],
         batch.bans[:, 1:],
         special_ids=policy.special_ids,
+        num_tokens=policy.num_tokens,
         temperature=policy.temperature or 1.0,
         top_k=policy.top_k,
         top_p=policy.top_p,

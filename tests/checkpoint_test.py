@@ -1,0 +1,177 @@
+"""What is saved comes back, with the position in the data; and what cannot is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax import checkpoint, data, embedded, sources
+from pr1_jax.checkpoint import Checkpoints, Place
+
+PARAMS = {
+    "embedding": jnp.arange(12.0).reshape(4, 3),
+    "layer": {"kernel": jnp.full((3, 2), 0.1, jnp.bfloat16), "norm": jnp.ones(3)},
+}
+
+
+def made_state(seed=0):
+    """A training state: parameters, moments and a counter, of different types."""
+    noisy = lambda x: x + jax.random.normal(jax.random.key(seed), x.shape, x.dtype)
+    params = jax.tree.map(noisy, PARAMS)
+    return {"params": params, "moments": jax.tree.map(noisy, PARAMS), "step": seed + 7}
+
+
+def abstract(tree):
+    """Shapes, dtypes and places of a tree."""
+    tree = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+
+
+def assert_same(got, expected):
+    def same(a, b):
+        assert jnp.asarray(a).dtype == jnp.asarray(b).dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+    jax.tree.map(same, got, expected)
+
+
+def problems(source=None, **settings):
+    source = source or sources.open_source("embedded:hard", "train", seed=0)
+    return data.problem_stream(
+        source,
+        embedded.make_tokenizer(),
+        template="plain",
+        max_prompt_tokens=28,
+        **{"batch_size": 4, "seed": 0, **settings},
+    )
+
+
+def questions(stream, batches):
+    return [[p.question for p in next(stream)] for _ in range(batches)]
+
+
+def saved(folder, *places, keep=2):
+    """A workdir with checkpoints; the state is numbered by its place."""
+    checkpoints = Checkpoints(folder, keep=keep)
+    stream = problems()
+    for i, place in enumerate(places):
+        checkpoints.save(place, made_state(i), stream)
+    checkpoints.close()
+    return folder
+
+
+def test_state_and_position_come_back(tmp_path):
+    stream = problems()
+    before = questions(stream, 3)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() is None
+    checkpoints.save(Place(0, 3), made_state(), stream)
+    after = questions(stream, 3)
+    checkpoints.close()
+
+    checkpoints, stream = Checkpoints(tmp_path), problems()
+    assert checkpoints.latest() == Place(0, 3)
+    state = checkpoints.restore(Place(0, 3), abstract(made_state()), stream)
+    assert_same(state, made_state())
+    assert questions(stream, 3) == after != before
+    checkpoints.close()
+
+
+def test_the_position_in_shuffled_data_with_drops_comes_back(tmp_path):
+    records = sources.open_source("embedded:hard", "train", seed=0, hard_share=0.5)
+    records = [records[i] for i in range(30)]
+    records[3] = {"question": "1 " * 40, "answer": "1"}  # too long: dropped
+    settings = {"source": records, "shuffle": True, "seed": 5, "batch_size": 7}
+    stream = problems(**settings)
+    questions(stream, 6)  # into the second epoch
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(Place(1, 6), made_state(), stream)
+    after, counts = questions(stream, 6), dict(stream.counts)
+    assert counts["prompt_too_long"] >= 2
+    checkpoints.restore(Place(1, 6), abstract(made_state()), stream)
+    assert (questions(stream, 6), dict(stream.counts)) == (after, counts)
+    checkpoints.close()
+
+
+def test_without_an_iterator_the_stream_stays_where_it_is(tmp_path):
+    saved(tmp_path, Place(0, 1))
+    checkpoints = Checkpoints(tmp_path)
+    assert_same(checkpoints.restore(Place(0, 1), abstract(made_state())), made_state())
+    checkpoints.close()
+
+
+def test_the_newest_is_the_furthest_along_the_curriculum(tmp_path):
+    saved(tmp_path, Place(0, 300), Place(1, 2))
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == Place(stage=1, step=2)
+    checkpoints.close()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    places = [Place(0, 8), Place(0, 12), Place(1, 4), Place(1, 6)]
+    saved(tmp_path, *places, keep=2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["01000004", "01000006"]
+    checkpoints = Checkpoints(tmp_path)
+    state = checkpoints.restore(Place(1, 4), abstract(made_state()))
+    assert_same(state, made_state(2))
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints"])
+def test_params_alone_of_another_run(tmp_path, name):
+    saved(tmp_path, Place(0, 2), Place(1, 2))
+    params = checkpoint.restore_params(tmp_path / name, abstract(PARAMS))
+    assert_same(params, made_state(1)["params"])
+
+
+def test_params_are_placed_as_asked(tmp_path):
+    saved(tmp_path, Place(0, 2))
+    mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec("fsdp")
+    wanted = abstract(PARAMS)
+    wanted["embedding"] = jax.ShapeDtypeStruct(
+        (4, 3), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, spec)
+    )
+    params = checkpoint.restore_params(tmp_path, wanted)
+    assert params["embedding"].sharding.spec == spec
+    assert_same(params, made_state()["params"])
+
+
+def test_no_checkpoints_to_start_from(tmp_path):
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"checkpoint.init={path}"):
+            checkpoint.restore_params(path, abstract(PARAMS))
+    assert not list(tmp_path.iterdir())  # nothing is made on the way
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint in it"):
+        checkpoint.restore_params(tmp_path, abstract(PARAMS))
+
+
+def other_shape():
+    return PARAMS | {"embedding": jnp.zeros((5, 3))}
+
+
+def one_more():
+    return PARAMS | {"head": jnp.zeros((4, 3))}
+
+
+def one_less():
+    return {"embedding": PARAMS["embedding"], "layer": {"norm": jnp.ones(3)}}
+
+
+@pytest.mark.parametrize(
+    "wanted, named",
+    [
+        (other_shape(), r"\['embedding'\] has shape \(4, 3\) there and \(5, 3\) here"),
+        (one_more(), r"\['head'\] has shape None there and \(4, 3\) here"),
+        (one_less(), r"\['layer'\]\['kernel'\] has shape \(3, 2\) there and None here"),
+    ],
+)
+def test_checkpoint_of_another_model(tmp_path, wanted, named):
+    saved(tmp_path, Place(0, 2))
+    with pytest.raises(ValueError, match=named) as error:
+        checkpoint.restore_params(tmp_path, abstract(wanted))
+    assert f"checkpoint.init={tmp_path}" in str(error.value)

@@ -1,0 +1,204 @@
+"""Tests of pr1_jax.layout: the spec's example, its rule in other words, bad traces."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pr1_jax import layout, tags
+
+TAG_IDS = {tag: 10 + i for i, tag in enumerate(tags.TAGS)}
+EXAMPLE = (
+    "A <Parallel> <Path> x y </Path> <Path> z </Path> </Parallel> \\n "
+    "<Summary> s </Summary> B"
+)
+TEXT = 3  # any id that is no tag
+
+
+def encode(text):
+    """Token ids of words apart by spaces; whatever is no tag is text."""
+    return [TAG_IDS.get(word, TEXT) for word in text.split()]
+
+
+def parse(text, prompt_length=0):
+    return layout.structured(encode(text), TAG_IDS, prompt_length)
+
+
+def seen_by(parsed, query):
+    return np.flatnonzero(layout.visible(parsed)[query]).tolist()
+
+
+# --- The worked example -------------------------------------------------------------
+
+
+def test_worked_example():
+    parsed = parse(EXAMPLE)
+    positions = [0, 1, 2, 3, 4, 5, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert parsed.positions.tolist() == positions
+    assert parsed.block.tolist() == [0, 0] + [1] * 7 + [0] * 6
+    assert parsed.path.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2] + [0] * 6
+    assert all(x.dtype == np.int32 for x in parsed)
+    visible = layout.visible(parsed)
+    assert visible.dtype == bool and visible.shape == (15, 15)
+    assert seen_by(parsed, 4) == [0, 1, 2, 3, 4]
+    assert seen_by(parsed, 7) == [0, 1, 6, 7]
+    assert seen_by(parsed, 9) == list(range(10))
+    assert seen_by(parsed, 14) == list(range(15))
+
+
+def test_second_block_counts_on_and_hides_only_its_own_siblings():
+    block = "<Parallel> <Path> x </Path> <Path> </Path> </Parallel> \\n <Summary> "
+    parsed = parse(f"{block} </Summary> {block} </Summary>")
+    one = [0, 1, 2, 3, 1, 2, 4, 5, 6, 7]
+    assert parsed.positions.tolist() == one + [8 + p for p in one]
+    assert parsed.block.max() == 2
+    assert seen_by(parsed, 15) == [*range(11), 14, 15]  # </Path> of the empty path
+
+
+def test_prompt_stays_causal_whatever_it_says():
+    # A prompt of 4 tokens; only its length is known here, so tags in it mean nothing.
+    parsed, alone = parse(EXAMPLE, prompt_length=4), parse(EXAMPLE)
+    assert parsed.positions[:4].tolist() == [0, 1, 2, 3]
+    assert (parsed.positions[4:] == alone.positions + 4).all()
+    assert not parsed.block[:4].any() and not parsed.path[:4].any()
+    visible = layout.visible(parsed)
+    assert (visible[:4, :4] == np.tril(np.ones((4, 4), bool))).all()
+    assert visible[4:, :4].all() and not visible[:4, 4:].any()
+    assert (visible[4:, 4:] == layout.visible(alone)).all()
+
+
+def test_empty_response_and_plain_text_are_causal():
+    for text, prompt_length in (("", 0), ("", 3), ("A B C", 2)):
+        parsed = parse(text, prompt_length)
+        plain = layout.causal(prompt_length + len(text.split()))
+        for got, expected in zip(parsed, plain, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+# --- Any well-formed response -------------------------------------------------------
+
+lengths = st.integers(0, 4)
+blocks = st.tuples(st.lists(lengths, min_size=2, max_size=8), lengths)
+# Text tokens, or a block: the text tokens of each of its paths, and of its summary.
+responses = st.lists(st.one_of(st.integers(1, 3), blocks), max_size=5)
+
+
+def spec_reference(response, prompt_length):
+    """Tokens, positions and visibility by the words of spec section 2, slowly.
+
+    A key is hidden from the queries after its own path's end that come before its
+    block's `</Parallel>`; there is no other rule but that no query looks ahead.
+    """
+    tokens, positions = [], list(range(prompt_length))
+    hidden_from = {}  # key -> range of queries
+
+    def write(words, first_position):
+        tokens.extend(encode(words))
+        positions.extend(range(first_position, first_position + len(words.split())))
+        return positions[-1]
+
+    last = prompt_length - 1  # position of the latest main-stream token
+    for part in response:
+        if isinstance(part, int):
+            last = write("x " * part, last + 1)
+            continue
+        paths, summary = part
+        fork = write("<Parallel>", last + 1)
+        ends = []
+        spans = []
+        for length in paths:
+            start = len(positions)
+            ends.append(write("<Path> " + "x " * length + "</Path>", fork + 1))
+            spans.append(range(start, len(positions)))
+        join = len(positions)
+        for span in spans:
+            hidden_from |= {key: range(span.stop, join) for key in span}
+        closing = "</Parallel> \\n <Summary> " + "x " * summary + "</Summary>"
+        last = write(closing, max(ends) + 1)
+    N = len(positions)
+    visible = np.zeros((N, N), bool)
+    for q in range(N):
+        for k in range(q + 1):
+            visible[q, k] = q not in hidden_from.get(k, ())
+    return tokens, positions, visible
+
+
+@settings(max_examples=80, deadline=None)
+@given(responses, st.integers(0, 3))
+def test_positions_and_visibility_follow_the_spec(response, prompt_length):
+    tokens, positions, visible = spec_reference(response, prompt_length)
+    parsed = layout.structured(tokens, TAG_IDS, prompt_length)
+    assert parsed.positions.tolist() == positions
+    np.testing.assert_array_equal(layout.visible(parsed), visible)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    responses.filter(lambda r: any(isinstance(part, tuple) for part in r)), st.data()
+)
+def test_a_response_that_lost_a_tag_is_malformed(response, data):
+    tokens, _, _ = spec_reference(response, 0)
+    lost = data.draw(st.sampled_from([i for i, t in enumerate(tokens) if t != TEXT]))
+    with pytest.raises(ValueError, match="malformed response"):
+        layout.structured(tokens[:lost] + tokens[lost + 1 :], TAG_IDS, 0)
+
+
+# --- Malformed responses ------------------------------------------------------------
+
+PAIR = "<Parallel> <Path> x </Path> <Path> y </Path>"  # tokens 0 to 6
+MALFORMED = {
+    "nested block": (f"A <Parallel> <Path> {PAIR}", "token 3: <Parallel> where text"),
+    "nested path": ("<Parallel> <Path> x <Path>", "token 3: <Path> where text or </P"),
+    "one path": (
+        "<Parallel> <Path> x </Path> </Parallel> \\n <Summary> s </Summary>",
+        "token 4: </Parallel> where <Path> .a block has two or more",
+    ),
+    "no path": ("<Parallel> </Parallel>", "token 1: </Parallel> where <Path> was"),
+    "text before the first path": ("<Parallel> x <Path>", "token 1: text where <Path>"),
+    "text between paths": (
+        "<Parallel> <Path> </Path> x <Path> </Path>",
+        "token 3: text where <Path> .a block has two or more",
+    ),
+    "text after the paths": (
+        f"{PAIR} x </Parallel>",
+        "token 7: text where <Path> or </Parallel> was expected",
+    ),
+    "path outside a block": ("A <Path> x </Path>", "token 1: <Path> where text or <P"),
+    "missing newline": (
+        f"{PAIR} </Parallel> <Summary> s </Summary>",
+        "token 8: <Summary> where the newline",
+    ),
+    "missing summary": (f"{PAIR} </Parallel> \\n B", "token 9: text where <Summary>"),
+    "block in a summary": (
+        f"{PAIR} </Parallel> \\n <Summary> {PAIR}",
+        "token 10: <Parallel> where text or </Summary>",
+    ),
+    "unclosed block": ("A <Parallel>", "the response ends where <Path> was"),
+    "unclosed path": ("<Parallel> <Path> x", "ends where text or </Path> was"),
+    "block without its end": (PAIR, "ends where <Path> or </Parallel> was"),
+    "block without a newline": (f"{PAIR} </Parallel>", "ends where the newline after"),
+    "block without a summary": (f"{PAIR} </Parallel> \\n", "ends where <Summary> was"),
+    "unclosed summary": (
+        f"{PAIR} </Parallel> \\n <Summary> s",
+        "ends where text or </Summary> was",
+    ),
+} | {
+    f"{tag} alone": (f"A B {tag}", f"token 2: {tag} where text or <Parallel> was")
+    for tag in tags.TAGS
+    if tag != tags.PARALLEL
+}
+
+
+@pytest.mark.parametrize("text, reason", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_responses_name_token_and_reason(text, reason):
+    for prompt_length in (0, 5):  # the index is the response's own
+        with pytest.raises(ValueError, match=reason):
+            parse(text, prompt_length)
+
+
+def test_missing_tag_ids_and_negative_prompt_length_are_named():
+    ids = {tag: i for tag, i in TAG_IDS.items() if tag != "</Path>"}
+    with pytest.raises(ValueError, match=r"tag_ids lacks \['</Path>'\]"):
+        layout.structured([TEXT], ids, 0)
+    with pytest.raises(ValueError, match="prompt_length=-1"):
+        layout.structured([TEXT], TAG_IDS, -1)

@@ -1,0 +1,341 @@
+"""Tests of pr1_jax.losses: laws, and small cases worked by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax import losses
+
+SPECIAL_IDS = (3, 7, 1)  # in an order of their own: bit 0 is token 3
+V = 9
+
+
+def random_logits(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 2
+
+
+def policy_of(logits, bans, **kwargs):
+    return losses.policy_logits(
+        jnp.asarray(logits), jnp.asarray(bans), special_ids=SPECIAL_IDS, **kwargs
+    )
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+# --- The policy ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bans, banned", [(0, []), (0b010, [7]), (0b101, [3, 1])])
+def test_banned_tokens_have_no_probability_and_the_rest_share_it(bans, banned):
+    logits = random_logits(4, V)
+    policy = policy_of(logits, [bans] * 4, temperature=0.5)
+    probs = np.asarray(jax.nn.softmax(policy, axis=-1))
+    assert (probs[:, banned] == 0).all()  # exactly
+    logits[:, banned] = -np.inf
+    np.testing.assert_allclose(probs, np.exp(log_softmax(logits / 0.5)), rtol=2e-5)
+    for token in banned:
+        logp = losses.token_logps(policy, jnp.full(4, token))
+        assert (np.exp(logp) == 0).all()
+
+
+def test_bans_are_per_position():
+    policy = policy_of(np.zeros((3, V)), [0b001, 0b000, 0b110])
+    expected = np.zeros((3, V), bool)
+    expected[0, 3] = expected[2, 7] = expected[2, 1] = True
+    np.testing.assert_array_equal(np.asarray(policy) < -1e29, expected)
+
+
+def test_padding_of_the_vocabulary_is_banned():
+    logits = random_logits(2, V)
+    got = policy_of(logits, [0b000, 0b010], num_tokens=6)
+    np.testing.assert_array_equal(np.asarray(got)[:, :6], logits[:, :6])
+    assert (np.asarray(jax.nn.softmax(got))[:, 6:] == 0).all()
+    for num_tokens in (None, V, V + 1):
+        plain = policy_of(logits, [0b000, 0b010])
+        np.testing.assert_array_equal(
+            policy_of(logits, [0b000, 0b010], num_tokens=num_tokens), plain
+        )
+
+
+def test_policy_logits_are_float32():
+    assert policy_of(jnp.zeros((1, V), jnp.bfloat16), [0]).dtype == jnp.float32
+
+
+def truncated_reference(logits, top_k, top_p):
+    """Tokens kept: the likeliest `top_k`; of these, until their mass reaches top_p."""
+    order = np.argsort(-logits)[: top_k or None]
+    probs = np.exp(log_softmax(logits[order].astype(np.float64)))
+    kept, mass = set(), 0.0
+    for token, prob in zip(order, probs):
+        if mass >= top_p:
+            break
+        kept.add(int(token))
+        mass += prob
+    return kept
+
+
+@pytest.mark.parametrize(
+    "top_k, top_p",
+    [(0, 1.0), (3, 1.0), (1, 1.0), (0, 0.6), (0, 1e-6), (4, 0.7), (99, 1.0)],
+)
+def test_truncation_keeps_what_the_plain_definition_keeps(top_k, top_p):
+    logits = random_logits(30, V)
+    got = np.asarray(losses.truncated(jnp.asarray(logits), top_k=top_k, top_p=top_p))
+    for before, after in zip(logits, got):
+        kept = truncated_reference(before, top_k, top_p)
+        assert set(np.flatnonzero(after > -1e29).tolist()) == kept
+        np.testing.assert_array_equal(after[list(kept)], before[list(kept)])
+
+
+def test_truncation_spares_the_named_token_only():
+    logits = jnp.asarray([[0.0, 1.0, 2.0, 3.0]] * 2)
+    keep = jnp.array([0, 3])
+    for limits in ({"top_k": 2}, {"top_p": 0.7}):  # probabilities .03 .09 .24 .64
+        got = np.asarray(losses.truncated(logits, **limits, keep=keep)) > -1e29
+        np.testing.assert_array_equal(got, [[1, 0, 1, 1], [0, 0, 1, 1]])
+
+
+def test_truncation_of_banned_logits_never_brings_them_back():
+    policy = policy_of(random_logits(1, V), [0b111])
+    for limits in ({"top_k": 8}, {"top_p": 0.9999}, {"top_k": 8, "top_p": 0.9999}):
+        probs = jax.nn.softmax(losses.truncated(policy, **limits))
+        assert (np.asarray(probs)[0, list(SPECIAL_IDS)] == 0).all()
+
+
+def test_entropy_is_the_log_of_the_number_of_equal_choices():
+    policy = policy_of(jnp.full((3, V), 4.2), [0, 0b001, 0b111])
+    np.testing.assert_allclose(
+        losses.entropy(policy), np.log([V, V - 1, V - 3]), rtol=1e-6
+    )
+    certain = jnp.zeros((1, V)).at[0, 2].set(60.0)
+    np.testing.assert_allclose(losses.entropy(certain), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("limits", [{}, {"top_k": 4, "top_p": 0.8}])
+def test_sequence_logps_in_chunks_equal_all_at_once(limits):
+    rng = np.random.default_rng(0)
+    hidden, head = random_logits(2, 7, 8), random_logits(V, 8, seed=1) / 2
+    tokens, bans = rng.integers(0, V, (2, 7)), rng.integers(0, 8, (2, 7))
+    bits = (bans[..., None] >> np.arange(3)) & 1
+    banned = np.zeros((2, 7, V), bool)
+    for bit, token in enumerate(SPECIAL_IDS):
+        banned[..., token] = bits[..., bit] == 1
+    tokens = np.where(
+        np.take_along_axis(banned, tokens[..., None], -1)[..., 0], 0, tokens
+    )
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def value_and_gradient(hidden, chunk):
+        def total(hidden):
+            out = losses.sequence_logps(
+                hidden,
+                lambda h: h @ head.T,
+                tokens,
+                bans,
+                special_ids=SPECIAL_IDS,
+                temperature=1.5,
+                chunk=chunk,
+                **limits,
+            )
+            return (out[0] * np.arange(14).reshape(2, 7)).sum() + out[1].sum(), out
+
+        return jax.value_and_grad(total, has_aux=True)(hidden)
+
+    (_, (logps, entropies)), gradient = value_and_gradient(hidden, 0)
+    for chunk in (4, 5):  # neither, and 14 positions, divide
+        (_, out), other = value_and_gradient(hidden, chunk)
+        np.testing.assert_allclose(out[0], logps, atol=1e-5)
+        np.testing.assert_allclose(out[1], entropies, atol=1e-5)
+        np.testing.assert_allclose(other, gradient, atol=1e-4)
+    if not limits:
+        scores = np.where(banned, -np.inf, hidden @ head.T / 1.5)
+        every = log_softmax(scores)
+        expected = np.take_along_axis(every, tokens[..., None], -1)[..., 0]
+        np.testing.assert_allclose(logps, expected, atol=1e-4)
+        finite = np.where(banned, 0.0, every)
+        expected = -(np.exp(every) * finite).sum(-1)
+        np.testing.assert_allclose(entropies, expected, atol=1e-4)
+
+
+# --- Weights and SFT ----------------------------------------------------------------
+
+MASK = np.array([[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]], bool)
+
+
+def test_token_weights_by_hand():
+    weights = functools.partial(losses.token_weights, MASK)
+    np.testing.assert_allclose(weights(), MASK / 3)
+    per_response = [[0, 1 / 4, 1 / 4, 0], [0, 0, 1 / 2, 0], [0] * 4]  # 2 have tokens
+    np.testing.assert_allclose(weights(aggregation="response_mean"), per_response)
+    np.testing.assert_allclose(weights(aggregation="constant", constant=5), MASK / 15)
+
+
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+def test_token_weights_of_nothing_are_zero(aggregation):
+    weights = losses.token_weights(np.zeros((2, 3)), aggregation=aggregation)
+    assert (np.asarray(weights) == 0).all()
+
+
+def test_unknown_aggregation_is_named():
+    with pytest.raises(ValueError, match="aggregation='mean' is not one of"):
+        losses.token_weights(MASK, aggregation="mean")
+
+
+def test_sft_loss_is_the_mean_cross_entropy_of_the_kept_tokens():
+    logps = jnp.log(jnp.array([[0.9, 0.5, 0.25, 0.9], [0.9, 0.9, 0.125, 0.9]]))
+    weights = losses.token_weights(MASK[:2])
+    expected = (1 + 2 + 3) / 3 * np.log(2)
+    np.testing.assert_allclose(losses.sft_loss(logps, weights), expected, rtol=1e-6)
+
+
+# --- Advantages ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize_std", [True, False])
+@pytest.mark.parametrize("value", [0.1, 1.2, -1.0, 1e6 + 0.1])
+def test_equal_rewards_give_exactly_no_advantage(value, normalize_std):
+    for size in (3, 5, 7, 8):
+        got = losses.advantages([[value] * size], normalize_std=normalize_std)
+        assert (np.asarray(got) == 0).all()
+
+
+def test_advantages_by_hand():
+    rewards = [[1.0, -1.0, -1.0, 1.0], [3.0, 0.0, 0.0, 0.0]]
+    centred = np.array([[1, -1, -1, 1], [2.25, -0.75, -0.75, -0.75]])
+    dr_grpo = losses.advantages(rewards, normalize_std=False)
+    np.testing.assert_allclose(dr_grpo, centred, rtol=1e-6)
+    std = np.array([[1.0], [1.6875**0.5]])  # (2.25² + 3 · 0.75²) / 4 = 1.6875
+    np.testing.assert_allclose(losses.advantages(rewards), centred / std, rtol=1e-5)
+
+
+def test_a_group_does_not_touch_another():
+    alone = losses.advantages([[1.0, 0.0, 1.2]])
+    both = losses.advantages([[1.0, 0.0, 1.2], [50.0, -1.0, 0.0]])
+    np.testing.assert_array_equal(both[0], alone[0])
+
+
+# --- GRPO ---------------------------------------------------------------------------
+
+
+def grpo(ratios, advantages, **kwargs):
+    """Loss and metrics of a batch of one token a response, equal weights."""
+    ratios = jnp.asarray(ratios, jnp.float32)[:, None]
+    old = jnp.full_like(ratios, -1.3)
+    weights = jnp.full_like(ratios, 1 / len(ratios))
+    advantages = jnp.asarray(advantages, jnp.float32)
+    return losses.grpo_loss(old + jnp.log(ratios), old, advantages, weights, **kwargs)
+
+
+def test_ratio_one_gives_minus_the_mean_advantage():
+    loss, metrics = grpo([1.0, 1.0, 1.0], [2.0, -1.0, 0.5])
+    np.testing.assert_allclose(loss, -0.5, rtol=1e-6)
+    assert metrics["clip_fraction"] == metrics["ratio_max_error"] == 0
+    assert metrics["approx_kl"] == 0
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, gain, clipped",
+    [
+        (1.5, 2.0, 2.56, True),  # gain is capped at 1 + 0.28
+        (1.25, 2.0, 2.5, False),
+        (0.5, 2.0, 1.0, False),  # a loss of probability is never flattered
+        (0.5, -2.0, -1.6, True),  # capped at 1 - 0.2
+        (0.9, -2.0, -1.8, False),
+        (1.5, -2.0, -3.0, False),
+    ],
+)
+def test_clipping_by_hand(ratio, advantage, gain, clipped):
+    clips = {"clip_low": 0.2, "clip_high": 0.28}
+    loss, metrics = grpo([ratio], [advantage], **clips)
+    np.testing.assert_allclose(loss, -gain, rtol=1e-5)
+    assert metrics["clip_fraction"] == clipped
+    np.testing.assert_allclose(metrics["ratio_max_error"], abs(ratio - 1), rtol=1e-5)
+    k3 = ratio - 1 - np.log(ratio)
+    np.testing.assert_allclose(metrics["approx_kl"], k3, rtol=1e-4)
+    slope = jax.grad(lambda r: grpo([r], [advantage], **clips)[0])(ratio)
+    np.testing.assert_allclose(slope, 0 if clipped else -advantage, rtol=1e-5)
+
+
+def test_weights_choose_what_counts():
+    rng = np.random.default_rng(0)
+    logps, old, ref = rng.normal(-1, 0.1, (3, 2, 4)).astype(np.float32)
+    weights = np.array([[0, 0.5, 0, 0.2], [0, 0, 0.3, 0]], np.float32)
+    masked = weights == 0
+
+    @jax.jit
+    def value_and_gradient(logps, old, ref):
+        loss = lambda logps: losses.grpo_loss(
+            logps, old, jnp.array([1.0, -2.0]), weights, ref_logps=ref, kl_coef=0.1
+        )
+        return jax.value_and_grad(loss, has_aux=True)(logps)
+
+    (loss, metrics), gradient = value_and_gradient(logps, old, ref)
+    assert (np.asarray(gradient)[masked] == 0).all()
+    assert (np.asarray(gradient)[~masked] != 0).all()
+    for garbage in (50.0, -1e9, np.nan):  # what is masked may hold anything
+        other = [np.where(masked, garbage, x) for x in (old, ref)]
+        (same, same_metrics), same_gradient = value_and_gradient(logps, *other)
+        assert same == loss
+        np.testing.assert_array_equal(same_gradient, gradient)
+        jax.tree.map(np.testing.assert_array_equal, same_metrics, metrics)
+
+
+# --- KL -----------------------------------------------------------------------------
+
+
+def test_k3_is_never_negative_and_zero_at_equality():
+    logps = np.linspace(-8, -1e-3, 40, dtype=np.float32)
+    kl = np.asarray(losses.k3_kl(logps[:, None], logps))
+    assert (kl >= -1e-6).all()
+    assert (np.diag(kl) == 0).all()
+    np.testing.assert_allclose(
+        losses.k3_kl(-1.0, -1.0 + np.log(2)), 1 - np.log(2), 1e-5
+    )
+
+
+def test_k3_is_unbiased():
+    """Its mean over the policy's tokens is the KL divergence, computed directly."""
+    policy, reference = log_softmax(random_logits(2, V))
+    mean = (np.exp(policy) * losses.k3_kl(policy, reference)).sum()
+    np.testing.assert_allclose(
+        mean, (np.exp(policy) * (policy - reference)).sum(), 1e-4
+    )
+
+
+def test_kl_gradient_is_that_of_finite_differences():
+    logps = np.array([[-1.0, -2.0, -0.5]])
+    ref = np.array([[-1.4, -1.1, -0.5]], np.float32)
+    weights = np.array([[0.25, 0.75, 1.0]], np.float32)
+
+    def loss(logps):
+        zero = jnp.zeros(1)  # no advantage: the penalty alone
+        return losses.grpo_loss(
+            logps, logps, zero, weights, ref_logps=ref, kl_coef=0.3
+        )[0]
+
+    gradient = jax.grad(loss)(jnp.asarray(logps, jnp.float32))
+    step = 1e-6
+    k3 = lambda x: (weights * (np.exp(ref - x) - 1 - (ref - x)) * 0.3).sum()
+    for i in range(3):
+        shift = step * (np.arange(3) == i)
+        expected = (k3(logps + shift) - k3(logps - shift)) / (2 * step)
+        np.testing.assert_allclose(gradient[0, i], expected, rtol=1e-3, atol=1e-5)
+    assert gradient[0, 2] == 0
+
+
+def test_kl_is_scaled_by_its_coefficient_and_off_by_default():
+    logps, ref = jnp.array([[-1.0]]), jnp.array([[-2.0]])
+    args = logps, logps, jnp.array([2.0]), jnp.ones((1, 1))
+    loss, metrics = losses.grpo_loss(*args, ref_logps=ref, kl_coef=0.5)
+    kl = np.exp(-1.0) - 1 + 1
+    np.testing.assert_allclose(metrics["ref_kl"], kl, rtol=1e-5)
+    np.testing.assert_allclose(loss, -2 + 0.5 * kl, rtol=1e-5)
+    loss, metrics = losses.grpo_loss(*args, ref_logps=ref)
+    assert loss == -2 and "ref_kl" not in metrics
