@@ -44,7 +44,7 @@ class Family:
     max_number: int
 
 
-FAMILIES = {"easy": Family(4, 5, 20), "hard": Family(8, 10, 20)}
+FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(7, 9, 20)}
 
 _WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))
@@ -110,16 +110,16 @@ def scan(
         list. None = a faultless search of at most `MAX_CANDIDATES` numbers.
 
     Returns:
-      Its text, and the pair that it claims to have found, ascending.
+      Its text, and the pair that it claims to have found, in the order claimed.
     """
     numbers = problem.numbers if side == "left" else problem.numbers[::-1]
     text = f"{side} "
     for number in numbers[:MAX_CANDIDATES]:
         if slip and number == slip[0]:
-            return f"{text}{number}+{slip[1]} yes", _ascending(slip)
+            return f"{text}{number}+{slip[1]} yes", slip
         needed = problem.target - number
         if number in problem.pair:
-            return f"{text}{number}+{needed} yes", problem.pair
+            return f"{text}{number}+{needed} yes", (number, needed)
         text += f"{number}+{needed} no "
     return text, None
 
@@ -143,10 +143,6 @@ def make_slip(
     return first, int(rng.choice([n for n in numbers if n != first]))
 
 
-def _ascending(pair: tuple[int, int]) -> tuple[int, int]:
-    return (min(pair), max(pair))
-
-
 def make_trace(
     problem: Problem,
     rng: np.random.Generator,
@@ -157,7 +153,7 @@ def make_trace(
     """A correct response in canonical text; a share of them uses a block.
 
     In a share of the blocks one path ends with a false claim, if its sibling finds the
-    pair.
+    pair. The summary repeats each claim as it was made, once a pair, with its verdict.
     """
     sides = ["left", "right"] if rng.random() < 0.5 else ["right", "left"]
     answer = f"\nFinal Answer: {problem.answer}"
@@ -170,9 +166,12 @@ def make_trace(
     order = rng.permutation(2)
     searches = [scan(problem, sides[i], slip=slips[i]) for i in order]
     paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
-    claims = sorted({claim for _, claim in searches if claim})
-    verdict = lambda claim: " yes" if claim == problem.pair else " no "
-    summary = "".join(f"{x}+{y}{verdict((x, y))}" for x, y in claims)
+    made = [claim for _, claim in searches if claim]
+    claims = {frozenset(claim): claim for claim in made}
+    summary = ""
+    for x, y in claims.values():
+        summary += " " if summary.endswith("yes") else ""
+        summary += f"{x}+{y}" + (" yes" if {x, y} == {*problem.pair} else " no ")
     return (
         f"{tags.PARALLEL}{paths}{tags.END_PARALLEL}\n"
         f"{tags.SUMMARY}{summary}{tags.END_SUMMARY}{answer}"
@@ -195,7 +194,7 @@ class Problems:
         size: int = 2**31 - 1,
         block_share: float | None = None,
         hard_share: float = 0.0,
-        slip_share: float = 0.25,
+        slip_share: float = 0.4,
     ):
         """Raises ValueError for an unknown family or split.
 

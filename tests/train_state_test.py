@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from pr1_jax import layout, model, tags, train_state
+from pr1_jax import attention, layout, model, tags, train_state
 from pr1_jax.trajectory import Trajectory, pack
 
 VOCAB_SIZE, LENGTH, ROWS = 24, 16, 4
@@ -168,6 +168,27 @@ def test_policy_logps_are_of_the_token_itself_under_its_bans():
     assert changed[spot] and changed.sum() == 1
     assert after[spot] > before[spot]
     assert (before[..., 0] == 0).all() and (before[..., 1:] < 0).all()
+
+
+def test_policy_logps_are_of_the_logits_at_the_temperature():
+    batch = jax.tree.map(lambda x: x[0], make_batch())
+    batch = batch.replace(bans=np.zeros_like(batch.bans))
+
+    @jax.jit
+    def logits_of(params):
+        def attend(q, k, v, cache):
+            labels = batch.block, batch.path
+            return attention.label_attention(q, k, v, *labels), cache
+
+        inputs = batch.tokens, batch.positions, attend
+        hidden, _ = model.forward(CONFIG, params, *inputs)
+        return model.logits(params, hidden)
+
+    every = jax.nn.log_softmax(logits_of(random_params())[:, :-1] / POLICY.temperature)
+    tokens = batch.tokens[:, 1:, None]
+    expected = np.take_along_axis(np.asarray(every), tokens, -1)[..., 0]
+    got = policy_logps(random_params(), jax.tree.map(lambda x: x[None], batch))
+    np.testing.assert_allclose(got[0, :, 1:], expected, atol=1e-5)
 
 
 def test_first_update_after_sampling_has_ratio_one():
