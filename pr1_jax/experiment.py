@@ -219,13 +219,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
         if path and looks_local and not pathlib.Path(os.path.expanduser(path)).exists():
             raise FileNotFoundError(f"{name}={path} does not exist")
-    shards = config.mesh
-    if -1 not in shards.values():
-        needed = shards.data * shards.fsdp * shards.tensor
-        if needed != jax.device_count():
+    mesh = sharding.make_mesh(**config.mesh)
+    for name in ("sft.micro_batch_size", "rl.micro_batch_size"):
+        if field(config, name) % sharding.batch_shards(mesh):
             raise ValueError(
-                f"mesh={dict(shards)} needs {needed} devices; there are "
-                f"{jax.device_count()}"
+                f"{name}={field(config, name)} cannot be split over "
+                f"{sharding.batch_shards(mesh)} devices (mesh={dict(config.mesh)})"
             )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import data, rewards, rollout, sources, train_state
+from pr1_jax import data, rewards, rollout, sharding, sources, train_state
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
 from pr1_jax.trajectory import Batch, Trajectory, bucket_for, pack
@@ -76,6 +76,7 @@ class _Updater:
         wanted = {}
         for n in self._lengths:
             batch = self._pack([None] * self.mini_batch, np.zeros(self.mini_batch), n)
+            batch = self._put(batch)
             ref = batch.old_logps if self._reference is not None else None
             wanted["update", n] = (update, state, batch, ref)
             if needs_logps:
@@ -100,6 +101,11 @@ class _Updater:
         size = c.rl.micro_batch_size
         return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
 
+    def _put(self, tree):
+        """Splits micro-batches over the mesh."""
+        place = sharding.batch_sharding(self._experiment.mesh, axis=1)
+        return jax.device_put(tree, place)
+
     def mini_batches(
         self,
         params: Any,
@@ -121,7 +127,7 @@ class _Updater:
             n = bucket_for(longest, self._lengths)
             batch, ref = self._pack(picked, advantages[chosen], n), None
             if self.recomputes:
-                old = np.asarray(self._compiled["logps", n](params, batch))
+                old = np.asarray(self._compiled["logps", n](params, self._put(batch)))
                 sampled, shape = batch.old_logps, batch.loss_mask.shape
                 later = np.zeros((len(picked), n), bool)  # second and later paths
                 forced = np.zeros((len(picked), n), bool)
@@ -136,8 +142,9 @@ class _Updater:
                 batch = batch.replace(
                     old_logps=np.where(batch.loss_mask, old, 0.0).reshape(shape)
                 )
+            batch = self._put(batch)
             if self._reference is not None:
-                ref = self._compiled["logps", n](self._reference, batch)
+                ref = self._put(self._compiled["logps", n](self._reference, batch))
             out.append((n, batch, ref))
         return out, _gap_metrics(gaps) if self.recomputes else {}
 

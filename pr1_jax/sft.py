@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from pr1_jax import data, sources, train_state
+from pr1_jax import data, sharding, sources, train_state
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
 from pr1_jax.trajectory import Batch, Trajectory, bucket_for, pack
@@ -46,7 +46,8 @@ def make_batch(
         traces, length, variant=experiment.config.variant, train_on_forced=True
     )
     size = experiment.config.sft.micro_batch_size
-    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+    batch = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+    return jax.device_put(batch, sharding.batch_sharding(experiment.mesh, axis=1))
 
 
 def run_stage(experiment: Experiment, run: Run, stage: int) -> None:

@@ -42,7 +42,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if -1 in sizes:
         sizes[sizes.index(-1)] = devices // -math.prod(sizes)
     if math.prod(sizes) != devices:
-        raise ValueError(f"{text} does not divide {devices} devices")
+        raise ValueError(f"{text}: they do not multiply to {devices} devices")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

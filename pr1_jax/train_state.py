@@ -5,6 +5,7 @@ made for the whole batch first, so micro-batches, and shards, only add up.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -89,7 +90,9 @@ def make_optimizer(
         parts.append(optax.clip_by_global_norm(settings.clip_norm))
     parts.append(optax.scale_by_adam(settings.b1, settings.b2, settings.eps))
     if settings.weight_decay:
-        matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+        # By name: stacked norm scales and biases have two axes as well.
+        decays = lambda path, _: path[-1].key in ("kernel", "embedding", "head")
+        matrices = functools.partial(jax.tree_util.tree_map_with_path, decays)
         parts.append(optax.add_decayed_weights(settings.weight_decay, matrices))
     if settings.tag_lr_multiplier != 1.0:
         parts.append(_scale_rows(tag_ids, settings.tag_lr_multiplier))
@@ -267,7 +270,7 @@ def _update(state, loss_fn, inputs, optimizer):
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = sums | maxima
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["skipped"] = (~opt_state.last_finite).astype(jnp.float32)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), loss, metrics

@@ -90,6 +90,8 @@ def test_the_position_in_shuffled_data_with_drops_comes_back(tmp_path):
     checkpoints.save(Place(1, 6), made_state(), stream)
     after, counts = questions(stream, 6), dict(stream.counts)
     assert counts["prompt_too_long"] >= 2
+    checkpoints.close()  # saving goes on in the background until then
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.restore(Place(1, 6), abstract(made_state()), stream)
     assert (questions(stream, 6), dict(stream.counts)) == (after, counts)
     checkpoints.close()

@@ -110,10 +110,10 @@ def test_mesh_takes_all_devices(sizes, shape):
 @pytest.mark.parametrize(
     "sizes, reason",
     [
-        ((3, 1, 1), "does not divide 8 devices"),
-        ((-1, 3, 1), "does not divide 8 devices"),
-        ((-1, 16, 1), "does not divide 8 devices"),
-        ((2, 2, 1), "does not divide 8 devices"),
+        ((3, 1, 1), "do not multiply to 8 devices"),
+        ((-1, 3, 1), "do not multiply to 8 devices"),
+        ((-1, 16, 1), "do not multiply to 8 devices"),
+        ((2, 2, 1), "do not multiply to 8 devices"),
         ((-1, -1, 1), "one of them may be -1"),
         ((0, 1, 1), "must be positive"),
         ((-1, 1, -2), "must be positive"),

@@ -318,3 +318,27 @@ def test_unknown_schedule_is_named():
         train_state.OptimizerSettings(
             lr=1.0, steps=1, schedule="linear"
         ).learning_rate()
+
+
+def test_weight_decay_spares_norms_and_biases():
+    config = model.ModelConfig(
+        vocab_size=24,
+        num_layers=2,
+        width=32,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_width=48,
+        qkv_bias=True,
+        scan_layers=True,
+    )
+    optimizer = train_state.make_optimizer(
+        train_state.OptimizerSettings(lr=1.0, steps=10, weight_decay=0.1)
+    )
+    init = lambda: model.unbox(model.init_params(config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), jax.eval_shape(init))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        spared = path[-1].key in ("scale", "bias")
+        np.testing.assert_allclose(update, 0.0 if spared else -0.1, rtol=1e-6)
