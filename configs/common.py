@@ -45,8 +45,8 @@ def get_config(
     c.data.eval_seed = 0
     c.data.template = "plain"  # or "instruction", "chat"
     c.data.columns = ml_collections.ConfigDict()  # field -> column, where they differ
-    c.data.block_share = 0.5  # embedded traces with a block
-    c.data.hard_share = 0.05  # embedded traces of the hard family
+    c.data.block_share = 0.8  # embedded traces with a block
+    c.data.hard_share = 0.0  # embedded traces of the hard family
 
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2
@@ -56,7 +56,7 @@ def get_config(
     c.rollout.min_path_tokens = 10
     c.rollout.max_path_tokens = 28  # 0 = as the plan allows
     c.rollout.max_summary_tokens = 8  # 0 = as the plan allows
-    c.rollout.summary_reserve = 6
+    c.rollout.summary_reserve = 8
     c.rollout.answer_reserve = 6
     c.rollout.temperature = 1.0
     c.rollout.top_k = 0  # 0 = no limit
@@ -89,7 +89,7 @@ def get_config(
     c.rl.group_size = 8  # responses to a prompt
     c.rl.mini_batches = 2  # updates a step
     c.rl.micro_batch_size = 32  # responses
-    c.rl.lr = 3e-4
+    c.rl.lr = 1.5e-4
     c.rl.lr_schedule = "constant"
     c.rl.warmup_share = 0.0
     c.rl.clip_low = 0.2

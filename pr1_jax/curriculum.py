@@ -90,7 +90,7 @@ def _report(current: Run) -> None:
                 f"{_percent(e, 'accuracy_low')} to {_percent(e, 'accuracy_high')}"
             ),
         ),
-        ("<Parallel> banned", lambda e: _percent(e, "accuracy_banned")),
+        ("blocks banned", lambda e: _percent(e, "accuracy_banned")),
         ("parallel ratio", lambda e: _percent(e, "parallel_ratio")),
         ("tokens", lambda e: f"{e['eval/total_tokens']:.1f}"),
         ("steps", lambda e: f"{e['eval/sequential_steps']:.1f}"),

@@ -7,14 +7,13 @@ answered with their difference, which cannot be guessed without the pair:
     Which two add to 37? 12 7 25 9 30 4        Final Answer: 13
 
 A way to the answer scans the list, names for each number what it would need, and says
-whether the list has it. The two paths of a cold-start block scan from opposite ends:
-two different searches of different length, each of which says whether it succeeded; a
-path gives up after `MAX_CANDIDATES` numbers, and then only its sibling may have the
-answer. As in real traces a path now and then slips and claims a pair that is none; the
-summary checks every claim and keeps the right one:
+whether the list has it. The two paths of a cold-start block scan from opposite ends,
+each one half of the list: two different searches, each of which says whether it
+succeeded. One of them always does, and often only one. The summary says which found
+the pair (`left`, `right` or `both`):
 
-    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+9 yes</Path></Parallel>
-    <Summary>9+30 no 12+25 yes</Summary>
+    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no 9+28 no </Path></Parallel>
+    <Summary>left 12+25</Summary>
     Final Answer: 13
 
 Why this and not, say, simultaneous congruences: lists give an endless supply of
@@ -30,7 +29,6 @@ import numpy as np
 
 from pr1_jax import tags, tokenizer
 
-MAX_CANDIDATES = 6  # a path of a trace gives up after so many numbers
 SPLITS = ("train", "eval")
 _EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 
@@ -44,15 +42,15 @@ class Family:
     max_number: int
 
 
-FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(7, 9, 20)}
+FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(8, 10, 20)}
 
-_WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ")
+_WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "both ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))
-_PATTERN = r"Which two add to |Final Answer: |left |right | no | yes|\? |\d+|."
+_PATTERN = r"Which two add to |Final Answer: |left |right |both | no | yes|\? |\d+|."
 
 
 def make_tokenizer() -> tokenizer.Tokenizer:
-    """The word-level tokenizer of the embedded problems: 118 tokens, tags included."""
+    """The word-level tokenizer of the embedded problems: 119 tokens, tags included."""
     return tokenizer.from_words(_WORDS, pattern=_PATTERN + r"|\n")
 
 
@@ -100,23 +98,20 @@ def make_problem(family: Family, rng: np.random.Generator) -> Problem:
 
 
 def scan(
-    problem: Problem, side: str, *, slip: tuple[int, int] | None = None
+    problem: Problem, side: str, limit: int | None = None
 ) -> tuple[str, tuple[int, int] | None]:
     """A search from one side of the list.
 
     Args:
       side: `left` or `right`.
-      slip: a false claim to end with, instead of the pair; its first number is in the
-        list. None = a faultless search of at most `MAX_CANDIDATES` numbers.
+      limit: gives up after so many numbers; None = after the last.
 
     Returns:
-      Its text, and the pair that it claims to have found, in the order claimed.
+      Its text, and the pair in the order in which it was found, or None.
     """
     numbers = problem.numbers if side == "left" else problem.numbers[::-1]
     text = f"{side} "
-    for number in numbers[:MAX_CANDIDATES]:
-        if slip and number == slip[0]:
-            return f"{text}{number}+{slip[1]} yes", slip
+    for number in numbers[:limit]:
         needed = problem.target - number
         if number in problem.pair:
             return f"{text}{number}+{needed} yes", (number, needed)
@@ -124,57 +119,21 @@ def scan(
     return text, None
 
 
-def make_slip(
-    problem: Problem, side: str, rng: np.random.Generator
-) -> tuple[int, int] | None:
-    """A false claim at a number that a search passes before it finds the pair.
-
-    Either the second number is right but not in the list, or it is in the list but
-    the sum is wrong. None where the search finds the pair at once.
-    """
-    numbers = problem.numbers if side == "left" else problem.numbers[::-1]
-    found = min(numbers.index(number) for number in problem.pair)
-    if not found:
-        return None
-    first = int(rng.choice(numbers[: min(found, MAX_CANDIDATES)]))
-    needed = problem.target - first
-    if rng.random() < 0.5 and needed > 0:
-        return first, needed
-    return first, int(rng.choice([n for n in numbers if n != first]))
-
-
-def make_trace(
-    problem: Problem,
-    rng: np.random.Generator,
-    *,
-    block_share: float,
-    slip_share: float,
-) -> str:
-    """A correct response in canonical text; a share of them uses a block.
-
-    In a share of the blocks one path ends with a false claim, if its sibling finds the
-    pair. The summary repeats each claim as it was made, once a pair, with its verdict.
-    """
+def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -> str:
+    """A correct response in canonical text; a share of them uses a block."""
     sides = ["left", "right"] if rng.random() < 0.5 else ["right", "left"]
     answer = f"\nFinal Answer: {problem.answer}"
     if rng.random() >= block_share:
-        found = [scan(problem, side) for side in sides]
-        return next(text for text, claim in found if claim) + answer
-    slips = [None, None]
-    if rng.random() < slip_share and scan(problem, sides[1])[1]:
-        slips[0] = make_slip(problem, sides[0], rng)
-    order = rng.permutation(2)
-    searches = [scan(problem, sides[i], slip=slips[i]) for i in order]
+        return scan(problem, sides[0])[0] + answer
+    half = (len(problem.numbers) + 1) // 2
+    searches = [scan(problem, side, half) for side in sides]
     paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
-    made = [claim for _, claim in searches if claim]
-    claims = {frozenset(claim): claim for claim in made}
-    summary = ""
-    for x, y in claims.values():
-        summary += " " if summary.endswith("yes") else ""
-        summary += f"{x}+{y}" + (" yes" if {x, y} == {*problem.pair} else " no ")
+    found = [(side, pair) for side, (_, pair) in zip(sides, searches) if pair]
+    side, pair = found[0]
+    who = "both" if len(found) == 2 else side
     return (
         f"{tags.PARALLEL}{paths}{tags.END_PARALLEL}\n"
-        f"{tags.SUMMARY}{summary}{tags.END_SUMMARY}{answer}"
+        f"{tags.SUMMARY}{who} {pair[0]}+{pair[1]}{tags.END_SUMMARY}{answer}"
     )
 
 
@@ -194,7 +153,6 @@ class Problems:
         size: int = 2**31 - 1,
         block_share: float | None = None,
         hard_share: float = 0.0,
-        slip_share: float = 0.4,
     ):
         """Raises ValueError for an unknown family or split.
 
@@ -202,7 +160,6 @@ class Problems:
           size: number of records; the default is as good as endless.
           block_share: share of traces with a block; None = no traces.
           hard_share: share of records that are of the hard family instead.
-          slip_share: share of blocks in which one path ends with a false claim.
         """
         for name, value, known in (
             ("family", family, tuple(FAMILIES)),
@@ -212,7 +169,6 @@ class Problems:
                 raise ValueError(f"data.{name}={value!r} is not one of {known}")
         self._family, self._split, self._seed, self._size = family, split, seed, size
         self._block_share, self._hard_share = block_share, hard_share
-        self._slip_share = slip_share
 
     def __len__(self) -> int:
         return self._size
@@ -230,10 +186,5 @@ class Problems:
             problem = make_problem(family, rng)
         record = {"question": problem.question, "answer": problem.answer}
         if self._block_share is not None:
-            record["response"] = make_trace(
-                problem,
-                rng,
-                block_share=self._block_share,
-                slip_share=self._slip_share,
-            )
+            record["response"] = make_trace(problem, rng, self._block_share)
         return record

@@ -101,9 +101,12 @@ class Run:
     def say(self, text: Any) -> None:
         """Prints a line, or a table, on process 0."""
         # An explicit `force_terminal` keeps FORCE_COLOR from colouring a pipe.
+        terminal = sys.stdout.isatty()
         rich.console.Console(
-            force_terminal=sys.stdout.isatty(), quiet=not self._main, soft_wrap=True
-        ).print(text)
+            force_terminal=terminal,
+            quiet=not self._main,
+            width=None if terminal else 100,
+        ).print(text, soft_wrap=isinstance(text, str))
 
     def begin(self, stage: int, optimizer: Any, stream: Any) -> tuple[Any, int]:
         """State at the start of a stage, or where it was left; moves `stream` there.

@@ -253,7 +253,7 @@ WRONG = [
     ({"data__template": "fancy"}, "data.template='fancy'"),
     ({"eval__problems": 0}, "eval.problems=0"),
     ({"eval__samples": 0}, "eval.samples=0"),
-    ({"mesh__data": 3}, "'data': 3"),
+    ({"mesh__data": 3}, "mesh.data=3"),
     ({"mesh__fsdp": 3}, "mesh.fsdp=3"),
     ({"mesh__fsdp": -1}, "mesh.fsdp=-1"),
     ({"variant": "both"}, "variant='both'"),

@@ -324,11 +324,12 @@ def without_times(line):
 def test_stopping_anywhere_and_going_on_equals_never_stopping(full, launch, tmp_path):
     has = lambda stage, step: any(x["step"] >= step for x in lines(tmp_path, stage))
     last_of_sft = tmp_path / "checkpoints" / f"{SFT_STEPS:08d}"
+    first_of_rl = tmp_path / "checkpoints" / f"{10**6 + 2:08d}"
     for reached in (
         lambda: has("sft", SFT_STEPS // 2),  # in the middle of SFT
         last_of_sft.exists,  # before the evaluation after SFT
         lambda: has("eval_1_sft", 0),  # before the first checkpoint of RL
-        lambda: has("rl", RL_STEPS // 2),  # in the middle of RL
+        first_of_rl.exists,  # in the middle of RL: saving holds up the later steps
     ):
         killed(launch(tmp_path, f"--config={ALTERNATING}", *LEARNS), reached)
         assert not curriculum.is_finished(tmp_path)
@@ -423,6 +424,8 @@ def test_smoke_goes_through_all_stages(name, launch, tmp_path):
 
 # --- Switches of the RL stage -------------------------------------------------------
 
+RESPONSE_TOKENS = 110
+
 
 @pytest.fixture(scope="module")
 def rl_steps(tmp_path_factory):
@@ -439,8 +442,12 @@ def rl_steps(tmp_path_factory):
         config.data.rl = config.data.eval = "embedded:easy"
         config.reward.schedule = "accuracy"
         config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
-        config.rollout.max_response_tokens = 70
-        config.model.length_buckets = (98,)
+        # Room for a block nearly anywhere: a random model opens one in 100 tokens.
+        config.rollout.update(min_path_tokens=3, max_path_tokens=8)
+        config.rollout.max_response_tokens = RESPONSE_TOKENS
+        config.model.length_buckets = (
+            config.rollout.max_prompt_tokens + RESPONSE_TOKENS,
+        )
         config.rl.update(steps=1, group_size=4, micro_batch_size=8, mini_batches=1)
         config.rl.update(switches)
         config.rollout.update(rollout)
@@ -502,27 +509,33 @@ def test_forced_tokens_are_trained_on_when_asked(rl_steps, plain):
     assert difference(moved, plain[2]) > 1e-6
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "response_mean", "constant"])
-def test_aggregation_by_hand(rl_steps, aggregation):
+@pytest.mark.parametrize(
+    "aggregation, normalize_std",
+    [
+        ("token_mean", True),
+        ("token_mean", False),
+        ("response_mean", True),
+        ("constant", True),
+    ],
+)
+def test_loss_of_the_first_update_by_hand(rl_steps, aggregation, normalize_std):
     # Without blocks every token is in the loss, and all ratios are 1.
-    (line,), sampled, _ = rl_steps({"aggregation": aggregation}, max_blocks=0)
+    switches = {"aggregation": aggregation, "normalize_std": normalize_std}
+    third = lambda text: len(text) % 3 == 0
+    (line,), sampled, _ = rl_steps(switches, third, max_blocks=0)
     values = np.array([r["reward"] for r in sampled]).reshape(PROMPTS, 4)
     centred = values - values.mean(axis=1, keepdims=True)
-    advantages = (centred / (values.std(axis=1, keepdims=True) + 1e-6)).ravel()
+    spread = values.std(axis=1, keepdims=True) + 1e-6
+    assert ((spread > 0.1) & (spread < 0.9)).any()  # so that the division shows
+    advantages = (centred / spread if normalize_std else centred).ravel()
     tokens = np.array([r["total_tokens"] for r in sampled])
     assert len(set(tokens)) > 2 and np.ptp(advantages) > 0
     expected = {
         "token_mean": (advantages * tokens).sum() / tokens.sum(),
         "response_mean": advantages.mean(),
-        "constant": (advantages * tokens).sum() / (len(tokens) * 70),
+        "constant": (advantages * tokens).sum() / (len(tokens) * RESPONSE_TOKENS),
     }
     assert line["loss/grpo"] == pytest.approx(-expected[aggregation], abs=1e-5)
-
-
-def test_advantages_without_division(rl_steps, plain):
-    (line,), sampled, _ = rl_steps({"normalize_std": False})
-    assert sampled == plain[1]
-    assert 0 < line["optim/grad_norm"] < plain[0][0]["optim/grad_norm"]
 
 
 def test_two_mini_batches_make_two_updates(rl_steps, plain):
@@ -533,15 +546,15 @@ def test_two_mini_batches_make_two_updates(rl_steps, plain):
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(rl_steps):
-    # About one response in four is right: groups of four often have no signal.
-    rarely = lambda text: sum(map(ord, text)) % 5 == 0
+    # About one response in twelve is right: most groups of four have no signal.
+    rarely = lambda text: sum(map(ord, text)) % 12 == 0
     (line,), _, _ = rl_steps({}, rarely)
     assert line["rollout/degenerate_groups"] > 0
     assert line["rollout/sampling_rounds"] == 1
-    dynamic = {"dynamic_sampling": True, "dynamic_sampling_rounds": 8}
+    dynamic = {"dynamic_sampling": True, "dynamic_sampling_rounds": 30}
     (line,), sampled, _ = rl_steps(dynamic, rarely)
     assert line["rollout/degenerate_groups"] == 0
-    assert 1 < line["rollout/sampling_rounds"] <= 8
+    assert 1 < line["rollout/sampling_rounds"] <= 30
     assert len(sampled) == PROMPTS * 4
     for i in range(0, len(sampled), 4):
         group = sampled[i : i + 4]

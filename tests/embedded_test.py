@@ -38,6 +38,11 @@ def paths_of(response):
     return re.findall("<Path>(.*?)</Path>", response)
 
 
+def half(numbers):
+    """How many numbers one path may look at: together they see the whole list."""
+    return (len(numbers) + 1) // 2
+
+
 def tried(path):
     """The (number, needed) that a path names, and whether it claims to be done."""
     named = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\+(-?\d+)", path)]
@@ -126,13 +131,13 @@ def test_the_two_paths_scan_from_opposite_ends(family):
             candidates = [number for number, _ in tried(path)[0]]
             scanned = numbers if side == "left" else numbers[::-1]
             assert candidates == list(scanned[: len(candidates)])
-            assert 1 <= len(candidates) <= embedded.MAX_CANDIDATES
+            assert 1 <= len(candidates) <= half(numbers)
     assert orders == {("left", "right"), ("right", "left")}
 
 
 def test_a_path_ends_where_it_claims_the_pair_and_only_there():
     for record in records(block_share=1.0):
-        target, _ = parse(record["question"])
+        target, numbers = parse(record["question"])
         pair = pair_of(record["question"])
         for path in paths_of(record["response"]):
             named, claims = tried(path)
@@ -142,16 +147,28 @@ def test_a_path_ends_where_it_claims_the_pair_and_only_there():
                 assert number + needed == target
                 assert number not in pair
             if not claims:
-                assert len(named) == embedded.MAX_CANDIDATES
+                assert len(named) == half(numbers)
 
 
-def test_some_path_of_every_block_finds_the_pair_and_the_summary_names_it():
-    for record in records(block_share=1.0):
+def test_the_summary_says_which_paths_found_the_pair():
+    said = collections.Counter()
+    for record in records(block_share=1.0, n=1000):
         pair = sorted(pair_of(record["question"]))
-        ends = [tried(path) for path in paths_of(record["response"])]
-        assert pair in [sorted(named[-1]) for named, claims in ends if claims]
+        found = {
+            path.split()[0]: sorted(named[-1])
+            for path in paths_of(record["response"])
+            for named, claims in [tried(path)]
+            if claims
+        }
+        assert found and all(claim == pair for claim in found.values())
         (summary,) = re.findall("<Summary>(.*)</Summary>", record["response"])
-        assert pair in [sorted(named) for named in tried(summary)[0]]
+        who, _, claim = summary.partition(" ")
+        assert who == ("both" if len(found) == 2 else next(iter(found)))
+        assert sorted(map(int, claim.split("+"))) == pair
+        said[who] += 1
+    # Neither path alone would do: each is needed in a good part of the blocks.
+    assert set(said) == {"left", "right", "both"}
+    assert min(said.values()) > 150
 
 
 def test_tokens_spell_the_text_and_tags_are_one_each():
