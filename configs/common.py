@@ -35,7 +35,7 @@ def get_config(
     c.model.remat = False  # recompute layers in the backward pass
     c.model.query_chunk = 512  # queries whose attention scores are held at once
     c.model.logits_chunk = 0  # positions whose logits are held at once; 0 = all
-    c.model.length_buckets = (56, 72, 88, 108)  # padded training lengths, with prompt
+    c.model.length_buckets = (60, 76, 92, 108)  # padded training lengths, with prompt
 
     c.data = ml_collections.ConfigDict()
     c.data.sft = "embedded:easy"  # traces
@@ -44,8 +44,11 @@ def get_config(
     c.data.seed = 0
     c.data.eval_seed = 0
     c.data.template = "plain"  # or "instruction", "chat"
-    c.data.columns = ml_collections.ConfigDict()  # field -> column, where they differ
-    c.data.block_share = 0.8  # embedded traces with a block
+    c.data.columns = ml_collections.ConfigDict()  # names in the data; "" = the same
+    c.data.columns.question = ""
+    c.data.columns.answer = ""
+    c.data.columns.response = ""
+    c.data.block_share = 0.9  # embedded traces with a block
     c.data.hard_share = 0.0  # embedded traces of the hard family
 
     c.rollout = ml_collections.ConfigDict()
@@ -76,7 +79,7 @@ def get_config(
     c.reward.timeout_sec = 3.0  # for one answer
 
     c.sft = ml_collections.ConfigDict()
-    c.sft.steps = 300
+    c.sft.steps = 500
     c.sft.batch_size = 64  # traces
     c.sft.micro_batch_size = 32
     c.sft.lr = 3e-3
@@ -86,7 +89,7 @@ def get_config(
     c.rl = ml_collections.ConfigDict()
     c.rl.steps = 80
     c.rl.prompts_per_step = 16
-    c.rl.group_size = 8  # responses to a prompt
+    c.rl.group_size = 16  # responses to a prompt
     c.rl.mini_batches = 2  # updates a step
     c.rl.micro_batch_size = 32  # responses
     c.rl.lr = 1.5e-4

@@ -74,38 +74,39 @@ def restore_params(path: str | os.PathLike[str], abstract_params: Any) -> Any:
     """Parameters alone, from the newest checkpoint of another run's workdir.
 
     Raises:
+      FileNotFoundError, ValueError: as `check_params`.
+    """
+    folder = check_params(path, abstract_params)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_params)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(
+                item={"params": abstract_params},
+                restore_args={"params": restore_args},
+                partial_restore=True,
+            ),
+        )
+    return restored["params"]
+
+
+def check_params(path: str | os.PathLike[str], abstract_params: Any) -> pathlib.Path:
+    """Folder of the newest state in a run's workdir; reads no parameters.
+
+    Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: it is of another model; names the first parameter that differs.
     """
     folder = pathlib.Path(path).absolute()
     folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"checkpoint.init={path}: no folder {folder}")
-    options = ocp.CheckpointManagerOptions(step_name_format=_NAMES, read_only=True)
-    handlers = {"state": ocp.PyTreeCheckpointHandler()}
-    with ocp.CheckpointManager(
-        folder, options=options, item_handlers=handlers
-    ) as manager:
-        if manager.latest_step() is None:
-            raise FileNotFoundError(f"checkpoint.init={path}: no checkpoint in it")
-        number = manager.latest_step()
-        metadata = manager.item_metadata(number)["state"]["params"]
-        _check_same(metadata, abstract_params, path)
-        restored = manager.restore(
-            number,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item={"params": abstract_params},
-                    restore_args={
-                        "params": ocp.checkpoint_utils.construct_restore_args(
-                            abstract_params
-                        )
-                    },
-                    partial_restore=True,
-                )
-            ),
-        )
-    return restored["state"]["params"]
+    steps = [step.step for step in _NAMES.find_all(folder)] if folder.is_dir() else []
+    if not steps:
+        raise FileNotFoundError(f"checkpoint.init={path}: no checkpoint in {folder}")
+    state = _NAMES.find_step(folder, max(steps)).path / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved = checkpointer.metadata(state).item_metadata.tree["params"]
+    _check_same(saved, abstract_params, path)
+    return pathlib.Path(state)
 
 
 def _check_same(saved: Any, wanted: Any, path: str | os.PathLike[str]) -> None:

@@ -22,16 +22,22 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, A
       ValueError, FileNotFoundError: names the field and its value.
     """
     made = experiment.build(config)
-    for stage in config.stages:
+    readers = {
+        stage: lambda stage=stage: next(_STAGES[stage].open_stream(made))
+        for stage in config.stages
+    }
+    readers["eval"] = lambda: evaluate.problems(made)
+    for name, read in readers.items():
         try:
-            next(_STAGES[stage].open_stream(made))
-        except ValueError as error:
-            source = getattr(config.data, stage)
-            limit = config.rollout.max_prompt_tokens
-            raise ValueError(
-                f"data.{stage}={source} under rollout.max_prompt_tokens={limit}: {error}"
-            ) from error
-    return made, evaluate.problems(made)
+            found = read()
+        except (ValueError, FileNotFoundError) as error:
+            limits = ", ".join(
+                f"rollout.{limit}={config.rollout[limit]}"
+                for limit in ("max_prompt_tokens", "max_response_tokens")
+            )
+            message = f"data.{name}={config.data[name]} ({limits}): {error}"
+            raise type(error)(message) from error
+    return made, found
 
 
 def is_finished(workdir: str) -> bool:

@@ -36,8 +36,10 @@ INSTRUCTION = (
     "none. End with one line of the form Final Answer: …"
 )
 
-# After so many drops in a row an endless source is taken to hold nothing of use.
+# After so many drops in a row an endless source is taken to hold nothing of use; after
+# fewer of them if none of its records was of use before.
 _MAX_DROPS = 50_000
+_MAX_FIRST_DROPS = 2_000
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=128)
 
 T = TypeVar("T")
@@ -120,8 +122,7 @@ class Stream(grain.DatasetIterator[list[T]]):
         self._batch_size = batch_size * process_count
         self._shard = slice(process_index, None, process_count)
         self._log = process_index == 0
-        # Whole epochs differ in order: only two hold every record in any case.
-        self._max_drops = min(2 * len(source), _MAX_DROPS)
+        self._records = len(source)
 
     @property
     def iterator(self) -> grain.DatasetIterator:
@@ -134,7 +135,7 @@ class Stream(grain.DatasetIterator[list[T]]):
         for item in self._parent:
             if isinstance(item, _Dropped):
                 drops += 1
-                self._drop(item, drops)
+                self._drop(item, drops, useful=bool(self._items or batch))
                 continue
             drops = 0
             batch.append(item)
@@ -161,9 +162,11 @@ class Stream(grain.DatasetIterator[list[T]]):
         self.counts = Counter(state["counts"])
         self._items = state["items"]
 
-    def _drop(self, item: "_Dropped", drops: int) -> None:
+    def _drop(self, item: "_Dropped", drops: int, *, useful: bool) -> None:
         _count(self.counts, item, log=self._log)
-        if drops >= self._max_drops:
+        limit = _MAX_DROPS if useful else _MAX_FIRST_DROPS
+        # Whole epochs differ in order: only two hold every record in any case.
+        if drops >= min(2 * self._records, limit):
             raise ValueError(
                 f"{drops} records in a row were dropped, {dict(self.counts)} in all; "
                 f"the last one: {item.detail}"

@@ -42,7 +42,7 @@ class Family:
     max_number: int
 
 
-FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(8, 10, 20)}
+FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(9, 11, 20)}
 
 _WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "both ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))
@@ -125,10 +125,13 @@ def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -
     answer = f"\nFinal Answer: {problem.answer}"
     if rng.random() >= block_share:
         return scan(problem, sides[0])[0] + answer
-    half = (len(problem.numbers) + 1) // 2
-    searches = [scan(problem, side, half) for side in sides]
+    half = (len(problem.numbers) + 1) // 2  # with two of these, one finds the pair
+    found: list[tuple[str, tuple[int, int]]] = []
+    while not found:  # as with a teacher, only attempts that succeed are kept
+        limits = rng.integers(1, half, size=2, endpoint=True)
+        searches = [scan(problem, side, int(n)) for side, n in zip(sides, limits)]
+        found = [(side, pair) for side, (_, pair) in zip(sides, searches) if pair]
     paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
-    found = [(side, pair) for side, (_, pair) in zip(sides, searches) if pair]
     side, pair = found[0]
     who = "both" if len(found) == 2 else side
     return (

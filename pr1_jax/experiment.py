@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,22 +11,16 @@ from jax.sharding import Mesh
 
 from pr1_jax import (
     checkpoint,
-    data,
+    checks,
     decode,
     embedded,
     hf,
-    layout,
-    losses,
     model,
-    rewards,
     sharding,
     tokenizer,
     train_state,
 )
 from pr1_jax.sampler import Sampler
-
-STAGES = ("sft", "rl")
-TEMPLATES = data.TEMPLATES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +128,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       ValueError, FileNotFoundError: names the field and its value.
     """
-    check(config)
+    checks.check(config)
     if config.model.path:
         folder = hf.resolve(config.model.path)
         own_tokenizer = tokenizer.load(folder)
@@ -149,100 +141,18 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         fields = {n: config.model[n] for n in names if n in config.model}
         shape = model.ModelConfig(vocab_size=vocab_size, **fields)
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
-    return Experiment(
+    made = Experiment(
         config=config,
         tokenizer=own_tokenizer,
         model=shape,
         vocab=decode.Vocab.of(own_tokenizer),
         mesh=sharding.make_mesh(**config.mesh),
-        settings=settings_of(config),
+        settings=checks.decode_settings(config),
     )
-
-
-def settings_of(config: ml_collections.ConfigDict) -> decode.Settings:
-    """The decode settings in `config.rollout`."""
-    names = {f.name for f in dataclasses.fields(decode.Settings)}
-    fields = {n: v for n, v in config.rollout.items() if n in names}
-    return decode.Settings(variant=config.variant, **fields)
+    if config.checkpoint.init:
+        checkpoint.check_params(config.checkpoint.init, made.abstract_params())
+    return made
 
 
 def _numerics(c: Mapping[str, Any]) -> dict[str, Any]:
     return {n: c[n] for n in ("dtype", "param_dtype", "scan_layers", "remat")}
-
-
-# --- Checks -------------------------------------------------------------------------
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError, with field and value, for what cannot work."""
-    one_of(config, "variant", layout.VARIANTS)
-    for stage in config.stages:
-        if stage not in STAGES:
-            raise ValueError(f"stages={config.stages}: {stage!r} is not in {STAGES}")
-    settings = settings_of(config)
-    one_of(config, "reward.schedule", rewards.SCHEDULES)
-    one_of(config, "rl.aggregation", losses.AGGREGATIONS)
-    one_of(config, "data.template", TEMPLATES)
-    for stage in STAGES:
-        one_of(config, f"{stage}.lr_schedule", train_state.SCHEDULES)
-    for name in (
-        *("sft.steps", "sft.batch_size", "sft.micro_batch_size"),
-        *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.mini_batches"),
-        *("rl.micro_batch_size", "rollout.rows", "rollout.steps_per_chunk"),
-        *("rollout.prompts_per_prefill", "eval.problems", "eval.samples"),
-        *("checkpoint.every_steps", "checkpoint.keep"),
-    ):
-        if field(config, name) < 1:
-            raise ValueError(f"{name}={field(config, name)} must be at least 1")
-    responses = config.rl.prompts_per_step * config.rl.group_size
-    divides(config, "rl.prompts_per_step", "rl.mini_batches")
-    mini_batch = responses // config.rl.mini_batches
-    if mini_batch % config.rl.micro_batch_size:
-        raise ValueError(
-            f"rl.micro_batch_size={config.rl.micro_batch_size} does not divide the "
-            f"mini-batch of {mini_batch} responses (rl.prompts_per_step · "
-            "rl.group_size / rl.mini_batches)"
-        )
-    divides(config, "sft.batch_size", "sft.micro_batch_size")
-    if "rl" in config.stages and config.rl.group_size < 2:
-        raise ValueError(f"rl.group_size={config.rl.group_size} must be at least 2")
-    if "rl" in config.stages and not settings.temperature:
-        raise ValueError("rollout.temperature=0.0: GRPO needs samples that differ")
-    buckets = tuple(config.model.length_buckets)
-    if buckets and max(buckets) < settings.slots:
-        raise ValueError(
-            f"model.length_buckets={buckets} do not hold rollout.max_prompt_tokens + "
-            f"rollout.max_response_tokens = {settings.slots}"
-        )
-    for name in ("checkpoint.init", "model.path"):
-        path = field(config, name)
-        looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-        if path and looks_local and not pathlib.Path(os.path.expanduser(path)).exists():
-            raise FileNotFoundError(f"{name}={path} does not exist")
-    mesh = sharding.make_mesh(**config.mesh)
-    for name in ("sft.micro_batch_size", "rl.micro_batch_size"):
-        if field(config, name) % sharding.batch_shards(mesh):
-            raise ValueError(
-                f"{name}={field(config, name)} cannot be split over "
-                f"{sharding.batch_shards(mesh)} devices (mesh={dict(config.mesh)})"
-            )
-
-
-def field(config: ml_collections.ConfigDict, name: str) -> Any:
-    """The value of a dotted field name."""
-    return functools.reduce(lambda c, part: c[part], name.split("."), config)
-
-
-def one_of(config: ml_collections.ConfigDict, name: str, known) -> None:
-    """Raises ValueError unless the field's value is known."""
-    if field(config, name) not in known:
-        raise ValueError(f"{name}={field(config, name)!r} is not one of {known}")
-
-
-def divides(config: ml_collections.ConfigDict, whole: str, part: str) -> None:
-    """Raises ValueError unless `part` divides `whole`."""
-    if field(config, whole) % field(config, part):
-        raise ValueError(
-            f"{part}={field(config, part)} does not divide "
-            f"{whole}={field(config, whole)}"
-        )

@@ -16,6 +16,12 @@ from pr1_jax import tags
 VARIANTS = ("structured", "causal")
 
 
+def check_variant(variant: str) -> None:
+    """Raises ValueError for a variant that is not known."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is not one of {VARIANTS}")
+
+
 class Layout(NamedTuple):
     """Labels of a prompt and its response, in canonical order.
 

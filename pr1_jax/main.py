@@ -1,6 +1,8 @@
 """Command line: `python -m pr1_jax.main --config=configs/rl_alternating.py`."""
 
+import re
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -17,35 +19,52 @@ def main(argv: list[str]) -> None:
     """Runs the curriculum of the config; a wrong config is one line and exit code 2."""
     if len(argv) > 1:
         _stop(f"unexpected arguments: {argv[1:]}")
-    from pr1_jax import curriculum  # after the flags: JAX is slow to import
+    from pr1_jax import curriculum, run  # after the flags: JAX is slow to import
 
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
+    try:
+        experiment, held_out = curriculum.prepare(config)
+        run.open_workdir(workdir, config)
+    except (ValueError, OSError) as error:
+        _stop(error)
     if curriculum.is_finished(workdir):
         print(f"already finished: {workdir} (see summary.json there)")
         return
-    try:
-        experiment, held_out = curriculum.prepare(config)
-    except (ValueError, FileNotFoundError) as error:
-        _stop(error)
     curriculum.run(experiment, held_out, workdir)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        positional = app.parse_flags_with_usage(argv)
-        if _CONFIG.value is None:
-            _stop(
-                "--config is missing, for instance --config=configs/rl_alternating.py"
-            )
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        positional = flags.FLAGS(argv)
+        config = _CONFIG.value
+        _ = config is None or config.name  # a file that is missing is noticed here
+    except flags.Error as error:
+        # A config file that fails comes with its whole traceback.
+        text, _, trace = str(error).partition("Traceback")
+        _stop(text + trace.strip().splitlines()[-1] if trace else text)
+    except (AttributeError, KeyError) as error:
+        _stop(_unknown_field(argv, error))
+    except (TypeError, ValueError, OSError) as error:
         _stop(error)
+    if config is None:
+        _stop("--config is missing, for instance --config=configs/rl_alternating.py")
     return positional
 
 
-def _stop(error: object) -> None:
-    text = error.args[0] if isinstance(error, KeyError) else error
-    print("error:", " ".join(str(text).split()), file=sys.stderr)
+def _unknown_field(argv: list[str], error: Exception) -> str:
+    """Says which override names no field; ml_collections names but its last part."""
+    while isinstance(error.args[0], Exception):
+        error = error.args[0]
+    name, _, hint = str(error.args[0]).partition("\n")
+    name = name.strip("'")
+    given = [arg.partition("config.")[2] for arg in argv]
+    named = [arg for arg in given if name in re.split(r"[.=\[]", arg)] or [name]
+    return f"{' '.join(named)}: not a field of the config. {hint}"
+
+
+def _stop(error: object) -> NoReturn:
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
     sys.exit(2)
 
 

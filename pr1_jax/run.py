@@ -2,11 +2,11 @@
 
 import pathlib
 import sys
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
+import ml_collections
 import orbax.checkpoint as ocp
 import rich.console
 from absl import logging
@@ -25,11 +25,13 @@ class Run:
           ValueError: the workdir belongs to another config; names a field that differs.
         """
         self.experiment = experiment
-        self.workdir = pathlib.Path(workdir).absolute()
+        self._stages = experiment.config.stages
         self._main = jax.process_index() == 0
-        self._began = time.perf_counter()
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        self._claim(experiment.config.to_dict())
+        self.workdir = open_workdir(workdir, experiment.config)
+        if self._main:
+            metrics.write_json(
+                self.workdir / "config.json", experiment.config.to_dict()
+            )
         self.summary = metrics.read_json(self.workdir / "summary.json", {})
         self.summary.setdefault("evaluations", {})
         config = experiment.config
@@ -56,22 +58,6 @@ class Run:
         for i, stage in enumerate(self.experiment.config.stages):
             names += [stage, f"eval_{i + 1}_{stage}"]
         return names
-
-    def _claim(self, config: Mapping[str, Any]) -> None:
-        """Writes config.json, or compares with the one that is there."""
-        path = self.workdir / "config.json"
-        mine = flat(metrics.plain(config))
-        theirs = flat(metrics.read_json(path, {})) or mine
-        for name in sorted({*mine, *theirs}):
-            if name.split(".")[0] in ("checkpoint", "mesh"):
-                continue
-            if mine.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{name}={mine.get(name)!r}, but the run in {self.workdir} has "
-                    f"{theirs.get(name)!r}; take another --workdir"
-                )
-        if self._main:
-            metrics.write_json(path, config)
 
     def _first_params(self) -> Any:
         """Parameters at the newest checkpoint, or those that the run starts from."""
@@ -122,6 +108,8 @@ class Run:
         )
         self.params = None
         state = self._checkpoints.restore(self.place, abstract, stream)
+        if self.place.step == self.experiment.config[self._stages[stage]].steps:
+            self.params = state.params
         return state, self.place.step
 
     def save(
@@ -185,6 +173,28 @@ class Run:
     def _save_summary(self) -> None:
         if self._main:
             metrics.write_json(self.workdir / "summary.json", self.summary)
+
+
+def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Makes a run's folder, or checks that the one there is of the same config.
+
+    Raises:
+      ValueError: it is of another config; names a field that differs.
+      OSError: it is not a folder, or cannot be made.
+    """
+    path = pathlib.Path(workdir).absolute()
+    mine = flat(metrics.plain(config.to_dict()))
+    path.mkdir(parents=True, exist_ok=True)
+    theirs = flat(metrics.read_json(path / "config.json", {})) or mine
+    for name in sorted({*mine, *theirs}):
+        if name.split(".")[0] in ("checkpoint", "mesh"):
+            continue
+        if mine.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{name}={mine.get(name)!r}, but the run in {path} has "
+                f"{theirs.get(name)!r}; take another --workdir"
+            )
+    return path
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

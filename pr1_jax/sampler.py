@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from pr1_jax import decode, model
+from pr1_jax import decode, kv_cache, model
 from pr1_jax.trajectory import Trajectory
 
 _FIELDS = [f.name for f in dataclasses.fields(decode.Emission)]
@@ -55,9 +55,11 @@ class Sampler:
         self._rejoin_rows = max(1, rows // 4)
         # Under jit: every buffer is its own, and can be donated.
         self._init = jax.jit(
-            functools.partial(decode.init_state, settings, rows, config)
+            lambda: decode.init_state(
+                settings, rows, config and kv_cache.empty(config, settings, rows)
+            )
         )
-        decode_fn = decode_fn or decode.model_decode(config, settings)
+        decode_fn = decode_fn or kv_cache.model_decode(config, settings)
 
         chunk = functools.partial(
             decode.run_chunk,
@@ -78,7 +80,7 @@ class Sampler:
         def start(params, state, base_key, ids, source, prompts, lengths):
             cache = None
             if config is not None:
-                cache = decode.prefill(config, params, prompts)
+                cache = kv_cache.prefill(config, params, prompts)
             last = np.arange(self.prompts_per_prefill), lengths - 1
             keys = jax.vmap(jax.random.fold_in, (None, 0))(base_key, ids)
             return decode.admit(
@@ -94,7 +96,8 @@ class Sampler:
 
         self._start = jax.jit(start, donate_argnums=1)
         self._rejoin = jax.jit(
-            functools.partial(decode.rejoin, config, settings, vocab), donate_argnums=1
+            functools.partial(kv_cache.rejoin, config, settings, vocab),
+            donate_argnums=1,
         )
         self._vocab = vocab
         self._state = None

@@ -62,11 +62,13 @@ def open_source(
         )
     required = ("question", "response" if traces else "answer")
     fields = {field: field for field in ("question", "answer", *required)}
-    unknown = sorted(set(columns or ()) - set(fields))
-    if unknown:
-        raise ValueError(f"data.columns has {unknown}, expected some of {[*fields]}")
-    fields |= dict(columns or {})
-    required += tuple(columns or ())
+    columns = {field: name for field, name in (columns or {}).items() if name}
+    known = ("question", "answer", "response")
+    if unknown := sorted(set(columns) - set(known)):
+        raise ValueError(f"data.columns has {unknown}, expected some of {known}")
+    columns = {field: name for field, name in columns.items() if field in fields}
+    fields |= columns
+    required += tuple(columns)
     read = functools.partial(_read_record, fields=fields, required=required)
     if kind == "tfds":
         return _LazySource(_open_tfds(rest, split), read, name)

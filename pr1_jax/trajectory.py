@@ -54,8 +54,10 @@ def from_text(
     """A trajectory of an SFT trace in canonical text; EOS is appended.
 
     Raises:
-      ValueError: the trace is malformed (with the reason), in either variant.
+      ValueError: the trace is malformed (with the reason), in either variant; or the
+        variant is unknown.
     """
+    layout.check_variant(variant)
     tokens = np.array([*tokenizer.encode(response), tokenizer.eos_id], np.int32)
     parsed = layout.structured(tokens, tokenizer.tag_ids, len(prompt))
     positions, block, path = (x[len(prompt) :] for x in parsed)
@@ -110,8 +112,9 @@ def pack(
     None makes an empty row: nothing of it is trained on.
 
     Raises:
-      ValueError: a trajectory is longer than `length`.
+      ValueError: a trajectory is longer than `length`, or the variant is unknown.
     """
+    layout.check_variant(variant)
     shape = (len(trajectories), length)
     ints = {
         name: np.zeros(shape, np.int32)

@@ -238,15 +238,18 @@ def test_chat_prompt_has_the_instruction_as_system_message(by_bytes, monkeypatch
     assert by_bytes.decode(ids) == f"system:{data.INSTRUCTION};user:1+1?;"
 
 
-def test_held_out_takes_the_first_that_fit_in_order(by_bytes):
-    take_first = lambda limit, source=MIXED: [
+def test_held_out_takes_the_first_in_order_and_leaves_none_out(by_bytes):
+    take = lambda limit, source: [
         int(p.answer)
         for p in data.held_out(source, by_bytes, limit=limit, **PROBLEM_ARGS)
     ]
-    assert take_first(4) == FITTING[:4]
-    assert take_first(100) == FITTING
-    with pytest.raises(ValueError, match="'prompt_too_long': 2"):
-        take_first(4, records([30, 40]))
+    fitting = [record for record in MIXED if int(record["answer"]) in FITTING]
+    assert take(4, fitting) == FITTING[:4]
+    assert take(100, fitting) == FITTING
+    with pytest.raises(ValueError, match="rollout.max_prompt_tokens=20: .* problem 1 "):
+        take(4, MIXED)
+    with pytest.raises(ValueError, match="eval.problems=4"):
+        take(4, [])
 
 
 # --- embedded ------------------------------------------------------------------------

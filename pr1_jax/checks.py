@@ -1,0 +1,169 @@
+"""What a config must satisfy; a wrong one stops before anything compiles.
+
+Messages have the form `field=value …`. Limits of decoding and of the model's shape are
+checked where they are used: `decode.Settings`, `model.ModelConfig`.
+"""
+
+import functools
+import math
+import os
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from pr1_jax import data, decode, layout, losses, rewards, sharding, train_state
+
+STAGES = ("sft", "rl")
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_CHOICES = {
+    "variant": layout.VARIANTS,
+    "reward.schedule": rewards.SCHEDULES,
+    "rl.aggregation": losses.AGGREGATIONS,
+    "data.template": data.TEMPLATES,
+    "sft.lr_schedule": train_state.SCHEDULES,
+    "rl.lr_schedule": train_state.SCHEDULES,
+    "model.dtype": _DTYPES,
+    "model.param_dtype": _DTYPES,
+}
+_POSITIVE = "must be positive"
+_AT_LEAST_1 = "must be at least 1"
+_NOT_NEGATIVE = "must not be negative"
+_SHARE = "must be from 0 to 1"
+_BELOW_1 = "must be at least 0 and below 1"
+_HOLDS = {
+    _POSITIVE: lambda x: 0 < x < math.inf,
+    _AT_LEAST_1: lambda x: x >= 1,
+    _NOT_NEGATIVE: lambda x: 0 <= x < math.inf,
+    _SHARE: lambda x: 0 <= x <= 1,
+    _BELOW_1: lambda x: 0 <= x < 1,
+}
+_LIMITS = {
+    _AT_LEAST_1: (
+        *("sft.steps", "sft.batch_size", "sft.micro_batch_size"),
+        *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.mini_batches"),
+        *("rl.micro_batch_size", "rl.dynamic_sampling_rounds"),
+        *("rollout.rows", "rollout.steps_per_chunk", "rollout.prompts_per_prefill"),
+        *("eval.problems", "eval.samples"),
+        *("checkpoint.every_steps", "checkpoint.keep"),
+        *("reward.window", "model.query_chunk"),
+    ),
+    _POSITIVE: (
+        *("sft.lr", "rl.lr", "optimizer.eps", "optimizer.tag_lr_multiplier"),
+        *("reward.timeout_sec", "model.rope_base"),
+    ),
+    _NOT_NEGATIVE: (
+        *("seed", "data.seed", "data.eval_seed", "model.logits_chunk"),
+        *("rl.clip_low", "rl.clip_high", "rl.kl_coef"),
+        *("optimizer.weight_decay", "optimizer.clip_norm"),
+        *("reward.tiered_steps", "reward.scaffold_steps"),
+    ),
+    _SHARE: (
+        *("sft.warmup_share", "rl.warmup_share", "rollout.refill_share"),
+        *("data.block_share", "data.hard_share"),
+    ),
+    _BELOW_1: ("optimizer.b1", "optimizer.b2"),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks all that follows from the config alone.
+
+    Raises:
+      ValueError, FileNotFoundError: names the field and its value.
+    """
+    for name, known in _CHOICES.items():
+        if field(config, name) not in known:
+            raise ValueError(f"{name}={field(config, name)!r} is not one of {known}")
+    for what, names in _LIMITS.items():
+        for name in names:
+            need(config, name, _HOLDS[what](field(config, name)), what)
+    stages = tuple(config.stages)
+    need(config, "stages", set(stages) <= {*STAGES}, f"may hold {STAGES}")
+    need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
+    _check_batches(config)
+    _check_lengths(config)
+    _check_paths(config)
+
+
+def _check_batches(config: ml_collections.ConfigDict) -> None:
+    rl, reward = config.rl, config.reward
+    if "rl" in config.stages:
+        need(config, "rl.group_size", rl.group_size >= 2, "must be at least 2")
+        greedy = config.rollout.temperature == 0
+        need(config, "rollout.temperature", not greedy, "gives GRPO equal samples")
+    _divides(config, "rl.prompts_per_step", "rl.mini_batches")
+    mini_batch = rl.prompts_per_step // rl.mini_batches * rl.group_size
+    need(
+        config,
+        "rl.micro_batch_size",
+        mini_batch % rl.micro_batch_size == 0,
+        f"does not divide the mini-batch of {mini_batch} responses "
+        "(rl.prompts_per_step · rl.group_size / rl.mini_batches)",
+    )
+    _divides(config, "sft.batch_size", "sft.micro_batch_size")
+    need(
+        config,
+        "reward.tiered_steps",
+        reward.tiered_steps <= reward.window,
+        f"must not be above reward.window={reward.window}",
+    )
+    shards = sharding.batch_shards(sharding.make_mesh(**config.mesh))
+    for name in ("sft.micro_batch_size", "rl.micro_batch_size"):
+        fits = field(config, name) % shards == 0
+        what = f"cannot be split over {shards} devices (mesh={dict(config.mesh)})"
+        need(config, name, fits, what)
+
+
+def _check_lengths(config: ml_collections.ConfigDict) -> None:
+    settings = decode_settings(config)
+    buckets = config.model.length_buckets
+    whole = all(isinstance(n, int) and n >= 1 for n in buckets)
+    need(config, "model.length_buckets", whole, "must hold positive whole numbers")
+    need(
+        config,
+        "model.length_buckets",
+        not buckets or max(buckets) >= settings.slots,
+        "do not hold rollout.max_prompt_tokens + rollout.max_response_tokens = "
+        f"{settings.slots}",
+    )
+    most = float(settings.num_paths)
+    need(
+        config,
+        "rollout.lane_buckets",
+        all(isinstance(s, int | float) and s >= 1 for s in config.rollout.lane_buckets),
+        f"are shares of the rows, from 1 to rollout.num_paths={most:g}",
+    )
+
+
+def _check_paths(config: ml_collections.ConfigDict) -> None:
+    init, path = config.checkpoint.init, config.model.path
+    if init and not pathlib.Path(init).is_dir():
+        raise FileNotFoundError(f"checkpoint.init={init} is not a folder")
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if path and looks_local and not pathlib.Path(os.path.expanduser(path)).exists():
+        raise FileNotFoundError(f"model.path={path} does not exist")
+
+
+def decode_settings(config: ml_collections.ConfigDict) -> decode.Settings:
+    """The decode settings in `config.rollout`; ValueError names what is wrong."""
+    names = decode.Settings.__dataclass_fields__
+    fields = {n: v for n, v in config.rollout.items() if n in names}
+    return decode.Settings(variant=config.variant, **fields)
+
+
+def field(config: ml_collections.ConfigDict, name: str) -> Any:
+    """The value of a dotted field name."""
+    return functools.reduce(lambda c, part: c[part], name.split("."), config)
+
+
+def need(config: ml_collections.ConfigDict, name: str, holds: bool, what: str) -> None:
+    """Raises ValueError, with field and value, unless the condition holds."""
+    if not holds:
+        raise ValueError(f"{name}={field(config, name)} {what}")
+
+
+def _divides(config: ml_collections.ConfigDict, whole: str, part: str) -> None:
+    fits = field(config, whole) % field(config, part) == 0
+    need(config, part, fits, f"does not divide {whole}={field(config, whole)}")
