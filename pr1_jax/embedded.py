@@ -7,19 +7,24 @@ answered with their difference, which cannot be guessed without the pair:
     Which two add to 37? 12 7 25 9 30 4        Final Answer: 13
 
 A way to the answer scans the list, names for each number what it would need, and says
-whether the list has it. The two paths of a cold-start block scan from opposite ends,
-each one half of the list: two different searches, each of which says whether it
-succeeded. One of them always does, and often only one. The summary says which found
-the pair (`left`, `right` or `both`):
+whether the list has it. The two paths of a cold-start block scan from opposite ends and
+are impatient: after any number they may give up. So each is another search, which says
+whether it succeeded; often only one does, and the summary says which (`left`, `right`
+or `both`). Attempts in which neither does are not kept, as with traces of a teacher:
 
-    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no 9+28 no </Path></Parallel>
+    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no </Path></Parallel>
     <Summary>left 12+25</Summary>
     Final Answer: 13
 
+SFT on short lists teaches the form, and to give up; on long lists that is what fails
+most often, and RL finds out that it pays to go on.
+
 Why this and not, say, simultaneous congruences: lists give an endless supply of
 problems (two moduli below 100 give a few thousand), a step is one subtraction and one
-look-up, so a small model learns it within minutes, and errors add up along a scan, so
-that a second, independent search is worth having.
+look-up, so a small model learns it within minutes, and a scan can fail, so that a second,
+independent one is worth having. The model draws the sides of two paths independently:
+both begin with the same token at the same position and cannot see each other, so about
+half of its blocks scan from one side only.
 """
 
 import dataclasses
@@ -29,6 +34,7 @@ import numpy as np
 
 from pr1_jax import tags, tokenizer
 
+GIVING_UP = 0.5  # chance that a path of a trace gives up after a number
 SPLITS = ("train", "eval")
 _EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 
@@ -42,7 +48,7 @@ class Family:
     max_number: int
 
 
-FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(9, 11, 20)}
+FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(8, 10, 20)}
 
 _WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "both ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))
@@ -125,10 +131,9 @@ def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -
     answer = f"\nFinal Answer: {problem.answer}"
     if rng.random() >= block_share:
         return scan(problem, sides[0])[0] + answer
-    half = (len(problem.numbers) + 1) // 2  # with two of these, one finds the pair
     found: list[tuple[str, tuple[int, int]]] = []
     while not found:  # as with a teacher, only attempts that succeed are kept
-        limits = rng.integers(1, half, size=2, endpoint=True)
+        limits = rng.geometric(GIVING_UP, size=2)
         searches = [scan(problem, side, int(n)) for side, n in zip(sides, limits)]
         found = [(side, pair) for side, (_, pair) in zip(sides, searches) if pair]
     paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)

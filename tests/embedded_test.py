@@ -38,11 +38,6 @@ def paths_of(response):
     return re.findall("<Path>(.*?)</Path>", response)
 
 
-def half(numbers):
-    """How many numbers one path may look at: together they see the whole list."""
-    return (len(numbers) + 1) // 2
-
-
 def tried(path):
     """The (number, needed) that a path names, and whether it claims to be done."""
     named = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\+(-?\d+)", path)]
@@ -131,13 +126,13 @@ def test_the_two_paths_scan_from_opposite_ends(family):
             candidates = [number for number, _ in tried(path)[0]]
             scanned = numbers if side == "left" else numbers[::-1]
             assert candidates == list(scanned[: len(candidates)])
-            assert 1 <= len(candidates) <= half(numbers)
+            assert candidates
     assert orders == {("left", "right"), ("right", "left")}
 
 
 def test_a_path_ends_where_it_claims_the_pair_and_only_there():
     for record in records(block_share=1.0):
-        target, numbers = parse(record["question"])
+        target, _ = parse(record["question"])
         pair = pair_of(record["question"])
         for path in paths_of(record["response"]):
             named, claims = tried(path)
@@ -146,8 +141,20 @@ def test_a_path_ends_where_it_claims_the_pair_and_only_there():
             for number, needed in passed:
                 assert number + needed == target
                 assert number not in pair
+
+
+def test_a_path_gives_up_after_any_number_with_the_same_chance():
+    went_on = collections.Counter()
+    for record in records("hard", block_share=1.0, n=1000):
+        for path in paths_of(record["response"]):
+            named, claims = tried(path)
+            for i in range(len(named) - 1):
+                went_on[i, True] += 1
             if not claims:
-                assert len(named) == half(numbers)
+                went_on[len(named) - 1, False] += 1
+    for i in range(3):  # fewer give up than in the attempts that were not kept
+        share = went_on[i, False] / (went_on[i, True] + went_on[i, False])
+        assert 0.3 < share < embedded.GIVING_UP + 0.03
 
 
 def test_the_summary_says_which_paths_found_the_pair():
