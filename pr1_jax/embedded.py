@@ -6,18 +6,19 @@ answered with their difference, which cannot be guessed without the pair:
 
     Which two add to 37? 12 7 25 9 30 4        Final Answer: 13
 
-A way to the answer scans the list, names for each number what it would need, and says
-whether the list has it. The two paths of a cold-start block scan from opposite ends and
-are impatient: after any number they may give up. So each is another search, which says
-whether it succeeded; often only one does, and the summary says which (`left`, `right`
-or `both`). Attempts in which neither does are not kept, as with traces of a teacher:
+A search scans the list from one end, names for each number what it would need, says
+whether the list has it, and is impatient: it may give up after any number that fails.
+A cold-start block has two of them as its paths, from opposite ends; each says whether
+it succeeded, and the summary says who did (`left`, `right` or `both`):
 
     <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no </Path></Parallel>
     <Summary>left 12+25</Summary>
     Final Answer: 13
 
-SFT on short lists teaches the form, and to give up; on long lists that is what fails
-most often, and RL finds out that it pays to go on.
+Traces without a block make the same two searches one after the other. Attempts in which
+no search succeeds are not kept, as with traces of a teacher. SFT on short lists teaches
+the form, and to give up, which on long lists is what fails most often; RL finds out
+that it pays to go on.
 
 Why this and not, say, simultaneous congruences: lists give an endless supply of
 problems (two moduli below 100 give a few thousand), a step is one subtraction and one
@@ -34,7 +35,7 @@ import numpy as np
 
 from pr1_jax import tags, tokenizer
 
-GIVING_UP = 0.5  # chance that a path of a trace gives up after a number
+GIVING_UP = 0.6  # chance that a search of a trace ends after a number that fails
 SPLITS = ("train", "eval")
 _EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 
@@ -126,18 +127,23 @@ def scan(
 
 
 def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -> str:
-    """A correct response in canonical text; a share of them uses a block."""
+    """A correct response in canonical text; a share of them uses a block.
+
+    Without a block the second search follows the first where that one fails.
+    """
     sides = ["left", "right"] if rng.random() < 0.5 else ["right", "left"]
-    answer = f"\nFinal Answer: {problem.answer}"
-    if rng.random() >= block_share:
-        return scan(problem, sides[0])[0] + answer
+    in_block = rng.random() < block_share
     found: list[tuple[str, tuple[int, int]]] = []
     while not found:  # as with a teacher, only attempts that succeed are kept
         limits = rng.geometric(GIVING_UP, size=2)
         searches = [scan(problem, side, int(n)) for side, n in zip(sides, limits)]
         found = [(side, pair) for side, (_, pair) in zip(sides, searches) if pair]
-    paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
+    answer = f"\nFinal Answer: {problem.answer}"
     side, pair = found[0]
+    if not in_block:
+        first, second = (text for text, _ in searches)
+        return (first if side == sides[0] else first + second) + answer
+    paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
     who = "both" if len(found) == 2 else side
     return (
         f"{tags.PARALLEL}{paths}{tags.END_PARALLEL}\n"
