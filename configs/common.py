@@ -35,7 +35,7 @@ def get_config(
     c.model.remat = False  # recompute layers in the backward pass
     c.model.query_chunk = 512  # queries whose attention scores are held at once
     c.model.logits_chunk = 0  # positions whose logits are held at once; 0 = all
-    c.model.length_buckets = (60, 76, 92, 108)  # padded training lengths, with prompt
+    c.model.length_buckets = (60, 84, 100, 120)  # padded training lengths, with prompt
 
     c.data = ml_collections.ConfigDict()
     c.data.sft = "embedded:easy"  # traces
@@ -48,16 +48,16 @@ def get_config(
     c.data.columns.question = ""
     c.data.columns.answer = ""
     c.data.columns.response = ""
-    c.data.block_share = 0.9  # embedded traces with a block
+    c.data.block_share = 1.0  # embedded traces with a block
     c.data.hard_share = 0.0  # embedded traces of the hard family
 
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2
     c.rollout.max_blocks = 4
     c.rollout.max_prompt_tokens = 28
-    c.rollout.max_response_tokens = 80
+    c.rollout.max_response_tokens = 92
     c.rollout.min_path_tokens = 10
-    c.rollout.max_path_tokens = 28  # 0 = as the plan allows
+    c.rollout.max_path_tokens = 36  # 0 = as the plan allows
     c.rollout.max_summary_tokens = 8  # 0 = as the plan allows
     c.rollout.summary_reserve = 8
     c.rollout.answer_reserve = 6
@@ -92,7 +92,7 @@ def get_config(
     c.rl.group_size = 16  # responses to a prompt
     c.rl.mini_batches = 2  # updates a step
     c.rl.micro_batch_size = 32  # responses
-    c.rl.lr = 1.5e-4
+    c.rl.lr = 2e-4
     c.rl.lr_schedule = "constant"
     c.rl.warmup_share = 0.0
     c.rl.clip_low = 0.2
@@ -139,7 +139,7 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
     """All stages in well under 90 seconds on two cores; learns nothing."""
     c.model.num_layers, c.model.width, c.model.mlp_width = 2, 64, 128
     c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 32
-    c.model.length_buckets = (72, 108)
+    c.model.length_buckets = (84, 120)
     c.rollout.rows, c.rollout.prompts_per_prefill = 16, 16
     c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 12, 16, 16
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 4, 4, 4

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 STAGE_SIZE = 1_000_000
 _NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
@@ -78,19 +79,18 @@ def restore_params(path: str | os.PathLike[str], abstract_params: Any) -> Any:
     """
     folder = check_params(path, abstract_params)
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_params)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(
-                item={"params": abstract_params},
-                restore_args={"params": restore_args},
-                partial_restore=True,
-            ),
-        )
+    restored = ocp.PyTreeCheckpointHandler().restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+            item={"params": abstract_params},
+            restore_args={"params": restore_args},
+            partial_restore=True,
+        ),
+    )
     return restored["params"]
 
 
-def check_params(path: str | os.PathLike[str], abstract_params: Any) -> pathlib.Path:
+def check_params(path: str | os.PathLike[str], abstract_params: Any) -> epath.Path:
     """Folder of the newest state in a run's workdir; reads no parameters.
 
     Raises:
@@ -103,10 +103,9 @@ def check_params(path: str | os.PathLike[str], abstract_params: Any) -> pathlib.
     if not steps:
         raise FileNotFoundError(f"checkpoint.init={path}: no checkpoint in {folder}")
     state = _NAMES.find_step(folder, max(steps)).path / "state"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(state).item_metadata.tree["params"]
-    _check_same(saved, abstract_params, path)
-    return pathlib.Path(state)
+    saved = ocp.PyTreeCheckpointHandler().metadata(state)
+    _check_same(saved.tree["params"], abstract_params, path)
+    return state
 
 
 def _check_same(saved: Any, wanted: Any, path: str | os.PathLike[str]) -> None:

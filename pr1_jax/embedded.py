@@ -7,18 +7,17 @@ answered with their difference, which cannot be guessed without the pair:
     Which two add to 37? 12 7 25 9 30 4        Final Answer: 13
 
 A search scans the list from one end, names for each number what it would need, says
-whether the list has it, and is impatient: it may give up after any number that fails.
-A cold-start block has two of them as its paths, from opposite ends; each says whether
+whether the list has it. A cold-start block has two of them as its paths, from opposite
+ends. Most are impatient: they may give up after any number that fails. Each says whether
 it succeeded, and the summary says who did (`left`, `right` or `both`):
 
     <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no </Path></Parallel>
     <Summary>left 12+25</Summary>
     Final Answer: 13
 
-Traces without a block make the same two searches one after the other. Attempts in which
-no search succeeds are not kept, as with traces of a teacher. SFT on short lists teaches
-the form, and to give up, which on long lists is what fails most often; RL finds out
-that it pays to go on.
+Attempts in which neither does are not kept, as with traces of a teacher; traces without
+a block scan until they succeed. So SFT on short lists teaches the form, and to give up,
+which on long lists is what fails most often; RL finds out that it pays to go on.
 
 Why this and not, say, simultaneous congruences: lists give an endless supply of
 problems (two moduli below 100 give a few thousand), a step is one subtraction and one
@@ -35,7 +34,8 @@ import numpy as np
 
 from pr1_jax import tags, tokenizer
 
-GIVING_UP = 0.6  # chance that a search of a trace ends after a number that fails
+PATIENT = 0.15  # share of paths in traces that never give up;
+GIVING_UP = 0.7  # the others do so after any number with this chance
 SPLITS = ("train", "eval")
 _EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 
@@ -126,23 +126,24 @@ def scan(
     return text, None
 
 
+def _draw_limit(rng: np.random.Generator) -> int | None:
+    return None if rng.random() < PATIENT else int(rng.geometric(GIVING_UP))
+
+
 def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -> str:
     """A correct response in canonical text; a share of them uses a block.
 
-    Without a block the second search follows the first where that one fails.
+    Without a block it is one search that never gives up.
     """
     sides = ["left", "right"] if rng.random() < 0.5 else ["right", "left"]
-    in_block = rng.random() < block_share
+    answer = f"\nFinal Answer: {problem.answer}"
+    if rng.random() >= block_share:
+        return scan(problem, sides[0])[0] + answer
     found: list[tuple[str, tuple[int, int]]] = []
     while not found:  # as with a teacher, only attempts that succeed are kept
-        limits = rng.geometric(GIVING_UP, size=2)
-        searches = [scan(problem, side, int(n)) for side, n in zip(sides, limits)]
+        searches = [scan(problem, side, _draw_limit(rng)) for side in sides]
         found = [(side, pair) for side, (_, pair) in zip(sides, searches) if pair]
-    answer = f"\nFinal Answer: {problem.answer}"
     side, pair = found[0]
-    if not in_block:
-        first, second = (text for text, _ in searches)
-        return (first if side == sides[0] else first + second) + answer
     paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
     who = "both" if len(found) == 2 else side
     return (
