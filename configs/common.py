@@ -88,12 +88,12 @@ def get_config(
 
     c.rl = ml_collections.ConfigDict()
     c.rl.steps = 80
-    c.rl.prompts_per_step = 16
-    c.rl.group_size = 16  # responses to a prompt
+    c.rl.prompts_per_step = 32
+    c.rl.group_size = 8  # responses to a prompt
     c.rl.mini_batches = 2  # updates a step
     c.rl.micro_batch_size = 32  # responses
-    c.rl.lr = 2e-4
-    c.rl.lr_schedule = "constant"
+    c.rl.lr = 3e-4
+    c.rl.lr_schedule = "cosine"
     c.rl.warmup_share = 0.0
     c.rl.clip_low = 0.2
     c.rl.clip_high = 0.2
@@ -118,7 +118,7 @@ def get_config(
     c.mesh.tensor = 1
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.problems = 384
+    c.eval.problems = 512
     c.eval.samples = 1  # a problem
     c.eval.banned = True  # also with <Parallel> banned
 
@@ -173,7 +173,8 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.sft.steps = 230 if c.variant == "structured" else 58
     c.sft.batch_size, c.sft.micro_batch_size, c.sft.lr = 128, 16, 1e-5
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 300, 512, 8
-    c.rl.mini_batches, c.rl.micro_batch_size, c.rl.lr = 4, 16, 1e-6
+    c.rl.mini_batches, c.rl.micro_batch_size = 4, 16
+    c.rl.lr, c.rl.lr_schedule = 1e-6, "constant"
     c.mesh.data, c.mesh.fsdp = 1, -1
     c.eval.problems, c.eval.samples, c.eval.banned = 256, 1, False
     c.checkpoint.every_steps = 10
