@@ -81,17 +81,17 @@ def get_config(
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 500
     c.sft.batch_size = 64  # traces
-    c.sft.micro_batch_size = 32
+    c.sft.micro_batch_size = 8  # small ones stay in a CPU's cache
     c.sft.lr = 3e-3
     c.sft.lr_schedule = "cosine"
     c.sft.warmup_share = 0.1
 
     c.rl = ml_collections.ConfigDict()
-    c.rl.steps = 80
+    c.rl.steps = 90
     c.rl.prompts_per_step = 32
     c.rl.group_size = 8  # responses to a prompt
     c.rl.mini_batches = 2  # updates a step
-    c.rl.micro_batch_size = 32  # responses
+    c.rl.micro_batch_size = 8  # responses
     c.rl.lr = 3e-4
     c.rl.lr_schedule = "cosine"
     c.rl.warmup_share = 0.0
