@@ -1,6 +1,7 @@
 """Evaluation alone, of a run, a Hugging Face folder or a fresh model.
 
-    python -m pr1_jax.main --config=configs/evaluate.py
+    python -m pr1_jax.main --config=configs/evaluate.py \\
+        --config.checkpoint.init=runs/quickstart
 
 RESULT
 """

@@ -2,7 +2,8 @@
 
     python -m pr1_jax.main --config=configs/grpo_sequential.py
 
-RESULT
+Two CPU cores: about 8 minutes. Only the smoke variant has been run so far; there is no
+result to report yet.
 """
 
 import ml_collections

@@ -34,8 +34,8 @@ import numpy as np
 
 from pr1_jax import tags, tokenizer
 
-PATIENT = 0.15  # share of paths in traces that never give up;
-GIVING_UP = 0.7  # the others do so after any number with this chance
+PATIENT = 0.12  # share of paths in traces that never give up;
+GIVING_UP = 0.9  # the others do so after any number with this chance
 SPLITS = ("train", "eval")
 _EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 

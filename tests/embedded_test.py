@@ -155,7 +155,7 @@ def test_many_paths_give_up_early_and_some_never_do():
     # The longer a path, the likelier it is a patient one. Attempts that fail as a whole
     # are not kept, so that fewer give up than were drawn to.
     assert (1 - embedded.PATIENT) * embedded.GIVING_UP > shares[0] > 0.35
-    assert shares[0] > shares[1] > shares[2] > 0.05
+    assert shares[0] > shares[1] > shares[2]
     longest = embedded.FAMILIES["hard"].max_length - 1
     assert max(tried_more) + 2 >= longest - 1
 
