@@ -35,7 +35,7 @@ def get_config(
     c.model.remat = False  # recompute layers in the backward pass
     c.model.query_chunk = 512  # queries whose attention scores are held at once
     c.model.logits_chunk = 0  # positions whose logits are held at once; 0 = all
-    c.model.length_buckets = (60, 84, 100, 120)  # padded training lengths, with prompt
+    c.model.length_buckets = (60, 76, 92)  # micro-batches are cut to the next of these
 
     c.data = ml_collections.ConfigDict()
     c.data.sft = "embedded:easy"  # traces
@@ -139,7 +139,7 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
     """All stages in well under 90 seconds on two cores; learns nothing."""
     c.model.num_layers, c.model.width, c.model.mlp_width = 2, 64, 128
     c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 32
-    c.model.length_buckets = (84, 120)
+    c.model.length_buckets = (76,)
     c.rollout.rows, c.rollout.prompts_per_prefill = 16, 16
     c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 12, 16, 16
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 4, 4, 4
@@ -157,7 +157,7 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.model.dtype = "bfloat16"
     c.model.scan_layers = c.model.remat = True
     c.model.logits_chunk = 2048
-    c.model.length_buckets = (1536, 3072, 5000)
+    c.model.length_buckets = (1536, 3072)
     c.data.sft = "hf:Parallel-R1/parallel-r1-cold-start"
     c.data.rl = "hf:Leo-Dai/dapo-math-17k_dedup"
     c.data.eval = "tfds:gsm8k"

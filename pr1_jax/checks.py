@@ -121,13 +121,6 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
     buckets = config.model.length_buckets
     whole = all(isinstance(n, int) and n >= 1 for n in buckets)
     need(config, "model.length_buckets", whole, "must hold positive whole numbers")
-    need(
-        config,
-        "model.length_buckets",
-        not buckets or max(buckets) >= settings.slots,
-        "do not hold rollout.max_prompt_tokens + rollout.max_response_tokens = "
-        f"{settings.slots}",
-    )
     most = float(settings.num_paths)
     need(
         config,

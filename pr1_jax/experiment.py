@@ -67,6 +67,7 @@ class Experiment:
             num_tokens=self.vocab.num_tokens,
             logits_chunk=self.config.model.logits_chunk,
             query_chunk=self.config.model.query_chunk,
+            lengths=tuple(self.config.model.length_buckets),
             **(drawing if sampling else {}),
         )
 
@@ -116,10 +117,6 @@ class Experiment:
         )
         tag_ids = self.vocab.special_ids[:-1]
         return train_state.make_optimizer(settings, tag_ids), settings.learning_rate()
-
-    def train_lengths(self) -> tuple[int, ...]:
-        """Lengths, prompt included, that training batches are padded to."""
-        return tuple(sorted(self.config.model.length_buckets)) or (self.settings.slots,)
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

@@ -17,7 +17,7 @@ import numpy as np
 from pr1_jax import data, rewards, rollout, sharding, sources, train_state
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
-from pr1_jax.trajectory import Batch, Trajectory, bucket_for, pack
+from pr1_jax.trajectory import Batch, Trajectory, pack
 
 
 def open_stream(experiment: Experiment) -> data.Stream[data.Problem]:
@@ -38,12 +38,11 @@ def open_stream(experiment: Experiment) -> data.Stream[data.Problem]:
 
 
 class _Updater:
-    """The compiled pieces of a step, one of each for every padded length."""
+    """The compiled pieces of a step."""
 
     def __init__(self, experiment: Experiment, run: Run, optimizer, state):
         c = experiment.config
         self._experiment = experiment
-        self._lengths = experiment.train_lengths()
         self.recomputes = c.variant == "causal" or c.rl.train_on_forced
         self._reference = run.reference(state.params) if c.rl.kl_coef else None
         policy = experiment.policy(sampling=True)
@@ -65,23 +64,16 @@ class _Updater:
             donate_argnums=0,
         )
 
-        @jax.jit
-        def logps(params, batch):
-            one = lambda batch: train_state.policy_logps(
-                experiment.model, params, batch, policy
-            )[0]
-            return jax.lax.map(one, batch)
-
-        needs_logps = self.recomputes or self._reference is not None
-        wanted = {}
-        for n in self._lengths:
-            batch = self._pack([None] * self.mini_batch, np.zeros(self.mini_batch), n)
-            batch = self._put(batch)
-            ref = batch.old_logps if self._reference is not None else None
-            wanted["update", n] = (update, state, batch, ref)
-            if needs_logps:
-                wanted["logps", n] = (logps, state.params, batch)
-        self._compiled = run.compile(wanted)
+        batch = self._put(self._pack([None] * self.mini_batch, None))
+        ref = batch.old_logps if self._reference is not None else None
+        self.update = update.lower(state, batch, ref).compile()
+        if self.recomputes or self._reference is not None:
+            logps = jax.jit(
+                functools.partial(
+                    train_state.trained_logps, experiment.model, policy=policy
+                )
+            )
+            self._logps = logps.lower(state.params, batch).compile()
 
     @property
     def mini_batch(self) -> int:
@@ -89,11 +81,11 @@ class _Updater:
         c = self._experiment.config.rl
         return c.prompts_per_step * c.group_size // c.mini_batches
 
-    def _pack(self, trajectories, advantages, length: int) -> Batch:
+    def _pack(self, trajectories, advantages) -> Batch:
         c = self._experiment.config
         batch = pack(
             trajectories,
-            length,
+            self._experiment.settings.slots,
             variant=c.variant,
             train_on_forced=c.rl.train_on_forced,
             advantages=advantages,
@@ -112,25 +104,24 @@ class _Updater:
         trajectories: Sequence[Trajectory],
         advantages: np.ndarray,
         order: Sequence[np.ndarray],
-    ) -> tuple[list[tuple[int, Batch, Any]], dict[str, float]]:
-        """Packed mini-batches with their length and reference log-probs.
+    ) -> tuple[list[tuple[Batch, Any]], dict[str, float]]:
+        """Packed mini-batches with their reference log-probs, or None.
 
         Old log-probs are those of `params`, recomputed where the sampler's will not
         do; then the gap between the two is measured over all responses.
         """
         out, gaps = [], {False: [], True: []}
         for chosen in order:
-            # Short and long responses apart: a micro-batch pads to its own kind.
-            chosen = sorted(chosen, key=lambda i: len(trajectories[i].tokens))
+            # Short and long ones apart: a micro-batch is cut to its longest.
+            chosen = sorted(chosen, key=lambda i: len(trajectories[i]))
             picked = [trajectories[i] for i in chosen]
-            longest = max(len(t.prompt) + len(t.tokens) for t in picked)
-            n = bucket_for(longest, self._lengths)
-            batch, ref = self._pack(picked, advantages[chosen], n), None
+            batch, ref = self._pack(picked, advantages[chosen]), None
             if self.recomputes:
-                old = np.asarray(self._compiled["logps", n](params, self._put(batch)))
+                old = np.asarray(self._logps(params, self._put(batch)))
                 sampled, shape = batch.old_logps, batch.loss_mask.shape
-                later = np.zeros((len(picked), n), bool)  # second and later paths
-                forced = np.zeros((len(picked), n), bool)
+                # Tokens in second and later paths, and forced ones.
+                later = np.zeros((len(picked), shape[-1]), bool)
+                forced = np.zeros_like(later)
                 for row, t in enumerate(picked):
                     end = len(t.prompt) + len(t.tokens)
                     later[row, len(t.prompt) : end] = t.path > 1
@@ -144,14 +135,9 @@ class _Updater:
                 )
             batch = self._put(batch)
             if self._reference is not None:
-                ref = self._put(self._compiled["logps", n](self._reference, batch))
-            out.append((n, batch, ref))
+                ref = self._put(self._logps(self._reference, batch))
+            out.append((batch, ref))
         return out, _gap_metrics(gaps) if self.recomputes else {}
-
-    def update(self, state, mini_batch: tuple[int, Batch, Any]):
-        """One update; the old state is donated."""
-        n, batch, ref = mini_batch
-        return self._compiled["update", n](state, batch, ref)
 
 
 def _gap_metrics(gaps: dict[bool, list[np.ndarray]]) -> dict[str, float]:
@@ -272,8 +258,8 @@ def _update(
         state.params, trajectories, advantages, order
     )
     found: list[dict[str, float]] = []
-    for mini_batch in batches:
-        state, new = updater.update(state, mini_batch)
+    for batch, ref in batches:
+        state, new = updater.update(state, batch, ref)
         found.append({name: float(x) for name, x in new.items()})
     mean: Callable[[str], float] = lambda name: float(np.mean([m[name] for m in found]))
     # Before the first update the policy is still the sampled one.

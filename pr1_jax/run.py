@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -130,13 +130,6 @@ class Run:
                 checkpointer.save(path, params)
                 checkpointer.wait_until_finished()
             return checkpointer.restore(path, self.experiment.abstract_params())
-
-    def compile(self, wanted: Mapping[Hashable, Sequence[Any]]) -> dict[Hashable, Any]:
-        """Compiles jitted functions ahead: name -> (function, *example arguments)."""
-        return {
-            name: function.lower(*arguments).compile()
-            for name, (function, *arguments) in wanted.items()
-        }
 
     def display(self, stage: str, total_steps: int) -> progress.Progress:
         """A progress display; quiet on all processes but the first."""

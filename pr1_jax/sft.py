@@ -10,7 +10,7 @@ import numpy as np
 from pr1_jax import data, sharding, sources, train_state
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
-from pr1_jax.trajectory import Batch, Trajectory, bucket_for, pack
+from pr1_jax.trajectory import Batch, Trajectory, pack
 
 
 def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
@@ -38,13 +38,10 @@ def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
     )
 
 
-def make_batch(
-    experiment: Experiment, traces: Sequence[Trajectory | None], length: int
-) -> Batch:
-    """Packs traces to `length`, with leading axes [micro-batches, B]."""
-    batch = pack(
-        traces, length, variant=experiment.config.variant, train_on_forced=True
-    )
+def make_batch(experiment: Experiment, traces: Sequence[Trajectory | None]) -> Batch:
+    """Packs traces, with leading axes [micro-batches, B]."""
+    length, variant = experiment.settings.slots, experiment.config.variant
+    batch = pack(traces, length, variant=variant, train_on_forced=True)
     size = experiment.config.sft.micro_batch_size
     batch = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
     return jax.device_put(batch, sharding.batch_sharding(experiment.mesh, axis=1))
@@ -66,19 +63,14 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
         out_shardings=(train_state.shardings_of(state), None),
         donate_argnums=0,
     )
-    lengths = experiment.train_lengths()
-    nothing = [None] * c.sft.batch_size
-    updates = run.compile(
-        {n: (update, state, make_batch(experiment, nothing, n)) for n in lengths}
-    )
+    nothing = make_batch(experiment, [None] * c.sft.batch_size)
+    update = update.lower(state, nothing).compile()
     with run.display("sft", c.sft.steps) as progress:
         for step in range(start + 1, c.sft.steps + 1):
             began = time.perf_counter()
-            traces = sorted(next(stream), key=_length)
-            longest = bucket_for(_length(traces[-1]), lengths)
-            state, metrics = updates[longest](
-                state, make_batch(experiment, traces, longest)
-            )
+            # Short and long ones apart: a micro-batch is cut to its longest.
+            traces = sorted(next(stream), key=len)
+            state, metrics = update(state, make_batch(experiment, traces))
             metrics = {name: float(x) for name, x in metrics.items()}
             seconds = time.perf_counter() - began
             tokens = sum(len(t.tokens) for t in traces)
@@ -96,7 +88,3 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 progress,
             )
             run.save(stage, step, c.sft.steps, state, stream)
-
-
-def _length(trace: Trajectory) -> int:
-    return len(trace.prompt) + len(trace.tokens)

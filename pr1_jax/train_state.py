@@ -6,6 +6,7 @@ made for the whole batch first, so micro-batches, and shards, only add up.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -68,6 +69,7 @@ class PolicySettings:
     top_p: float = 1.0
     logits_chunk: int = 0  # positions; 0 = all
     query_chunk: int = 512
+    lengths: tuple[int, ...] = ()  # a micro-batch is cut to the shortest that holds it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +183,53 @@ def policy_logps(
     return logps, entropies
 
 
+def trained_logps(
+    config: model.ModelConfig, params: Any, batch: Batch, policy: PolicySettings
+) -> jax.Array:
+    """Log-probs of trained tokens, of a batch with leading axes [micro-batches, B].
+
+    Returns:
+      [micro-batches, B, T] float32; without meaning where `loss_mask` is off.
+    """
+
+    def one(batch):
+        T = batch.tokens.shape[-1]
+
+        def logps(batch):
+            found, _ = policy_logps(config, params, batch, policy)
+            return jnp.pad(found, [(0, 0), (0, T - found.shape[1])])
+
+        return _at_length(logps, policy.lengths, batch.loss_mask, batch)
+
+    return jax.lax.map(one, batch)
+
+
+def _at_length(
+    function: Callable[..., Any],
+    lengths: tuple[int, ...],
+    loss_mask: jax.Array,
+    *inputs: Any,
+) -> Any:
+    """Calls a function on inputs that are cut behind the last trained token.
+
+    What stands behind it changes no earlier logit. The cut is at the shortest of
+    `lengths` that will do, so that all of them are compiled, and one is run.
+
+    Args:
+      loss_mask: bool [B, T]. inputs: trees of [B, T, …] and [B].
+    """
+    T = loss_mask.shape[1]
+    lengths = (*sorted(n for n in lengths if n < T), T)
+    used = jnp.max(jnp.where(loss_mask, jnp.arange(1, T + 1), 0))
+
+    def branch(n):
+        cut = lambda x: x[:, :n] if x.ndim > 1 else x
+        return lambda *inputs: function(*jax.tree.map(cut, inputs))
+
+    index = jnp.searchsorted(jnp.array(lengths), used)
+    return jax.lax.switch(index, [branch(n) for n in lengths], *inputs)
+
+
 def sft_update(
     state: TrainState,
     batch: Batch,
@@ -196,7 +245,8 @@ def sft_update(
         return losses.sft_loss(logps, weights), {}
 
     weights = _batch_weights(batch.loss_mask)
-    state, loss, metrics = _update(state, loss_fn, (batch, weights), optimizer)
+    inputs = (batch, weights)
+    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy.lengths)
     return state, {"loss/sft": loss, **metrics}
 
 
@@ -238,7 +288,7 @@ def grpo_update(
         batch.loss_mask, aggregation=grpo.aggregation, constant=grpo.constant
     )
     inputs = (batch, weights, ref_logps)
-    state, loss, metrics = _update(state, loss_fn, inputs, optimizer)
+    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy.lengths)
     return state, {"loss/grpo": loss, **metrics}
 
 
@@ -248,12 +298,14 @@ def _batch_weights(loss_mask: jax.Array, **kwargs: Any) -> jax.Array:
     return losses.token_weights(flat, **kwargs).reshape(loss_mask.shape)
 
 
-def _update(state, loss_fn, inputs, optimizer):
+def _update(state, loss_fn, inputs, optimizer, lengths):
     """Sums gradients over micro-batches and applies them."""
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def micro_step(total, inputs):
-        (loss, metrics), grads = grad_fn(state.params, *inputs)
+        at_length = functools.partial(grad_fn, state.params)
+        loss_mask = inputs[0].loss_mask
+        (loss, metrics), grads = _at_length(at_length, lengths, loss_mask, *inputs)
         maxima = {k: v for k, v in metrics.items() if k.endswith(("_max", "max_error"))}
         sums = {k: v for k, v in metrics.items() if k not in maxima}
         added = jax.tree.map(jnp.add, total[0], (loss, sums, grads))

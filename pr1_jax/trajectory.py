@@ -42,6 +42,10 @@ class Trajectory:
     finished: bool
     sequential_steps: int
 
+    def __len__(self) -> int:
+        """Tokens, prompt included."""
+        return len(self.prompt) + len(self.tokens)
+
     @property
     def num_blocks(self) -> int:
         """Number of blocks that the response opened."""
@@ -144,11 +148,3 @@ def pack(
         old_logps=old_logps,
         advantages=np.asarray(advantages, np.float32),
     )
-
-
-def bucket_for(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `length`; ValueError where none does."""
-    fitting = [b for b in buckets if b >= length]
-    if not fitting:
-        raise ValueError(f"{length} tokens do not fit the buckets {tuple(buckets)}")
-    return min(fitting)

@@ -41,7 +41,7 @@ LEARNS = (
 )
 SMALL = (
     "--config.model.num_layers=1",
-    "--config.model.length_buckets=(120,)",
+    "--config.model.length_buckets=()",
     "--config.eval.banned=False",
     "--config.sft.steps=30",
     "--config.rl.steps=2",

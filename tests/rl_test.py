@@ -33,9 +33,7 @@ def rl_steps(tmp_path_factory):
         # Room for a block nearly anywhere: a random model opens one in 100 tokens.
         config.rollout.update(min_path_tokens=3, max_path_tokens=8)
         config.rollout.max_response_tokens = RESPONSE_TOKENS
-        config.model.length_buckets = (
-            config.rollout.max_prompt_tokens + RESPONSE_TOKENS,
-        )
+        config.model.length_buckets = ()
         config.rl.update(steps=1, group_size=4, micro_batch_size=8, mini_batches=1)
         config.rl.update(switches)
         config.rollout.update(rollout)

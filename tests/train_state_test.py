@@ -95,11 +95,12 @@ def compiled(kind, **kwargs):
     return jax.jit(functools.partial(update, **settings))
 
 
-def run(kind, state, batch):
+def run(kind, state, batch, **kwargs):
     if kind == "sft":
-        return compiled("sft")(state, batch)
+        return compiled("sft", **kwargs)(state, batch)
     ref_logps = np.where(batch.loss_mask, batch.old_logps - 0.2, 0)
-    return compiled("grpo", grpo=GRPO)(state, batch, ref_logps.astype(np.float32))
+    update = compiled("grpo", grpo=GRPO, **kwargs)
+    return update(state, batch, ref_logps.astype(np.float32))
 
 
 @jax.jit
@@ -133,6 +134,31 @@ def test_micro_batches_only_add_up(kind):
         np.testing.assert_allclose(
             value, two_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
         )
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_cutting_micro_batches_to_their_length_changes_nothing(kind):
+    batch = make_batch(micro_batches=2)
+    T = batch.tokens.shape[-1]
+    short = np.array(batch.loss_mask)
+    short[0, :, T // 2 :] = False  # the first micro-batch can be cut, the other not
+    batch = batch.replace(loss_mask=short)
+    cut = dataclasses.replace(POLICY, lengths=(T // 2, T // 2 + 2, 2 * T))
+    whole, whole_metrics = run(kind, fresh_state(), batch)
+    found, metrics = run(kind, fresh_state(), batch, policy=cut)
+    assert largest_difference(whole.params, fresh_state().params) > 1e-3
+    assert largest_difference(whole.params, found.params) < 1e-5
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(
+            value, metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
+    logps = train_state.trained_logps(CONFIG, random_params(), batch, cut)
+    np.testing.assert_allclose(
+        np.where(short, logps, 0),
+        np.where(short, policy_logps(random_params(), batch), 0),
+        atol=1e-5,
+    )
+    assert (np.asarray(logps)[0, :, T // 2 :] == 0).all()  # it was cut there
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])

@@ -138,14 +138,3 @@ def test_pack_refuses_what_is_too_long():
     trajectory.pack([trace()], 21, variant="structured")
     with pytest.raises(ValueError, match="21 tokens is longer than 20"):
         trajectory.pack([None, trace()], 20, variant="structured")
-
-
-# --- bucket_for ---------------------------------------------------------------------
-
-
-def test_bucket_for_takes_the_smallest_that_holds():
-    buckets = (64, 16, 32)
-    sizes = {1: 16, 16: 16, 17: 32, 33: 64, 64: 64}
-    assert {n: trajectory.bucket_for(n, buckets) for n in sizes} == sizes
-    with pytest.raises(ValueError, match=r"65 tokens do not fit .*\(64, 16, 32\)"):
-        trajectory.bucket_for(65, buckets)
