@@ -71,13 +71,19 @@ class Checkpoints:
         self._manager.close()
 
 
-def restore_params(path: str | os.PathLike[str], abstract_params: Any) -> Any:
+def restore_params(
+    path: str | os.PathLike[str], abstract_params: Any, **chosen: Any
+) -> Any:
     """Parameters alone, from the newest checkpoint of another run's workdir.
+
+    Args:
+      abstract_params: tree of jax.ShapeDtypeStruct with shardings; cast to its dtypes.
+      chosen: `number` and `field`, as of `check_params`.
 
     Raises:
       FileNotFoundError, ValueError: as `check_params`.
     """
-    folder = check_params(path, abstract_params)
+    folder = check_params(path, abstract_params, **chosen)
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_params)
     restored = ocp.PyTreeCheckpointHandler().restore(
         folder,
@@ -90,25 +96,40 @@ def restore_params(path: str | os.PathLike[str], abstract_params: Any) -> Any:
     return restored["params"]
 
 
-def check_params(path: str | os.PathLike[str], abstract_params: Any) -> epath.Path:
+def check_params(
+    path: str | os.PathLike[str],
+    abstract_params: Any,
+    *,
+    number: int | None = None,
+    field: str = "checkpoint.init",
+) -> epath.Path:
     """Folder of the newest state in a run's workdir; reads no parameters.
 
+    Args:
+      number: of another checkpoint than the newest.
+      field: name of the setting that gave the path, for messages.
+
     Raises:
-      FileNotFoundError: there is no checkpoint.
+      FileNotFoundError: there is no checkpoint, or none of this number.
       ValueError: it is of another model; names the first parameter that differs.
     """
     folder = pathlib.Path(path).absolute()
     folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
-    steps = [step.step for step in _NAMES.find_all(folder)] if folder.is_dir() else []
-    if not steps:
-        raise FileNotFoundError(f"checkpoint.init={path}: no checkpoint in {folder}")
-    state = _NAMES.find_step(folder, max(steps)).path / "state"
-    saved = ocp.PyTreeCheckpointHandler().metadata(state)
-    _check_same(saved.tree["params"], abstract_params, path)
-    return state
+    found = _NAMES.find_all(folder) if folder.is_dir() else []
+    states = {step.step: step.path / "state" for step in found}
+    if not states:
+        raise FileNotFoundError(f"{field}={path}: no checkpoint in {folder}")
+    number = max(states) if number is None else number
+    if number not in states:
+        raise FileNotFoundError(
+            f"checkpoint={number} is not in {folder}, which has {sorted(states)}"
+        )
+    saved = ocp.PyTreeCheckpointHandler().metadata(states[number])
+    _check_same(saved.tree["params"], abstract_params, f"{field}={path}")
+    return states[number]
 
 
-def _check_same(saved: Any, wanted: Any, path: str | os.PathLike[str]) -> None:
+def _check_same(saved: Any, wanted: Any, name_of_saved: str) -> None:
     """Raises ValueError where two trees differ in names or shapes."""
     shapes = lambda tree: {
         jax.tree_util.keystr(keys): tuple(leaf.shape)
@@ -118,6 +139,6 @@ def _check_same(saved: Any, wanted: Any, path: str | os.PathLike[str]) -> None:
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
             raise ValueError(
-                f"checkpoint.init={path} is of another model: parameter {name} has "
+                f"{name_of_saved} is of another model: parameter {name} has "
                 f"shape {saved.get(name)} there and {wanted.get(name)} here"
             )

@@ -34,7 +34,7 @@ import numpy as np
 
 from pr1_jax import tags, tokenizer
 
-PATIENT = 0.12  # share of paths in traces that never give up;
+PATIENT = 0.06  # share of paths in traces that never give up;
 GIVING_UP = 0.9  # the others do so after any number with this chance
 SPLITS = ("train", "eval")
 _EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
@@ -49,7 +49,7 @@ class Family:
     max_number: int
 
 
-FAMILIES = {"easy": Family(4, 6, 20), "hard": Family(8, 10, 20)}
+FAMILIES = {"easy": Family(4, 7, 20), "hard": Family(8, 10, 20)}
 
 _WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "both ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))

@@ -26,6 +26,7 @@ from pr1_jax.model import ModelConfig
 from pr1_jax.tokenizer import Tokenizer
 
 MODEL_TYPES = ("qwen3", "qwen2", "llama")
+_MAX_POSITIONS = 32768
 
 
 def resolve(name_or_path: str | os.PathLike) -> Path:
@@ -99,6 +100,12 @@ def read_config(
         raise ValueError(f"{file} lacks {error.args[0]}") from error
 
 
+def max_positions(folder: str | os.PathLike) -> int:
+    """The `max_position_embeddings` that config.json of a folder states."""
+    raw = hf_tensors.read_json(Path(folder) / "config.json")
+    return raw.get("max_position_embeddings", _MAX_POSITIONS)
+
+
 def _check_supported(file: Path, raw: Mapping, rope: Mapping) -> None:
     """Refuses settings under which this code would compute something else."""
     supported = {
@@ -164,6 +171,13 @@ def _place(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Arra
     return array.block_until_ready()
 
 
+def check_free(folder: str | os.PathLike) -> None:
+    """Raises FileExistsError unless a folder can be written here."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder")
+
+
 def save_params(
     folder: str | os.PathLike,
     params: Mapping[str, Any],
@@ -171,7 +185,7 @@ def save_params(
     tokenizer: Tokenizer | None = None,
     *,
     max_shard_bytes: int = 4 * 2**30,
-    max_positions: int = 32768,
+    max_positions: int = _MAX_POSITIONS,
 ) -> None:
     """Writes a folder that `transformers` loads; one part at a time on the host.
 
@@ -185,8 +199,7 @@ def save_params(
       max_positions: the `max_position_embeddings` that config.json states.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder")
+    check_free(folder)
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
@@ -249,6 +262,8 @@ def _write_tensors(folder: Path, flat, config: ModelConfig, max_shard_bytes) -> 
             array = leaf if tensor.layer is None else leaf[tensor.layer]
             arrays[tensor.name] = tensor.to_hf(np.asarray(array))
         safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        # It is made readable for its owner alone.
+        shutil.copymode(folder / "config.json", folder / file)
         weight_map |= dict.fromkeys(arrays, file)
     if len(parts) > 1:
         metadata = {"total_size": sum(map(num_bytes, tensors))}

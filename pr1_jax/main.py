@@ -1,11 +1,11 @@
 """Command line: `python -m pr1_jax.main --config=configs/rl_alternating.py`."""
 
 import re
-import sys
-from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
+
+from pr1_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
@@ -17,8 +17,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Runs the curriculum of the config; a wrong config is one line and exit code 2."""
-    if len(argv) > 1:
-        _stop(f"unexpected arguments: {argv[1:]}")
+    del argv
     from pr1_jax import curriculum, run  # after the flags: JAX is slow to import
 
     config = _CONFIG.value
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> None:
         experiment, held_out = curriculum.prepare(config)
         run.open_workdir(workdir, config)
     except (ValueError, OSError) as error:
-        _stop(error)
+        cli.stop(error)
     if curriculum.is_finished(workdir):
         print(f"already finished: {workdir} (see summary.json there)")
         return
@@ -36,19 +35,15 @@ def main(argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        positional = flags.FLAGS(argv)
+        positional = cli.parse_flags(argv)
         config = _CONFIG.value
         _ = config is None or config.name  # a file that is missing is noticed here
-    except flags.Error as error:
-        # A config file that fails comes with its whole traceback.
-        text, _, trace = str(error).partition("Traceback")
-        _stop(text + trace.strip().splitlines()[-1] if trace else text)
     except (AttributeError, KeyError) as error:
-        _stop(_unknown_field(argv, error))
+        cli.stop(_unknown_field(argv, error))
     except (TypeError, ValueError, OSError) as error:
-        _stop(error)
+        cli.stop(error)
     if config is None:
-        _stop("--config is missing, for instance --config=configs/rl_alternating.py")
+        cli.stop("--config is missing, e.g. --config=configs/rl_alternating.py")
     return positional
 
 
@@ -63,11 +58,5 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
     return f"{' '.join(named)}: not a field of the config. {hint}"
 
 
-def _stop(error: object) -> NoReturn:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # orbax says much at INFO
-    app.run(main, flags_parser=_parse_flags)
+    cli.run(main, _parse_flags)

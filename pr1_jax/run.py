@@ -1,5 +1,6 @@
 """One run in its workdir: metrics, checkpoints, summary, progress, and resuming."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -188,6 +189,20 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
                 f"{theirs.get(name)!r}; take another --workdir"
             )
     return path
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+    """The config of a run.
+
+    Raises:
+      FileNotFoundError: there is none in this folder.
+    """
+    found = metrics.read_json(pathlib.Path(workdir) / "config.json", None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{workdir} has no config.json: not the workdir of a run"
+        )
+    return ml_collections.ConfigDict(found)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

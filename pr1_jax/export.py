@@ -1,0 +1,86 @@
+"""Writes a training checkpoint as a Hugging Face folder that `transformers` loads.
+
+    python -m pr1_jax.export --workdir=runs/quickstart --out=exported
+
+The folder holds config.json, safetensors in parts and the tokenizer with the tags; it
+serves as `model.path` again.
+"""
+
+import pathlib
+
+from absl import flags
+
+from pr1_jax import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist, or be empty.")
+_CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "Number of the checkpoint, as its folder is named; the newest."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; as trained."
+)
+_PART_GIB = flags.DEFINE_float(
+    "part_gib", 4.0, "Size of a safetensors file.", lower_bound=1e-6
+)
+
+
+def export(
+    workdir: str,
+    out: str,
+    *,
+    number: int | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 4 * 2**30,
+) -> None:
+    """Writes checkpoint `number` of a run, or its newest one, to the folder `out`.
+
+    Raises:
+      ValueError, FileNotFoundError, FileExistsError: one line; nothing is written.
+    """
+    # Imported late: JAX is slow to, and the flags may be wrong.
+    import jax
+
+    from pr1_jax import checkpoint, experiment, hf, run
+
+    hf.check_free(out)
+    config = run.read_config(workdir)
+    config.checkpoint.init = ""
+    made = experiment.build(config)
+    wanted = made.abstract_params()
+    if dtype:
+        cast = lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+        wanted = jax.tree.map(cast, wanted)
+    params = checkpoint.restore_params(
+        workdir, wanted, number=number, field="--workdir"
+    )
+    origin = config.model.path and hf.resolve(config.model.path)
+    hf.save_params(
+        out,
+        params,
+        made.model,
+        made.tokenizer,
+        max_shard_bytes=max_shard_bytes,
+        max_positions=hf.max_positions(origin) if origin else made.settings.slots,
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags; what is wrong is one line and exit code 2."""
+    del argv
+    cli.require([_WORKDIR, _OUT])
+    try:
+        export(
+            _WORKDIR.value,
+            _OUT.value,
+            number=_CHECKPOINT.value,
+            dtype=_DTYPE.value,
+            max_shard_bytes=int(_PART_GIB.value * 2**30),
+        )
+    except (ValueError, OSError) as error:
+        cli.stop(error)
+    print(f"written: {pathlib.Path(_OUT.value).absolute()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
