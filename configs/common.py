@@ -87,7 +87,7 @@ def get_config(
     c.sft.warmup_share = 0.1
 
     c.rl = ml_collections.ConfigDict()
-    c.rl.steps = 90
+    c.rl.steps = 80
     c.rl.prompts_per_step = 32
     c.rl.group_size = 8  # responses to a prompt
     c.rl.mini_batches = 2  # updates a step
