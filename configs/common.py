@@ -5,11 +5,18 @@ Lengths are in tokens, rates are per update, shares are of 1.
 
 import ml_collections
 
+REAL = ("smollm2", "qwen3_4b")  # variants with a pretrained model and real data
+
+
+def benchmark(source: str, samples: int) -> ml_collections.ConfigDict:
+    """A row of the table: where its problems are, and samples of each."""
+    return ml_collections.ConfigDict({"source": source, "samples": samples})
+
 
 def get_config(
     arg: str | None = None, *, variant: str = "structured"
 ) -> ml_collections.ConfigDict:
-    """The base config; `arg` picks a size: None, `smoke` or `qwen3_4b`.
+    """The base config; `arg` picks a size: None, `smoke`, `smollm2` or `qwen3_4b`.
 
     Raises:
       ValueError: an unknown variant.
@@ -39,15 +46,17 @@ def get_config(
 
     c.data = ml_collections.ConfigDict()
     c.data.sft = "embedded:easy"  # traces
+    c.data.coldstart = "embedded:easy"  # problems for a teacher
     c.data.rl = "embedded:hard"  # problems
     c.data.eval = "embedded:hard"  # held-out problems
     c.data.seed = 0
     c.data.eval_seed = 0
-    c.data.template = "plain"  # or "instruction", "chat"
-    c.data.columns = ml_collections.ConfigDict()  # names in the data; "" = the same
-    c.data.columns.question = ""
-    c.data.columns.answer = ""
-    c.data.columns.response = ""
+    c.data.template = "plain"  # or "instruction", "chat", "own"
+    # Columns of the data; of several names the first that a record has.
+    c.data.columns = ml_collections.ConfigDict()
+    c.data.columns.question = "question,problem,Problem,prompt"
+    c.data.columns.answer = "answer,Answer,reward_model.ground_truth"
+    c.data.columns.response = "response"
     c.data.block_share = 1.0  # embedded traces with a block
     c.data.hard_share = 0.0  # embedded traces of the hard family
 
@@ -98,6 +107,7 @@ def get_config(
     c.rl.clip_low = 0.2
     c.rl.clip_high = 0.2
     c.rl.kl_coef = 0.0
+    c.rl.importance_cap = 0.0  # where old log-probs are recomputed; 0 = no correction
     c.rl.aggregation = "token_mean"  # or "response_mean", "constant"
     c.rl.normalize_std = True  # False = Dr. GRPO
     c.rl.train_on_forced = False  # True = as the published code
@@ -117,17 +127,31 @@ def get_config(
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
 
+    c.coldstart = ml_collections.ConfigDict()
+    c.coldstart.problems = 512  # at most
+    c.coldstart.samples = 4  # attempts at each; the first good one is kept
+    c.coldstart.needs_block = True  # a trace without a block is left out
+    c.coldstart.mode = "structured"  # "ordinary": the teacher does not know the tags
+
     c.eval = ml_collections.ConfigDict()
     c.eval.problems = 512
     c.eval.samples = 1  # a problem
     c.eval.banned = True  # also with <Parallel> banned
+    # Of the stage `benchmark`: name -> source and samples a problem.
+    c.eval.benchmarks = ml_collections.ConfigDict()
+    c.eval.modes = ("structured", "causal", "ordinary")
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_steps = 20
     c.checkpoint.keep = 2
     c.checkpoint.init = ""  # another run's workdir to take the parameters from
 
-    sizes = {None: lambda c: None, "smoke": _smoke, "qwen3_4b": _qwen3_4b}
+    sizes = {
+        None: lambda c: None,
+        "smoke": _smoke,
+        "smollm2": _smollm2,
+        "qwen3_4b": _qwen3_4b,
+    }
     if arg not in sizes:
         known = [name for name in sizes if name]
         raise ValueError(f"config variant {arg!r} is not one of {known}")
@@ -149,6 +173,35 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
     c.reward.scaffold_steps = 2
     c.eval.problems = 16
     c.checkpoint.every_steps = 2
+
+
+def _smollm2(c: ml_collections.ConfigDict) -> None:
+    """A few steps of a small pretrained model on real data; a CPU is enough.
+
+    Peak memory is about 9 GB. SmolLM2 is weak at maths: this shows that all parts work
+    together, and learns the format at best.
+    """
+    c.model.path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    c.model.scan_layers = c.model.remat = True
+    c.model.logits_chunk = 512
+    c.model.length_buckets = (384, 512, 640)
+    c.data.sft = "hf:Parallel-R1/parallel-r1-cold-start"
+    c.data.coldstart = c.data.rl = c.data.eval = "hf:openai/gsm8k/main"
+    c.data.template = "instruction"
+    c.rollout.max_prompt_tokens, c.rollout.max_response_tokens = 320, 448
+    c.rollout.min_path_tokens, c.rollout.max_path_tokens = 16, 96
+    c.rollout.max_summary_tokens, c.rollout.summary_reserve = 64, 48
+    c.rollout.answer_reserve = 48
+    c.rollout.rows, c.rollout.prompts_per_prefill = 8, 2
+    c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 8, 8, 2
+    c.sft.lr = 1e-4
+    c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 2, 2, 4
+    c.rl.mini_batches, c.rl.micro_batch_size = 1, 2
+    c.rl.lr, c.rl.lr_schedule = 1e-6, "constant"
+    c.reward.window, c.reward.tiered_steps = 2, 1
+    c.coldstart.mode, c.coldstart.problems, c.coldstart.samples = "ordinary", 8, 1
+    c.eval.problems, c.eval.samples, c.eval.banned = 4, 1, False
+    c.checkpoint.every_steps = 4
 
 
 def _qwen3_4b(c: ml_collections.ConfigDict) -> None:

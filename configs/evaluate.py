@@ -1,7 +1,9 @@
-"""Evaluation alone, of a run, a Hugging Face folder or a fresh model.
+r"""The paper's table for any checkpoint: benchmarks by decoding modes.
 
-    python -m pr1_jax.main --config=configs/evaluate.py \\
+    python -m pr1_jax.main --config=configs/evaluate.py \
         --config.checkpoint.init=runs/quickstart
+
+`checkpoint.init` is the workdir of a run; `model.path` a Hugging Face folder.
 
 RESULT
 """
@@ -15,8 +17,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 7."""
     c = common.get_config(arg)
     c.name = "evaluate"
-    c.stages = ()
-    c.eval.samples = 4
-    if arg is None:
-        c.eval.problems = 512
+    c.stages = ("benchmark",)
+    if arg == "qwen3_4b":
+        c.eval.problems = 1000  # of each at most
+        hub = {
+            "aime25": ("hf:math-ai/aime25", 16),
+            "aime24": ("hf:HuggingFaceH4/aime_2024@train", 16),
+            "amc23": ("hf:math-ai/amc23", 16),
+            "math": ("hf:HuggingFaceH4/MATH-500", 1),
+        }
+        for name, (source, samples) in hub.items():
+            c.eval.benchmarks[name] = common.benchmark(source, samples)
+    elif arg == "smollm2":
+        c.eval.benchmarks.gsm8k = common.benchmark("hf:openai/gsm8k/main", 2)
+    else:
+        for name in ("hard", "easy"):
+            c.eval.benchmarks[name] = common.benchmark(f"embedded:{name}", 4)
     return c

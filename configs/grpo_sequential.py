@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.reward.schedule = "accuracy"
     c.rollout.max_blocks = 0
     c.data.block_share = 0.0
-    if arg == "qwen3_4b":
+    if arg in common.REAL:
         c.stages = ("rl",)
         c.data.template = "plain"
     return c

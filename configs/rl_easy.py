@@ -19,6 +19,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if arg == "qwen3_4b":
         c.data.rl = "tfds:gsm8k"
         c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 35, 1024, 5
-    else:
+    elif arg not in common.REAL:
         c.data.rl = c.data.eval = "embedded:easy"
     return c

@@ -14,7 +14,8 @@ import ml_collections
 
 from pr1_jax import data, decode, layout, losses, rewards, sharding, train_state
 
-STAGES = ("sft", "rl")
+MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
+STAGES = ("coldstart", "sft", "rl", "benchmark")
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
@@ -24,6 +25,7 @@ _CHOICES = {
     "data.template": data.TEMPLATES,
     "sft.lr_schedule": train_state.SCHEDULES,
     "rl.lr_schedule": train_state.SCHEDULES,
+    "coldstart.mode": MODES,
     "model.dtype": _DTYPES,
     "model.param_dtype": _DTYPES,
 }
@@ -45,7 +47,7 @@ _LIMITS = {
         *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.mini_batches"),
         *("rl.micro_batch_size", "rl.dynamic_sampling_rounds"),
         *("rollout.rows", "rollout.steps_per_chunk", "rollout.prompts_per_prefill"),
-        *("eval.problems", "eval.samples"),
+        *("eval.problems", "eval.samples", "coldstart.problems", "coldstart.samples"),
         *("checkpoint.every_steps", "checkpoint.keep"),
         *("reward.window", "model.query_chunk"),
     ),
@@ -55,7 +57,7 @@ _LIMITS = {
     ),
     _NOT_NEGATIVE: (
         *("seed", "data.seed", "data.eval_seed", "model.logits_chunk"),
-        *("rl.clip_low", "rl.clip_high", "rl.kl_coef"),
+        *("rl.clip_low", "rl.clip_high", "rl.kl_coef", "rl.importance_cap"),
         *("optimizer.weight_decay", "optimizer.clip_norm"),
         *("reward.tiered_steps", "reward.scaffold_steps"),
     ),
@@ -82,9 +84,26 @@ def check(config: ml_collections.ConfigDict) -> None:
     stages = tuple(config.stages)
     need(config, "stages", set(stages) <= {*STAGES}, f"may hold {STAGES}")
     need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
+    _check_benchmarks(config)
     _check_batches(config)
     _check_lengths(config)
     _check_paths(config)
+
+
+def _check_benchmarks(config: ml_collections.ConfigDict) -> None:
+    modes = tuple(config.eval.modes)
+    need(config, "eval.modes", {*modes} <= {*MODES}, f"may hold {MODES}")
+    for name in config.eval.benchmarks:
+        prefix = f"eval.benchmarks.{name}"
+        need(
+            config,
+            f"{prefix}.samples",
+            field(config, f"{prefix}.samples") >= 1,
+            _AT_LEAST_1,
+        )
+    if "benchmark" in config.stages:
+        need(config, "eval.benchmarks", len(config.eval.benchmarks), "holds none")
+        need(config, "eval.modes", len(modes), "holds none")
 
 
 def _check_batches(config: ml_collections.ConfigDict) -> None:

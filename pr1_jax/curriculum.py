@@ -1,32 +1,37 @@
 """The whole curriculum that a config names: stages, with evaluations in between."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 import rich.table
 
-from pr1_jax import evaluate, experiment, metrics, model, rl, sft
-from pr1_jax.run import Run
+from pr1_jax import benchmark, coldstart, evaluate, experiment, metrics, model, rl, sft
+from pr1_jax.run import TRAINING, Run
 
-_STAGES = {"sft": sft, "rl": rl}
+_STAGES = {"coldstart": coldstart, "sft": sft, "rl": rl, "benchmark": benchmark}
 
 
 def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, Any]:
     """Checks all that can be checked before anything compiles, data included.
 
     Returns:
-      The experiment and its held-out problems.
+      The experiment and its held-out problems, None where no stage trains.
 
     Raises:
       ValueError, FileNotFoundError: names the field and its value.
     """
     made = experiment.build(config)
-    readers = {
-        stage: lambda stage=stage: next(_STAGES[stage].open_stream(made))
-        for stage in config.stages
-    }
-    readers["eval"] = lambda: evaluate.problems(made)
+    readers: dict[str, Callable[[], Any]] = {}
+    for stage in config.stages:
+        if stage in TRAINING:
+            readers[stage] = lambda stage=stage: next(_STAGES[stage].open_stream(made))
+        else:
+            _STAGES[stage].check_data(made)
+    if _evaluates(config):
+        readers["eval"] = lambda: evaluate.problems(made)
+    found = None
     for name, read in readers.items():
         try:
             found = read()
@@ -38,6 +43,11 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, A
             message = f"data.{name}={config.data[name]} ({limits}): {error}"
             raise type(error)(message) from error
     return made, found
+
+
+def _evaluates(config: ml_collections.ConfigDict) -> bool:
+    """Whether `data.eval` is used: around stages that train, or where there is none."""
+    return not config.stages or bool({*TRAINING} & {*config.stages})
 
 
 def is_finished(workdir: str) -> bool:
@@ -54,19 +64,20 @@ def run(made: experiment.Experiment, held_out: Any, workdir: str) -> None:
             f"{made.config.variant} variant, workdir {current.workdir}"
         )
         done = -1 if current.place is None else current.place.stage
-        if done < 0:
-            _evaluate(current, held_out, 0)
+        if done < 0 and _evaluates(made.config):
+            _evaluate(current, held_out, "eval_0_base")
         for i, stage in enumerate(made.config.stages):
-            if i >= done:
-                _STAGES[stage].run_stage(made, current, i)
-                _evaluate(current, held_out, i + 1)
+            if i < done:
+                continue
+            _STAGES[stage].run_stage(made, current, i)
+            if stage in TRAINING:
+                _evaluate(current, held_out, f"eval_{i + 1}_{stage}")
         current.finish()
         _report(current)
 
 
-def _evaluate(current: Run, held_out: Any, number: int) -> None:
-    """Evaluates what `number` stages have made, unless that was done before."""
-    name = current.names[2 * number]
+def _evaluate(current: Run, held_out: Any, name: str) -> None:
+    """Evaluates the current parameters, unless that was done before."""
     if name in current.summary["evaluations"]:
         return
     path = current.workdir / "rollouts" / f"{name}.jsonl"
@@ -101,13 +112,16 @@ def _report(current: Run) -> None:
         ("tokens", lambda e: f"{e['eval/total_tokens']:.1f}"),
         ("steps", lambda e: f"{e['eval/sequential_steps']:.1f}"),
     )
+    evaluations = current.summary["evaluations"]
+    evaluations = {n: e for n, e in evaluations.items() if n.startswith("eval_")}
     table = rich.table.Table("evaluation", *(name for name, _ in columns))
-    for name, found in current.summary["evaluations"].items():
+    for name, found in evaluations.items():
         has_banned = "eval/accuracy_banned" in found
         cells = [
             cell(found) if has_banned or "banned" not in title else "–"
             for title, cell in columns
         ]
         table.add_row(name, *cells)
-    current.say(table)
+    if evaluations:
+        current.say(table)
     current.say(f"finished: {current.workdir}")

@@ -13,8 +13,9 @@ processes; to shard before filtering would make it depend on where the drops fal
 
 import dataclasses
 import functools
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grain
@@ -26,7 +27,7 @@ from pr1_jax.sources import Source
 from pr1_jax.tokenizer import Tokenizer
 from pr1_jax.trajectory import Trajectory
 
-TEMPLATES = ("plain", "instruction", "chat")
+TEMPLATES = ("plain", "instruction", "chat", "own")
 INSTRUCTION = (
     "Solve the problem step by step. Where a step is hard or worth checking, think in "
     "parallel: open a block with <Parallel>, write two or more <Path>…</Path> in it, "
@@ -55,24 +56,35 @@ class Problem:
     prompt: np.ndarray  # int32 token ids
 
 
-def prompt_tokens(question: str, tokenizer: Tokenizer, *, template: str) -> np.ndarray:
+def prompt_tokens(
+    question: str,
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    messages: Sequence[dict[str, str]] | None = None,
+    allow_tags: bool = True,
+) -> np.ndarray:
     """Token ids of a prompt, int32.
 
     Args:
       template: `plain`, the question as it is; `instruction`, with our instruction to
         think in parallel before it; `chat`, by the tokenizer's chat template, with the
-        instruction as the system message. Tags that a prompt mentions become their
-        tokens, but structure begins with the response (spec section 2).
+        instruction as the system message; `own`, the prompt that the data brings, by
+        the chat template and without our instruction.
+      messages: chat messages of the data, for `own`; None = the question alone.
+      allow_tags: whether tags that the prompt mentions become their tokens; structure
+        begins with the response in any case (spec section 2).
     """
     _check_template(template)
+    asked = {"role": "user", "content": question}
     if template == "instruction":
         question = f"{INSTRUCTION}\n\nProblem: {question.strip()}\n\nSolution:\n"
     elif template == "chat":
-        roles = ("system", INSTRUCTION), ("user", question)
-        question = tokenizer.chat_prompt(
-            [{"role": role, "content": content} for role, content in roles]
-        )
-    return np.array(tokenizer.encode(question), np.int32)
+        told = {"role": "system", "content": INSTRUCTION}
+        question = tokenizer.chat_prompt([told, asked])
+    elif template == "own":
+        question = tokenizer.chat_prompt(messages or [asked])
+    return np.array(tokenizer.encode(question, allow_tags=allow_tags), np.int32)
 
 
 class Stream(grain.DatasetIterator[list[T]]):
@@ -179,15 +191,20 @@ def problem_stream(
     *,
     template: str,
     max_prompt_tokens: int,
+    allow_tags: bool = True,
     **stream_args: Any,
 ) -> Stream[Problem]:
-    """Batches of problems; `stream_args` (batch_size, seed, …) are those of `Stream`."""
+    """Batches of problems; `stream_args` (batch_size, seed, …) are those of `Stream`.
+
+    `template` and `allow_tags` are those of `prompt_tokens`.
+    """
     _check_template(template)
     make = functools.partial(
         _make_problem,
         tokenizer=tokenizer,
         template=template,
         max_prompt_tokens=max_prompt_tokens,
+        allow_tags=allow_tags,
     )
     return Stream(source, make, **stream_args)
 
@@ -270,9 +287,20 @@ def _check_template(template: str) -> None:
 
 
 def _make_problem(
-    record: dict[str, str], tokenizer: Tokenizer, template: str, max_prompt_tokens: int
+    record: dict[str, str],
+    tokenizer: Tokenizer,
+    template: str,
+    max_prompt_tokens: int,
+    allow_tags: bool = True,
 ) -> Problem | _Dropped:
-    prompt = prompt_tokens(record["question"], tokenizer, template=template)
+    messages = json.loads(record["messages"]) if "messages" in record else None
+    prompt = prompt_tokens(
+        record["question"],
+        tokenizer,
+        template=template,
+        messages=messages,
+        allow_tags=allow_tags,
+    )
     if len(prompt) > max_prompt_tokens:
         detail = f"{len(prompt)} tokens, {max_prompt_tokens=}"
         return _Dropped("prompt_too_long", f"{detail}: {record['question'][:60]!r}")

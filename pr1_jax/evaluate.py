@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pr1_jax import data, rollout, sources
-from pr1_jax.experiment import Experiment
+from pr1_jax.experiment import ORDINARY, Experiment
 
 _RESAMPLES = 2000
 
@@ -32,10 +32,20 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of `values` [problems], by bootstrap over problems."""
-    values = np.asarray(values, np.float64)
+    return interval_of_average([values], seed)
+
+
+def interval_of_average(
+    groups: Sequence[Sequence[float]], seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of several groups' means, each resampled by itself."""
     rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    means = []
+    for values in groups:
+        values = np.asarray(values, np.float64)
+        draws = rng.integers(0, len(values), (_RESAMPLES, len(values)))
+        means.append(values[draws].mean(axis=1))
+    low, high = np.percentile(np.mean(means, axis=0), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -52,6 +62,7 @@ def summarize(scored: Sequence[rollout.Scored], samples: int) -> dict[str, float
         "eval/accuracy_low": low,
         "eval/accuracy_high": high,
         "eval/pass_at_k": float(np.mean(passes)),
+        "eval/accuracy_string": float(np.mean([s.string_correct for s in scored])),
     }
 
 
@@ -83,11 +94,11 @@ def evaluate(
     and not by luck.
     """
     c = experiment.config
-    modes = [False, True] if c.eval.banned and c.rollout.max_blocks else [False]
+    banned = [ORDINARY] if c.eval.banned and c.rollout.max_blocks else []
     metrics: dict[str, float] = {}
-    for banned in modes:
+    for mode in (c.variant, *banned):
         scored, times = rollout.sample_and_score(
-            experiment.sampler(banned=banned),
+            experiment.sampler(mode),
             params,
             held_out,
             c.eval.samples,
@@ -96,7 +107,7 @@ def evaluate(
             timeout_sec=c.reward.timeout_sec,
         )
         found = summarize(scored, c.eval.samples)
-        if banned:
+        if mode == ORDINARY:
             metrics |= {
                 "eval/accuracy_banned": found["eval/accuracy"],
                 "eval/accuracy_banned_low": found["eval/accuracy_low"],

@@ -22,6 +22,8 @@ from pr1_jax import (
 )
 from pr1_jax.sampler import Sampler
 
+ORDINARY = checks.MODES[-1]  # decoding with `<Parallel>` banned
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -35,18 +37,21 @@ class Experiment:
     settings: decode.Settings
 
     @functools.cached_property
-    def samplers(self) -> dict[bool, Sampler]:
-        """Samplers made so far: with blocks, and with `<Parallel>` banned."""
+    def samplers(self) -> dict[str, Sampler]:
+        """Samplers made so far, by mode."""
         return {}
 
-    def sampler(self, *, banned: bool = False) -> Sampler:
-        """The one sampler of all stages, or its twin that bans `<Parallel>`."""
+    def sampler(self, mode: str = "") -> Sampler:
+        """The one sampler of all stages, or its twin in another mode of `checks.MODES`."""
         c = self.config.rollout
-        if banned not in self.samplers:
+        mode = mode or self.settings.variant
+        if mode not in self.samplers:
             settings = self.settings
-            if banned:
+            if mode == ORDINARY:
                 settings = dataclasses.replace(settings, max_blocks=0)
-            self.samplers[banned] = Sampler(
+            else:
+                settings = dataclasses.replace(settings, variant=mode)
+            self.samplers[mode] = Sampler(
                 self.model,
                 self.vocab,
                 settings,
@@ -56,7 +61,7 @@ class Experiment:
                 steps_per_chunk=c.steps_per_chunk,
                 refill_share=c.refill_share,
             )
-        return self.samplers[banned]
+        return self.samplers[mode]
 
     def policy(self, *, sampling: bool) -> train_state.PolicySettings:
         """The policy of rollouts, or (`sampling` off) the plain one of SFT."""
@@ -73,7 +78,7 @@ class Experiment:
 
     def key(self, purpose: str, step: int = 0) -> jax.Array:
         """A PRNG key that depends on the seed, a purpose and a step alone."""
-        purposes = ("params", "tags", "rl", "eval")
+        purposes = ("params", "tags", "rl", "eval", "coldstart")
         key = jax.random.key(self.config.seed)
         key = jax.random.fold_in(key, purposes.index(purpose))
         return jax.random.fold_in(key, step)
@@ -97,11 +102,13 @@ class Experiment:
         if c.model.path:
             folder = hf.resolve(c.model.path)
             config = hf.read_config(folder, **_numerics(c.model))
-            params = hf.load_params(folder, config)
+            # Straight to its devices; only rows for new tags change places.
+            first = sharding.param_shardings(config, self.mesh)
+            params = hf.load_params(folder, config, shardings=first)
             params, _ = hf.resize_embeddings(
-                params, config, self.tokenizer, self.key("tags")
+                params, config, self.tokenizer, self.key("tags"), shardings=places
             )
-            return jax.device_put(params, places)
+            return params
         init = lambda key: model.unbox(model.init_params(self.model, key))
         return jax.jit(init, out_shardings=places)(self.key("params"))
 

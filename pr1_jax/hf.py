@@ -280,6 +280,7 @@ def resize_embeddings(
     *,
     noise: float = 0.2,
     multiple_of: int = 1,
+    shardings: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], ModelConfig]:
     """Gives the tags that the tokenizer has newly got their rows.
 
@@ -297,6 +298,7 @@ def resize_embeddings(
         0.83 and leaves the text's likelihood as it is; from 1.0 on it suffers.
       multiple_of: a vocabulary that grows is rounded up to this (sharded vocabularies
         must divide evenly); spare rows are the mean of all rows.
+      shardings: of the new parameters; None = as the old ones.
 
     Returns:
       New parameters and config; other arrays are shared with the old ones.
@@ -332,7 +334,7 @@ def resize_embeddings(
             params[name] = jax.jit(
                 _with_tag_rows,
                 static_argnames="vocab_size",
-                out_shardings=rows.sharding,
+                out_shardings=shardings[name] if shardings else rows.sharding,
             )(
                 rows,
                 tag_ids,

@@ -195,6 +195,7 @@ def grpo_loss(
     clip_high: float = 0.2,
     ref_logps=None,
     kl_coef: float = 0.0,
+    importance=None,
 ):
     """Token-level clipped GRPO objective (spec section 4; DAPO's two clips).
 
@@ -204,6 +205,8 @@ def grpo_loss(
       clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
       ref_logps: [B, T] float32 of the reference policy; needed where kl_coef > 0.
       kl_coef: weight of the k3 estimate of KL(policy ‖ reference).
+      importance: [B, T] float32, `truncated_importance` where responses were drawn
+        from another policy than the one that old_logps speak of; None = 1.
 
     Returns:
       Scalar loss, and a dict of weighted-sum metrics, which add up over micro-batches
@@ -214,7 +217,8 @@ def grpo_loss(
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     gain = jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
-    loss = -jnp.sum(weights * gain)
+    corrected = gain if importance is None else importance * gain
+    loss = -jnp.sum(weights * corrected)
     metrics = {
         "clip_fraction": jnp.sum(weights * (gain < ratio * advantages[:, None])),
         "approx_kl": jnp.sum(weights * (ratio - 1.0 - log_ratio)),
@@ -225,6 +229,21 @@ def grpo_loss(
         metrics["ref_kl"] = kl
         loss = loss + kl_coef * kl
     return loss, metrics
+
+
+def truncated_importance(old_logps, sampled_logps, *, cap: float):
+    """Weights that correct for drawing from another policy than the old one.
+
+    The ratio old / sampled, at most `cap`, by token (truncated importance sampling;
+    Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training").
+
+    Args:
+      old_logps: float32, of the trainer before the update.
+      sampled_logps: float32 of the same shape, as the sampler recorded them.
+      cap: greater than 0.
+    """
+    return jnp.minimum(jnp.exp(old_logps - sampled_logps), cap)
 
 
 def k3_kl(logps, ref_logps):

@@ -57,6 +57,8 @@ _FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("eval/accuracy", "accuracy", _percent),
     ("rollout/parallel_ratio", "parallel", _percent),
     ("eval/parallel_ratio", "parallel", _percent),
+    ("coldstart/kept", "kept", _percent),
+    ("coldstart/traces", "traces", _count),
     ("policy/entropy", "entropy", _number),
     ("rollout/logp_gap_max", "logp gap", _small),
     ("perf/tokens_per_sec", "tokens/s", _count),

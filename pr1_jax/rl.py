@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import data, rewards, rollout, sharding, sources, train_state
+from pr1_jax import data, losses, rewards, rollout, sharding, sources, train_state
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
 from pr1_jax.trajectory import Batch, Trajectory, pack
@@ -44,6 +44,7 @@ class _Updater:
         c = experiment.config
         self._experiment = experiment
         self.recomputes = c.variant == "causal" or c.rl.train_on_forced
+        self._corrects = self.recomputes and c.rl.importance_cap > 0
         self._reference = run.reference(state.params) if c.rl.kl_coef else None
         policy = experiment.policy(sampling=True)
         update = jax.jit(
@@ -64,7 +65,10 @@ class _Updater:
             donate_argnums=0,
         )
 
-        batch = self._put(self._pack([None] * self.mini_batch, None))
+        batch = self._pack([None] * self.mini_batch, None)
+        if self._corrects:
+            batch = batch.replace(importance=np.ones_like(batch.old_logps))
+        batch = self._put(batch)
         ref = batch.old_logps if self._reference is not None else None
         self.update = update.lower(state, batch, ref).compile()
         if self.recomputes or self._reference is not None:
@@ -73,7 +77,8 @@ class _Updater:
                     train_state.trained_logps, experiment.model, policy=policy
                 )
             )
-            self._logps = logps.lower(state.params, batch).compile()
+            bare = batch.replace(importance=None)
+            self._logps = logps.lower(state.params, bare).compile()
 
     @property
     def mini_batch(self) -> int:
@@ -110,43 +115,59 @@ class _Updater:
         Old log-probs are those of `params`, recomputed where the sampler's will not
         do; then the gap between the two is measured over all responses.
         """
-        out, gaps = [], {False: [], True: []}
+        out, mismatches = [], []
         for chosen in order:
             # Short and long ones apart: a micro-batch is cut to its longest.
             chosen = sorted(chosen, key=lambda i: len(trajectories[i]))
             picked = [trajectories[i] for i in chosen]
             batch, ref = self._pack(picked, advantages[chosen]), None
             if self.recomputes:
-                old = np.asarray(self._logps(params, self._put(batch)))
-                sampled, shape = batch.old_logps, batch.loss_mask.shape
-                # Tokens in second and later paths, and forced ones.
-                later = np.zeros((len(picked), shape[-1]), bool)
-                forced = np.zeros_like(later)
-                for row, t in enumerate(picked):
-                    end = len(t.prompt) + len(t.tokens)
-                    later[row, len(t.prompt) : end] = t.path > 1
-                    forced[row, len(t.prompt) : end] = t.forced
-                gap = np.abs(old - sampled).reshape(later.shape)
-                drawn = batch.loss_mask.reshape(later.shape) & ~forced
-                for side, found in gaps.items():
-                    found.append(gap[drawn & (later == side)])
-                batch = batch.replace(
-                    old_logps=np.where(batch.loss_mask, old, 0.0).reshape(shape)
-                )
+                batch, mismatch = self._recompute(params, batch, picked)
+                mismatches.append(mismatch)
             batch = self._put(batch)
             if self._reference is not None:
-                ref = self._put(self._logps(self._reference, batch))
+                bare = batch.replace(importance=None)
+                ref = self._put(self._logps(self._reference, bare))
             out.append((batch, ref))
-        return out, _gap_metrics(gaps) if self.recomputes else {}
+        return out, _mismatch_metrics(mismatches) if self.recomputes else {}
+
+    def _recompute(
+        self, params: Any, batch: Batch, picked: Sequence[Trajectory]
+    ) -> tuple[Batch, dict[str, np.ndarray]]:
+        """The trainer's old log-probs, and how far from them the sampler's are."""
+        old = np.asarray(self._logps(params, self._put(batch)))
+        mask, shape = batch.loss_mask, batch.old_logps.shape
+        # Tokens in second and later paths, and forced ones.
+        later = np.zeros((len(picked), shape[-1]), bool)
+        forced = np.zeros_like(later)
+        for row, t in enumerate(picked):
+            end = len(t.prompt) + len(t.tokens)
+            later[row, len(t.prompt) : end] = t.path > 1
+            forced[row, len(t.prompt) : end] = t.forced
+        drawn = mask & ~forced.reshape(shape)
+        later = later.reshape(shape)
+        gap = np.abs(old - batch.old_logps)
+        mismatch = {"first": gap[drawn & ~later], "later": gap[drawn & later]}
+        if self._corrects:
+            cap = self._experiment.config.rl.importance_cap
+            found = losses.truncated_importance(old, batch.old_logps, cap=cap)
+            batch = batch.replace(importance=np.where(drawn, found, 1.0))
+            mismatch["importance"] = batch.importance[drawn]
+        return batch.replace(old_logps=np.where(mask, old, 0.0)), mismatch
 
 
-def _gap_metrics(gaps: dict[bool, list[np.ndarray]]) -> dict[str, float]:
+def _mismatch_metrics(found: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
     """Sampler against trainer, outside and inside second and later paths."""
+    joined = {name: np.concatenate([m[name] for m in found]) for name in found[0]}
     metrics = {}
-    for later, name in ((False, "logp_gap"), (True, "logp_gap_later_paths")):
-        gap = np.concatenate(gaps[later])
+    for part, name in (("first", "logp_gap"), ("later", "logp_gap_later_paths")):
+        gap = joined[part]
         metrics[f"rollout/{name}_max"] = float(gap.max(initial=0.0))
         metrics[f"rollout/{name}_mean"] = float(gap.mean()) if gap.size else 0.0
+    if "importance" in joined:
+        weights = joined["importance"]
+        metrics["policy/importance_mean"] = float(weights.mean())
+        metrics["policy/importance_min"] = float(weights.min())
     return metrics
 
 

@@ -5,16 +5,19 @@ import json
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
 
 import jax
 import numpy as np
 
-from pr1_jax import answers, losses, metrics, rewards, tags
+from pr1_jax import answers, answers_string, losses, metrics, rewards, tags
 from pr1_jax.data import Problem
 from pr1_jax.sampler import Sampler
 from pr1_jax.tokenizer import Tokenizer
 from pr1_jax.trajectory import Trajectory
+
+_THREADS = 4  # of a `Scorer`; all they do is wait, mostly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +37,29 @@ class Scored:
         return self.verdict == answers.CORRECT
 
     @property
+    def string_correct(self) -> bool:
+        """What the published string checker says, for comparison."""
+        return answers_string.check(self.text, self.problem.answer)
+
+    @property
     def total_tokens(self) -> int:
         """Tokens of the response."""
         return len(self.trajectory.tokens)
+
+    def record(self) -> dict[str, Any]:
+        """What is written of it as JSON, tags visible."""
+        return {
+            "question": self.problem.question,
+            "response": self.text,
+            "answer": self.problem.answer,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "num_blocks": self.trajectory.num_blocks,
+            "format_ok": self.format_ok,
+            "finished": self.trajectory.finished,
+            "total_tokens": self.total_tokens,
+            "sequential_steps": self.trajectory.sequential_steps,
+        }
 
     def reward(self, name: str) -> float:
         """The reward `name` of this response."""
@@ -48,24 +71,46 @@ class Scored:
         )
 
 
-def score(
-    problems: Sequence[Problem],
-    trajectories: Sequence[Trajectory],
-    tokenizer: Tokenizer,
-    *,
-    timeout_sec: float,
-) -> list[Scored]:
-    """Verifies responses; `trajectories` are problem-major, equally many a problem."""
-    samples = len(trajectories) // len(problems)
-    asked = [problem for problem in problems for _ in range(samples)]
-    texts = [tokenizer.decode(t.tokens) for t in trajectories]
-    results = answers.check_many(
-        texts, [p.answer for p in asked], timeout_sec=timeout_sec
-    )
-    return [
-        Scored(p, t, text, r.verdict, r.reason, not tags.check_format(text))
-        for p, t, text, r in zip(asked, trajectories, texts, results, strict=True)
-    ]
+class Scorer:
+    """Verifies responses in threads as they come, while the device works on others.
+
+    A context manager; its threads wait for the verifier's worker processes.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        samples: int,
+        tokenizer: Tokenizer,
+        *,
+        timeout_sec: float,
+    ):
+        """Responses are problem-major, `samples` of them to each problem."""
+        self._problems, self._samples = problems, samples
+        self._tokenizer, self._timeout_sec = tokenizer, timeout_sec
+        self._threads = ThreadPoolExecutor(_THREADS)
+        self._futures: dict[int, Future[Scored]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def add(self, index: int, trajectory: Trajectory) -> None:
+        """Takes response number `index`."""
+        problem = self._problems[index // self._samples]
+        self._futures[index] = self._threads.submit(self._score, problem, trajectory)
+
+    def results(self) -> list[Scored]:
+        """All responses in order, once they are verified."""
+        return [self._futures[i].result() for i in sorted(self._futures)]
+
+    def _score(self, problem: Problem, trajectory: Trajectory) -> Scored:
+        text = self._tokenizer.decode(trajectory.tokens)
+        found = answers.check(text, problem.answer, timeout_sec=self._timeout_sec)
+        format_ok = not tags.check_format(text)
+        return Scored(problem, trajectory, text, found.verdict, found.reason, format_ok)
 
 
 def sample_and_score(
@@ -78,12 +123,18 @@ def sample_and_score(
     *,
     timeout_sec: float,
 ) -> tuple[list[Scored], dict[str, float]]:
-    """Samples responses and verifies them; also returns what took how long."""
+    """Samples responses and verifies each as soon as it is complete.
+
+    Returns:
+      The responses, problem-major, and what took how long; `perf/verify_sec` is what
+      verification took after the last response was sampled.
+    """
     began = time.perf_counter()
     prompts = [problem.prompt for problem in problems]
-    trajectories = sampler.sample(params, prompts, samples, key)
-    sampled = time.perf_counter()
-    scored = score(problems, trajectories, tokenizer, timeout_sec=timeout_sec)
+    with Scorer(problems, samples, tokenizer, timeout_sec=timeout_sec) as scorer:
+        sampler.sample(params, prompts, samples, key, on_finished=scorer.add)
+        sampled = time.perf_counter()
+        scored = scorer.results()
     return scored, {
         "perf/sample_sec": sampled - began,
         "perf/verify_sec": time.perf_counter() - sampled,
@@ -140,18 +191,7 @@ def write_responses(
     """Writes responses as JSON lines, tags visible; replaces the file as a whole."""
     lines = []
     for i, s in enumerate(scored):
-        record = {
-            "question": s.problem.question,
-            "response": s.text,
-            "answer": s.problem.answer,
-            "verdict": s.verdict,
-            "reason": s.reason,
-            "num_blocks": s.trajectory.num_blocks,
-            "format_ok": s.format_ok,
-            "finished": s.trajectory.finished,
-            "total_tokens": s.total_tokens,
-            "sequential_steps": s.trajectory.sequential_steps,
-        }
+        record = s.record()
         if values is not None:
             record["reward"] = round(float(values[i]), 6)
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")

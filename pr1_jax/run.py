@@ -15,6 +15,8 @@ from absl import logging
 from pr1_jax import checkpoint, curves, metrics, progress, train_state
 from pr1_jax.experiment import Experiment
 
+TRAINING = ("sft", "rl")  # the stages that change parameters
+
 
 class Run:
     """Everything that a run writes. Process 0 writes; all processes make one alike."""
@@ -55,9 +57,18 @@ class Run:
     @property
     def names(self) -> list[str]:
         """Names of evaluations and stages, in the order of the curriculum."""
+        c = self.experiment.config
         names = ["eval_0_base"]
-        for i, stage in enumerate(self.experiment.config.stages):
-            names += [stage, f"eval_{i + 1}_{stage}"]
+        for i, stage in enumerate(c.stages):
+            names.append(stage)
+            if stage in TRAINING:
+                names.append(f"eval_{i + 1}_{stage}")
+            if stage == "benchmark":
+                names += [
+                    evaluation_name(benchmark, mode)
+                    for mode in c.eval.modes
+                    for benchmark in c.eval.benchmarks
+                ]
         return names
 
     def _first_params(self) -> Any:
@@ -167,6 +178,11 @@ class Run:
     def _save_summary(self) -> None:
         if self._main:
             metrics.write_json(self.workdir / "summary.json", self.summary)
+
+
+def evaluation_name(benchmark: str, mode: str) -> str:
+    """Under which a benchmark in one decoding mode stands in metrics and summary."""
+    return f"benchmark_{benchmark}_{mode}"
 
 
 def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:

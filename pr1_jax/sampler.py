@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -131,7 +131,12 @@ class Sampler:
         self._state = jax.block_until_ready(state)
 
     def sample(
-        self, params, prompts: Sequence[Sequence[int]], samples: int, key: jax.Array
+        self,
+        params,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        key: jax.Array,
+        on_finished: Callable[[int, Trajectory], None] | None = None,
     ) -> list[Trajectory]:
         """Decodes `samples` responses to every prompt.
 
@@ -139,6 +144,7 @@ class Sampler:
           prompts: token ids, each 1 to `max_prompt_tokens` long.
           key: PRNG key; response i (prompt-major) draws from `fold_in(key, i)`, so
             what is sampled does not depend on how rows are batched.
+          on_finished: called with i and response i as soon as it is complete.
 
         Returns:
           Trajectories, prompt-major.
@@ -176,7 +182,9 @@ class Sampler:
             # Copies: views would be of buffers that the next call takes over.
             run.phase, run.live = np.array(state.phase), np.array(state.live)
             seconds["decode"] += time.perf_counter() - began
-            run.collect()
+            for index in run.collect():
+                if on_finished is not None:
+                    on_finished(index, run.results[index])
             while (rows := np.flatnonzero(run.phase == decode.JOIN)).size:
                 rows = rows[: self._rejoin_rows]
                 state = self._rejoin(params, state, *self._rejoin_arguments(rows, run))
@@ -311,11 +319,13 @@ class _Run:
         self.count[rows] += 1
         self.steps[rows] += 1
 
-    def collect(self) -> None:
-        """Turns finished rows into trajectories and frees them."""
-        for row in np.flatnonzero(self.occupied & (self.phase == decode.DONE)):
+    def collect(self) -> list[int]:
+        """Turns finished rows into trajectories and frees them; their numbers."""
+        rows = np.flatnonzero(self.occupied & (self.phase == decode.DONE))
+        for row in rows:
             self.occupied[row] = False
             self.results[self.response[row]] = self._trajectory(row)
+        return self.response[rows].tolist()
 
     def _trajectory(self, row: int) -> Trajectory:
         n = self.count[row]

@@ -23,6 +23,10 @@ from pr1_jax import embedded
 
 _SUFFIX = re.compile(r"\.(jsonl|parquet|array_record)(-\d+-of-\d+)?$")
 
+_FIELDS = ("question", "answer", "response")
+_FILTER = re.compile(r"(?P<data>.*)#(?P<column>[\w.]+)=(?P<value>[^#]*)")
+_MISSING = object()
+
 Source = Sequence[dict[str, str]]  # or any other random-access source of such records
 
 
@@ -42,10 +46,16 @@ def open_source(
       name: `embedded:easy`, `embedded:hard`; a local .jsonl, .parquet or .array_record
         file (of JSON objects), or a folder or glob of them; `tfds:NAME`, prepared
         before; `hf:OWNER/NAME`, with `/FOLDER` or `/FILE` where it holds several.
-      split: of embedded, tfds and hub data. A local file is the split; of a folder
-        all files are read, so name those of one split by a glob.
+        Of the latter two `@SPLIT` behind it takes another split.
+        With `#COLUMN=VALUE` behind it, only the records that have this value.
+      split: `train` or `eval`, of embedded, tfds and hub data (there, `test`). A local
+        file is the split; of a folder all files are read, so name those of one split
+        by a glob.
       seed: of embedded data.
-      columns: where a field has another name: `{"question": "problem"}`.
+      columns: where a field has another name: `{"question": "problem"}`; of several,
+        `"problem,prompt"`, the first that a record has; `"reward_model.ground_truth"`
+        is one inside another. A question may be a list of chat messages: the record
+        then also has `messages`, their JSON, and as `question` the user's words.
       traces: whether records have a cold-start `response`; their `answer` may then be
         lacking, and is "".
       block_share, hard_share: of embedded traces, see `embedded.Problems`.
@@ -60,80 +70,149 @@ def open_source(
         return embedded.Problems(
             rest, split, seed=seed, block_share=share, hard_share=hard_share
         )
+    given = {field: names for field, names in (columns or {}).items() if names}
+    if unknown := sorted(set(given) - set(_FIELDS)):
+        raise ValueError(f"data.columns has {unknown}, expected some of {_FIELDS}")
     required = ("question", "response" if traces else "answer")
-    fields = {field: field for field in ("question", "answer", *required)}
-    columns = {field: name for field, name in (columns or {}).items() if name}
-    known = ("question", "answer", "response")
-    if unknown := sorted(set(columns) - set(known)):
-        raise ValueError(f"data.columns has {unknown}, expected some of {known}")
-    columns = {field: name for field, name in columns.items() if field in fields}
-    fields |= columns
-    required += tuple(columns)
-    read = functools.partial(_read_record, fields=fields, required=required)
+    read = functools.partial(
+        _read_record,
+        columns={
+            field: tuple(given.get(field, field).split(","))
+            for field in dict.fromkeys(("question", "answer", *required))
+        },
+        required=required,
+    )
+    if chosen := _FILTER.fullmatch(name):
+        rows = [
+            (row, where)
+            for row, where in _open_rows(chosen["data"], split)
+            if _text(_lookup(row, chosen["column"])) == chosen["value"]
+        ]
+    else:
+        rows = _open_rows(name, split)
+    if not isinstance(rows, list):
+        return _LazySource(rows, read)
+    if not rows:
+        raise ValueError(f"{name} holds no records")
+    return [read(row, where) for row, where in rows]
+
+
+def _open_rows(name: str, split: str) -> "list[tuple[dict[str, Any], str]] | _LazyRows":
+    """Rows, each with the place that it comes from."""
+    kind, _, rest = name.partition(":")
+    if kind in ("tfds", "hf"):
+        rest, _, chosen = rest.partition("@")
+        split = chosen or {"eval": "test"}.get(split, split)
     if kind == "tfds":
-        return _LazySource(_open_tfds(rest, split), read, name)
+        return _LazyRows(_open_tfds(rest, split), name)
     files = _hub_files(rest, split) if kind == "hf" else _local_files(name)
     arrays = [file for file in files if _SUFFIX.search(file)[1] == "array_record"]
     if len(arrays) == len(files):
-        return _LazySource(_open_array_records(arrays, name), read, name)
+        return _LazyRows(_open_array_records(arrays, name), name)
     if arrays:
         raise ValueError(f"{name} holds array_record files and others: name one kind")
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet}
-    rows = (row for file in files for row in readers[_SUFFIX.search(file)[1]](file))
-    records = [read(row, where) for row, where in rows]
-    if not records:
-        raise ValueError(f"{name} holds no records")
-    return records
+    return [row for file in files for row in readers[_SUFFIX.search(file)[1]](file)]
+
+
+class _LazyRows:
+    """Rows of array_record files, read when they are asked for."""
+
+    def __init__(self, rows: Any, name: str):
+        self._rows, self._name = rows, name
+        if not len(rows):
+            raise ValueError(f"{name} holds no records")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Mapping[str, Any], str]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # which ends an iteration
+        row, where = self._rows[index], f"{self._name} record {index}"
+        return (_parse_json(row, where) if isinstance(row, bytes) else row), where
 
 
 class _LazySource:
     """Reads a record when it is asked for; the first one at once, to check it."""
 
-    def __init__(self, rows: Any, read: Callable[..., dict[str, str]], name: str):
-        self._rows, self._read, self._name = rows, read, name
-        if not len(rows):
-            raise ValueError(f"{name} holds no records")
+    def __init__(self, rows: _LazyRows, read: Callable[..., dict[str, str]]):
+        self._rows, self._read = rows, read
         self[0]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        row, where = self._rows[index], f"{self._name} record {index}"
-        if isinstance(row, bytes):
-            row = _parse_json(row, where)
-        return self._read(row, where)
+        return self._read(*self._rows[index])
 
 
 def _read_record(
     row: Mapping[str, Any],
     where: str,
     *,
-    fields: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]],
     required: Sequence[str],
 ) -> dict[str, str]:
-    """The text of the named columns; the answer without its working."""
+    """The text of the first of the named columns; the answer without its working."""
     record = {}
-    for field, column in fields.items():
-        if field in required and column not in row:
+    for field, names in columns.items():
+        held = [name for name in names if _lookup(row, name) is not _MISSING]
+        if not held and field not in required:
+            record[field] = ""
+            continue
+        if not held:
+            wanted = " or ".join(map(repr, names))
             raise ValueError(
-                f"{where} has no column {column!r} for {field!r} (data.columns), "
+                f"{where} has no column {wanted} for {field!r} (data.columns), "
                 f"it has {sorted(row)}"
             )
-        match row.get(column, ""):
-            case str(text):
-                record[field] = text
-            case bytes(text):
-                record[field] = text.decode()
-            case int() | float() | np.number() as number:
-                record[field] = str(number)
-            case other:
-                kind = type(other).__name__
-                raise ValueError(f"{where}: {column!r} is {kind}, expected text")
+        value = _lookup(row, held[0])
+        if field == "question" and (messages := _messages(value)):
+            record["messages"] = json.dumps(messages)
+            said = [m["content"] for m in messages if m["role"] == "user"]
+            value = "\n\n".join(said)
+        record[field] = _text(value)
+        if record[field] is None:
+            kind = type(value).__name__
+            raise ValueError(f"{where}: {held[0]!r} is {kind}, expected text")
     _, mark, final = record["answer"].rpartition("####")  # GSM8K
     if mark:
         record["answer"] = final.strip().replace(",", "")
     return record
+
+
+def _lookup(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or of one inside another: `outer.inner`."""
+    if name in row:
+        return row[name]
+    outer, dot, inner = name.partition(".")
+    inside = row.get(outer)
+    return _lookup(inside, inner) if dot and isinstance(inside, Mapping) else _MISSING
+
+
+def _text(value: Any) -> str | None:
+    match value:
+        case str(text):
+            return text
+        case bytes(text):
+            return text.decode()
+        case int() | float() | np.number() as number:
+            return str(number)
+        case [str(text)]:  # verl's ground truths
+            return text
+        case _:
+            return None
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    """Chat messages, or none if the value is something else."""
+    listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    is_message = lambda m: (
+        isinstance(m, Mapping)
+        and all(isinstance(m.get(key), str) for key in ("role", "content"))
+    )
+    return [dict(m) for m in listed] if listed and all(map(is_message, listed)) else []
 
 
 def _parse_json(line: bytes, where: str) -> dict[str, Any]:

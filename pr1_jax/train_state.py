@@ -273,6 +273,7 @@ def grpo_update(
             clip_high=grpo.clip_high,
             ref_logps=ref_logps,
             kl_coef=grpo.kl_coef,
+            importance=batch.importance,
         )
         gap = jnp.abs(logps - batch.old_logps) * batch.loss_mask
         count = jnp.maximum(all_tokens, 1)

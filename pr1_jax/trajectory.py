@@ -101,6 +101,7 @@ class Batch:
     loss_mask: jax.Array  # bool
     old_logps: jax.Array  # float32, 0 where masked
     advantages: jax.Array  # [B] float32, 0 in SFT
+    importance: jax.Array | None = None  # float32, weights of the policy's gain; 1
 
 
 def pack(

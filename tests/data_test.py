@@ -238,6 +238,21 @@ def test_chat_prompt_has_the_instruction_as_system_message(by_bytes, monkeypatch
     assert by_bytes.decode(ids) == f"system:{data.INSTRUCTION};user:1+1?;"
 
 
+def test_own_prompts_are_those_of_the_data(by_bytes, monkeypatch):
+    pytest.importorskip("jinja2", reason="chat templates need jinja2")
+    template = "{% for m in messages %}[{{m.role}}]{{m.content}}{% endfor %}>"
+    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", template)
+    rows = [
+        {"question": "1+1?", "answer": "2", "messages": json.dumps(VERL[0]["prompt"])},
+        {"question": "1+1?", "answer": "2"},
+    ]
+    stream = problems(
+        by_bytes, rows, template="own", max_prompt_tokens=40, shuffle=False
+    )
+    prompts = [by_bytes.decode(problem.prompt) for problem in next(stream)[:2]]
+    assert prompts == ["[system]Think.[user]1 + 1?>", "[user]1+1?>"]
+
+
 def test_held_out_takes_the_first_in_order_and_leaves_none_out(by_bytes):
     take = lambda limit, source: [
         int(p.answer)
@@ -351,6 +366,46 @@ def test_traces_may_lack_answers(tmp_path, by_bytes):
     assert source[0] == {"question": "q", "answer": "", "response": BLOCK}
     (trace,) = next(traces(by_bytes, source, batch_size=1))
     assert by_bytes.decode(trace.tokens) == BLOCK
+
+
+VERL = [  # as the published reinforcement learning data come
+    {
+        "prompt": [
+            {"role": "system", "content": "Think."},
+            {"role": "user", "content": q},
+        ],
+        "reward_model": {"style": "rule", "ground_truth": truth},
+        "data_source": source,
+    }
+    for q, truth, source in [("1 + 1?", "2", "a"), ("2 + 2?", ["4"], "b")]
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "array_record"])
+def test_columns_inside_others_and_chat_messages(tmp_path, kind):
+    WRITERS[kind](tmp_path / f"v.{kind}", VERL)
+    columns = {"question": "problem,prompt", "answer": "x,reward_model.ground_truth"}
+    source = open_file(tmp_path / f"v.{kind}", columns=columns)
+    found = [source[i] for i in range(len(source))]
+    assert [(r["question"], r["answer"]) for r in found] == [
+        ("1 + 1?", "2"),
+        ("2 + 2?", "4"),
+    ]
+    assert json.loads(found[0]["messages"]) == VERL[0]["prompt"]
+    columns["answer"] = "x,reward_model.y"
+    with pytest.raises(ValueError, match="no column 'x' or 'reward_model.y' for 'ans"):
+        open_file(tmp_path / f"v.{kind}", columns=columns)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_filter_chooses_records(tmp_path, kind):
+    rows = [{"problem": str(i), "answer": i, "set": "ab"[i % 2]} for i in range(5)]
+    WRITERS[kind](tmp_path / f"f.{kind}", rows)
+    chosen = open_file(f"{tmp_path}/f.{kind}#set=b")
+    assert [r["answer"] for r in chosen] == ["1", "3"]
+    for wrong in ("set=c", "level=b"):
+        with pytest.raises(ValueError, match=f"#{wrong} holds no records"):
+            open_file(f"{tmp_path}/f.{kind}#{wrong}")
 
 
 @pytest.mark.parametrize(

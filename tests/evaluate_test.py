@@ -24,7 +24,10 @@ def scored(responses, samples):
         for text in responses
     ]
     problems = [Problem("?", a, prompt) for a in ANSWERS[: len(responses) // samples]]
-    return rollout.score(problems, trajectories, tokenizer, timeout_sec=5.0)
+    with rollout.Scorer(problems, samples, tokenizer, timeout_sec=5.0) as scorer:
+        for i, response in enumerate(trajectories):
+            scorer.add(i, response)
+        return scorer.results()
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_correct_one():

@@ -263,6 +263,20 @@ def test_clipping_by_hand(ratio, advantage, gain, clipped):
     np.testing.assert_allclose(slope, 0 if clipped else -advantage, rtol=1e-5)
 
 
+def test_importance_by_hand():
+    # The gains are 1.1 · 2 and, clipped, 1.2 · 1.
+    gains = {"clip_low": 0.2, "clip_high": 0.2}
+    loss, metrics = grpo([1.1, 1.5], [2.0, 1.0], **gains)
+    np.testing.assert_allclose(loss, -(2.2 + 1.2) / 2, rtol=1e-5)
+    old = jnp.log(jnp.array([[0.5], [0.8]]))
+    sampled = jnp.log(jnp.array([[0.625], [0.2]]))
+    weights = losses.truncated_importance(old, sampled, cap=2.0)
+    np.testing.assert_allclose(weights, [[0.8], [2.0]], rtol=1e-5)
+    corrected, again = grpo([1.1, 1.5], [2.0, 1.0], importance=weights, **gains)
+    np.testing.assert_allclose(corrected, -(0.8 * 2.2 + 2 * 1.2) / 2, rtol=1e-5)
+    assert again == metrics
+
+
 def test_weights_choose_what_counts():
     rng = np.random.default_rng(0)
     logps, old, ref = rng.normal(-1, 0.1, (3, 2, 4)).astype(np.float32)

@@ -24,8 +24,14 @@ def rl_steps(tmp_path_factory):
     """
     samplers = {}
 
-    def take(switches, verdict=lambda text: len(text) % 2 == 0, **rollout):
+    def take(
+        switches,
+        verdict=lambda text: len(text) % 2 == 0,
+        variant="structured",
+        **rollout,
+    ):
         config = rl_alternating.get_config("smoke")
+        config.variant = variant
         config.stages = ("rl",)
         config.data.rl = config.data.eval = "embedded:easy"
         config.reward.schedule = "accuracy"
@@ -41,7 +47,7 @@ def rl_steps(tmp_path_factory):
         made = dataclasses.replace(
             experiment.build(config.lock()), mesh=jax.sharding.Mesh(one, sharding.AXES)
         )
-        key = tuple(rollout.items())
+        key = (variant, *rollout.items())
         made.samplers.update(samplers.get(key, {}))
 
         def check_many(texts, references, **settings):
@@ -95,6 +101,23 @@ def test_forced_tokens_are_trained_on_when_asked(rl_steps, plain):
     assert line["rollout/logp_gap_max"] < 1e-4
     assert line["loss/grpo"] != pytest.approx(other["loss/grpo"], abs=1e-6)
     assert difference(moved, plain[2]) > 1e-6
+
+
+def test_importance_of_a_sampler_that_is_another_policy(rl_steps):
+    (plain,), sampled, moved = rl_steps({}, variant="causal")
+    assert any(r["num_blocks"] for r in sampled)
+    assert plain["rollout/logp_gap_max"] < 1e-4
+    assert plain["rollout/logp_gap_later_paths_max"] > 1e-4  # by design
+    assert "policy/importance_mean" not in plain
+    (line,), again, corrected = rl_steps({"importance_cap": 2.0}, variant="causal")
+    assert again == sampled
+    assert line["policy/importance_mean"] == pytest.approx(1.0, abs=0.05)
+    assert 0 < line["policy/importance_min"] < 1 - 1e-4
+    assert 0 < difference(corrected, moved)
+    # Below every ratio, the cap is the weight of all tokens.
+    (line,), _, _ = rl_steps({"importance_cap": 0.1}, variant="causal")
+    assert line["policy/importance_mean"] == pytest.approx(0.1)
+    assert line["loss/grpo"] == pytest.approx(0.1 * plain["loss/grpo"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

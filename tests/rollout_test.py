@@ -28,9 +28,12 @@ def made(*responses):
 def scored(*responses, answers=("1",), trajectories=None):
     """Responses to made-up problems, verified."""
     problems = [Problem(f"problem {i}", a, PROMPT) for i, a in enumerate(answers)]
-    return rollout.score(
-        problems, trajectories or made(*responses), TOKENIZER, timeout_sec=5.0
-    )
+    trajectories = trajectories or made(*responses)
+    samples = len(trajectories) // len(problems)
+    with rollout.Scorer(problems, samples, TOKENIZER, timeout_sec=5.0) as scorer:
+        for i in reversed(range(len(trajectories))):  # as they happen to finish
+            scorer.add(i, trajectories[i])
+        return scorer.results()
 
 
 def stray_tag(response=RIGHT):

@@ -1,0 +1,29 @@
+"""Cold-start data from a teacher: its correct, well-formed answers as traces for SFT.
+
+    python -m pr1_jax.main --config=configs/coldstart.py
+
+Embedded, a teacher is trained first; give another one by `--config.stages="('coldstart',)"`
+with `checkpoint.init`, the workdir of a run, or `model.path`, a Hugging Face folder.
+`data.sft=runs/coldstart/traces.jsonl` then reads what it wrote.
+
+RESULT
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """Spec section 6: the published data are a teacher's answers to GSM8K."""
+    c = common.get_config(arg)
+    c.name = "coldstart"
+    c.stages = ("sft", "coldstart")
+    if arg in common.REAL:
+        c.stages = ("coldstart",)
+    if arg == "qwen3_4b":
+        c.data.coldstart = "tfds:gsm8k"
+        c.data.template = "chat"
+        c.coldstart.mode = "ordinary"
+        c.coldstart.problems = 7473
+    return c
