@@ -21,10 +21,10 @@ from pr1_jax import curriculum, metrics, rewards
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = (
-    *("evaluate", "grpo_sequential", "rl_accuracy", "rl_alternating", "rl_easy"),
-    *("rl_parallel_only", "rl_scaffold", "sft_causal", "sft_structured"),
+    *("coldstart", "evaluate", "grpo_sequential", "rl_accuracy", "rl_alternating"),
+    *("rl_easy", "rl_parallel_only", "rl_scaffold", "sft_causal", "sft_structured"),
 )
-VARIANTS = (None, "smoke", "qwen3_4b")
+VARIANTS = (None, "smoke", "smollm2", "qwen3_4b")
 SMOKE = "configs/rl_alternating.py:smoke"
 
 
@@ -95,7 +95,8 @@ def test_embedded_configs_pass_their_checks_and_compile_nothing(
 ):
     config = get_config(name, variant)
     made, held_out = curriculum.prepare(config.lock())
-    assert len(held_out) == config.eval.problems
+    assert (held_out is None) == (name == "evaluate")
+    assert held_out is None or len(held_out) == config.eval.problems
     assert made.settings.variant == config.variant
     assert not config.model.path and not config.checkpoint.init
 
@@ -141,7 +142,8 @@ def test_overrides_take_the_type_of_the_field():
         ("rl_parallel_only", "structured", None, "parallel_only", None),
         ("rl_scaffold", "structured", None, "scaffold", (0.2, 0.28)),
         ("grpo_sequential", None, ("rl",), "accuracy", (0.2, 0.2)),
-        ("evaluate", None, (), None, None),
+        ("evaluate", None, ("benchmark",), None, None),
+        ("coldstart", None, ("coldstart",), None, None),
     ],
 )
 def test_published_method(name, variant, stages, schedule, clip):
@@ -150,6 +152,13 @@ def test_published_method(name, variant, stages, schedule, clip):
     assert tuple(c.stages) == stages or (stages is None and "rl" in c.stages)
     assert schedule in (None, c.reward.schedule)
     assert clip in (None, (c.rl.clip_low, c.rl.clip_high))
+
+
+def test_published_benchmarks():
+    c = get_config("evaluate", "qwen3_4b")
+    samples = {name: b.samples for name, b in c.eval.benchmarks.items()}
+    assert samples == {"aime24": 16, "aime25": 16, "amc23": 16, "math": 1}
+    assert {*c.eval.modes} == {"structured", "causal", "ordinary"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -251,6 +260,11 @@ WRONG = [
     ({"data__template": "fancy"}, "data.template='fancy'"),
     ({"eval__problems": 0}, "eval.problems=0"),
     ({"eval__samples": 0}, "eval.samples=0"),
+    ({"eval__modes": ("structured", "beam")}, "eval.modes=('structured', 'beam')"),
+    ({"stages": ("benchmark",)}, "eval.benchmarks="),
+    ({"coldstart__mode": "plain"}, "coldstart.mode='plain'"),
+    ({"coldstart__samples": 0}, "coldstart.samples=0"),
+    ({"rl__importance_cap": -1.0}, "rl.importance_cap=-1.0"),
     ({"mesh__data": 3}, "mesh.data=3"),
     ({"mesh__fsdp": 3}, "mesh.fsdp=3"),
     ({"mesh__fsdp": -1}, "mesh.fsdp=-1"),
