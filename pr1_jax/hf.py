@@ -146,8 +146,7 @@ def load_params(
       FileNotFoundError, ValueError: one line that names the tensor and the file.
     """
     table = hf_tensors.tensor_table(config)
-    found = hf_tensors.find_tensors(Path(folder))
-    hf_tensors.check_tensors(table, found, folder, config.tie_embeddings)
+    found = _find_checked(folder, config)
     if shardings is not None:
         shardings = traverse_util.flatten_dict(shardings)
     params = {}
@@ -160,6 +159,26 @@ def load_params(
         host = host[0] if tensors[0].layer is None else host
         params[path] = _place(host, shardings and shardings[path])
     return traverse_util.unflatten_dict(params)
+
+
+def check_weights(
+    folder: str | os.PathLike, config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    """Checks files, shapes and sizes; reads no tensor.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_params` and `resize_embeddings` would.
+    """
+    _find_checked(folder, config)
+    _check_vocab_size(config, tokenizer)
+
+
+def _find_checked(folder: str | os.PathLike, config: ModelConfig):
+    """`hf_tensors.find_tensors`, all of them as the model needs them."""
+    table = hf_tensors.tensor_table(config)
+    found = hf_tensors.find_tensors(Path(folder))
+    hf_tensors.check_tensors(table, found, folder, config.tie_embeddings)
+    return found
 
 
 def _place(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -306,12 +325,7 @@ def resize_embeddings(
     Raises:
       ValueError: the tokenizer has more tokens than the model, tags aside.
     """
-    base_size = tokenizer.vocab_size - len(tokenizer.new_tags)
-    if base_size > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {base_size} tokens, the model's vocab_size is "
-            f"{config.vocab_size}: they do not belong together"
-        )
+    _check_vocab_size(config, tokenizer)
     if not tokenizer.new_tags:
         return dict(params), config
     vocab_size = config.vocab_size
@@ -344,6 +358,15 @@ def resize_embeddings(
                 vocab_size=vocab_size,
             )
     return params, dataclasses.replace(config, vocab_size=vocab_size)
+
+
+def _check_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    base_size = tokenizer.vocab_size - len(tokenizer.new_tags)
+    if base_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {base_size} tokens, the model's vocab_size is "
+            f"{config.vocab_size}: they do not belong together"
+        )
 
 
 def _with_tag_rows(rows, tag_ids, piece_ids, averages, offsets, *, vocab_size: int):

@@ -1,6 +1,8 @@
 """An exported checkpoint is the checkpoint: weights, tokenizer, and as `model.path`."""
 
 import functools
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 from configs import rl_alternating
 from pr1_jax import (
     checkpoint,
+    curriculum,
     experiment,
     export,
     hf,
@@ -21,6 +24,7 @@ from pr1_jax import (
     train_state,
 )
 
+REFERENCE = pathlib.Path(__file__).parent / "data" / "hf_reference"
 FIRST, LAST = checkpoint.Place(0, 12), checkpoint.Place(1, 4)
 
 
@@ -123,3 +127,28 @@ def test_what_is_wrong_is_one_line_and_writes_nothing(run, tmp_path):
         assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
+
+
+def test_a_damaged_folder_stops_a_run_before_it_begins(run, tmp_path):
+    workdir, made = run
+    good, damaged, other = (tmp_path / name for name in ("good", "damaged", "other"))
+    export.export(workdir, good)
+    config = rl_alternating.get_config("smoke")
+
+    def prepare(folder):
+        config.model.path = str(folder)
+        curriculum.prepare(config)
+
+    prepare(good)
+    shutil.copytree(good, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"{weights} is truncated or damaged"):
+        prepare(damaged)
+    shutil.copytree(REFERENCE / "qwen3", other)
+    made.tokenizer.save(other)
+    with pytest.raises(ValueError, match="the tokenizer has 119 tokens, .* 32"):
+        prepare(other)
+    (other / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ValueError, match="model_type='mamba' is not of"):
+        prepare(other)
