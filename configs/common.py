@@ -193,7 +193,7 @@ def _smollm2(c: ml_collections.ConfigDict) -> None:
     c.rollout.max_summary_tokens, c.rollout.summary_reserve = 64, 48
     c.rollout.answer_reserve = 48
     c.rollout.rows, c.rollout.prompts_per_prefill = 8, 2
-    c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 8, 8, 2
+    c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 6, 4, 2
     c.sft.lr = 1e-4
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 2, 2, 4
     c.rl.mini_batches, c.rl.micro_batch_size = 1, 2

@@ -4,6 +4,7 @@ tests/data/hf_reference holds tiny folders written by `transformers` and their l
 (made by tests/data/make_hf_reference.py), so parity is checked without torch.
 """
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,8 @@ import transformers
 from jax.sharding import NamedSharding, PartitionSpec
 from tokenizers import decoders, models, pre_tokenizers
 
-from pr1_jax import attention, hf, model, tags
+from configs import rl_alternating
+from pr1_jax import attention, experiment, hf, model, tags, tokenizer
 from pr1_jax.tokenizer import Tokenizer
 
 REFERENCE = Path(__file__).parent / "data" / "hf_reference"
@@ -198,6 +200,30 @@ def test_tensors_go_to_their_shardings(tmp_path):
     jax.tree.map(lambda x, s: np.testing.assert_equal(x.sharding, s), loaded, shardings)
     hf.save_params(tmp_path / "again", loaded, config)
     assert_same_tree(hf.load_params(tmp_path / "again", config), params)
+
+
+def test_a_run_loads_a_folder_straight_to_its_devices(tmp_path, monkeypatch):
+    # 260 rows are split over four devices, and the 263 with the tags are not.
+    t, config = make_tokenizer(pad_rows=3)
+    hf.save_params(tmp_path / "out", make_params(config), config)
+    monkeypatch.setattr(tokenizer, "load", lambda folder: t)
+    run = rl_alternating.get_config("smoke")
+    run.model.path = str(tmp_path / "out")
+    loaded = []
+    for sizes in ((8, 1), (2, 4)):
+        run.mesh.data, run.mesh.fsdp = sizes
+        made = experiment.build(run)
+        loaded.append(made.initial_params())
+        places = jax.tree.map(lambda x: x.sharding, made.abstract_params())
+        jax.tree.map(
+            lambda x, place: np.testing.assert_equal(x.sharding, place),
+            loaded[-1],
+            places,
+        )
+    assert loaded[0]["embedding"].shape[0] == 263
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(loaded[1]))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, *loaded)
 
 
 def test_nothing_half_written_stays(tmp_path):
