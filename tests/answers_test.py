@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pr1_jax.answers import Result, check, check_many, extract
@@ -80,6 +81,32 @@ TABLE = [
     ("1234", "1,235", "incorrect"),
     ("123456789012345678901234567890", "123456789012345678901234567891", "incorrect"),
     ("1/2", "0.5", "correct"),
+    ("-3/6", r"-\frac{1}{2}", "correct"),
+    (r"\frac{-1}{2}", "-0.5", "correct"),
+    ("1/3", "0.333333", "correct"),
+    ("0.0000001", "0", "correct"),
+    ("0.00001", "0", "incorrect"),
+    ("0.0000002", "0.0000001", "incorrect"),
+    (r"1.5 \times 10^{-8}", r"2.5 \times 10^{-8}", "incorrect"),
+    (r"10^{-12} x", r"2 \cdot 10^{-12} x", "incorrect"),
+    (r"6.02 \times 10^{23}", r"6.020 \cdot 10^{23}", "correct"),
+    ("1/1000000", "0", "incorrect"),
+    ("1/3", "3/1", "incorrect"),
+    ("1\u00bd", "3/2", "correct"),
+    (r"0.1\overline{6}", "1/6", "correct"),
+    (r"0.\overline{3}", "0.33", "incorrect"),
+    (r"2.3148148 \times 10^{-3}", r"\frac{1}{432}", "correct"),
+    (r"1.5^{10^{9}}", r"17\sqrt{2}", "incorrect"),
+    ("1,22", "1.22", "correct"),
+    ("1,22", "1,23", "incorrect"),
+    ("25_8", "25", "correct"),
+    (r"25_{8}", "25_8", "correct"),
+    ("25_7", "25_8", "incorrect"),
+    ("11_2", "3_4", "correct"),
+    ("4343_3", "4343_6", "incorrect"),
+    ("x_1", "x_{1}", "correct"),
+    ("x_1", "x_2", "incorrect"),
+    ("1 2", "12", "incorrect"),
     (r"\frac12", "0.5", "correct"),
     (r"\dfrac{2}{4}", r"\frac{1}{2}", "correct"),
     (r"\frac{2}{3}", r"\frac{3}{2}", "incorrect"),
@@ -111,6 +138,10 @@ TABLE = [
     ("about 3.14", "3.14", "correct"),
     ("18 (eighteen)", "18", "correct"),
     ("3 apples and 4 pears", "4", "undecided"),
+    ("1 and all even primes", "1", "undecided"),
+    (r"1 \text{ and all even primes}", "1 and all odd primes", "undecided"),
+    (r"1\text{ and 2}", "1", "incorrect"),
+    (r"1\text{ and 2}", "2, 1", "correct"),
     ("x = 5", "5", "correct"),
     ("5", "x=5", "correct"),
     ("x = 5", "y = 5", "incorrect"),
@@ -119,10 +150,34 @@ TABLE = [
     ("(x+1)^2", "x^2+2x+1", "correct"),
     ("3 xy", "3yx", "correct"),
     ("2^{10}", "1024", "correct"),
+    ("2\u221a3", r"2\sqrt{3}", "correct"),
+    ("\u221a(x+1)", r"\sqrt{x+1}", "correct"),
+    ("\u03c0/2", r"\frac{\pi}{2}", "correct"),
+    ("2*pi", r"2\pi", "correct"),
+    ("x\u00b9\u2070", "x**10", "correct"),
+    ("ln(2)", r"\ln 2", "correct"),
+    ("-1 + sqrt(3)", r"\sqrt{3} - 1", "correct"),
+    (r"k_{\mathrm{B}} T_2", "T_2 k_B", "correct"),
+    (r"\mathrm{e}^2", "e^2", "correct"),
+    (r"\\frac{1}{2}x", r"\frac{x}{2}", "correct"),
+    (r"\left( x+1 \right)\,y", "(x+1)y", "correct"),
+    (r"\sin 30^\circ", r"\frac{1}{2}", "correct"),
+    ("(1+i)^2", "2i", "correct"),
+    ("i^2", "1", "incorrect"),
+    (r"e^{i\theta}", r"\cos\theta + i\sin\theta", "correct"),
+    (r"e^{i\theta}", r"\cos\theta - i\sin\theta", "incorrect"),
+    (r"\sqrt{x^2}", "x", "incorrect"),
+    (r"|3+4i|", "5", "correct"),
+    ("f(x) = 2x", "y = 2x", "correct"),
+    (r"I_{\max} = 2x", "2x", "correct"),
+    (r"\begin{cases}x=1\\y=2\end{cases}", "x=1, y=2", "correct"),
     (r"\{1,2\}", r"\{2, 1\}", "correct"),
     ("2, 1", r"\{1,2\}", "correct"),
     ("1 and 2", "1,2", "correct"),
     (r"\boxed{1} and \boxed{2}", "1,2", "correct"),
+    ("2, 1", r"$\boxed{1}$ or $\boxed{2}$", "correct"),
+    ("2", r"\boxed{1} does not fit the problem so that it is \boxed{2}", "correct"),
+    ("1; 2", r"\{1,2\}", "correct"),
     ("1,2", "1,2,3", "incorrect"),
     ("17 or 18", "17", "incorrect"),
     ("(1,2)", "(1, 2)", "correct"),
@@ -132,7 +187,18 @@ TABLE = [
     (r"(-\infty, 3]", r"\left(-\infty,3\right]", "correct"),
     (r"x \in [1,2]", "[1,2]", "correct"),
     ("(-1, 3)", "-1 < x < 3", "correct"),
-    ("-1 < x < 3", "(-1, 3)", "incorrect"),  # math-verify is not symmetric here
+    ("-1 < x < 3", "(-1, 3)", "correct"),
+    ("-1 < x < 3", "(-1, 3]", "incorrect"),
+    ("x < -1 or x > 3", r"(-\infty,-1) \cup (3,\infty)", "correct"),
+    (r"$x \le -1$ or $x > 3$", r"(-\infty,-1) \cup (3,\infty)", "incorrect"),
+    ("2 \u2264 x", r"[2,\infty)", "correct"),
+    (r"1 < x \le 2 or 3 < x", r"(1,2] \cup (3,\infty)", "correct"),
+    (r"1 \le x < 2 or 3 < x", r"(1,2] \cup (3,\infty)", "incorrect"),
+    (r"\frac{1 \pm \sqrt{5}}{2}", r"\frac{1+\sqrt5}{2}, \frac{1-\sqrt5}{2}", "correct"),
+    (r"x = 3 \pm 1", "x = 4, 2", "correct"),
+    (r"\{1, 3 \pm 4\}", "7, 1, -1", "correct"),
+    (r"(1, \pm 2)", "(1,2), (1,-2)", "correct"),
+    (r"\pm 2", "2", "incorrect"),
     (
         r"\begin{pmatrix}1\\2\end{pmatrix}",
         r"\begin{bmatrix}1\\2\end{bmatrix}",
@@ -158,6 +224,13 @@ HOSTILE = {
     "tower of powers": "Final Answer: 9^{9^{9^{9^{9}}}}",
     "factorials": "Final Answer: ((100!)!)!",
     "huge exponent": "Final Answer: 1e999999999",
+    "factorial of a tower": "Final Answer: (9^9^9)!",
+    "matrices": "Final Answer: " + r"\begin{pmatrix}" * 100,
+    "a power of a sum": "Final Answer: (a+b+c+d+e+f)^{60}",
+    "a sum": r"Final Answer: \sum_{k=1}^{10^9} k!",
+    "signs": "Final Answer: " + "-" * 1900 + "1",
+    "brackets": "Final Answer: " + r"\left(" * 250 + "1" + r"\right)" * 250,
+    "half a surrogate": "Final Answer: 1\ud800",
     "nested fractions": "Final Answer: " + r"\frac{1}{" * 150 + "1" + "}" * 150,
     "deep parentheses": "Final Answer: " + "(" * 900 + "1" + ")" * 900,
     "unbalanced braces": "Final Answer: " + "{" * 1900,
@@ -197,7 +270,7 @@ def test_equivalence(answer, reference, verdict):
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_input_is_decided_in_time(kind):
-    check("Final Answer: 1/2", "0.5")  # a worker has started
+    check("Final Answer: x+x", "2x")  # a worker has started
     start = time.perf_counter()
     result = check(HOSTILE[kind], "17", timeout_sec=0.3)
     assert time.perf_counter() - start < 4  # a fresh worker may have had to start
@@ -208,7 +281,7 @@ def test_hostile_input_is_decided_in_time(kind):
 def test_overrun_is_undecided_and_the_next_answer_is_decided():
     result = check(HOSTILE["tower of powers"], "17", timeout_sec=0.3)
     assert result == Result("undecided", "no verdict within 0.3 s")
-    assert check("Final Answer: 2/4", "0.5").verdict == "correct"
+    assert check("Final Answer: x+x", "2x").verdict == "correct"
 
 
 @settings(max_examples=30, deadline=None)
@@ -236,7 +309,11 @@ def test_plain_numbers_are_decided_as_math_verify_does(answer, reference):
     from math_verify import parse, verify
 
     same = verify(parse(f"${reference}$"), parse(f"${answer}$"))
-    expected = "correct" if same else "incorrect"
+    # But it rounds to six places only where neither is an integer, and tiny ones too.
+    value, wanted = (Decimal(text.replace(",", "")) for text in (answer, reference))
+    assume(wanted == 0 or abs(wanted) > Decimal("0.25"))
+    close = abs(value - wanted) <= Decimal("5e-7")
+    expected = "correct" if same or close else "incorrect"
     assert check(f"Final Answer: {answer}", reference).verdict == expected
 
 
@@ -255,7 +332,7 @@ def test_check_many_agrees_with_check_and_keeps_the_order():
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one CPU gets one worker")
 def test_check_many_works_in_parallel():
     towers = [f"Final Answer: 9^{{9^{{9^{{9^{{{n}}}}}}}}}" for n in (5, 6)]
-    check_many(["Final Answer: 2/4", "Final Answer: 3/4"], ["0.5"] * 2)  # both start
+    check_many(["Final Answer: x+x", "Final Answer: 3x"], ["2x"] * 2)  # both start
     start = time.perf_counter()
     results = check_many([*towers, "no answer"], ["17"] * 3, timeout_sec=1)
     assert time.perf_counter() - start < 1.9
@@ -273,8 +350,8 @@ def test_threads_may_share_the_workers():
     verdicts = {}
 
     def work(n: int) -> None:
-        answer = rf"Final Answer: \frac{{{n}}}{{{2 * n + n % 2}}}"
-        verdicts[n] = check(answer, "0.5").verdict
+        answer = rf"Final Answer: \frac{{{n}x}}{{{2 * n + n % 2}}}"
+        verdicts[n] = check(answer, "0.5x").verdict
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(2, 14)]
     for thread in threads:
@@ -310,8 +387,8 @@ def _ends(pid: int, timeout_sec: float) -> bool:
 def test_a_worker_killed_from_outside_is_replaced():
     code = """
 from pr1_jax.answers import check
-for answer in ("1/2", "3/6"):
-    print(check(f"Final Answer: {answer}", "0.5").verdict, flush=True)
+for answer in ("x+x", "3x-x"):
+    print(check(f"Final Answer: {answer}", "2x").verdict, flush=True)
     input()
 """
     with _run(code, stdin=subprocess.PIPE) as parent:
@@ -325,7 +402,7 @@ for answer in ("1/2", "3/6"):
 def test_workers_end_with_their_parent(how):
     code = """
 from pr1_jax.answers import check
-check("Final Answer: 1/2", "0.5")
+check("Final Answer: x+x", "2x")
 print("started", flush=True)
 input()
 """
@@ -340,7 +417,7 @@ input()
 def test_a_busy_worker_does_not_outlive_its_parent_for_long():
     code = """
 from pr1_jax.answers import check
-check("Final Answer: 1/2", "0.5")
+check("Final Answer: x+x", "2x")
 print("started", flush=True)
 check("Final Answer: 9^{9^{9^{9^{9}}}}", "17", timeout_sec=1)
 """
@@ -357,9 +434,9 @@ def test_a_forked_child_has_its_own_workers():
     code = """
 import os
 from pr1_jax.answers import check
-check("Final Answer: 1/2", "0.5")
+check("Final Answer: x+x", "2x")
 child = os.fork()
-verdicts = [check("Final Answer: 1/2", str(k % 2 / 2)).verdict for k in range(40)]
+verdicts = [check("Final Answer: x+x", f"{k % 2}*2x").verdict for k in range(40)]
 assert verdicts == ["incorrect", "correct"] * 20, verdicts
 if child:
     print(os.waitpid(child, 0)[1])
@@ -372,7 +449,7 @@ def test_a_worker_that_cannot_start_is_no_verdict(tmp_path):
     code = """
 from pr1_jax.answers import check
 try:
-    check("Final Answer: 1/2", "0.5")
+    check("Final Answer: x+x", "2x")
 except RuntimeError as error:
     print(error)
 """
