@@ -122,8 +122,11 @@ def sample_and_score(
     tokenizer: Tokenizer,
     *,
     timeout_sec: float,
+    first: int = 0,
 ) -> tuple[list[Scored], dict[str, float]]:
     """Samples responses and verifies each as soon as it is complete.
+
+    Arguments are those of `Sampler.sample` and `answers.check`.
 
     Returns:
       The responses, problem-major, and what took how long; `perf/verify_sec` is what
@@ -132,7 +135,9 @@ def sample_and_score(
     began = time.perf_counter()
     prompts = [problem.prompt for problem in problems]
     with Scorer(problems, samples, tokenizer, timeout_sec=timeout_sec) as scorer:
-        sampler.sample(params, prompts, samples, key, on_finished=scorer.add)
+        sampler.sample(
+            params, prompts, samples, key, first=first, on_finished=scorer.add
+        )
         sampled = time.perf_counter()
         scored = scorer.results()
     return scored, {

@@ -136,14 +136,17 @@ class Sampler:
         prompts: Sequence[Sequence[int]],
         samples: int,
         key: jax.Array,
+        *,
+        first: int = 0,
         on_finished: Callable[[int, Trajectory], None] | None = None,
     ) -> list[Trajectory]:
         """Decodes `samples` responses to every prompt.
 
         Args:
           prompts: token ids, each 1 to `max_prompt_tokens` long.
-          key: PRNG key; response i (prompt-major) draws from `fold_in(key, i)`, so
-            what is sampled does not depend on how rows are batched.
+          key: PRNG key; response i (prompt-major) draws from `fold_in(key, first + i)`,
+            so what is sampled does not depend on how rows are batched.
+          first: number of the first response, where these are a part of more.
           on_finished: called with i and response i as soon as it is complete.
 
         Returns:
@@ -168,9 +171,9 @@ class Sampler:
         while run.waiting or run.occupied.any():
             began = time.perf_counter()
             while run.wants_refill(self._refill_rows):
-                admitted = run.admit(self.prompts_per_prefill)
-                state = self._start(params, state, key, *admitted)
-                run.live[admitted[1] >= 0, 0] = True
+                response, source, *rest = run.admit(self.prompts_per_prefill)
+                state = self._start(params, state, key, response + first, source, *rest)
+                run.live[source >= 0, 0] = True
             seconds["prefill"] += time.perf_counter() - began
 
             began = time.perf_counter()

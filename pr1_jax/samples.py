@@ -30,7 +30,7 @@ def sample(
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Samples what `path` lacks, a chunk of problems at a time.
 
-    Draws depend on the purpose and on the problem's number alone, so that modes differ
+    Draws depend on the purpose and on the response's number alone, so that modes differ
     by the mode and not by luck.
 
     Args:
@@ -60,9 +60,10 @@ def sample(
             params,
             asked,
             samples,
-            jax.random.fold_in(experiment.key(purpose), start),
+            experiment.key(purpose),
             experiment.tokenizer,
             timeout_sec=experiment.config.reward.timeout_sec,
+            first=start * samples,
         )
         seconds = (time.perf_counter() - began) / len(scored)
         new = [

@@ -355,19 +355,28 @@ def test_stopping_anywhere_and_going_on_equals_never_stopping(full, launch, tmp_
     assert stopped == expected
 
 
-def test_evaluating_a_checkpoint_repeats_the_last_evaluation(full, launch, tmp_path):
+def test_the_benchmark_of_a_checkpoint_repeats_its_last_evaluation(
+    full, launch, tmp_path
+):
     launch(
         tmp_path,
         "--config=configs/evaluate.py:smoke",
-        "--config.data.eval=embedded:easy",
-        "--config.eval.samples=1",
+        "--config.eval.benchmarks.easy.samples=1",
+        "--config.eval.modes=('structured', 'ordinary')",
+        "--config.rollout.rows=2",  # in chunks, and with other rows
+        "--config.rollout.prompts_per_prefill=2",
         f"--config.checkpoint.init={full.workdir}",
     ).wait()
-    (found,) = lines(tmp_path)
     (expected,) = lines(full.workdir, "eval_2_rl")
-    same = without_times(expected) | {"stage": "eval_0_base"}
-    assert without_times(found) == same
-    assert responses(tmp_path, "eval_0_base") == responses(full.workdir, "eval_2_rl")
+    (found,) = lines(tmp_path, "benchmark_easy_structured")
+    for name in ("accuracy", "parallel_ratio", "total_tokens", "sequential_steps"):
+        assert found[f"eval/{name}"] == pytest.approx(expected[f"eval/{name}"])
+    (found,) = lines(tmp_path, "benchmark_easy_ordinary")
+    assert found["eval/accuracy"] == pytest.approx(expected["eval/accuracy_banned"])
+    samples = (tmp_path / "samples" / "easy_structured.jsonl").read_text()
+    samples = [json.loads(line) for line in samples.splitlines()]
+    same = responses(full.workdir, "eval_2_rl")
+    assert [{name: r[name] for name in same[0]} for r in samples] == same
 
 
 # --- Other configs ------------------------------------------------------------------
