@@ -165,6 +165,28 @@ def test_samples_do_not_depend_on_batching(variant):
         assert a.sequential_steps == b.sequential_steps
 
 
+def test_responses_are_handed_over_as_they_finish_and_by_their_numbers():
+    params, key = random_params(QWEN3), jax.random.key(0)
+    sampler = Sampler(QWEN3, VOCAB, SETTINGS, rows=4, steps_per_chunk=7)
+    prompts = random_prompts(5)
+    waiting, finished = [], {}
+
+    def on_finished(index, response):
+        assert index not in finished
+        finished[index] = response
+        waiting.append(10 - len(finished))
+
+    whole = sampler.sample(params, prompts, 2, key, on_finished=on_finished)
+    assert all(finished[i] is response for i, response in enumerate(whole))
+    assert waiting[0] >= 6  # so the first one came while others had not begun
+    parts = [
+        *sampler.sample(params, prompts[:3], 2, key),
+        *sampler.sample(params, prompts[3:], 2, key, first=6),
+    ]
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
 def test_greedy_sampling_takes_the_most_likely_token():
     settings = dataclasses.replace(SETTINGS, temperature=0.0, max_blocks=0)
     params = random_params(QWEN3)
