@@ -8,11 +8,12 @@ bootstrap over problems, goes to `benchmarks.json` and `benchmarks.md`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import rich.box
 import rich.table
 
-from pr1_jax import answers, data, evaluate, metrics, sources
+from pr1_jax import answers, data, evaluate, metrics
 from pr1_jax import samples as sampling
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run, evaluation_name
@@ -34,20 +35,10 @@ def check_data(experiment: Experiment) -> dict[str, list[data.Problem]]:
     Raises:
       ValueError, FileNotFoundError: names the benchmark and what is wrong.
     """
-    c = experiment.config
     found = {}
-    for name, settings in c.eval.benchmarks.items():
+    for name, settings in experiment.config.eval.benchmarks.items():
         try:
-            source = sources.open_source(
-                settings.source, "eval", seed=c.data.eval_seed, columns=c.data.columns
-            )
-            found[name] = data.held_out(
-                source,
-                experiment.tokenizer,
-                template=c.data.template,
-                max_prompt_tokens=c.rollout.max_prompt_tokens,
-                limit=c.eval.problems,
-            )
+            found[name] = evaluate.problems(experiment, settings.source)
         except (ValueError, FileNotFoundError) as error:
             message = f"eval.benchmarks.{name}.source={settings.source}: {error}"
             raise type(error)(message) from error
@@ -71,8 +62,9 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 run.record_evaluation(key, prefixed)
         experiment.samplers.pop(mode, None)  # its cache: the next mode needs the room
         results[mode] = found | {"average": _average(found, shares)}
-    metrics.write_json(run.workdir / "benchmarks.json", results)
-    metrics.replace_file(run.workdir / "benchmarks.md", _markdown(results).encode())
+    if jax.process_index() == 0:
+        metrics.write_json(run.workdir / "benchmarks.json", results)
+        metrics.replace_file(run.workdir / "benchmarks.md", _markdown(results).encode())
     run.say(_table(results))
 
 

@@ -10,9 +10,12 @@ spells them, as its prompt does.
 """
 
 import json
+import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 from pr1_jax import answers, data, metrics, samples, sources, tags
 from pr1_jax.experiment import ORDINARY, Experiment
@@ -50,11 +53,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             if not records:
                 continue
             traces, reasons = select(records, needs_block=c.needs_block)
-            lines = [json.dumps(t, ensure_ascii=False) + "\n" for t in traces]
-            metrics.replace_file(
-                run.workdir / "traces.jsonl",
-                "".join(lines).encode("utf-8", "surrogatepass"),
-            )
+            if jax.process_index() == 0:
+                _write(run.workdir / "traces.jsonl", traces)
             found = {f"coldstart/{r}": n / len(records) for r, n in reasons.items()}
             found["coldstart/traces"] = float(len(traces))
             progress.update(done, found)
@@ -64,6 +64,11 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     )
     for reason, count in reasons.most_common():
         run.say(f"  {reason:18} {count:6}  {100 * count / len(records):5.1f} %")
+
+
+def _write(path: pathlib.Path, traces: Sequence[Mapping[str, str]]) -> None:
+    lines = [json.dumps(trace, ensure_ascii=False) + "\n" for trace in traces]
+    metrics.replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))
 
 
 def select(

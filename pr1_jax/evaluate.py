@@ -66,11 +66,11 @@ def summarize(scored: Sequence[rollout.Scored], samples: int) -> dict[str, float
     }
 
 
-def problems(experiment: Experiment) -> list[data.Problem]:
-    """The held-out problems that the config names."""
+def problems(experiment: Experiment, name: str = "") -> list[data.Problem]:
+    """The held-out problems of a source; of the one that the config names, if ""."""
     c = experiment.config
     source = sources.open_source(
-        c.data.eval, "eval", seed=c.data.eval_seed, columns=dict(c.data.columns)
+        name or c.data.eval, "eval", seed=c.data.eval_seed, columns=c.data.columns
     )
     return data.held_out(
         source,

@@ -24,7 +24,7 @@ def open_stream(experiment: Experiment) -> data.Stream[data.Problem]:
     """The stage's problems."""
     c = experiment.config
     source = sources.open_source(
-        c.data.rl, "train", seed=c.data.seed + 1, columns=dict(c.data.columns)
+        c.data.rl, "train", seed=c.data.seed + 1, columns=c.data.columns
     )
     return data.problem_stream(
         source,

@@ -20,7 +20,7 @@ def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
         c.data.sft,
         "train",
         seed=c.data.seed,
-        columns=dict(c.data.columns),
+        columns=c.data.columns,
         traces=True,
         block_share=c.data.block_share,
         hard_share=c.data.hard_share,

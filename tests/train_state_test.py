@@ -152,7 +152,8 @@ def test_cutting_micro_batches_to_their_length_changes_nothing(kind):
         np.testing.assert_allclose(
             value, metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
         )
-    logps = train_state.trained_logps(CONFIG, random_params(), batch, cut)
+    trained_logps = functools.partial(train_state.trained_logps, CONFIG, policy=cut)
+    logps = jax.jit(trained_logps)(random_params(), batch)
     np.testing.assert_allclose(
         np.where(short, logps, 0),
         np.where(short, policy_logps(random_params(), batch), 0),
