@@ -111,8 +111,23 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("variant", layout.VARIANTS)
-@pytest.mark.parametrize("config, changes", CASES)
+def both_variants(cases, slow=()):
+    """Cases in both variants; the causal ones of `slow` are left to the slow tests."""
+    return [
+        pytest.param(
+            *case.values,
+            variant,
+            id=f"{case.id or i}-{variant}",
+            marks=[pytest.mark.slow] * (variant == "causal" and i in slow),
+        )
+        for i, case in enumerate(cases)
+        for variant in layout.VARIANTS
+    ]
+
+
+@pytest.mark.parametrize(
+    "config, changes, variant", both_variants(CASES, slow=(1, 3, 4))
+)
 def test_sampled_logps_equal_teacher_forced(config, changes, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
     params = random_params(config)
@@ -243,8 +258,9 @@ BUDGETS = [
 ]
 
 
-@pytest.mark.parametrize("variant", layout.VARIANTS)
-@pytest.mark.parametrize("changes", BUDGETS)
+@pytest.mark.parametrize(
+    "changes, variant", both_variants(map(pytest.param, BUDGETS), slow=(0, 2, 4, 5))
+)
 def test_every_trace_passes_the_format_check(changes, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
     liking = np.zeros(VOCAB_SIZE)

@@ -128,6 +128,7 @@ def test_greedy_answers_equal_those_of_transformers(policy):
             assert "Paris" in policy.tokenizer.decode(t.tokens)
 
 
+@pytest.mark.slow
 def test_sampled_logps_equal_teacher_forced(policy):
     """At temperature 1 and through blocks, on a model that has never seen the tags."""
     # `<Parallel>` is made a bit more likely than " Paris" wherever that is likely.
