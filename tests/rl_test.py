@@ -81,6 +81,7 @@ def plain(rl_steps):
     return rl_steps({})
 
 
+@pytest.mark.slow
 def test_kl_starts_at_zero_and_holds_the_policy_back(rl_steps):
     last = []
     for kl_coef in (1e-6, 10.0):
@@ -121,7 +122,7 @@ def test_importance_of_a_sampler_that_is_another_policy(rl_steps):
     [
         ("token_mean", True),
         ("token_mean", False),
-        ("response_mean", True),
+        pytest.param("response_mean", True, marks=pytest.mark.slow),
         ("constant", True),
     ],
 )
@@ -169,6 +170,7 @@ def test_dynamic_sampling_replaces_groups_without_signal(rl_steps):
         assert {r["reward"] for r in group} == {-1.0, 1.0}
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_gives_up_after_its_rounds(rl_steps):
     dynamic = {"dynamic_sampling": True, "dynamic_sampling_rounds": 3}
     (line,), sampled, _ = rl_steps(dynamic, lambda text: False)

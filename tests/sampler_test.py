@@ -126,7 +126,7 @@ def both_variants(cases, slow=()):
 
 
 @pytest.mark.parametrize(
-    "config, changes, variant", both_variants(CASES, slow=(1, 3, 4))
+    "config, changes, variant", both_variants(CASES, slow=(1, 2, 3, 4))
 )
 def test_sampled_logps_equal_teacher_forced(config, changes, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)

@@ -215,7 +215,12 @@ def test_state_is_sharded_moments_like_their_parameters(sizes):
 
 
 @pytest.mark.parametrize(
-    "kind, sizes", [("grpo", sizes) for sizes in MESHES] + [("sft", (2, 2, 2))]
+    "kind, sizes",
+    [
+        *(("grpo", sizes) for sizes in MESHES[1:]),
+        pytest.param("grpo", MESHES[0], marks=pytest.mark.slow),
+        pytest.param("sft", (2, 2, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_eight_devices_compute_what_one_does(kind, sizes):
     mesh = sharding.make_mesh(*sizes)

@@ -136,7 +136,7 @@ def test_micro_batches_only_add_up(kind):
         )
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("kind", ["grpo", pytest.param("sft", marks=pytest.mark.slow)])
 def test_cutting_micro_batches_to_their_length_changes_nothing(kind):
     batch = make_batch(micro_batches=2)
     T = batch.tokens.shape[-1]
