@@ -6,7 +6,7 @@ Embedded, a teacher is trained first. To take another, leave only "coldstart" in
 and give `checkpoint.init`, the workdir of a run, or `model.path`, a Hugging Face folder.
 `data.sft=runs/coldstart/traces.jsonl` then reads what it wrote.
 
-Two CPU cores: 4 minutes. Embedded, seed 0: 502 traces of 512 easy problems at 4 attempts
+Two CPU cores: about 4 minutes. Embedded, seed 0: 502 traces of 512 easy problems at 4 attempts
 each; 22 % of the attempts are incorrect, none of the others is of no use.
 """
 

@@ -178,7 +178,7 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
 def _smollm2(c: ml_collections.ConfigDict) -> None:
     """A few steps of a small pretrained model on real data; a CPU is enough.
 
-    Peak memory is about 9 GB. SmolLM2 is weak at maths: this shows that all parts work
+    Peak memory is about 8 GB. SmolLM2 is weak at maths: this shows that all parts work
     together, and learns the format at best.
     """
     c.model.path = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -5,7 +5,7 @@ r"""The paper's table for any checkpoint: benchmarks by decoding modes.
 
 `checkpoint.init` is the workdir of a run; `model.path` a Hugging Face folder.
 
-Two CPU cores: 2 minutes. The quickstart (seed 0, 512 problems, 4 samples) on hard ones,
+Two CPU cores: about 2 minutes. The quickstart (seed 0, 512 problems, 4 samples) on hard ones,
 mean@4 with 95 % interval: structured 91.4 (89.2 to 93.5), causal 84.5 (82.0 to 87.3),
 ordinary 5.3 (4.3 to 6.3): it was trained structured, and never without a block.
 """

@@ -2,7 +2,7 @@
 
     python -m pr1_jax.main --config=configs/sft_structured.py
 
-Two CPU cores: 4 minutes. Held-out hard problems (512, 95 % interval), seed 0: 58.2 %
+Two CPU cores: about 4 minutes. Held-out hard problems (512, 95 % interval), seed 0: 58.2 %
 (54.1 to 62.5); all responses have a block.
 """
 

@@ -266,6 +266,7 @@ def _speed_up() -> None:
 
 
 def main() -> None:
+    """Answers requests until standard input ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # stray prints must not mix with the replies
     _, most = resource.getrlimit(resource.RLIMIT_AS)

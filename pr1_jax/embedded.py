@@ -4,16 +4,16 @@ A stand-in for GSM8K (easy) and DAPO (hard) that needs no download and trains on
 in minutes. A problem asks which two numbers of a list add up to a target, and is
 answered with their difference, which cannot be guessed without the pair:
 
-    Which two add to 37? 12 7 25 9 30 4        Final Answer: 13
+    Which two add to 25? 12 7 13 9 20 4        Final Answer: 1
 
 A search scans the list from one end, names for each number what it would need, says
 whether the list has it. A cold-start block has two of them as its paths, from opposite
 ends. Most are impatient: they may give up after any number that fails. Each says whether
 it succeeded, and the summary says who did (`left`, `right` or `both`):
 
-    <Parallel><Path>left 12+25 yes</Path><Path>right 4+33 no 30+7 no </Path></Parallel>
-    <Summary>left 12+25</Summary>
-    Final Answer: 13
+    <Parallel><Path>left 12+13 yes</Path><Path>right 4+21 no 20+5 no </Path></Parallel>
+    <Summary>left 12+13</Summary>
+    Final Answer: 1
 
 Attempts in which neither does are not kept, as with traces of a teacher; traces without
 a block scan until they succeed. So SFT on short lists teaches the form, and to give up,

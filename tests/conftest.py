@@ -1,9 +1,33 @@
-"""Eight fake CPU devices for all tests. Read by JAX when it is first imported."""
+"""Eight fake CPU devices for all tests, and a tokenizer for some.
+
+The flags are read by JAX when it is first imported.
+"""
 
 import os
+
+import pytest
 
 _FLAG = "--xla_force_host_platform_device_count"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+
+
+@pytest.fixture(scope="session")
+def by_bytes():
+    """A tokenizer whose tokens are bytes and tags."""
+    import tokenizers
+    import transformers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    from pr1_jax import tokenizer
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast
+    return tokenizer.Tokenizer(fast(tokenizer_object=backend, eos_token="<|end|>"))

@@ -94,6 +94,7 @@ def _cells(counts: list) -> list[str]:
 
 
 def main() -> None:
+    """Reads the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--show", action="store_true", help="list the disagreements")
