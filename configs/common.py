@@ -75,10 +75,10 @@ def get_config(
     c.rollout.top_p = 1.0
     c.rollout.ban_illegal = True
     c.rollout.rows = 128  # responses decoded at the same time
-    c.rollout.prompts_per_prefill = 16
+    c.rollout.prompts_per_prefill = 4
     c.rollout.lane_buckets = (1.0, 2.0)  # sizes of the list of live lanes, × rows
     c.rollout.steps_per_chunk = 32  # decode steps between two looks of the host
-    c.rollout.refill_share = 0.25  # refill once so many rows are finished
+    c.rollout.refill_share = 0.0625  # refill once so many rows are finished
 
     c.reward = ml_collections.ConfigDict()
     c.reward.schedule = "alternating"
@@ -164,7 +164,7 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
     c.model.num_layers, c.model.width, c.model.mlp_width = 2, 64, 128
     c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 32
     c.model.length_buckets = (76,)
-    c.rollout.rows, c.rollout.prompts_per_prefill = 16, 16
+    c.rollout.rows, c.rollout.prompts_per_prefill = 16, 4
     c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 12, 16, 16
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 4, 4, 4
     c.rl.micro_batch_size = 8
@@ -219,7 +219,7 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.rollout.min_path_tokens, c.rollout.max_path_tokens = 64, 0
     c.rollout.max_summary_tokens, c.rollout.summary_reserve = 0, 256
     c.rollout.answer_reserve = 256
-    c.rollout.rows, c.rollout.prompts_per_prefill = 512, 64
+    c.rollout.rows, c.rollout.prompts_per_prefill = 512, 16
     c.rollout.lane_buckets = (1.0, 1.25, 1.5, 2.0)
     c.rollout.steps_per_chunk = 128
     c.reward.window, c.reward.tiered_steps = 10, 2

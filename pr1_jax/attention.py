@@ -1,36 +1,36 @@
 """Grouped-query attention under the layout's visibility rule, without a T×T mask.
 
-Masks are made from per-token labels where they are used. Long sequences are handled
-in chunks of queries, each recomputed in the backward pass, so memory grows with
-`query_chunk` × T instead of T × T.
+Masks are made from per-token labels where they are used. Queries are handled in
+chunks, each against the keys up to its own end, so that what lies in the future costs
+nothing. Between the passes only outputs and normalisers are kept: the backward pass
+makes the scores anew, chunk by chunk, and memory grows with a chunk × T.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from pr1_jax import layout
 
-NEG_INF = -1e30  # finite: a row with no visible key gives zeros, not NaN
+NEG_INF = -1e30  # finite: a row with no visible key gives no NaN
+
+_SMALLEST_CHUNK = 96  # queries; below it, matrix products are too small on CPU
 
 
-def masked_attention(q, k, v, mask):
-    """Softmax attention with an explicit mask.
-
-    Args:
-      q: [B, T, N, H].
-      k, v: [B, S, K, H], N a multiple of K.
-      mask: bool [B, T, S], True = visible.
-
-    Returns:
-      [B, T, N, H] in q's dtype; the softmax is float32.
-    """
+def group_queries(q, num_kv_heads: int):
+    """Queries [B, T, N, H] by the key/value head that they share: [B, K, T · R, H]."""
     B, T, N, H = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H) * (H**-0.5)
-    scores = jnp.einsum("BTKRH,BSKH->BKRTS", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, NEG_INF)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKRTS,BSKH->BTKRH", probs, v).reshape(B, T, N, H)
+    q = q.reshape(B, T, num_kv_heads, N // num_kv_heads, H).swapaxes(1, 2)
+    return q.reshape(B, num_kv_heads, -1, H)
+
+
+def ungroup_queries(out, like):
+    """Undoes `group_queries`: [B, K, T · R, H] to the shape and dtype of `like`."""
+    B, T, N, H = like.shape
+    K = out.shape[1]
+    out = out.reshape(B, K, T, N // K, H).swapaxes(1, 2)
+    return out.reshape(like.shape).astype(like.dtype)
 
 
 def label_attention(q, k, v, block, path, *, query_chunk: int = 512):
@@ -38,33 +38,106 @@ def label_attention(q, k, v, block, path, *, query_chunk: int = 512):
 
     Args:
       q: [B, T, N, H].
-      k, v: [B, T, K, H].
+      k, v: [B, T, K, H], N a multiple of K.
       block, path: [B, T] int32 labels; all zero for plain causal attention.
       query_chunk: most queries whose scores are held at once.
 
     Returns:
-      [B, T, N, H].
+      [B, T, N, H] in q's dtype; the softmax is float32.
     """
     T = q.shape[1]
-    index = jnp.arange(T)
+    chunk = min(query_chunk, max(_SMALLEST_CHUNK, -(-T // 4)))
+    return _attention(q, k, v, block, path, chunk)
 
-    def attend(q, block_q, path_q, index_q):
-        mask = layout.visible_labels(
-            block_q[:, :, None], path_q[:, :, None], block[:, None], path[:, None]
-        ) & (index_q[:, None] >= index)
-        return masked_attention(q, k, v, mask)
 
-    if T <= query_chunk:
-        return attend(q, block, path, index)
-    pad = -T % query_chunk
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(q, k, v, block, path, chunk):
+    return _forward(q, k, v, block, path, chunk)[0]
 
-    def chunks(x):  # [B, T, …] -> [T / query_chunk, B, query_chunk, …]
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(x.shape[0], -1, query_chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    index_q = jnp.arange(T + pad).reshape(-1, query_chunk)
-    out = jax.lax.map(
-        lambda args: jax.checkpoint(attend)(*args),
-        (chunks(q), chunks(block), chunks(path), index_q),
-    )
-    return out.swapaxes(0, 1).reshape(q.shape[0], T + pad, *q.shape[2:])[:, :T]
+def _chunks(T: int, chunk: int) -> list[slice]:
+    return [slice(first, min(first + chunk, T)) for first in range(0, T, chunk)]
+
+
+def _scores(q, keys, block, path, some: slice):
+    """Scores [B, K, C, R, e] float32 of the chunk `some` against the keys up to its end.
+
+    Args:
+      q: [B, K, C · R, H], the chunk's. keys: [B, K, T, H].
+    """
+    B, K = q.shape[:2]
+    end = some.stop
+    hidden = ~layout.visible_labels(
+        block[:, some, None],
+        path[:, some, None],
+        block[:, None, :end],
+        path[:, None, :end],
+    ) | (jnp.arange(end) > jnp.arange(some.start, end)[:, None])
+    scores = jnp.einsum(
+        "BKQH,BKSH->BKQS", q, keys[:, :, :end], preferred_element_type=jnp.float32
+    ) * (q.shape[-1] ** -0.5)
+    scores = scores.reshape(B, K, end - some.start, -1, end)
+    return jnp.where(hidden[:, None, :, None], NEG_INF, scores)
+
+
+def _by_head(x):
+    """[B, T, K, H] to [B, K, T, H]."""
+    return x.swapaxes(1, 2)
+
+
+def _forward(q, k, v, block, path, chunk):
+    (B, T), K = q.shape[:2], k.shape[2]
+    keys, values = _by_head(k), _by_head(v)
+    outs, normalisers = [], []
+    for some in _chunks(T, chunk):
+        scores = _scores(group_queries(q[:, some], K), keys, block, path, some)
+        top = scores.max(axis=-1, keepdims=True)
+        probs = jnp.exp(scores - top)
+        total = probs.sum(axis=-1, keepdims=True)
+        out = jnp.einsum(
+            "BKQS,BKSH->BKQH",
+            probs.astype(v.dtype).reshape(B, K, -1, some.stop),
+            values[:, :, : some.stop],
+            preferred_element_type=jnp.float32,
+        )
+        out = out / total.reshape(B, K, -1, 1)
+        outs.append(ungroup_queries(out, q[:, some]))
+        normalisers.append(top + jnp.log(total))
+    out = jnp.concatenate(outs, axis=1)
+    return out, (q, k, v, block, path, out, normalisers)
+
+
+def _backward(chunk, residuals, gradient):
+    q, k, v, block, path, out, normalisers = residuals
+    (B, T), (K, H) = q.shape[:2], k.shape[2:]
+    keys, values = _by_head(k), _by_head(v)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    # What a score's own output takes back from its gradient.
+    shared = (gradient.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
+    d_keys = jnp.zeros(keys.shape, jnp.float32)
+    d_values = jnp.zeros(values.shape, jnp.float32)
+    d_queries = []
+    for some, normaliser in zip(_chunks(T, chunk), normalisers):
+        end = some.stop
+        queries = group_queries(q[:, some], K)
+        back = group_queries(gradient[:, some], K)
+        probs = jnp.exp(_scores(queries, keys, block, path, some) - normaliser)
+        probs = probs.reshape(B, K, -1, end)
+        d_probs = product("BKQH,BKSH->BKQS", back, values[:, :, :end])
+        d_scores = probs * (d_probs - group_queries(shared[:, some], K)) * H**-0.5
+        probs, d_scores = probs.astype(v.dtype), d_scores.astype(q.dtype)
+        d_values = d_values.at[:, :, :end].add(product("BKQS,BKQH->BKSH", probs, back))
+        d_keys = d_keys.at[:, :, :end].add(
+            product("BKQS,BKQH->BKSH", d_scores, queries)
+        )
+        d_queries.append(
+            ungroup_queries(
+                product("BKQS,BKSH->BKQH", d_scores, keys[:, :, :end]), q[:, some]
+            )
+        )
+    d_queries = jnp.concatenate(d_queries, axis=1)
+    d_keys, d_values = (_by_head(x).astype(k.dtype) for x in (d_keys, d_values))
+    return d_queries, d_keys, d_values, None, None
+
+
+_attention.defvjp(_forward, _backward)

@@ -9,7 +9,8 @@ the row's state machine, by `where` alone. Fork and join recompute and copy noth
   lane wrote it, since rotary positions are applied at write time;
 * slots carry the labels (block, path) of their token. A query sees a slot if it is
   filled and `layout.visible_labels` says so. When a block closes, its row's queries
-  are main stream again, and so see every path.
+  are main stream again, and so see every path;
+* a prompt is kept once for all rows that respond to it, and each row has a seat there.
 
 Here is the state machine; what the model does in a step is in `kv_cache`. The order of
 emission is undone on the host.
@@ -24,7 +25,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from pr1_jax import layout, losses
+from pr1_jax import draw, layout, losses
 
 # Phases: what a row writes next.
 MAIN, FORK, PATHS, NEWLINE, SUMMARY_TAG, SUMMARY, JOIN, DONE = range(8)
@@ -112,25 +113,34 @@ class Settings:
         return paths + closing + self.summary_reserve + self.answer_reserve
 
     @property
-    def slots(self) -> int:
-        """Key/value slots a row: prompt first, then response."""
+    def max_tokens(self) -> int:
+        """Tokens of the longest prompt and response together."""
         return self.max_prompt_tokens + self.max_response_tokens
 
 
 @flax.struct.dataclass
+class Prompts:
+    """The prompts that rows respond to, M of up to T tokens; of `kv_cache`."""
+
+    length: jax.Array  # [M] int32
+    cache: Any  # one (keys [M, K, H, T], values [M, K, T, H]) a layer
+
+
+@flax.struct.dataclass
 class State:
-    """Decoding state of B rows of P lanes over S slots."""
+    """Decoding state of B rows of P lanes over S response slots."""
 
     # Lanes, [B, P]. A live lane has a pending token: emitted, not yet fed.
     token: jax.Array  # int32
     position: jax.Array  # int32
-    slot: jax.Array  # int32, where the pending token's key and value go
+    slot: jax.Array  # int32, the pending token's; −1 for a prompt's last
     live: jax.Array  # bool
     count: jax.Array  # int32, tokens emitted in this path
     # Rows, [B].
     phase: jax.Array  # int32
     emitted: jax.Array  # int32, response tokens so far
     prompt_length: jax.Array  # int32
+    seat: jax.Array  # int32, prompt · seats of each + the row's place among them
     blocks: jax.Array  # int32, blocks opened; the open one's label
     path_budget: jax.Array  # int32, of the open block
     summary_end: jax.Array  # int32, `emitted` by which the summary has closed
@@ -139,7 +149,8 @@ class State:
     # Slots, [B, S].
     slot_block: jax.Array  # int32
     slot_path: jax.Array  # int32
-    cache: Any  # of `kv_cache.empty`
+    cache: Any  # one (keys [B, K, H, S], values [B, K, S, H]) a layer
+    prompts: Prompts | None
 
 
 @flax.struct.dataclass
@@ -170,9 +181,15 @@ class Lanes:
 DecodeFn = Callable[[Any, Lanes, State, int], tuple[jax.Array, Any]]
 
 
-def init_state(settings: Settings, rows: int, cache: Any = None) -> State:
-    """A state in which every row is done, over a cache of `kv_cache.empty` or none."""
-    B, P, S = rows, settings.num_paths, settings.slots
+def init_state(
+    settings: Settings,
+    rows: int,
+    slots: int,
+    cache: Any = None,
+    prompts: Prompts | None = None,
+) -> State:
+    """A state in which every row is done, over the caches of `kv_cache` or none."""
+    B, P, S = rows, settings.num_paths, slots
     lanes, row = jnp.zeros((B, P), jnp.int32), jnp.zeros(B, jnp.int32)
     return State(
         token=lanes,
@@ -183,6 +200,7 @@ def init_state(settings: Settings, rows: int, cache: Any = None) -> State:
         phase=jnp.full(B, DONE, jnp.int32),
         emitted=row,
         prompt_length=row,
+        seat=row,
         blocks=row,
         path_budget=row,
         summary_end=row,
@@ -191,57 +209,40 @@ def init_state(settings: Settings, rows: int, cache: Any = None) -> State:
         slot_block=jnp.zeros((B, S), jnp.int32),
         slot_path=jnp.zeros((B, S), jnp.int32),
         cache=cache,
+        prompts=prompts,
     )
 
 
-def admit(
-    state: State, settings: Settings, prompts, lengths, last_tokens, source, keys, cache
-) -> State:
-    """Starts new responses in some rows.
+def admit(state: State, new, seats, lengths, last_tokens, keys) -> State:
+    """Starts new responses in some rows; touches nothing that has slots.
 
     A prompt's last token is left pending: feeding it again gives the first logits, so
-    that the prefill makes none.
+    that the prefill makes none. What the row's slots held is hidden by `emitted`.
 
     Args:
-      prompts: number of prompts in `cache`, static.
-      lengths, last_tokens: [prompts] int32.
-      source: [B] int32, the prompt that a row takes, or −1 to leave the row alone.
+      new: [B] bool, rows that start.
+      seats, lengths, last_tokens: [B] int32, of their prompts.
       keys: [B] PRNG keys of the new responses.
-      cache: of `prefill`, or None where the decode function keeps none.
     """
-    new = source >= 0
-    source = jnp.clip(source, 0, prompts - 1)
-    length = jnp.where(new, lengths[source], state.prompt_length)
-    lane0 = jnp.arange(settings.num_paths) == 0
+    lane0 = jnp.arange(state.token.shape[1]) == 0
     pick = lambda value, old: jnp.where(
         new.reshape(-1, *(1,) * (old.ndim - 1)), value, old
     )
-
-    def insert(old, fresh):
-        # Row axis: 0, or 1 behind the layer axis of stacked caches.
-        axis = old.ndim - 4
-        fresh = jnp.take(fresh, source, axis=axis)
-        region = tuple(slice(0, n) for n in fresh.shape)
-        mask = new.reshape((1,) * axis + (-1, 1, 1, 1))
-        return old.at[region].set(jnp.where(mask, fresh, old[region]))
-
     return state.replace(
-        token=pick(jnp.where(lane0, last_tokens[source][:, None], 0), state.token),
-        position=pick((length - 1)[:, None], state.position),
-        slot=pick((length - 1)[:, None], state.slot),
+        token=pick(jnp.where(lane0, last_tokens[:, None], 0), state.token),
+        position=pick((lengths - 1)[:, None], state.position),
+        slot=pick(-1, state.slot),
         live=pick(lane0[None], state.live),
         count=pick(0, state.count),
         phase=pick(MAIN, state.phase),
         emitted=pick(0, state.emitted),
-        prompt_length=length,
+        prompt_length=pick(lengths, state.prompt_length),
+        seat=pick(seats, state.seat),
         blocks=pick(0, state.blocks),
         furthest=pick(0, state.furthest),
         key=jax.random.wrap_key_data(
             pick(jax.random.key_data(keys), jax.random.key_data(state.key))
         ),
-        slot_block=pick(0, state.slot_block),
-        slot_path=pick(0, state.slot_path),
-        cache=jax.tree.map(insert, state.cache, cache),
     )
 
 
@@ -280,30 +281,6 @@ def _next_bans(state: State, settings: Settings) -> jax.Array:
     ).astype(jnp.int32)
 
 
-def _draw(logits, keys, slots, bans, vocab: Vocab, settings: Settings):
-    """Draws a token [L] and its log-prob [L] from logits [L, V].
-
-    The noise is a function of the response's key and the fed slot alone, so a
-    response does not depend on which others share its batch.
-    """
-    logits = losses.policy_logits(
-        logits,
-        bans,
-        special_ids=vocab.special_ids,
-        num_tokens=vocab.num_tokens,
-        temperature=settings.temperature or 1.0,
-    )
-    logits = losses.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)
-    noisy = logits
-    if settings.temperature:
-        keys = jax.vmap(jax.random.fold_in)(keys, slots)
-        noisy = logits + jax.vmap(
-            lambda key: jax.random.gumbel(key, logits.shape[-1:])
-        )(keys)
-    token = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
-    return token, losses.token_logps(logits, token)
-
-
 def step(
     params, state: State, *, decode: DecodeFn, num_lanes: int, vocab: Vocab, settings
 ) -> tuple[State, Emission]:
@@ -313,7 +290,16 @@ def step(
     logits, cache = decode(params, lanes, state, num_lanes)
     row = jnp.clip(lanes.row, 0, B - 1)
     bans = _next_bans(state, settings)
-    draws = _draw(logits, state.key[row], lanes.slot, bans[row], vocab, settings)
+    logits = losses.policy_logits(
+        logits,
+        bans[row],
+        special_ids=vocab.special_ids,
+        num_tokens=vocab.num_tokens,
+        temperature=settings.temperature or 1.0,
+    )
+    logits = losses.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)
+    greedy = settings.temperature == 0
+    draws = draw.draw(logits, state.key[row], lanes.slot + 1, greedy=greedy)
     if num_lanes == B:
         pad = [(0, 0), (0, P - 1)]
         drawn, logps = (jnp.pad(x[:, None], pad) for x in draws)
@@ -381,7 +367,7 @@ def advance(
 
     # Slots in order of emission; positions side by side inside a block.
     rank = jnp.cumsum(emit, axis=1) - emit
-    slot = settings.max_prompt_tokens + emitted[:, None] + rank
+    slot = emitted[:, None] + rank
     position = jnp.where(
         closes[:, None], state.furthest[:, None] + 1, state.position + 1
     )
@@ -433,7 +419,10 @@ def advance(
         bans=jnp.where(emit & (forced < 0), bans[:, None], 0),
         forced=emit & (forced >= 0),
     )
-    hit = emit[..., None] & (slot[..., None] == jnp.arange(settings.slots))
+    row, S = jnp.arange(B)[:, None], state.slot_path.shape[1]
+    label = lambda labels, value: labels.at[row, jnp.where(emit, slot, S)].set(
+        value, mode="drop"
+    )
     state = state.replace(
         token=jnp.where(emit, token, state.token),
         position=jnp.where(emit, position, state.position),
@@ -446,12 +435,8 @@ def advance(
         path_budget=jnp.where(opens, path_budget, state.path_budget),
         summary_end=jnp.where(phase == SUMMARY_TAG, summary_end, state.summary_end),
         furthest=jnp.maximum(jnp.where(opens, 0, state.furthest), furthest),
-        slot_block=jnp.where(
-            hit.any(axis=1), (hit * block[..., None]).sum(axis=1), state.slot_block
-        ),
-        slot_path=jnp.where(
-            hit.any(axis=1), (hit * path[..., None]).sum(axis=1), state.slot_path
-        ),
+        slot_block=label(state.slot_block, block),
+        slot_path=label(state.slot_path, path),
     )
     return state, emission
 
@@ -476,7 +461,8 @@ def run_chunk(
     Returns:
       The state, emissions stacked [steps, B, P], and the number of steps taken.
     """
-    B = state.token.shape[0]
+    B, P = state.token.shape
+    S = state.slot_path.shape[1]
     one = functools.partial(
         step, params, decode=decode, num_lanes=num_lanes, vocab=vocab, settings=settings
     )
@@ -488,6 +474,9 @@ def run_chunk(
         idle = ((state.phase == DONE) | (state.phase == JOIN)).sum()
         inside = state.live[:, 1:].any() | (state.live.sum() > num_lanes)
         crowded = inside if num_lanes == B else state.live.sum() > num_lanes
+        if S < settings.max_response_tokens:  # else a response never outgrows them
+            used = jnp.where(state.phase == DONE, 0, state.emitted)
+            crowded |= (used + P > S).any()
         return (taken < steps) & (idle < stop_at_done) & ~crowded
 
     def body(carry):

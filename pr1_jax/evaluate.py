@@ -98,7 +98,7 @@ def evaluate(
     metrics: dict[str, float] = {}
     for mode in (c.variant, *banned):
         scored, times = rollout.sample_and_score(
-            experiment.sampler(mode),
+            experiment.sampler(c.eval.samples, mode),
             params,
             held_out,
             c.eval.samples,

@@ -37,31 +37,34 @@ class Experiment:
     settings: decode.Settings
 
     @functools.cached_property
-    def samplers(self) -> dict[str, Sampler]:
-        """Samplers made so far, by mode."""
+    def samplers(self) -> dict[tuple[str, int], Sampler]:
+        """Samplers made so far, by mode and group size."""
         return {}
 
-    def sampler(self, mode: str = "") -> Sampler:
-        """The one sampler of all stages, or its twin in another mode of `checks.MODES`."""
+    def sampler(self, group_size: int, mode: str = "") -> Sampler:
+        """The sampler of groups of so many responses, in a mode of `checks.MODES`."""
         c = self.config.rollout
         mode = mode or self.settings.variant
-        if mode not in self.samplers:
+        group_size = min(group_size, c.rows)
+        name = mode, group_size
+        if name not in self.samplers:
             settings = self.settings
             if mode == ORDINARY:
                 settings = dataclasses.replace(settings, max_blocks=0)
             else:
                 settings = dataclasses.replace(settings, variant=mode)
-            self.samplers[mode] = Sampler(
+            self.samplers[name] = Sampler(
                 self.model,
                 self.vocab,
                 settings,
                 rows=c.rows,
-                prompts_per_prefill=min(c.prompts_per_prefill, c.rows),
+                group_size=group_size,
+                prompts_per_prefill=c.prompts_per_prefill,
                 lane_buckets=c.lane_buckets,
                 steps_per_chunk=c.steps_per_chunk,
                 refill_share=c.refill_share,
             )
-        return self.samplers[mode]
+        return self.samplers[name]
 
     def policy(self, *, sampling: bool) -> train_state.PolicySettings:
         """The policy of rollouts, or (`sampling` off) the plain one of SFT."""

@@ -61,7 +61,7 @@ def export(
         made.model,
         made.tokenizer,
         max_shard_bytes=max_shard_bytes,
-        max_positions=hf.max_positions(origin) if origin else made.settings.slots,
+        max_positions=hf.max_positions(origin) if origin else made.settings.max_tokens,
     )
 
 

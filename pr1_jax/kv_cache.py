@@ -1,76 +1,116 @@
 """The model's side of decoding: prefill, a step over the cache, the causal rejoin.
 
+A row's keys and values lie in two parts. Those of its prompt are kept once for all
+rows that respond to it; every group of rows reads them together. Those of its response
+are its own, in as many slots as the batch has come to need. Both parts are attended
+to apart and merged by their normalisers.
+
 Token-wise work (embedding, projections, MLP, head) runs on a flat list of live lanes;
 attention regroups them by row. Keys are held as [B, K, H, S] and values as
 [B, K, S, H]: in this order both products of a decode step read memory along its last
 axis.
 """
 
+import dataclasses
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from pr1_jax import attention, decode, layout, model
-from pr1_jax.decode import Lanes, Settings, State, Vocab
+from pr1_jax.attention import group_queries, ungroup_queries
+from pr1_jax.decode import Lanes, Prompts, State, Vocab
 
 
-def empty(config: model.ModelConfig, settings: Settings, rows: int):
-    """Zeros: one (keys [B, K, H, S], values [B, K, S, H]) a layer.
-
-    They are stacked on a first axis where the model scans its layers.
-    """
-    B, S, K, H = rows, settings.slots, config.num_kv_heads, config.head_dim
-    entry = lambda *lead: (
-        jnp.zeros((*lead, B, K, H, S), config.dtype),
-        jnp.zeros((*lead, B, K, S, H), config.dtype),
+def empty(config: model.ModelConfig, rows: int, slots: int):
+    """Zeros: one (keys [rows, K, H, slots], values [rows, K, slots, H]) a layer."""
+    K, H = config.num_kv_heads, config.head_dim
+    return tuple(
+        (
+            jnp.zeros((rows, K, H, slots), config.dtype),
+            jnp.zeros((rows, K, slots, H), config.dtype),
+        )
+        for _ in range(config.num_layers)
     )
-    n = config.num_layers
-    return entry(n) if config.scan_layers else tuple(entry() for _ in range(n))
 
 
-def cached_attention(q, keys, values, mask):
-    """Attention of few queries over a cache.
+def decoding_config(config: model.ModelConfig) -> model.ModelConfig:
+    """The config that goes with `decoding_params`."""
+    return dataclasses.replace(config, scan_layers=False, remat=False, fused=True)
+
+
+def decoding_params(config: model.ModelConfig, params: Any) -> Any:
+    """Parameters as the decode loop reads them: in its dtype, layers apart and fused.
+
+    A cast, or a layer's slice of a stack, is thereby made once and not at every step.
+    """
+    params = dict(model.compute_params(config, params))
+    if config.scan_layers:
+        stacked = params.pop("layers")
+        for i in range(config.num_layers):
+            params[f"layer_{i}"] = jax.tree.map(lambda x, i=i: x[i], stacked)
+    for i in range(config.num_layers):
+        name = f"layer_{i}"
+        params[name] = model.fuse_projections(config, params[name])
+    return params
+
+
+_QUERIES = 256  # whose scores a rejoin holds at once
+
+
+class Part(NamedTuple):
+    """Attention over a part of the keys, to be merged with others."""
+
+    out: jax.Array  # [B, K, Q, H] float32, not normalised
+    top: jax.Array  # [B, K, Q, 1] float32, greatest score
+    total: jax.Array  # [B, K, Q, 1] float32, sum of exp(score − top)
+
+
+def mask_bias(mask, config: model.ModelConfig) -> jax.Array:
+    """What to add to the scores [B, K, T · R, S] under a mask, bool [B, T, S].
+
+    It is the same for all layers, and made once: XLA would make it anew in each.
+    """
+    bias = jnp.where(mask, 0.0, attention.NEG_INF)[:, None]
+    bias = jnp.repeat(bias, config.num_heads // config.num_kv_heads, axis=2)
+    return jax.lax.optimization_barrier(bias)
+
+
+def attend_part(q, keys, values, bias) -> Part:
+    """Attends to some of the keys.
 
     Args:
-      q: [B, T, N, H]. keys: [B, K, H, S]. values: [B, K, S, H].
-      mask: bool [B, T, S].
-
-    Returns:
-      [B, T, N, H].
+      q: [B, K, Q, H]. keys: [B, K, H, S]. values: [B, K, S, H].
+      bias: float32, of `mask_bias`; broadcasts to [B, K, Q, S]. Where it hides all,
+        the part has no weight beside one that it does not hide.
     """
-    B, T, N, H = q.shape
-    K, S = keys.shape[1], keys.shape[-1]
-    R = N // K
-    q = q.reshape(B, T, K, R, H).transpose(0, 2, 1, 3, 4) * (H**-0.5)
-    if jax.default_backend() == "cpu" and T * R <= 16:
-        # XLA's batched products are slow on CPU where one side is thin; a fused
-        # multiply and reduce was 2 to 3 times faster.
-        scores = (q[..., None] * keys[:, :, None, None]).sum(-2)
-    else:
-        flat = q.reshape(B, K, T * R, H)
-        scores = jnp.einsum(
-            "BKQH,BKHS->BKQS", flat, keys, preferred_element_type=jnp.float32
-        ).reshape(B, K, T, R, S)
-    scores = jnp.where(mask[:, None, :, None], scores, attention.NEG_INF)
-    probs = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(values.dtype)
-    if jax.default_backend() == "cpu" and T * R <= 16:
-        out = (probs[..., None] * values[:, :, None, None]).sum(-2)
-    else:
-        flat = probs.reshape(B, K, T * R, S)
-        out = jnp.einsum("BKQS,BKSH->BKQH", flat, values).reshape(B, K, T, R, H)
-    return out.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+    scores = jnp.einsum("BKQH,BKHS->BKQS", q, keys, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5 + bias
+    top = scores.max(axis=-1, keepdims=True)
+    probs = jnp.exp(scores - top)
+    out = jnp.einsum(
+        "BKQS,BKSH->BKQH",
+        probs.astype(values.dtype),
+        values,
+        preferred_element_type=jnp.float32,
+    )
+    return Part(out, top, probs.sum(axis=-1, keepdims=True))
 
 
-def slot_mask(state: State, settings: Settings) -> jax.Array:
-    """Which slots each lane's query may see, bool [B, P, S].
+def merge(a: Part, b: Part) -> jax.Array:
+    """Attention [B, K, Q, H] over the keys of both parts."""
+    top = jnp.maximum(a.top, b.top)
+    weight_a, weight_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
+    total = a.total * weight_a + b.total * weight_b
+    return (a.out * weight_a + b.out * weight_b) / total
+
+
+def slot_mask(state: State) -> jax.Array:
+    """Which response slots each lane's query may see, bool [B, P, S].
 
     Every emitted token is fed in the step after it, so at attention time the slots
     before `emitted` are filled, this step's own included.
     """
-    index = jnp.arange(settings.slots)
-    used = index - settings.max_prompt_tokens
-    filled = (index < state.prompt_length[:, None]) | (
-        (used >= 0) & (used < state.emitted[:, None])
-    )
     path = decode.lane_paths(state)
     block = jnp.where(path > 0, state.blocks[:, None], 0)
     labels = layout.visible_labels(
@@ -79,61 +119,132 @@ def slot_mask(state: State, settings: Settings) -> jax.Array:
         state.slot_block[:, None],
         state.slot_path[:, None],
     )
+    filled = jnp.arange(state.slot_path.shape[1]) < state.emitted[:, None]
     return labels & filled[:, None]
 
 
-def model_decode(config: model.ModelConfig, settings: Settings) -> decode.DecodeFn:
-    """The real decode function: feeds lanes through the model and its cache."""
+def _prompt_bias(prompts: Prompts) -> jax.Array:
+    """What to add to the scores of prompts, [M, 1, 1, T]."""
+    T = prompts.cache[0][0].shape[-1]
+    seen = jnp.arange(T) < prompts.length[:, None]
+    bias = jnp.where(seen, 0.0, attention.NEG_INF)[:, None, None]
+    return jax.lax.optimization_barrier(bias)
+
+
+def _attend_prompts(q, keys, values, bias, state: State, seats: int) -> Part:
+    """Attends to each row's prompt; a prompt's keys are read once for all its rows.
+
+    Args:
+      q: [B, K, Q, H]. keys: [M, K, H, T]. values: [M, K, T, H]. bias: [M, 1, 1, T].
+      seats: rows that a prompt can have. With one, row b reads prompt b.
+    """
+    (B, K, Q, H), M = q.shape, keys.shape[0]
+    if seats == 1:
+        return attend_part(q, keys, values, bias)
+    seat = jnp.where(state.phase == decode.DONE, M * seats, state.seat)
+    seated = jnp.full(M * seats, B).at[seat].set(jnp.arange(B), mode="drop")
+    q = q.at[seated].get(mode="fill", fill_value=0).reshape(M, seats, K, Q, H)
+    part = attend_part(q.swapaxes(1, 2).reshape(M, K, -1, H), keys, values, bias)
+
+    def unseat(x):
+        x = x.reshape(M, K, seats, Q, -1).swapaxes(1, 2)
+        return x.reshape(M * seats, K, Q, -1)[jnp.minimum(seat, M * seats - 1)]
+
+    return Part(*map(unseat, part))
+
+
+def model_decode(config: model.ModelConfig, seats: int) -> decode.DecodeFn:
+    """The real decode function: feeds lanes through the model and its cache.
+
+    Args:
+      seats: rows that a prompt in `State.prompts` can have.
+    """
+    config = decoding_config(config)
 
     def decode_lanes(params, lanes: Lanes, state: State, num_lanes: int):
         B, P = state.token.shape
         P = 1 if num_lanes == B else P  # no row is inside a block
-        mask = slot_mask(state, settings)[:, :P]
+        bias = mask_bias(slot_mask(state)[:, :P], config)
+        prompt_bias = _prompt_bias(state.prompts)
+        # A prompt's last token is in its cache already: written past the end, dropped.
+        slot = jnp.where(lanes.slot < 0, bias.shape[-1], lanes.slot)
         # Where each of the B · P lanes stands in the flat list (dead ones: anywhere).
         place = jnp.clip(jnp.cumsum(state.live[:, :P].ravel()) - 1, 0)
-        place = jnp.arange(B) if P == 1 else place
+        index = jnp.clip(lanes.index, 0, B * P - 1)
 
         def attend(q, k, v, cache):
-            keys, values = cache
-            keys = keys.at[lanes.row, :, :, lanes.slot].set(k, mode="drop")
-            values = values.at[lanes.row, :, lanes.slot].set(v, mode="drop")
-            grouped = q[place].reshape(B, P, *q.shape[1:])
-            out = cached_attention(grouped, keys, values, mask)
-            out = out.reshape(B * P, *q.shape[1:])
-            return out[jnp.clip(lanes.index, 0, B * P - 1)], (keys, values)
+            (keys, values), prompt_cache = cache
+            keys = keys.at[lanes.row, :, :, slot].set(k, mode="drop")
+            values = values.at[lanes.row, :, slot].set(v, mode="drop")
+            q = (q[place] if P > 1 else q).reshape(B, P, *q.shape[1:])
+            grouped = group_queries(q, k.shape[-2])
+            own = attend_part(grouped, keys, values, bias)
+            shared = _attend_prompts(grouped, *prompt_cache, prompt_bias, state, seats)
+            out = ungroup_queries(merge(own, shared), q)
+            out = out.reshape(B * P, *q.shape[2:])
+            return (out[index] if P > 1 else out), (keys, values)
 
+        caches = tuple(zip(state.cache, state.prompts.cache))
         hidden, cache = model.forward(
-            config, params, lanes.token, lanes.position, attend, state.cache
+            config, params, lanes.token, lanes.position, attend, caches
         )
         return model.logits(params, hidden), cache
 
     return decode_lanes
 
 
-def prefill(config: model.ModelConfig, params, tokens, *, query_chunk: int = 512):
-    """Keys and values of prompts; no logits.
+def prefill(
+    config: model.ModelConfig, params, prompts: Prompts, tokens, lengths, places
+) -> Prompts:
+    """Puts keys and values of prompts in their places; no logits.
 
     Args:
-      tokens: [B, T] int32, right-padded.
-
-    Returns:
-      One (keys [B, K, H, T], values [B, K, T, H]) a layer, as in `empty`.
+      tokens: [W, T] int32, right-padded. lengths: [W] int32.
+      places: [W] int32 among the M prompts; M = unused.
     """
+    config = decoding_config(config)
     zeros = jnp.zeros_like(tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
     def attend(q, k, v, cache):
-        del cache
-        out = attention.label_attention(q, k, v, zeros, zeros, query_chunk=query_chunk)
-        return out, (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+        out = attention.label_attention(q, k, v, zeros, zeros)
+        fresh = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        return out, tuple(
+            old.at[places].set(new, mode="drop") for old, new in zip(cache, fresh)
+        )
 
-    return model.forward(config, params, tokens, positions, attend)[1]
+    _, cache = model.forward(config, params, tokens, positions, attend, prompts.cache)
+    length = prompts.length.at[places].set(lengths, mode="drop")
+    return Prompts(length, cache)
+
+
+def grow(state: State, slots: int) -> State:
+    """The same state over more response slots."""
+    more = slots - state.slot_path.shape[1]
+    pad = lambda x, axis: jnp.pad(x, [(0, more * (i == axis)) for i in range(x.ndim)])
+    return state.replace(
+        slot_block=pad(state.slot_block, 1),
+        slot_path=pad(state.slot_path, 1),
+        cache=tuple((pad(k, 3), pad(v, 2)) for k, v in state.cache or ()) or None,
+    )
+
+
+def take(state: State, rows, prompts, seats) -> State:
+    """Some rows of a state and some of its prompts.
+
+    Args:
+      rows: [B'] int32. prompts: [M'] int32.
+      seats: [B'] int32, the rows' seats among the prompts that are taken.
+    """
+    some_prompts = jax.tree.map(lambda x: x[prompts], state.prompts)
+    some_rows = jax.tree.map(lambda x: x[rows], state.replace(prompts=None))
+    return some_rows.replace(seat=seats, prompts=some_prompts)
 
 
 def rejoin(
     config: model.ModelConfig,
-    settings: Settings,
     vocab: Vocab,
+    seats: int,
     params,
     state: State,
     rows,
@@ -152,44 +263,43 @@ def rejoin(
     Returns:
       The state, with `</Parallel>` pending on lane 0 of those rows.
     """
-    B, P = state.token.shape
-    offset = jnp.arange(tokens.shape[1])
-    row = jnp.clip(rows, 0, B - 1)
-    slot = jnp.where(
-        offset < length[:, None], first_slot[:, None] + offset, settings.slots
-    )
-    prompt_length = state.prompt_length[row]
-    start = first_slot - settings.max_prompt_tokens + prompt_length
-    index = jnp.arange(settings.slots)
-    mask = (index < prompt_length[:, None, None]) | (
-        (index >= settings.max_prompt_tokens) & (index <= slot[..., None])
-    )
-
-    def attend(q, k, v, cache):
-        keys, values = cache
-        keys = keys.at[rows[:, None], :, :, slot].set(k, mode="drop")
-        values = values.at[rows[:, None], :, slot].set(v, mode="drop")
-        out = cached_attention(q, keys[row], values[row], mask)
-        return out, (keys, values)
+    (B, P), T, S = state.token.shape, tokens.shape[1], state.slot_path.shape[1]
+    row, offset = jnp.clip(rows, 0, B - 1), jnp.arange(T)
+    slot = jnp.where(offset < length[:, None], first_slot[:, None] + offset, S)
 
     cache = state.cache
     if cache is not None:
-        positions = start[:, None] + offset
-        cache = model.forward(config, params, tokens, positions, attend, cache)[1]
+        config = decoding_config(config)
+        prompt = jnp.minimum(state.seat[row] // seats, len(state.prompts.length) - 1)
+        prompt_bias = _prompt_bias(state.prompts)[prompt]
+
+        def attend(q, k, v, cache):
+            (keys, values), shared = cache
+            keys = keys.at[rows[:, None], :, :, slot].set(k, mode="drop")
+            values = values.at[rows[:, None], :, slot].set(v, mode="drop")
+            own, prompts = (keys[row], values[row]), [x[prompt] for x in shared]
+            out = []
+            for first in range(0, T, _QUERIES):
+                some = slice(first, first + _QUERIES)
+                bias = mask_bias(jnp.arange(S) <= slot[:, some, None], config)
+                grouped = group_queries(q[:, some], k.shape[-2])
+                part = attend_part(grouped, *own, bias)
+                part = merge(part, attend_part(grouped, *prompts, prompt_bias))
+                out.append(ungroup_queries(part, q[:, some]))
+            return jnp.concatenate(out, axis=1), (keys, values)
+
+        positions = (state.prompt_length[row] + first_slot)[:, None] + offset
+        caches = tuple(zip(state.cache, state.prompts.cache))
+        cache = model.forward(config, params, tokens, positions, attend, caches)[1]
 
     lane0 = jnp.zeros((B, P), bool).at[rows, 0].set(True, mode="drop")
     joined = lane0.any(axis=1)
+    end = state.emitted[:, None]
     return state.replace(
         cache=cache,
         token=jnp.where(lane0, vocab.special_ids[decode.END_PARALLEL], state.token),
-        position=jnp.where(
-            lane0, (state.prompt_length + state.emitted)[:, None], state.position
-        ),
-        slot=jnp.where(
-            lane0,
-            settings.max_prompt_tokens + state.emitted[:, None],
-            state.slot,
-        ),
+        position=jnp.where(lane0, state.prompt_length[:, None] + end, state.position),
+        slot=jnp.where(lane0, end, state.slot),
         live=state.live | lane0,
         phase=jnp.where(joined, decode.NEWLINE, state.phase),
         emitted=state.emitted + joined,

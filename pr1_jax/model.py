@@ -9,6 +9,7 @@ decided outside. Axis letters, used in docstrings, comments and einsums througho
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     scan_layers: bool = False  # one compiled layer, parameters stacked on axis 0
     remat: bool = False  # recompute each layer in the backward pass
+    fused: bool = False  # parameters as `fuse_projections` makes them, for decoding
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -56,14 +58,15 @@ class ModelConfig:
 
 
 def rotary_angles(positions, head_dim: int, base: float):
-    """Angles [..., H/2] float32 of rotary positions [...] int32."""
+    """Sine and cosine [..., H/2] float32 of rotary positions [...] int32."""
     inv_freq = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions[..., None].astype(jnp.float32) * inv_freq
+    angles = positions[..., None].astype(jnp.float32) * inv_freq
+    return jnp.sin(angles), jnp.cos(angles)
 
 
 def rotate(x, angles):
-    """Rotates x [..., heads, H] by angles [..., H/2], halves paired as in HF models."""
-    sin, cos = jnp.sin(angles)[..., None, :], jnp.cos(angles)[..., None, :]
+    """Rotates x [..., heads, H] by `rotary_angles`, halves paired as in HF models."""
+    sin, cos = (x[..., None, :] for x in angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     out = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(out, axis=-1).astype(x.dtype)
@@ -111,8 +114,10 @@ class Projection(nn.Module):
             self.in_shape + self.out_shape,
             self.param_dtype,
         ).astype(x.dtype)
-        contract = (tuple(range(x.ndim - n_in, x.ndim)), tuple(range(n_in)))
-        y = jax.lax.dot_general(x, kernel, (contract, ((), ())))
+        # As matrices: gradients of products over several axes are slower on CPU.
+        lead, size = x.shape[: x.ndim - n_in], math.prod(self.in_shape)
+        y = x.reshape(-1, size) @ kernel.reshape(size, -1)
+        y = y.reshape(*lead, *self.out_shape)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n_in:])
             bias = self.param("bias", init, self.out_shape, self.param_dtype)
@@ -139,10 +144,17 @@ class Layer(nn.Module):
         small = (2 * c.num_layers) ** -2.0
         h = norm("attn_norm", "embed")(x)
         bias = c.qkv_bias
-        q = project("q", (D,), (N, H), ("embed", "heads", "head_dim"), use_bias=bias)(h)
-        kv_axes = ("embed", "kv_heads", "head_dim")
-        k = project("k", (D,), (K, H), kv_axes, use_bias=bias)(h)
-        v = project("v", (D,), (K, H), kv_axes, use_bias=bias)(h)
+        if c.fused:
+            axes = ("embed", "kv_heads", None, "head_dim")
+            qkv = project("qkv", (D,), (K, N // K + 2, H), axes, use_bias=bias)(h)
+            q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+            q = q.reshape(*h.shape[:-1], N, H)
+        else:
+            axes = ("embed", "heads", "head_dim")
+            q = project("q", (D,), (N, H), axes, use_bias=bias)(h)
+            axes = ("embed", "kv_heads", "head_dim")
+            k = project("k", (D,), (K, H), axes, use_bias=bias)(h)
+            v = project("v", (D,), (K, H), axes, use_bias=bias)(h)
         if c.qk_norm:
             q, k = norm("q_norm", "head_dim")(q), norm("k_norm", "head_dim")(k)
         out, cache = self.attend(rotate(q, angles), rotate(k, angles), v, cache)
@@ -151,8 +163,12 @@ class Layer(nn.Module):
         )(out)
 
         h = norm("mlp_norm", "embed")(x)
-        gate = project("gate", (D,), (F,), ("embed", "mlp"))(h)
-        up = project("up", (D,), (F,), ("embed", "mlp"))(h)
+        if c.fused:
+            both = project("gate_up", (D,), (2, F), ("embed", None, "mlp"))(h)
+            gate, up = both[..., 0, :], both[..., 1, :]
+        else:
+            gate = project("gate", (D,), (F,), ("embed", "mlp"))(h)
+            up = project("up", (D,), (F,), ("embed", "mlp"))(h)
         down = project("down", (F,), (D,), ("mlp", "embed"), variance=small)
         x = x + down(nn.silu(gate) * up)
         return nn.with_logical_constraint(x, _activation_axes(x)), cache
@@ -244,6 +260,25 @@ def compute_params(config: ModelConfig, params):
     """
     cast = lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype)
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def fuse_projections(config: ModelConfig, layer):
+    """A layer's parameters with `fused`: one product each for q, k, v and gate, up.
+
+    Heads are grouped by key/value head, so that no head, and no part of the MLP,
+    changes its shard.
+    """
+    names = ("q", "k", "v", "gate", "up")
+    q, k, v, gate, up = (layer[name] for name in names)
+    K, H = config.num_kv_heads, config.head_dim
+
+    def qkv(q, k, v):  # [..., heads, H] each
+        q = q.reshape(*q.shape[:-2], K, -1, H)
+        return jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=-2)
+
+    rest = {name: value for name, value in layer.items() if name not in names}
+    both = jax.tree.map(lambda *x: jnp.stack(x, axis=-2), gate, up)
+    return rest | {"qkv": jax.tree.map(qkv, q, k, v), "gate_up": both}
 
 
 def unbox(params):

@@ -8,7 +8,8 @@ trained on, the trainer recomputes them.
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -90,7 +91,7 @@ class _Updater:
         c = self._experiment.config
         batch = pack(
             trajectories,
-            self._experiment.settings.slots,
+            self._experiment.settings.max_tokens,
             variant=c.variant,
             train_on_forced=c.rl.train_on_forced,
             advantages=advantages,
@@ -182,16 +183,19 @@ def _collect(
     times: dict[str, float] = {}
     tries = c.rl.dynamic_sampling_rounds if c.rl.dynamic_sampling else 1
     for attempt in range(tries):
+        began = time.perf_counter()
+        problems = next(stream)
+        data_sec = time.perf_counter() - began
         scored, took = rollout.sample_and_score(
-            experiment.sampler(),
+            experiment.sampler(c.rl.group_size),
             params,
-            next(stream),
+            problems,
             c.rl.group_size,
             jax.random.fold_in(experiment.key("rl", step), attempt),
             experiment.tokenizer,
             timeout_sec=c.reward.timeout_sec,
         )
-        for name, value in took.items():
+        for name, value in (took | {"perf/data_sec": data_sec}).items():
             times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
         for i in range(0, len(scored), c.rl.group_size):
             group = scored[i : i + c.rl.group_size]
@@ -210,10 +214,11 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     stream = open_stream(experiment)
     state, start = run.begin(stage, optimizer, stream)
     updater = _Updater(experiment, run, optimizer, state)
-    experiment.sampler().warm_up(state.params)
-    with run.display("rl", c.rl.steps) as progress:
+    experiment.sampler(c.rl.group_size).warm_up(state.params)
+    began, saved_sec = time.perf_counter(), 0.0
+    writer = ThreadPoolExecutor(1)
+    with run.display("rl", c.rl.steps) as progress, writer:
         for step in range(start + 1, c.rl.steps + 1):
-            began = time.perf_counter()
             reward_name = _reward_name(c, step)
             scored, metrics = _collect(
                 experiment, state.params, stream, step, reward_name
@@ -226,28 +231,37 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             )
             metrics |= rollout.describe(scored) | found
             updating = time.perf_counter()
+            path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
+            written = writer.submit(rollout.write_responses, path, scored, values)
             state, found = _update(experiment, updater, state, scored, advantages, step)
-            metrics |= found
-            seconds = time.perf_counter() - began
+            rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))
+            metrics |= found | {"optim/lr": float(rate)}
+            updated = time.perf_counter()
+            written.result()
+            now = time.perf_counter()
+            metrics |= {
+                "perf/update_sec": updated - updating,
+                "perf/wait_sec": now - updated,
+                "perf/checkpoint_sec": saved_sec,  # after the step before
+            }
             tokens = sum(s.total_tokens for s in scored)
-            run.log(
-                "rl",
-                step,
-                metrics
-                | {
-                    "optim/lr": float(
-                        learning_rate(np.int32((step - 1) * c.rl.mini_batches))
-                    ),
-                    "perf/update_sec": time.perf_counter() - updating,
-                    "perf/step_sec": seconds,
-                    "perf/tokens_per_sec": tokens / seconds,
-                },
-                progress,
-            )
-            rollout.write_responses(
-                run.workdir / "rollouts" / f"rl_{step:06d}.jsonl", scored, values
-            )
+            run.log("rl", step, metrics | _pace(metrics, tokens, now - began), progress)
+            began = time.perf_counter()
             run.save(stage, step, c.rl.steps, state, stream)
+            saved_sec = time.perf_counter() - began
+
+
+_PARTS = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")
+
+
+def _pace(metrics: Mapping[str, float], tokens: int, seconds: float):
+    """How fast a step was, and the share of its time that its parts account for."""
+    parts = sum(metrics[f"perf/{part}_sec"] for part in _PARTS)
+    return {
+        "perf/step_sec": seconds,
+        "perf/accounted": parts / seconds,
+        "perf/tokens_per_sec": tokens / seconds,
+    }
 
 
 def _reward_name(config: Any, step: int) -> str:

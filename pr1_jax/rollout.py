@@ -138,12 +138,13 @@ def sample_and_score(
         sampler.sample(
             params, prompts, samples, key, first=first, on_finished=scorer.add
         )
-        sampled = time.perf_counter()
         scored = scorer.results()
+    took, stats = time.perf_counter() - began, sampler.stats
     return scored, {
-        "perf/sample_sec": sampled - began,
-        "perf/verify_sec": time.perf_counter() - sampled,
-        "perf/useful_row_steps": sampler.stats["useful_row_steps"],
+        "perf/prefill_sec": stats["prefill_sec"],
+        "perf/decode_sec": stats["decode_sec"],
+        "perf/verify_sec": took - stats["prefill_sec"] - stats["decode_sec"],
+        "perf/useful_row_steps": stats["useful_row_steps"],
     }
 
 

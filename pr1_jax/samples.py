@@ -50,7 +50,7 @@ def sample(
     yield len(records) // samples, records
     if len(records) == samples * len(problems):
         return
-    sampler = experiment.sampler(mode)
+    sampler = experiment.sampler(samples, mode)
     sampler.warm_up(params)
     for start in starts[math.ceil(len(records) / samples / size) :]:
         asked = problems[start : start + size]

@@ -40,7 +40,7 @@ def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
 
 def make_batch(experiment: Experiment, traces: Sequence[Trajectory | None]) -> Batch:
     """Packs traces, with leading axes [micro-batches, B]."""
-    length, variant = experiment.settings.slots, experiment.config.variant
+    length, variant = experiment.settings.max_tokens, experiment.config.variant
     batch = pack(traces, length, variant=variant, train_on_forced=True)
     size = experiment.config.sft.micro_batch_size
     batch = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
