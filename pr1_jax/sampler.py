@@ -65,8 +65,9 @@ class Sampler:
         self.config, self.vocab, self.settings = config, vocab, settings
         self.rows, self.seats = rows, min(group_size, rows)
         groups = -(-rows // self.seats)
-        # Some groups are nearly done while others begin.
-        self.places = rows if self.seats == 1 else min(rows, groups + groups // 4 + 2)
+        # A group that is not quite done keeps its prompt's place: with fewer places,
+        # rows would wait for the longest response of some group.
+        self.places = rows if self.seats == 1 else min(rows, 5 * groups // 2 + 2)
         self.prompts_per_prefill = min(prompts_per_prefill or rows, self.places)
         self.row_sizes = [n for n in (rows // 4, rows // 2) if n >= _FEWEST_ROWS]
         self.row_sizes.append(rows)
@@ -156,6 +157,8 @@ class Sampler:
                 state = self._made.take(state, *host.take(rows))
             for num_lanes in self._lane_sizes(rows):
                 state, _, _ = self._made.chunk(num_lanes)(params, state, np.int32(0))
+            if self.settings.variant == "causal" and self.settings.max_blocks:
+                state = self._lay_out(params, state, host, [])
             jax.block_until_ready(state)
 
     def sample(
@@ -278,17 +281,21 @@ class Sampler:
         """Causal variant: lays out the blocks that wait to be joined."""
         while (rows := np.flatnonzero(host.phase == decode.JOIN)).size:
             rows = rows[:_REJOIN_ROWS]
-            blocks = [host.open_block(row) for row in rows]
-            T = _fit(self.slot_sizes, max(map(len, blocks)))
-            tokens = np.zeros((_REJOIN_ROWS, T), np.int32)
-            first, length = np.zeros((2, _REJOIN_ROWS), np.int32)
-            padded = np.full(_REJOIN_ROWS, len(host.occupied), np.int32)
-            for i, (row, inside) in enumerate(zip(rows, blocks)):
-                tokens[i, : len(inside)] = host.fields["token"][row, inside]
-                first[i], length[i], padded[i] = inside.min(), len(inside), row
-            state = self._made.rejoin(params, state, padded, tokens, first, length)
+            state = self._lay_out(params, state, host, rows)
             host.close_block(rows)
         return state
+
+    def _lay_out(self, params, state: decode.State, host: Rows, rows: Sequence[int]):
+        """Recomputes the open blocks of up to `_REJOIN_ROWS` rows."""
+        blocks = [host.open_block(row) for row in rows]
+        T = _fit(self.slot_sizes, max(map(len, blocks), default=1))
+        tokens = np.zeros((_REJOIN_ROWS, T), np.int32)
+        first, length = np.zeros((2, _REJOIN_ROWS), np.int32)
+        padded = np.full(_REJOIN_ROWS, len(host.occupied), np.int32)
+        for i, (row, inside) in enumerate(zip(rows, blocks)):
+            tokens[i, : len(inside)] = host.fields["token"][row, inside]
+            first[i], length[i], padded[i] = inside.min(), len(inside), row
+        return self._made.rejoin(params, state, padded, tokens, first, length)
 
 
 class _Programs:

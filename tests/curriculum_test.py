@@ -200,6 +200,18 @@ def test_the_sampler_and_the_trainer_agree_at_every_step(full):
         assert line["policy/ratio_max_error"] < 1e-4
 
 
+def test_the_time_of_a_step_is_accounted_for(full):
+    parts = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")
+    for line in lines(full.workdir, "rl"):
+        times = [line[f"perf/{part}_sec"] for part in parts]
+        assert min(times) >= 0 and line["perf/decode_sec"] > 0
+        found = sum(times) / line["perf/step_sec"]
+        assert line["perf/accounted"] == pytest.approx(found)
+        # The steps of this run are very short; those of a real one are not.
+        assert 0.8 < line["perf/accounted"] <= 1.001
+        assert 0 < line["perf/useful_row_steps"] <= 1
+
+
 def test_nothing_compiles_after_the_first_step(full):
     tokens = {line["rollout/total_tokens"] for line in lines(full.workdir, "rl")}
     assert len(tokens) == RL_STEPS  # lengths do vary

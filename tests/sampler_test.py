@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pr1_jax import attention, decode, layout, losses, model, tags
+from pr1_jax.rows import Rows
 from pr1_jax.sampler import Sampler
 from pr1_jax.trajectory import pack
 
@@ -178,6 +179,79 @@ def test_samples_do_not_depend_on_batching(variant):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
         assert a.sequential_steps == b.sequential_steps
+
+
+@pytest.mark.parametrize("variant", layout.VARIANTS)
+def test_a_prompt_is_prefilled_once_for_its_group(variant, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, variant=variant)
+    params, prompts = random_params(QWEN3), random_prompts(6)
+    prefilled = []
+    admit = Rows.admit
+
+    def counting(rows, *args):
+        admission = admit(rows, *args)
+        if admission is not None:
+            prefilled.append((admission.places < rows.places).sum())
+        return admission
+
+    monkeypatch.setattr(Rows, "admit", counting)
+    found, places, prefills = [], [], []
+    for group_size in (1, 5):
+        sampler = Sampler(QWEN3, VOCAB, settings, rows=8, group_size=group_size)
+        prefilled.clear()
+        found.append(sampler.sample(params, prompts, 5, jax.random.key(0)))
+        places.append(sampler.places)
+        prefills.append(sum(prefilled))
+    assert prefills[1] == len(prompts) < prefills[0]
+    assert places == [8, 7]  # copies of prompts that are kept
+    for one, shared in zip(*found, strict=True):
+        np.testing.assert_array_equal(one.tokens, shared.tokens)
+        np.testing.assert_allclose(one.logps, shared.logps, atol=1e-4)
+
+
+def test_slots_grow_with_the_responses_and_change_nothing(monkeypatch):
+    """More room costs nothing: the same slots, the same responses."""
+    settings = dataclasses.replace(SETTINGS, max_response_tokens=150, max_blocks=0)
+    late = dataclasses.replace(VOCAB, special_ids=(*VOCAB.special_ids[:-1], 17))
+    params, seen, slots = random_params(QWEN3), [], []
+    chunk = decode.run_chunk
+
+    def watched(params, state, *args, **kwargs):
+        slots[-1].append(state.slot_path.shape[1])
+        return chunk(params, state, *args, **kwargs)
+
+    monkeypatch.setattr(decode, "run_chunk", watched)
+    for room in (150, 600):
+        larger = dataclasses.replace(settings, max_response_tokens=room)
+        sampler = Sampler(QWEN3, late, larger, rows=4)
+        slots.append([])
+        prompts, key = random_prompts(8), jax.random.key(3)
+        seen.append(sampler.sample(params, prompts, 1, key))
+        longest = max(len(t.tokens) for t in seen[-1])
+        assert slots[-1][0] < longest <= max(slots[-1]) <= 150  # those compiled
+    for small, large in zip(*seen, strict=True):
+        assert small.finished
+        np.testing.assert_array_equal(small.tokens, large.tokens)
+        np.testing.assert_allclose(small.logps, large.logps, atol=1e-4)
+
+
+def test_rows_are_kept_busy():
+    """Finished rows are refilled, and there are fewer rows once none waits."""
+    settings = dataclasses.replace(SETTINGS, max_response_tokens=90, max_blocks=0)
+
+    def decode_fn(params, lanes, state, num_lanes):
+        lengths = jax.random.key_data(state.key)[:, 1] % 70 + 16  # 16 to 85
+        row = jnp.clip(lanes.row, 0, len(lengths) - 1)
+        ends = state.emitted[row] + 1 >= lengths[row].astype(jnp.int32)
+        eos = VOCAB.special_ids[decode.EOS]
+        logits = jnp.zeros((num_lanes, VOCAB_SIZE))
+        return logits.at[:, eos].set(jnp.where(ends, 50.0, -50.0)), state.cache
+
+    sampler = Sampler(None, VOCAB, settings, rows=32, group_size=8, decode_fn=decode_fn)
+    found = sampler.sample(jnp.zeros(()), random_prompts(40), 8, jax.random.key(0))
+    lengths = [len(t.tokens) for t in found]
+    assert min(lengths) < 25 and max(lengths) > 75
+    assert sampler.stats["useful_row_steps"] > 0.9
 
 
 def test_responses_are_handed_over_as_they_finish_and_by_their_numbers():
