@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Times pr1_jax beside Tunix and TRL on CPU, one process at a time:
+#
+#   bash tests/bench/peers.sh            all of it; the table is tests/bench/results/peers.md
+#   SMALL=1 bash tests/bench/peers.sh    tiny shapes, once: does everything run?
+#   WORKS="update step" PEERS="ours trl" ROUNDS=5 OUT=build/again bash tests/bench/peers.sh
+#
+#   WORKS       of "sampling update step"
+#   PEERS       of "ours tunix trl"; trl updates compiled, and also eagerly
+#   ROUNDS      times that all is run, in turn; 3
+#   REPEATS     units of work that a process times after the first two; 5
+#   OUT         folder of peers.md and peers.json
+#   LIMIT_SEC   what a process may take; one that fails does not stop the others
+#
+# Environments, weights, logs and single results are kept in build/peers.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source-path=SCRIPTDIR/../..
+source launch/env.sh
+
+kept=build/peers
+workers=tests/bench/peers
+read -ra works <<<"${WORKS:-sampling update step}"
+read -ra peers <<<"${PEERS:-ours tunix trl}"
+rounds=$kept/rounds-$(date +%Y%m%d-%H%M%S)
+limit_sec=${LIMIT_SEC:-1800}
+if [[ ${SMALL:-0} != 0 ]]; then
+  weights=$kept/weights/tiny
+  model=(--layers 2 --width 64)
+  shapes=(--prompts 8 --prompt_tokens 8 --new_tokens 8 --micro_batch 4)
+  num_rounds=${ROUNDS:-1} repeats=${REPEATS:-1} out=${OUT:-$rounds}
+else
+  weights=$kept/weights/small
+  model=()
+  shapes=()
+  num_rounds=${ROUNDS:-3} repeats=${REPEATS:-5} out=${OUT:-tests/bench/results}
+fi
+for work in "${works[@]}"; do
+  if [[ ! $work =~ ^(sampling|update|step)$ ]]; then
+    echo "WORKS: $work is not one of sampling, update, step" >&2
+    exit 2
+  fi
+done
+for peer in "${peers[@]}"; do
+  if [[ ! $peer =~ ^(ours|tunix|trl)$ ]]; then
+    echo "PEERS: $peer is not one of ours, tunix, trl" >&2
+    exit 2
+  fi
+done
+
+# Not what the caller may have set for other runs: here is one device per process,
+# and what compiles does so from scratch.
+unset XLA_FLAGS JAX_COMPILATION_CACHE_DIR
+export JAX_PLATFORMS=cpu PYTHONPATH=$PWD
+
+make_venv
+install requirements.txt
+declare -A python=([ours]=$VENV/bin/python)
+export PYTHON=$VENV/bin/python # the peers get the same one
+for peer in "${peers[@]}"; do
+  if [[ $peer != ours ]]; then
+    VENV=$kept/.venv-$peer
+    make_venv
+    install "$workers/requirements-$peer.txt"
+    python[$peer]=$VENV/bin/python
+  fi
+done
+if [[ ! -d $weights ]]; then
+  "${python[ours]}" "$workers/make_weights.py" "$weights" "${model[@]}"
+fi
+
+# Runs one process. Where it fails, its log stays and no result.
+run_worker() { # round work row
+  local peer=${3%_eager} name=$rounds/round$1/$2-$3 status=0 began=$SECONDS
+  local flags=(--weights "$weights" --work "$2" --repeats "$repeats" "${shapes[@]}")
+  [[ $3 == "$peer" ]] || flags+=(--no-compile)
+  mkdir -p "$rounds/round$1"
+  # In the foreground, or an interrupt would not reach it.
+  timeout --foreground --kill-after=30 "$limit_sec" \
+    "${python[$peer]}" "$workers/${peer}_worker.py" "${flags[@]}" \
+    --out "$name.json" >"$name.log" 2>&1 || status=$?
+  if ((status)); then
+    rm -f "$name.json"
+    echo "exit status $status after $((SECONDS - began)) s" >>"$name.log"
+    echo "round $1 of $num_rounds, $2, $3: failed, see $name.log" >&2
+  else
+    echo "round $1 of $num_rounds, $2, $3: $((SECONDS - began)) s"
+  fi
+}
+
+trap 'exit 130' INT
+for ((round = 1; round <= num_rounds; round++)); do
+  for work in "${works[@]}"; do
+    for peer in "${peers[@]}"; do
+      run_worker "$round" "$work" "$peer"
+      # Only what it trains is compiled.
+      if [[ $peer == trl && $work != sampling ]]; then
+        run_worker "$round" "$work" trl_eager
+      fi
+    done
+  done
+done
+"${python[ours]}" "$workers/table.py" "$rounds" --out "$out"

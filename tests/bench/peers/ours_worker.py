@@ -1,0 +1,285 @@
+"""Times pr1_jax on one CPU device: sampling, an update, a GRPO step.
+
+`python ours_worker.py --weights FOLDER --work sampling|update|step --repeats N
+--out FILE.json`, in an environment of requirements.txt and with the repository on
+PYTHONPATH. The sampler and the update are those of the RL stage, without blocks;
+nothing is compiled ahead, so that the first unit includes all that compiles.
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pr1_jax import decode, hf, losses, sharding, train_state, trajectory
+from pr1_jax.model import ModelConfig
+from pr1_jax.sampler import Sampler
+
+PROMPT_IDS = 4000  # prompts are drawn below this id
+TAGS = 6
+
+# update(state, batch) -> (state, metrics)
+Update = Callable[..., tuple[train_state.TrainState, dict[str, jax.Array]]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """ends: clock at the end of each unit of work; setup_sec: not to be counted."""
+
+    ends: list[float]
+    checks: dict
+    params: Any  # as they are at the end
+    setup_sec: float = 0.0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--work", choices=("sampling", "update", "step"), required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=32, help="sequences of a unit")
+    parser.add_argument("--prompt_tokens", type=int, default=64)
+    parser.add_argument("--new_tokens", type=int, default=128)
+    parser.add_argument("--group_size", type=int, default=4)
+    # The default of the configs: small ones stay in a CPU's cache.
+    parser.add_argument("--micro_batch", type=int, default=8, help="sequences")
+    args = parser.parse_args()
+    for name in ("group_size", "micro_batch"):
+        if args.prompts % getattr(args, name):
+            parser.error(f"--{name} does not divide --prompts={args.prompts}")
+    return args
+
+
+def since_process_start() -> float:
+    """Seconds since the kernel started this process: imports are in it."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - start
+
+
+def load(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any]:
+    config = hf.read_config(folder)
+    places = sharding.param_shardings(config, mesh)
+    return config, hf.load_params(folder, config, shardings=places)
+
+
+def vocabulary(size: int) -> decode.Vocab:
+    """The last ids are the tags, and banned. The end is an id past the vocabulary.
+
+    It is never drawn, so no response ends early.
+    """
+    return decode.Vocab(special_ids=(*range(size - TAGS, size), size), newline_id=0)
+
+
+def make_sampler(config: ModelConfig, args: argparse.Namespace, **kwargs) -> Sampler:
+    """Temperature 1 without limits; log-probs are always recorded."""
+    settings = decode.Settings(
+        max_prompt_tokens=args.prompt_tokens,
+        max_response_tokens=args.new_tokens,
+        max_blocks=0,
+    )
+    vocab = vocabulary(config.vocab_size)
+    return Sampler(config, vocab, settings, rows=args.prompts, **kwargs)
+
+
+def sampling(
+    config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace
+) -> Run:
+    del mesh  # the weights lie on it
+    shape = (args.prompts, args.prompt_tokens)
+    prompts = np.random.default_rng(0).integers(0, PROMPT_IDS, size=shape)
+    sampler = make_sampler(config, args)
+    ends, outputs = [], []
+    for repeat in range(2 + args.repeats):
+        responses = sampler.sample(params, prompts, 1, jax.random.key(repeat))
+        ends.append(time.perf_counter())
+        outputs = [*outputs[-1:], np.stack([r.tokens for r in responses])]
+    checks = {
+        "tokens_shape": outputs[-1].shape,
+        "tokens_below_vocab": bool((outputs[-1] < config.vocab_size).all()),
+        "same_as_repeat_before": float(np.mean(outputs[0] == outputs[1])),
+        **sampler.stats,
+    }
+    return Run(ends, checks, params)
+
+
+def make_policy(config: ModelConfig) -> train_state.PolicySettings:
+    special_ids = vocabulary(config.vocab_size).special_ids
+    return train_state.PolicySettings(special_ids=special_ids)
+
+
+def begin(
+    config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace
+) -> tuple[train_state.TrainState, Update]:
+    """A fresh state, and the jitted update that takes it over, as in the RL stage."""
+    settings = train_state.OptimizerSettings(  # as the peers'
+        lr=1e-6, steps=2 + args.repeats, b2=0.999, weight_decay=0.0, clip_norm=1.0
+    )
+    optimizer = train_state.make_optimizer(settings)
+    state = train_state.from_params(params, optimizer, mesh)
+    one_update = functools.partial(
+        train_state.grpo_update,
+        config=config,
+        optimizer=optimizer,
+        policy=make_policy(config),
+        grpo=train_state.GrpoSettings(),
+    )
+    places = (train_state.shardings_of(state), None)
+    return state, jax.jit(one_update, out_shardings=places, donate_argnums=0)
+
+
+def given(prompt: np.ndarray, response: np.ndarray) -> trajectory.Trajectory:
+    """A response that nobody sampled: its log-probs are 0 and nothing was banned."""
+    nothing = np.zeros(len(response), np.int32)
+    return trajectory.Trajectory(
+        prompt=prompt,
+        tokens=response,
+        positions=np.arange(len(prompt), len(prompt) + len(response)),
+        block=nothing,
+        path=nothing,
+        forced=nothing.astype(bool),
+        bans=nothing,
+        logps=nothing.astype(np.float32),
+        finished=False,
+        sequential_steps=len(response),
+    )
+
+
+def packed(
+    responses: Sequence[trajectory.Trajectory],
+    advantages: np.ndarray,
+    mesh: Mesh,
+    args: argparse.Namespace,
+) -> trajectory.Batch:
+    """A batch with leading axes [micro-batches, B], on its devices."""
+    length = args.prompt_tokens + args.new_tokens
+    batch = trajectory.pack(
+        responses, length, variant="structured", advantages=advantages
+    )
+    split = lambda x: x.reshape(-1, args.micro_batch, *x.shape[1:])
+    place = sharding.batch_sharding(mesh, axis=1)
+    return jax.device_put(jax.tree.map(split, batch), place)
+
+
+def update(
+    config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace
+) -> Run:
+    """`train_state.grpo_update` on a given batch."""
+    rng = np.random.default_rng(0)
+    shape = (args.prompts, args.prompt_tokens + args.new_tokens)
+    ids = rng.integers(0, PROMPT_IDS, size=shape)
+    responses = [given(*np.split(row, [args.prompt_tokens])) for row in ids]
+    batch = packed(responses, rng.normal(size=args.prompts), mesh, args)
+    state, apply = begin(config, params, mesh, args)
+    start = time.perf_counter()
+    logps = functools.partial(
+        train_state.trained_logps, config, policy=make_policy(config)
+    )
+    old_logps = jnp.where(batch.loss_mask, jax.jit(logps)(params, batch), 0.0)
+    batch = jax.block_until_ready(batch.replace(old_logps=old_logps))
+    setup_sec = time.perf_counter() - start
+    ends, found = [], []
+    for _ in range(2 + args.repeats):
+        state, metrics = jax.block_until_ready(apply(state, batch))
+        ends.append(time.perf_counter())
+        found.append(metrics)
+    mean = old_logps.sum() / batch.loss_mask.sum()
+    checks = {"old_logps_mean": float(mean), **of_updates(found, state, args)}
+    return Run(ends, checks, state.params, setup_sec)
+
+
+def of_updates(
+    found: Sequence[dict[str, jax.Array]],
+    state: train_state.TrainState,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """gap_max: between old and trained log-probs in the first update."""
+    return {
+        "loss": [float(metrics["loss/grpo"]) for metrics in found],
+        "grad_norm": [float(metrics["grad_norm"]) for metrics in found],
+        "gap_max": float(found[0]["gap_max"]),
+        "skipped": float(sum(metrics["skipped"] for metrics in found)),
+        "updates": int(state.step),
+        "micro_batch": args.micro_batch,
+    }
+
+
+def share_of_odd(response: trajectory.Trajectory) -> float:
+    return float(np.mean(response.tokens % 2))
+
+
+def step(config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace) -> Run:
+    """Responses, rewards, advantages and one update, with the sampler's log-probs."""
+    steps, groups = 2 + args.repeats, args.prompts // args.group_size
+    shape = (steps, groups, args.prompt_tokens)
+    prompts = np.random.default_rng(0).integers(0, PROMPT_IDS, size=shape)
+    sampler = make_sampler(config, args, group_size=args.group_size)
+    state, apply = begin(config, params, mesh, args)
+    ends, found, lengths, rewards = [], [], [], []
+    for number, asked in enumerate(prompts):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        responses = sampler.sample(state.params, asked, args.group_size, key)
+        rewards.append([share_of_odd(response) for response in responses])
+        advantages = losses.advantages(np.reshape(rewards[-1], (groups, -1)))
+        batch = packed(responses, np.ravel(advantages), mesh, args)
+        state, metrics = jax.block_until_ready(apply(state, batch))
+        ends.append(time.perf_counter())
+        found.append(metrics)
+        lengths.append([len(response.tokens) for response in responses])
+    checks = {
+        **of_updates(found, state, args),
+        "response_tokens": np.sum(lengths, axis=1).tolist(),
+        "min_length": np.min(lengths, axis=1).tolist(),
+        "reward_min": np.min(rewards, axis=1).tolist(),
+        "reward_max": np.max(rewards, axis=1).tolist(),
+        **sampler.stats,
+    }
+    return Run(ends, checks, state.params)
+
+
+def largest_difference(one: Any, other: Any) -> float:
+    differences = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one, other)
+    return max(jax.tree.leaves(differences))
+
+
+def main() -> None:
+    args = arguments()
+    mesh = sharding.make_mesh()
+    config, params = load(args.weights, mesh)
+    load_sec, loaded = since_process_start(), time.perf_counter()
+    works = {"sampling": sampling, "update": update, "step": step}
+    run = works[args.work](config, params, mesh, args)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    change = largest_difference(run.params, load(args.weights, mesh)[1])
+    trained = args.prompt_tokens if args.work == "update" else 0
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    result = {
+        "peer": "ours",
+        "version": {name: metadata.version(name) for name in packages},
+        "work": args.work,
+        "tokens": args.prompts * (args.new_tokens + trained),
+        "load_sec": load_sec,
+        "first_sec": run.ends[0] - loaded - run.setup_sec,
+        "second_sec": run.ends[1] - run.ends[0],
+        "seconds": np.diff(run.ends[1:]).tolist(),
+        "peak_rss_bytes": peak,
+        "checks": run.checks | {"max_parameter_change": change},
+    }
+    args.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
