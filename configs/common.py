@@ -164,7 +164,7 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
     c.model.num_layers, c.model.width, c.model.mlp_width = 2, 64, 128
     c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 32
     c.model.length_buckets = (76,)
-    c.rollout.rows, c.rollout.prompts_per_prefill = 16, 4
+    c.rollout.rows, c.rollout.prompts_per_prefill = 12, 4
     c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 12, 16, 16
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 4, 4, 4
     c.rl.micro_batch_size = 8

@@ -340,7 +340,7 @@ def test_every_trace_passes_the_format_check(changes, variant):
     liking = np.zeros(VOCAB_SIZE)
     liking[list(VOCAB.special_ids)] = 2.5
     sampler = Sampler(
-        None, VOCAB, settings, rows=128, decode_fn=scripted(liking), steps_per_chunk=16
+        None, VOCAB, settings, rows=15, decode_fn=scripted(liking), steps_per_chunk=16
     )
     traces, prompts = [], random_prompts(100)
     for seed in range(2):
