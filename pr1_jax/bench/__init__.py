@@ -1,0 +1,1 @@
+"""Speed, measured: `python -m pr1_jax.bench` (see `__main__`)."""

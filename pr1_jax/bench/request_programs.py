@@ -1,0 +1,203 @@
+"""The baselines' side of the device: decode steps, prefills and copies of requests."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from pr1_jax import attention, decode, draw, kv_cache, losses, model
+from pr1_jax.bench.plans import follow
+
+
+@flax.struct.dataclass
+class State:
+    """B rows that decode a request each; [B] but for the cache."""
+
+    token: jax.Array  # int32, pending: to be fed
+    position: jax.Array  # int32
+    slot: jax.Array  # int32, the pending token's
+    base: jax.Array  # int32; slots before it are seen, and those from `start` on
+    start: jax.Array  # int32
+    wait: jax.Array  # int32, tokens to force first: newline, <Summary>
+    left: jax.Array  # int32, tokens to draw
+    last: jax.Array  # int32, the one that is drawn last
+    feeds_last: jax.Array  # bool, whether that one is fed as well
+    live: jax.Array  # bool
+    key: jax.Array  # PRNG keys
+    count: jax.Array  # int32, steps
+    cache: Any = None  # one (keys [B, K, H, S], values [B, K, S, H]) a layer
+
+
+def _step(
+    config: model.ModelConfig, vocab: decode.Vocab, params, state: State
+) -> tuple[State, tuple[jax.Array, jax.Array]]:
+    """Feeds all live rows; what each drew, −1 where nothing, and its log-prob."""
+    B, S = state.token.shape[0], state.cache[0][0].shape[-1]
+    slots = jnp.arange(S)
+    mine = (slots >= state.start[:, None]) & (slots <= state.slot[:, None])
+    seen = mine | (slots < state.base[:, None])
+    bias = kv_cache.mask_bias(seen[:, None], config)
+    row = jnp.where(state.live, jnp.arange(B), B)
+
+    def attend(q, k, v, cache):
+        keys, values = cache
+        keys = keys.at[row, :, :, state.slot].set(k, mode="drop")
+        values = values.at[row, :, state.slot].set(v, mode="drop")
+        q = q[:, None]
+        grouped = attention.group_queries(q, k.shape[-2])
+        part = kv_cache.attend_part(grouped, keys, values, bias)
+        out = attention.ungroup_queries(part.out / part.total, q)
+        return out[:, 0], (keys, values)
+
+    hidden, cache = model.forward(
+        config, params, state.token, state.position, attend, state.cache
+    )
+    draws = state.live & (state.wait == 0) & (state.left > 0)
+    wanted = jnp.where(draws & (state.left == 1), state.last, -1)
+    logits = losses.policy_logits(
+        follow(model.logits(params, hidden), wanted, vocab),
+        jnp.zeros(B, jnp.int32),
+        special_ids=vocab.special_ids,
+        num_tokens=vocab.num_tokens,
+    )
+    drawn, logps = draw.draw(logits, state.key, state.count)
+    forced = jnp.where(
+        state.wait == 2, vocab.newline_id, vocab.special_ids[decode.SUMMARY_OPEN]
+    )
+    left = state.left - (state.wait == 0)
+    on = lambda x: x + state.live
+    state = state.replace(
+        token=jnp.where(state.wait > 0, forced, drawn),
+        position=on(state.position),
+        slot=on(state.slot),
+        wait=jnp.maximum(state.wait - 1, 0),
+        left=left,
+        live=state.live & (left > -state.feeds_last.astype(jnp.int32)),
+        count=on(state.count),
+        cache=cache,
+    )
+    return state, (jnp.where(draws, drawn, -1), logps)
+
+
+def _run_chunk(config, vocab, steps: int, params, state: State, stop):
+    """Up to `steps` steps, until `stop` more rows have ended."""
+    step = functools.partial(_step, config, vocab, params)
+    shape, rows = (steps, *state.token.shape), state.live.sum()
+    log = jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)
+
+    def cond(carry):
+        state, _, taken = carry
+        return (taken < steps) & (rows - state.live.sum() < stop)
+
+    def body(carry):
+        state, log, taken = carry
+        state, drawn = step(state)
+        log = jax.tree.map(lambda all_, x: all_.at[taken].set(x), log, drawn)
+        return state, log, taken + 1
+
+    return jax.lax.while_loop(cond, body, (state, log, jnp.int32(0)))
+
+
+def _start(state: State, new, fresh: State) -> State:
+    """Starts requests in the rows `new`; neither state has a cache."""
+    pick = lambda value, old: jnp.where(new, value, old)
+    key_data = jax.random.key_data
+    key = jnp.where(new[:, None], key_data(fresh.key), key_data(state.key))
+    rest = jax.tree.map(pick, fresh.replace(key=None), state.replace(key=None))
+    return rest.replace(key=jax.random.wrap_key_data(key))
+
+
+def _resize(state: State, rows, slots: int) -> State:
+    """The rows [B'] of a state, over so many slots or more."""
+    rest = jax.tree.map(lambda x: x[rows], state)
+    more = max(slots - state.cache[0][0].shape[-1], 0)
+    pad = lambda x, axis: jnp.pad(x, [(0, more * (i == axis)) for i in range(4)])
+    return rest.replace(cache=tuple((pad(k, 3), pad(v, 2)) for k, v in rest.cache))
+
+
+def _insert(cache, fresh, rows):
+    """Puts prefilled keys and values [W, …] into rows [W]; B = unused."""
+
+    def put(old, new):
+        (keys, values), (new_keys, new_values) = old, new
+        T = min(keys.shape[-1], new_keys.shape[-1])
+        return (
+            keys.at[rows, :, :, :T].set(new_keys[..., :T], mode="drop"),
+            values.at[rows, :, :T].set(new_values[:, :, :T], mode="drop"),
+        )
+
+    return tuple(map(put, cache, fresh))
+
+
+def _copy(cache, forks, joins):
+    """Copies the rows of ended requests into those of new ones.
+
+    All is read before anything is written.
+
+    Args:
+      forks: rows [W] to write and rows [W] to read; B = unused.
+      joins: rows [W] to write, rows [W, P] to read, and bounds [W, P]: what is read
+        from the p-th of them begins at that slot.
+    """
+    (to, source), (to_join, sources, bounds) = forks, joins
+
+    def joined(x, slot_axis):
+        index = jnp.arange(x.shape[slot_axis])
+        out = x[sources[:, 0]]
+        for p in range(1, sources.shape[1]):
+            behind = index >= bounds[:, p, None]  # [W, S]
+            behind = jnp.expand_dims(behind, (1, 2) if slot_axis == 3 else (1, 3))
+            out = jnp.where(behind, x[sources[:, p]], out)
+        return out
+
+    def put(x, slot_axis):
+        copies, joint = x[source], joined(x, slot_axis)
+        return x.at[to].set(copies, mode="drop").at[to_join].set(joint, mode="drop")
+
+    return tuple((put(keys, 3), put(values, 2)) for keys, values in cache)
+
+
+class Programs:
+    """The compiled pieces; one set serves plans with any number of paths."""
+
+    def __init__(
+        self,
+        config: model.ModelConfig,
+        vocab: decode.Vocab,
+        *,
+        steps_per_chunk: int = 32,
+        refill_share: float = 0.0625,
+        prefill_rows: Sequence[int] = (1, 4, 16),
+        prefill_lengths_per_octave: int = 4,
+    ):
+        """Nothing is compiled yet. The defaults are the sampler's, where it has them.
+
+        Args:
+          prefill_rows, prefill_lengths_per_octave: shapes that prefills are padded to.
+        """
+        self.config, self.vocab = config, vocab
+        self.refill_share = refill_share
+        self.prefill_rows = sorted(prefill_rows, reverse=True)
+        self.lengths_per_octave = prefill_lengths_per_octave
+        decoding = kv_cache.decoding_config(config)
+        chunk = functools.partial(_run_chunk, decoding, vocab, steps_per_chunk)
+        self.chunk = jax.jit(chunk, donate_argnums=1)
+        self.start = jax.jit(_start, donate_argnums=0)
+        self.resize = jax.jit(_resize, static_argnums=2)
+        self.insert = jax.jit(_insert, donate_argnums=0)
+        self.copy = jax.jit(_copy, donate_argnums=0)
+        self.fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+        self.convert = jax.jit(functools.partial(kv_cache.decoding_params, config))
+        self.prefill = jax.jit(self._prefilled)
+
+    def _prefilled(self, params, tokens, lengths):
+        """Keys and values of contexts [W, T], as in a cache of W rows."""
+        W, T = tokens.shape
+        cache = kv_cache.empty(self.config, W, T)
+        prompts = decode.Prompts(jnp.zeros(W, jnp.int32), cache)
+        return kv_cache.prefill(
+            self.config, params, prompts, tokens, lengths, jnp.arange(W)
+        ).cache

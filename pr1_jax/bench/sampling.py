@@ -1,0 +1,286 @@
+"""Suites of plain decoding: speed against the limits, what it scales with, prompts."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from pr1_jax import decode, kv_cache, metrics
+from pr1_jax.bench import limits, plans, timing
+from pr1_jax.bench.plans import Plan
+from pr1_jax.bench.report import Plot, Table
+from pr1_jax.bench.shapes import Bench
+from pr1_jax.sampler import Sampler
+
+KEY = 1
+
+
+def plain_sampler(
+    bench: Bench, *, rows: int, prompt: int, response: int, **kwargs
+) -> Sampler:
+    """Decodes without blocks; every response is as long as it may be."""
+    settings = decode.Settings(
+        max_prompt_tokens=prompt, max_response_tokens=response, max_blocks=0
+    )
+    return Sampler(bench.config, bench.endless_vocab, settings, rows=rows, **kwargs)
+
+
+def work(
+    bench: Bench,
+    sampler: Sampler,
+    prompts: Sequence[np.ndarray],
+    samples: int = 1,
+) -> timing.Work:
+    """A call of the sampler, with what it says of itself."""
+
+    def call() -> Mapping[str, float]:
+        key = jax.random.key(KEY)
+        responses = sampler.sample(bench.params, prompts, samples, key)
+        stats = sampler.stats
+        tokens = sum(len(response.tokens) for response in responses)
+        step_ms = 1e3 * stats["decode_sec"] / stats["decode_steps"]
+        return {**stats, "tokens": tokens, "step_ms": step_ms}
+
+    return call
+
+
+def sampling(bench: Bench) -> list[Table]:
+    """As many prompts as rows, each answered at full length."""
+    sizes, config = bench.sizes, bench.config
+    rows, prompt, response = sizes.rows, sizes.prompt_tokens, sizes.response_tokens
+    sampler = plain_sampler(bench, rows=rows, prompt=prompt, response=response)
+    prompts = bench.prompts([prompt] * rows)
+    with_compiles = metrics.CompilationCounter().start()
+    _ = bench.params  # not among what the first call compiles
+    before = with_compiles.count
+    call = work(bench, sampler, prompts)
+    runs = timing.alternate({"": call}, bench.repeats)[""]
+    programs = with_compiles.count - before
+    with_compiles.stop()
+
+    prefill = limits.prefill_cost(config, rows=rows, tokens=prompt)
+    prefill_sec = prefill.seconds(bench.limits)
+    decode_sec = limits.decode_seconds(
+        config, bench.limits, rows=rows, prompt=prompt, tokens=response
+    )
+    tokens = rows * response
+    row = lambda what, spread, limit, count: {
+        "part": what,
+        "seconds": spread,
+        "limit seconds": limit,
+        "share of limit": spread.rate(limit),
+        "tokens per second": spread.rate(count),
+    }
+    table = [
+        row("all", runs.sec, prefill_sec + decode_sec, tokens),
+        row("prefill", runs["prefill_sec"], prefill_sec, rows * prompt),
+        row("decode", runs["decode_sec"], decode_sec, tokens),
+    ]
+    table[2]["ms per step"] = runs["step_ms"]
+    table[2]["limit ms per step"] = 1e3 * decode_sec / response
+    table[0] |= {"first call adds seconds": runs.compile_sec, "programs": programs}
+    title = f"{rows} prompts × {prompt} tokens → {response} tokens"
+    note = (
+        "limit: the larger of FLOPs / peak and bytes / bandwidth, step by step; bytes "
+        "are the weights once a step and the used keys and values. programs: compiled "
+        "in the first call."
+    )
+    return [Table(title, table, note)]
+
+
+def _swept(
+    bench: Bench,
+    title: str,
+    column: str,
+    points: Mapping[int, tuple[timing.Work, float, int]],
+    note: str = "",
+    unit: str = "ms per step",
+) -> Table:
+    """A table and a panel over what was swept.
+
+    Args:
+      points: of each value the work, its limit in ms a step, and tokens a step.
+    """
+    works = {str(value): work for value, (work, _, _) in points.items()}
+    runs = timing.alternate(works, bench.repeats)
+    rows = []
+    for value, (_, limit_ms, lanes) in points.items():
+        run = runs[str(value)]
+        per_token = timing.Spread(
+            tuple(1e6 * f["decode_sec"] / f["tokens"] for f in run.figures)
+        )
+        row = {
+            column: value,
+            "ms per step": run["step_ms"],
+            "limit ms per step": limit_ms,
+            "share of limit": run["step_ms"].rate(limit_ms),
+            "µs per token": per_token,
+            "limit µs per token": 1e3 * limit_ms / lanes,
+        }
+        rows.append(row)
+    return Table(title, rows, note, Plot(column, (unit,), (f"limit {unit}",)))
+
+
+def _capacity_work(bench: Bench, prompt: int, response: int) -> timing.Work:
+    """Responses that use `used_tokens` of their room."""
+    sizes = bench.sizes
+    plan = Plan(sizes.used_tokens, tail=sizes.used_tokens)
+    sampler = plans.planned_sampler(
+        bench.config,
+        bench.vocab,
+        [plan] * sizes.rows,
+        jax.random.key(KEY),
+        rows=sizes.rows,
+        changes={"max_prompt_tokens": prompt, "max_response_tokens": response},
+    )
+    return work(bench, sampler, bench.prompts([plan.prompt] * sizes.rows))
+
+
+def _plain_point(bench: Bench, rows: int, prompt: int, response: int):
+    sampler = plain_sampler(bench, rows=rows, prompt=prompt, response=response)
+    call = work(bench, sampler, bench.prompts([prompt] * rows))
+    return call, _limit_ms(bench, rows, prompt, response), rows
+
+
+def _limit_ms(bench: Bench, rows: int, prompt: int, tokens: int) -> float:
+    seconds = limits.decode_seconds(
+        bench.config, bench.limits, rows=rows, prompt=prompt, tokens=tokens
+    )
+    return 1e3 * seconds / tokens
+
+
+def _paths_point(bench: Bench, num_paths: int):
+    """A block that is nearly all of the response."""
+    sizes, rows = bench.sizes, bench.sizes.rows
+    length = sizes.lane_path_tokens
+    plan = Plan(sizes.prompt_tokens, (2,), ((length,) * num_paths,), (2,), 1)
+    sampler = plans.planned_sampler(
+        bench.config,
+        bench.vocab,
+        [plan] * rows,
+        jax.random.key(KEY),
+        rows=rows,
+        num_paths=num_paths,
+    )
+    call = work(bench, sampler, bench.prompts([plan.prompt] * rows))
+    steps = (
+        limits.step_cost(
+            bench.config,
+            rows=rows,
+            prompt=plan.prompt,
+            response=2 + step * num_paths,
+            lanes=num_paths,
+        ).seconds(bench.limits)
+        for step in range(length)
+    )
+    return call, 1e3 * sum(steps) / length, rows * num_paths
+
+
+def sweeps(bench: Bench) -> list[Table]:
+    """Cost of a step, or a token, against what should and what should not matter."""
+    sizes, rows = bench.sizes, bench.sizes.rows
+    used, prompt = sizes.used_tokens, sizes.prompt_tokens
+    used_ms = _limit_ms(bench, rows, used, used)
+    point = functools.partial(_plain_point, bench)
+    swept = functools.partial(_swept, bench)
+    return [
+        swept(
+            f"Room for responses, {used} used",
+            "max response tokens",
+            {
+                n: (_capacity_work(bench, used, n), used_ms, rows)
+                for n in sizes.capacities
+            },
+        ),
+        swept(
+            f"Room for prompts, {used} used",
+            "max prompt tokens",
+            {
+                n: (_capacity_work(bench, n, used), used_ms, rows)
+                for n in sizes.prompt_capacities
+            },
+        ),
+        swept(
+            "Length of responses",
+            "response tokens",
+            {n: point(rows, prompt, n) for n in sizes.response_lengths},
+        ),
+        swept(
+            "Length of prompts",
+            "prompt tokens",
+            {n: point(rows, n, used) for n in sizes.prompt_lengths},
+        ),
+        swept(
+            "Rows",
+            "rows",
+            {n: point(n, prompt, used) for n in sizes.row_counts},
+            unit="µs per token",
+        ),
+        swept(
+            "Paths of a block",
+            "paths",
+            {n: _paths_point(bench, n) for n in sizes.path_counts},
+            f"a block of {sizes.lane_path_tokens} tokens a path and 8 tokens around it; "
+            "ms per step are over all steps, the limit is of those in the block.",
+            unit="µs per token",
+        ),
+    ]
+
+
+def prompts(bench: Bench) -> list[Table]:
+    """Long prompts with several responses each: kept once a group or once a row."""
+    sizes = bench.sizes
+    rows, length, tokens = (
+        sizes.groups * sizes.group_size,
+        sizes.long_prompt,
+        sizes.used_tokens,
+    )
+    asked = bench.prompts([length] * sizes.groups)
+    samplers, responses = {}, {}
+    for group_size in (sizes.group_size, 1):
+        samplers[group_size] = plain_sampler(
+            bench, rows=rows, prompt=length, response=tokens, group_size=group_size
+        )
+        responses[group_size] = samplers[group_size].sample(
+            bench.params, asked, sizes.group_size, jax.random.key(KEY)
+        )
+    works = {
+        str(size): work(bench, sampler, asked, sizes.group_size)
+        for size, sampler in samplers.items()
+    }
+    runs = timing.alternate(works, bench.repeats)
+    drawn = [np.concatenate([r.tokens for r in rs]) for rs in responses.values()]
+    equal = float(np.mean(drawn[0] == drawn[1]))
+    if bench.config.dtype == "float32":  # else rounding soon parts them
+        assert equal > 0.9, equal
+    table = []
+    for size, sampler in samplers.items():
+        run = runs[str(size)]
+        table.append(
+            {
+                "group_size": size,
+                "seconds": run.sec,
+                "prefill seconds": run["prefill_sec"],
+                "decode seconds": run["decode_sec"],
+                "prompt cache MB": _prompt_bytes(bench, sampler, length) / 1e6,
+                "ratio": run.sec.median / runs[str(sizes.group_size)].sec.median,
+                "share of equal tokens": equal,
+            }
+        )
+    title = (
+        f"{sizes.groups} prompts × {length} tokens, {sizes.group_size} responses each "
+        f"of {tokens}"
+    )
+    note = (
+        "group_size: rows that share a copy of their prompt. ratio: of seconds, to the "
+        "first. share of equal tokens: both draw alike; rounding can part them."
+    )
+    return [Table(title, table, note)]
+
+
+def _prompt_bytes(bench: Bench, sampler: Sampler, length: int) -> int:
+    """Of the keys and values of the prompts that a sampler has room for."""
+    size = next(n for n in sampler.prompt_sizes if n >= length)
+    cache = jax.eval_shape(lambda: kv_cache.empty(bench.config, sampler.places, size))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))

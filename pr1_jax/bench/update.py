@@ -1,0 +1,214 @@
+"""The GRPO update: speed, share of the matmul peak, memory.
+
+`python -m pr1_jax.bench.update SHAPE ROWS TOKENS MICRO_BATCH` makes one update in a
+process of its own and prints its peak memory.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pr1_jax import decode, model, train_state
+from pr1_jax.bench import limits, shapes, timing
+from pr1_jax.bench.report import Plot, Table
+from pr1_jax.bench.shapes import Bench
+from pr1_jax.trajectory import Batch
+
+_PROMPT_SHARE = 1 / 3  # of a sequence's tokens
+
+
+def make_batch(vocab_size: int, rows: int, tokens: int, micro_batch: int) -> Batch:
+    """Random sequences in micro-batches, as if sampled without blocks."""
+    rng = np.random.default_rng(0)
+    ints = lambda x: np.broadcast_to(x, (rows, tokens)).astype(np.int32)
+    trained = ints(np.arange(tokens)) >= round(tokens * _PROMPT_SHARE)
+    batch = Batch(
+        tokens=ints(rng.integers(0, vocab_size, (rows, tokens))),
+        positions=ints(np.arange(tokens)),
+        block=ints(0),
+        path=ints(0),
+        bans=ints(0),
+        loss_mask=trained,
+        old_logps=np.where(trained, -np.log(vocab_size), 0).astype(np.float32),
+        advantages=rng.normal(size=rows).astype(np.float32),
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, micro_batch, *x.shape[1:]), batch)
+
+
+class Update:
+    """A compiled update of random parameters on a random batch."""
+
+    def __init__(
+        self,
+        shape: shapes.Shape,
+        vocab: decode.Vocab,
+        *,
+        rows: int,
+        tokens: int,
+        micro_batch: int,
+    ):
+        optimizer = train_state.make_optimizer(
+            train_state.OptimizerSettings(lr=1e-6, steps=1000)
+        )
+        policy = train_state.PolicySettings(
+            special_ids=vocab.special_ids, logits_chunk=shape.logits_chunk
+        )
+        update = functools.partial(
+            train_state.grpo_update,
+            config=shape.model,
+            optimizer=optimizer,
+            policy=policy,
+            grpo=train_state.GrpoSettings(),
+        )
+
+        def init() -> train_state.TrainState:
+            params = model.init_params(shape.model, jax.random.key(0))
+            params = model.unbox(params)
+            return train_state.TrainState(jnp.int32(0), params, optimizer.init(params))
+
+        self._init = jax.jit(init)
+        vocab_size = shape.model.vocab_size
+        self.batch = make_batch(vocab_size, rows, tokens, micro_batch)
+        abstract = jax.eval_shape(init)
+        jitted = jax.jit(update, donate_argnums=0)
+        self.program = jitted.lower(abstract, self.batch).compile()
+        self.rows, self.tokens = rows, tokens
+
+    def fresh_state(self) -> train_state.TrainState:
+        """A state to begin with."""
+        return jax.block_until_ready(self._init())
+
+    @property
+    def temporary_bytes(self) -> int | None:
+        """What the program holds beside its inputs and outputs, as XLA plans it."""
+        analysis = self.program.memory_analysis()
+        return None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+class Chain:
+    """Updates of any size that follow each other on one state."""
+
+    def __init__(self):
+        self._state = None
+
+    def work(self, update: Update) -> timing.Work:
+        """One update."""
+
+        def call() -> Mapping[str, float]:
+            if self._state is None:
+                self._state = update.fresh_state()
+            self._state, metrics = update.program(self._state, update.batch)
+            jax.block_until_ready(self._state)
+            return {
+                "skipped": float(metrics["skipped"]),
+                "peak_bytes": _device_peak() or 0,
+            }
+
+        return call
+
+
+def _device_peak() -> int | None:
+    """Most bytes that this process has held on the device so far; None on a CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use")
+
+
+def measure(bench: Bench, chain: Chain, **sizes: int) -> tuple[Update, timing.Work]:
+    """An update of so many `rows` and `tokens` in micro-batches of `micro_batch`."""
+    update = Update(bench.shape, bench.vocab, **sizes)
+    return update, chain.work(update)
+
+
+def figures(bench: Bench, update: Update, run: timing.Runs) -> dict[str, Any]:
+    """Columns of a table that all updates have."""
+    assert not any(f["skipped"] for f in run.figures), "an update was not finite"
+    flops = limits.update_flops(bench.config, rows=update.rows, tokens=update.tokens)
+    per_sec = run.sec.rate(flops)
+    return {
+        "seconds": run.sec,
+        "tokens per second": run.sec.rate(update.rows * update.tokens),
+        "MFU": per_sec.times(1 / bench.limits.flops_per_sec),
+        "limit seconds": flops / bench.limits.flops_per_sec,
+    }
+
+
+def update(bench: Bench) -> list[Table]:
+    """One batch in micro-batches of several sizes."""
+    rows, tokens = bench.sizes.update_rows, bench.sizes.update_tokens
+    chain, updates, works = Chain(), {}, {}
+    for size in bench.sizes.micro_batches:  # ascending: the device's peak only grows
+        sizes = {"rows": rows, "tokens": tokens, "micro_batch": size}
+        updates[size], works[str(size)] = measure(bench, chain, **sizes)
+    runs = timing.alternate(works, bench.repeats)
+    on_cpu = jax.default_backend() == "cpu"
+    table = []
+    for size, made in updates.items():
+        run = runs[str(size)]
+        row = {"micro-batch": size} | figures(bench, made, run)
+        if made.temporary_bytes is not None:
+            row["temporary MB"] = made.temporary_bytes / 1e6
+        if on_cpu:
+            peak = _peak_in_own_process(bench, rows, tokens, size)
+            if peak is not None:
+                row["peak MB"] = peak / 1e6
+        else:
+            row["peak MB so far"] = run.figures[0]["peak_bytes"] / 1e6
+        table.append(row)
+    note = (
+        "MFU: 6 FLOPs a weight and token and causal attention's, per second, of the "
+        "matmul peak. temporary: as XLA plans it. peak: growth of the process's "
+        "resident memory during one update, in a process of its own; on a device the "
+        "most that the whole process has held so far."
+    )
+    plot = Plot("micro-batch", ("seconds",), ("limit seconds",))
+    return [Table(f"GRPO update of {rows} × {tokens} tokens", table, note, plot)]
+
+
+def _peak_in_own_process(
+    bench: Bench, rows: int, tokens: int, micro_batch: int
+) -> int | None:
+    command = [sys.executable, "-m", "pr1_jax.bench.update", bench.shape.name]
+    command += map(str, (rows, tokens, micro_batch))
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+
+
+def _resident_bytes(peak: bool = False) -> int | None:
+    """Resident memory of this process, now or at its peak; None where unknown."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    name = "VmHWM" if peak else "VmRSS"
+    line = next(x for x in status.read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _print_peak(shape: str, rows: int, tokens: int, micro_batch: int) -> None:
+    """Prints by how many bytes one update makes the resident memory grow."""
+    chosen = shapes.SHAPES[shape]
+    vocab = shapes.vocab_of(chosen.model)
+    sizes = {"rows": rows, "tokens": tokens, "micro_batch": micro_batch}
+    update = Update(chosen, vocab, **sizes)
+    state = update.fresh_state()
+    peak = None
+    if _resident_bytes() is not None:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is now's
+        except OSError:
+            pass  # not ours to write: compilation may hide the update's peak
+        before = _resident_bytes()
+        jax.block_until_ready(update.program(state, update.batch))
+        peak = _resident_bytes(peak=True) - before
+    print(json.dumps({"peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    _print_peak(sys.argv[1], *map(int, sys.argv[2:]))
