@@ -19,39 +19,25 @@ compared with: the median, and the least and the greatest in brackets.
 
 import json
 import os
-import platform
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from pr1_jax import cli
 
-_SUITES = (
-    "limits",
-    "sampling",
-    "update",
-    "blocks",
-    "lanes",
-    "sweeps",
-    "refill",
-    "prompts",
-    "decode_limits",
-)
-_SHAPES = ("small", "qwen3_0_6b", "tiny")
+if TYPE_CHECKING:
+    from pr1_jax.bench.plans import Trace
 
-_SUITE = flags.DEFINE_list(
-    "suite", ["all"], f"Suites to run: all, or of {', '.join(_SUITES)}."
-)
-_SHAPE = flags.DEFINE_enum("shape", "small", _SHAPES, "Shape of the model.")
+_SUITE = flags.DEFINE_list("suite", ["all"], "Suites to run, or all.")
+_SHAPE = flags.DEFINE_string("shape", "small", "Model: small, qwen3_0_6b or tiny.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder for results.json, results.md and a picture of each suite."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "Tiny sizes: does everything still run?")
+_QUICK = flags.DEFINE_bool("quick", False, "Least sizes: does everything still run?")
 _TRACES = flags.DEFINE_string(
     "traces",
     None,
@@ -66,34 +52,31 @@ _TOKENIZER = flags.DEFINE_string(
 )
 
 
-def _chosen() -> list[str]:
-    """The suites that were asked for, in their order; stops at others."""
-    asked = _SUITE.value
-    for name in asked:
-        if name not in (*_SUITES, "all"):
-            known = ", ".join(("all", *_SUITES))
-            cli.stop(f"--suite={','.join(asked)}: {name!r} is not one of {known}")
-    if not asked:
-        cli.stop("--suite= names no suite")
-    return [name for name in _SUITES if name in asked or "all" in asked]
+def _check_names(flag: flags.FlagHolder, names, known) -> None:
+    given = ",".join(names)
+    for name in names or [""]:
+        if name not in known:
+            cli.stop(
+                f"--{flag.name}={given}: {name!r} is not one of {', '.join(known)}"
+            )
 
 
-def _out() -> Path | None:
+def _folder() -> Path | None:
     """The folder for results, made; stops where there can be none."""
     if _OUT.value is None:
         return None
     folder = Path(_OUT.value)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("not writable")
     except OSError as error:
-        cli.stop(f"--out={_OUT.value}: {error.strerror or error}")
+        cli.stop(f"--out={_OUT.value}: {error.strerror}")
+    if not os.access(folder, os.W_OK):
+        cli.stop(f"--out={_OUT.value}: not writable")
     return folder
 
 
-def _traces() -> tuple[tuple, str]:
-    """Lengths of traces and where they are from; stops at a file that is none."""
+def _traces() -> tuple[tuple["Trace", ...], str]:
+    """Lengths of traces, and where they are from; stops at a file that is none."""
     from pr1_jax import tokenizer
     from pr1_jax.bench import plans
 
@@ -113,40 +96,23 @@ def _traces() -> tuple[tuple, str]:
     try:
         traces = plans.read_traces(_TRACES.value, count)
     except (ValueError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        cli.stop(f"--traces={_TRACES.value}: {reason}")
+        cli.stop(
+            f"--traces={_TRACES.value}: {getattr(error, 'strerror', None) or error}"
+        )
     return traces, f"{len(traces)} traces of {_TRACES.value}, in {how}"
 
 
-def _suite_functions() -> dict[str, Any]:
-    from pr1_jax.bench import blocks, decode_limits, limits, sampling, update
-
-    return {
-        "limits": limits.suite,
-        "sampling": sampling.sampling,
-        "update": update.update,
-        "blocks": blocks.blocks,
-        "lanes": blocks.lanes,
-        "sweeps": sampling.sweeps,
-        "refill": blocks.refill,
-        "prompts": sampling.prompts,
-        "decode_limits": decode_limits.decode_limits,
-    }
-
-
 def main(argv: list[str]) -> None:
-    """Runs the suites; one that fails is told, and the exit code is then 1."""
+    """Runs the suites; where one fails, the exit code is 1."""
     del argv
-    names, out = _chosen(), _out()
+    import rich.console  # these after the flags: JAX is slow to import
+
+    from pr1_jax.bench import limits, report, shapes, suites
+
+    _check_names(_SUITE, _SUITE.value, ("all", *suites.SUITES))
+    _check_names(_SHAPE, [_SHAPE.value], tuple(shapes.SHAPES))
     traces, traces_from = _traces()
-
-    import jax
-    import rich.console
-
-    from pr1_jax import metrics
-    from pr1_jax.bench import limits, report, shapes
-
-    shape = shapes.SHAPES[_SHAPE.value]
+    folder, shape = _folder(), shapes.SHAPES[_SHAPE.value]
     bench = shapes.Bench(
         shape=shape,
         sizes=shapes.QUICK if _QUICK.value else shapes.Sizes(),
@@ -156,42 +122,14 @@ def main(argv: list[str]) -> None:
         traces_from=traces_from,
         quick=_QUICK.value,
     )
-    device = jax.devices()[0]
-    about = {
-        "shape": shape.name,
-        "quick": bench.quick,
-        "repeats": bench.repeats,
-        "device": f"{device.platform} {device.device_kind}",
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-        "flops_per_sec": bench.limits.flops_per_sec,
-        "bytes_per_sec": bench.limits.bytes_per_sec,
-    }
-    head = "# Benchmark\n\n" + "".join(f"- {k}: {v}\n" for k, v in about.items()) + "\n"
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
-    functions, found = _suite_functions(), {}
-    for name in names:
-        began = time.perf_counter()
-        print(f"{name} …", file=sys.stderr, flush=True)
-        try:
-            found[name] = {"tables": functions[name](bench)}
-        except Exception as error:  # noqa: BLE001 (the other suites are wanted)
-            found[name] = {"tables": [], "error": f"{type(error).__name__}: {error}"}
-            print(f"{name} failed: {found[name]['error']}", file=sys.stderr)
-        found[name]["sec"] = time.perf_counter() - began
-        if not _JSON.value:
-            for table in found[name]["tables"]:
-                console.print(report.terminal(table))
-        if out is not None:  # what there is so far: a long run may be cut off
-            metrics.write_json(out / "results.json", report.json_data(found, about))
-            text = report.markdown(found, head)
-            metrics.replace_file(out / "results.md", text.encode())
-            report.draw(out, name, found[name]["tables"])
+    asked = set(_SUITE.value)
+    names = [name for name in suites.SUITES if asked & {name, "all"}]
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 200)
+    show = lambda table: console.print(report.terminal(table))
+    found = suites.run(bench, names, out=folder, show=None if _JSON.value else show)
     if _JSON.value:
-        print(json.dumps(report.json_data(found, about), indent=1, ensure_ascii=False))
-    if any("error" in suite for suite in found.values()):
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+    if any("error" in suite for suite in found["suites"].values()):
         sys.exit(1)
 
 

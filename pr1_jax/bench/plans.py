@@ -217,8 +217,9 @@ def make_plans(
     """Plans of `count` traces drawn at random, all scaled by one factor.
 
     The factor is the one by which the longest of them has `tokens` tokens with two
-    paths. A block with more paths than its trace has gets further ones, as long as
-    its mean path times what some path of the traces is of its own block's mean.
+    paths, tags included. A block with more paths than its trace has gets further ones,
+    as long as its mean path times what some path of the traces is of its own block's
+    mean.
 
     Returns:
       The plans and the factor.
@@ -226,8 +227,7 @@ def make_plans(
     rng = np.random.default_rng(seed)
     chosen = [traces[i] for i in rng.integers(0, len(traces), count)]
     shares = [n / np.mean(paths) for t in traces for paths in t.paths for n in paths]
-    longest = max(_scaled(t, 1.0, [p[:2] for p in t.paths]).tokens for t in chosen)
-    factor = tokens / longest
+    factor = _fitting_factor(chosen, tokens)
     plans = []
     for trace in chosen:
         paths = [
@@ -236,6 +236,15 @@ def make_plans(
         ]
         plans.append(_scaled(trace, factor, paths))
     return plans, factor
+
+
+def _fitting_factor(traces: Sequence[Trace], tokens: int) -> float:
+    pairs = [(trace, [paths[:2] for paths in trace.paths]) for trace in traces]
+    longest = lambda factor: max(_scaled(t, factor, p).tokens for t, p in pairs)
+    factor = tokens / longest(1.0)
+    while longest(factor) > tokens and factor > 1e-3:  # tags do not shrink
+        factor *= 0.99
+    return factor
 
 
 def _scaled(trace: Trace, factor: float, paths: Sequence[Sequence[float]]) -> Plan:

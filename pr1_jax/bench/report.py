@@ -114,9 +114,9 @@ def terminal(table: Table) -> rich.console.Group:
     return rich.console.Group(title, shown, *note)
 
 
-def markdown(suites: Mapping[str, Mapping[str, Any]], head: str) -> str:
+def markdown(suites: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -> str:
     """All tables. Of a suite that failed, why."""
-    parts = [head]
+    parts = ["# Benchmark\n\n", *(f"- {k}: {v}\n" for k, v in about.items()), "\n"]
     for name, suite in suites.items():
         parts.append(f"## {name}\n\n")
         if "error" in suite:

@@ -1,0 +1,87 @@
+"""All suites by name, and what is done with what they find."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pr1_jax import metrics
+from pr1_jax.bench import blocks, decode_limits, limits, report, sampling, update
+from pr1_jax.bench.report import Table
+from pr1_jax.bench.shapes import Bench
+
+SUITES: dict[str, Callable[[Bench], list[Table]]] = {
+    "limits": limits.suite,
+    "sampling": sampling.sampling,
+    "update": update.update,
+    "blocks": blocks.blocks,
+    "lanes": blocks.lanes,
+    "sweeps": sampling.sweeps,
+    "refill": blocks.refill,
+    "prompts": sampling.prompts,
+    "decode_limits": decode_limits.decode_limits,
+}
+
+
+def run(
+    bench: Bench,
+    names: Sequence[str],
+    *,
+    out: Path | None = None,
+    show: Callable[[Table], None] | None = None,
+) -> dict[str, Any]:
+    """Runs suites one after another; where one fails, the others still run.
+
+    Args:
+      out: folder for results.json, results.md and pictures, brought up to date after
+        every suite, since a long run may be cut off.
+      show: called with every table.
+
+    Returns:
+      What the machine is, and under `suites` for each its tables, its seconds, and
+      `error` if it failed.
+    """
+    about, found = _about(bench), {}
+    for name in names:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        tables, error = [], {}
+        try:
+            tables = SUITES[name](bench)
+        except Exception as failure:  # noqa: BLE001 (the other suites are wanted)
+            error = {"error": f"{type(failure).__name__}: {failure}"}
+            print(f"{name} failed: {error['error']}", file=sys.stderr)
+        sec = time.perf_counter() - began
+        found[name] = {"tables": tables, "sec": sec, **error}
+        if show is not None:
+            for table in tables:
+                show(table)
+        if out is not None:
+            metrics.write_json(out / "results.json", report.json_data(found, about))
+            text = report.markdown(found, about)
+            metrics.replace_file(out / "results.md", text.encode())
+            report.draw(out, name, tables)
+    return report.json_data(found, about)
+
+
+def _about(bench: Bench) -> dict[str, Any]:
+    """What the figures depend on."""
+    device = jax.devices()[0]
+    return {
+        "shape": bench.shape.name,
+        "quick": bench.quick,
+        "repeats": bench.repeats,
+        "device": f"{device.platform} {device.device_kind}",
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "flops_per_sec": bench.limits.flops_per_sec,
+        "bytes_per_sec": bench.limits.bytes_per_sec,
+        "traces": bench.traces_from,
+    }
