@@ -40,7 +40,9 @@ def get_config(
     c.model.param_dtype = "float32"
     c.model.scan_layers = False  # one compiled layer, stacked parameters
     c.model.remat = False  # recompute layers in the backward pass
-    c.model.query_chunk = 512  # queries whose attention scores are held at once
+    c.model.remat_policy = "nothing"  # kept all the same; or "dots", matrix products
+    c.model.attention = "auto"  # "pallas" (TPU) or "xla"
+    c.model.query_chunk = 512  # of "xla": queries whose scores are held at once
     c.model.logits_chunk = 0  # positions whose logits are held at once; 0 = all
     c.model.length_buckets = (60, 76, 92)  # micro-batches are cut to the next of these
 

@@ -1,6 +1,7 @@
 """Grouped-query attention under the layout's visibility rule, without a T×T mask.
 
-Masks are made from per-token labels where they are used. Queries are handled in
+Masks are made from per-token labels where they are used. On TPU that is a kernel
+(`flash.py`). Elsewhere it is here, in plain JAX: queries are handled in
 chunks, each against the keys up to its own end, so that what lies in the future costs
 nothing. Between the passes only outputs and normalisers are kept: the backward pass
 makes the scores anew, chunk by chunk, and memory grows with a chunk × T.
@@ -11,9 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pr1_jax import layout
+from pr1_jax import flash, layout
+from pr1_jax.flash import NEG_INF
 
-NEG_INF = -1e30  # finite: a row with no visible key gives no NaN
+IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
 _SMALLEST_CHUNK = 96  # queries; below it, matrix products are too small on CPU
 
@@ -33,18 +35,38 @@ def ungroup_queries(out, like):
     return out.reshape(like.shape).astype(like.dtype)
 
 
-def label_attention(q, k, v, block, path, *, query_chunk: int = 512):
+def label_attention(
+    q,
+    k,
+    v,
+    block,
+    path,
+    *,
+    query_chunk: int = 512,
+    implementation: str = "auto",
+):
     """Causal attention in which siblings do not see each other (spec section 2).
 
     Args:
       q: [B, T, N, H].
       k, v: [B, T, K, H], N a multiple of K.
       block, path: [B, T] int32 labels; all zero for plain causal attention.
-      query_chunk: most queries whose scores are held at once.
+      query_chunk: most queries whose scores are held at once by `xla`.
+      implementation: of `IMPLEMENTATIONS`. `pallas` compiles for TPU alone; `auto`
+        takes it if that is JAX's default backend, else `xla`.
 
     Returns:
       [B, T, N, H] in q's dtype; the softmax is float32.
+
+    Raises:
+      ValueError: an unknown implementation.
     """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"{implementation=} is not one of {IMPLEMENTATIONS}")
+    if implementation == "auto":
+        implementation = "pallas" if jax.default_backend() == "tpu" else "xla"
+    if implementation == "pallas":
+        return flash.flash_attention(q, k, v, block, path)
     T = q.shape[1]
     chunk = min(query_chunk, max(_SMALLEST_CHUNK, -(-T // 4)))
     return _attention(q, k, v, block, path, chunk)

@@ -60,7 +60,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             if (key := evaluation_name(name, mode)) not in run.summary["evaluations"]:
                 prefixed = {f"eval/{field}": x for field, x in found[name].items()}
                 run.record_evaluation(key, prefixed)
-        experiment.samplers.pop(mode, None)  # its cache: the next mode needs the room
+        for name in [name for name in experiment.samplers if name[0] == mode]:
+            del experiment.samplers[name]  # the next mode needs the room
         results[mode] = found | {"average": _average(found, shares)}
     if jax.process_index() == 0:
         metrics.write_json(run.workdir / "benchmarks.json", results)

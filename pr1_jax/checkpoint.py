@@ -1,5 +1,8 @@
 """Checkpoints by orbax: parameters, optimizer, step and data position.
 
+All processes are at the same position of the same data, each with its share of every
+batch, so that one position is saved, and any number of processes can go on from it.
+
 A checkpoint is numbered stage · 1,000,000 + step, so that the newest one is the
 furthest along the curriculum. Random keys are functions of the seed, the stage and the
 step, and so need no place of their own.
@@ -9,7 +12,6 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -47,7 +49,7 @@ class Checkpoints:
             place.stage * STAGE_SIZE + place.step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
+                data=ocp.args.JsonSave(iterator.get_state()),
             ),
         )
 
@@ -62,9 +64,12 @@ class Checkpoints:
         """
         args = {"state": ocp.args.StandardRestore(abstract_state)}
         if iterator is not None:
-            args["data"] = grain.checkpoint.CheckpointRestore(iterator)
+            args["data"] = ocp.args.JsonRestore()
         number = place.stage * STAGE_SIZE + place.step
-        return self._manager.restore(number, args=ocp.args.Composite(**args)).state
+        found = self._manager.restore(number, args=ocp.args.Composite(**args))
+        if iterator is not None:
+            iterator.set_state(found.data)
+        return found.state
 
     def close(self) -> None:
         """Waits for what is still being written."""

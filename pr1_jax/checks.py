@@ -8,11 +8,23 @@ import functools
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
-from pr1_jax import data, decode, layout, losses, rewards, sharding, train_state
+from pr1_jax import (
+    attention,
+    data,
+    decode,
+    layout,
+    losses,
+    model,
+    rewards,
+    sharding,
+    train_state,
+)
 
 MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
 STAGES = ("coldstart", "sft", "rl", "benchmark")
@@ -28,6 +40,8 @@ _CHOICES = {
     "coldstart.mode": MODES,
     "model.dtype": _DTYPES,
     "model.param_dtype": _DTYPES,
+    "model.remat_policy": tuple(model.REMAT_POLICIES),
+    "model.attention": attention.IMPLEMENTATIONS,
 }
 _POSITIVE = "must be positive"
 _AT_LEAST_1 = "must be at least 1"
@@ -69,8 +83,13 @@ _LIMITS = {
 }
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Checks all that follows from the config alone.
+def check(
+    config: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] | None = None
+) -> None:
+    """Checks all that follows from the config, the devices and the processes alone.
+
+    Args:
+      devices: of the mesh; default all.
 
     Raises:
       ValueError, FileNotFoundError: names the field and its value.
@@ -81,11 +100,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     for what, names in _LIMITS.items():
         for name in names:
             need(config, name, _HOLDS[what](field(config, name)), what)
+    kernel, backend = config.model.attention == "pallas", jax.default_backend()
+    runs = not kernel or backend == "tpu" or devices is not None
+    need(config, "model.attention", runs, f"needs a TPU, not a {backend}")
     stages = tuple(config.stages)
     need(config, "stages", set(stages) <= {*STAGES}, f"may hold {STAGES}")
     need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
     _check_benchmarks(config)
     _check_batches(config)
+    _check_mesh(config, devices)
     _check_lengths(config)
     _check_paths(config)
 
@@ -128,7 +151,23 @@ def _check_batches(config: ml_collections.ConfigDict) -> None:
         reward.tiered_steps <= reward.window,
         f"must not be above reward.window={reward.window}",
     )
-    shards = sharding.batch_shards(sharding.make_mesh(**config.mesh))
+
+
+def _check_mesh(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
+) -> None:
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
+    if devices is None:
+        sharding.local_mesh(mesh)
+    shards, processes = sharding.batch_shards(mesh), jax.process_count()
+    mini_batch = config.rl.prompts_per_step // config.rl.mini_batches
+    need(
+        config,
+        "rl.prompts_per_step",
+        mini_batch % processes == 0,
+        f"/ rl.mini_batches={config.rl.mini_batches} is not a multiple of the "
+        f"{processes} processes",
+    )
     for name in ("sft.micro_batch_size", "rl.micro_batch_size"):
         fits = field(config, name) % shards == 0
         what = f"cannot be split over {shards} devices (mesh={dict(config.mesh)})"

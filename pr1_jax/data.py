@@ -136,11 +136,6 @@ class Stream(grain.DatasetIterator[list[T]]):
         self._log = process_index == 0
         self._records = len(source)
 
-    @property
-    def iterator(self) -> grain.DatasetIterator:
-        """What `grain.checkpoint.CheckpointSave` and `CheckpointRestore` take."""
-        return self
-
     def __next__(self) -> list[T]:
         batch: list[T] = []
         drops = 0  # in a row

@@ -18,7 +18,7 @@ emission is undone on the host.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -451,12 +451,15 @@ def run_chunk(
     num_lanes: int,
     vocab: Vocab,
     settings: Settings,
+    axes: Sequence[str] = (),
 ) -> tuple[State, Emission, jax.Array]:
     """Up to `steps` steps; stops early when there is nothing to do or no room.
 
     Args:
       stop_at_done: scalar int32; stops once so many rows are done (or wait to join).
       num_lanes: lanes that a step can feed, static; B = no row is inside a block.
+      axes: mesh axes over which rows are split, each shard with a state of its own;
+        all shards stop at the same step.
 
     Returns:
       The state, emissions stacked [steps, B, P], and the number of steps taken.
@@ -469,14 +472,17 @@ def run_chunk(
     blank = jax.eval_shape(one, state)[1]
     log = jax.tree.map(lambda x: jnp.full((steps, *x.shape), -1, x.dtype), blank)
 
+    everywhere = lambda count: jax.lax.psum(count, axes) if axes else count
+
     def cond(carry):
         state, _, taken = carry
-        idle = ((state.phase == DONE) | (state.phase == JOIN)).sum()
+        idle = everywhere(((state.phase == DONE) | (state.phase == JOIN)).sum())
         inside = state.live[:, 1:].any() | (state.live.sum() > num_lanes)
         crowded = inside if num_lanes == B else state.live.sum() > num_lanes
         if S < settings.max_response_tokens:  # else a response never outgrows them
             used = jnp.where(state.phase == DONE, 0, state.emitted)
             crowded |= (used + P > S).any()
+        crowded = everywhere(crowded.astype(jnp.int32)) > 0
         return (taken < steps) & (idle < stop_at_done) & ~crowded
 
     def body(carry):

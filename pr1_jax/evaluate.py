@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import data, rollout, sources
+from pr1_jax import data, processes, rollout, sources
 from pr1_jax.experiment import ORDINARY, Experiment
 
 _RESAMPLES = 2000
@@ -49,20 +49,20 @@ def interval_of_average(
     return float(low), float(high)
 
 
-def summarize(scored: Sequence[rollout.Scored], samples: int) -> dict[str, float]:
+def summarize(facts: Sequence[rollout.Facts], samples: int) -> dict[str, float]:
     """Metrics of an evaluation, `eval/…`; responses are problem-major."""
-    correct = np.array([s.correct for s in scored]).reshape(-1, samples)
+    correct = np.array([f.correct for f in facts]).reshape(-1, samples)
     low, high = interval(correct.mean(axis=1))
     passes = [pass_at_k(samples, int(c), samples) for c in correct.sum(axis=1)]
     renamed = {
         name.replace("rollout/", "eval/"): value
-        for name, value in rollout.describe(scored).items()
+        for name, value in rollout.describe(facts).items()
     }
     return renamed | {
         "eval/accuracy_low": low,
         "eval/accuracy_high": high,
         "eval/pass_at_k": float(np.mean(passes)),
-        "eval/accuracy_string": float(np.mean([s.string_correct for s in scored])),
+        "eval/accuracy_string": float(np.mean([f.string_correct for f in facts])),
     }
 
 
@@ -100,13 +100,14 @@ def evaluate(
         scored, times = rollout.sample_and_score(
             experiment.sampler(c.eval.samples, mode),
             params,
-            held_out,
+            processes.share(held_out),
             c.eval.samples,
             experiment.key("eval"),
             experiment.tokenizer,
             timeout_sec=c.reward.timeout_sec,
         )
-        found = summarize(scored, c.eval.samples)
+        facts = rollout.everyones_facts(scored, c.eval.samples)
+        found = summarize(facts, c.eval.samples)
         if mode == ORDINARY:
             metrics |= {
                 "eval/accuracy_banned": found["eval/accuracy"],

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import optax
 from jax.sharding import Mesh
 
 from pr1_jax import (
@@ -19,8 +20,10 @@ from pr1_jax import (
     sharding,
     tokenizer,
     train_state,
+    trajectory,
 )
 from pr1_jax.sampler import Sampler
+from pr1_jax.trajectory import Batch
 
 ORDINARY = checks.MODES[-1]  # decoding with `<Parallel>` banned
 
@@ -43,7 +46,7 @@ class Experiment:
 
     def sampler(self, group_size: int, mode: str = "") -> Sampler:
         """The sampler of groups of so many responses, in a mode of `checks.MODES`."""
-        c = self.config.rollout
+        c, processes = self.config.rollout, jax.process_count()
         mode = mode or self.settings.variant
         group_size = min(group_size, c.rows)
         name = mode, group_size
@@ -57,9 +60,10 @@ class Experiment:
                 self.model,
                 self.vocab,
                 settings,
-                rows=c.rows,
+                rows=-(-c.rows // processes),
+                shards=sharding.batch_shards(sharding.local_mesh(self.mesh)),
                 group_size=group_size,
-                prompts_per_prefill=c.prompts_per_prefill,
+                prompts_per_prefill=-(-c.prompts_per_prefill // processes),
                 lane_buckets=c.lane_buckets,
                 steps_per_chunk=c.steps_per_chunk,
                 refill_share=c.refill_share,
@@ -78,6 +82,34 @@ class Experiment:
             lengths=tuple(self.config.model.length_buckets),
             **(drawing if sampling else {}),
         )
+
+    def abstract_batch(self, rows: int, micro_batch: int) -> Batch:
+        """A batch of `rows` responses as jax.ShapeDtypeStruct, in micro-batches."""
+        batch = trajectory.pack(
+            [None] * micro_batch, self.settings.max_tokens, variant=self.config.variant
+        )
+        place = sharding.batch_sharding(self.mesh, axis=1)
+        shape = lambda x: (rows // micro_batch, *x.shape)
+        struct = lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place)
+        return jax.tree.map(struct, batch)
+
+    def lower_update(
+        self,
+        update: Callable[..., Any],
+        optimizer: optax.GradientTransformation,
+        batch: Batch,
+        *inputs: Any,
+    ) -> jax.stages.Lowered:
+        """An update of `train_state`, its state donated, on this mesh.
+
+        Args:
+          batch, inputs: abstract, as `abstract_batch` makes them.
+        """
+        state = train_state.abstract_state(self.abstract_params(), optimizer, self.mesh)
+        places = train_state.shardings_of(state), sharding.replicated(self.mesh)
+        jitted = jax.jit(update, out_shardings=places, donate_argnums=0)
+        with sharding.training(self.mesh):
+            return jitted.lower(state, batch, *inputs)
 
     def key(self, purpose: str, step: int = 0) -> jax.Array:
         """A PRNG key that depends on the seed, a purpose and a step alone."""
@@ -141,13 +173,18 @@ class Experiment:
         return train_state.make_optimizer(settings, tag_ids), settings.learning_rate()
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
     """Checks a config and makes what the stages share.
+
+    Args:
+      devices: of the mesh; default all.
 
     Raises:
       ValueError, FileNotFoundError: names the field and its value.
     """
-    checks.check(config)
+    checks.check(config, devices=devices)
     if config.model.path:
         folder = hf.resolve(config.model.path)
         own_tokenizer = tokenizer.load(folder)
@@ -165,7 +202,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
         tokenizer=own_tokenizer,
         model=shape,
         vocab=decode.Vocab.of(own_tokenizer),
-        mesh=sharding.make_mesh(**config.mesh),
+        mesh=sharding.make_mesh(**config.mesh, devices=devices),
         settings=checks.decode_settings(config),
     )
     if config.checkpoint.init:
@@ -174,4 +211,5 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
 
 
 def _numerics(c: Mapping[str, Any]) -> dict[str, Any]:
-    return {n: c[n] for n in ("dtype", "param_dtype", "scan_layers", "remat")}
+    names = ("dtype", "param_dtype", "scan_layers", "remat", "remat_policy")
+    return {n: c[n] for n in names}

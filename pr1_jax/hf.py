@@ -61,6 +61,7 @@ def read_config(
     param_dtype: str = "float32",
     scan_layers: bool = False,
     remat: bool = False,
+    remat_policy: str = "nothing",
 ) -> ModelConfig:
     """Reads config.json of a Qwen3, Qwen2 or Llama folder.
 
@@ -95,6 +96,7 @@ def read_config(
             param_dtype=param_dtype,
             scan_layers=scan_layers,
             remat=remat,
+            remat_policy=remat_policy,
         )
     except KeyError as error:
         raise ValueError(f"{file} lacks {error.args[0]}") from error

@@ -13,24 +13,43 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; the default is runs/<name of the config>."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One process of several, which Cloud TPU or SLURM started."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where several are started by hand."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this one, from 0.")
+
+
+# What another start would meet again. Other errors of the system may pass.
+_WRONG = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 def main(argv: list[str]) -> None:
     """Runs the curriculum of the config; a wrong config is one line and exit code 2."""
     del argv
-    from pr1_jax import curriculum, run  # after the flags: JAX is slow to import
+    from pr1_jax import curriculum, processes, run  # after flags: JAX is slow to import
 
+    by_hand = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if _DISTRIBUTED.value or by_hand != ("", 0, -1):
+        try:
+            processes.initialize(*by_hand)
+        except ValueError as error:
+            cli.stop(error)
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     try:
         experiment, held_out = curriculum.prepare(config)
         run.open_workdir(workdir, config)
-    except (ValueError, OSError) as error:
+    except _WRONG as error:
         cli.stop(error)
     if curriculum.is_finished(workdir):
         print(f"already finished: {workdir} (see summary.json there)")
         return
-    curriculum.run(experiment, held_out, workdir)
+    with processes.one_of_several():
+        curriculum.run(experiment, held_out, workdir)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

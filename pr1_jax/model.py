@@ -17,6 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# What the backward pass of a layer with `remat` finds kept.
+REMAT_POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 # attend(q [..., N, H], k [..., K, H], v [..., K, H], cache) -> (out [..., N, H], cache)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
@@ -41,6 +47,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     scan_layers: bool = False  # one compiled layer, parameters stacked on axis 0
     remat: bool = False  # recompute each layer in the backward pass
+    remat_policy: str = "nothing"  # what of it is kept all the same
     fused: bool = False  # parameters as `fuse_projections` makes them, for decoding
 
     def __post_init__(self):
@@ -208,7 +215,10 @@ class Decoder(nn.Module):
             self.param("head", init, shape, c.param_dtype)
         x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
         angles = rotary_angles(positions, c.head_dim, c.rope_base)
-        layer = nn.remat(Layer, prevent_cse=not c.scan_layers) if c.remat else Layer
+        layer = Layer
+        if c.remat:
+            policy = REMAT_POLICIES[c.remat_policy]
+            layer = nn.remat(Layer, prevent_cse=not c.scan_layers, policy=policy)
         if c.scan_layers:
             layer = nn.scan(
                 layer,

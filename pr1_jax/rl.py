@@ -15,7 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import data, losses, rewards, rollout, sharding, sources, train_state
+from pr1_jax import (
+    data,
+    losses,
+    processes,
+    rewards,
+    rollout,
+    sharding,
+    sources,
+    train_state,
+)
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
 from pr1_jax.trajectory import Batch, Trajectory, pack
@@ -32,60 +41,70 @@ def open_stream(experiment: Experiment) -> data.Stream[data.Problem]:
         experiment.tokenizer,
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
-        batch_size=c.rl.prompts_per_step,
+        batch_size=c.rl.prompts_per_step // jax.process_count(),
         seed=c.data.seed + 1,
         shuffle=not c.data.rl.startswith("embedded:"),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
+
+
+def _recomputes(c: Any) -> bool:
+    """Whether the sampler's log-probs will not do as old log-probs."""
+    return c.variant == "causal" or c.rl.train_on_forced
+
+
+def _abstract_batch(experiment: Experiment) -> Batch:
+    """A mini-batch, as jax.ShapeDtypeStruct."""
+    c = experiment.config
+    rows = c.rl.prompts_per_step * c.rl.group_size // c.rl.mini_batches
+    batch = experiment.abstract_batch(rows, c.rl.micro_batch_size)
+    if _recomputes(c) and c.rl.importance_cap > 0:
+        batch = batch.replace(importance=batch.old_logps)
+    return batch
+
+
+def lower_update(experiment: Experiment) -> jax.stages.Lowered:
+    """One update on a mini-batch, for the experiment's mesh."""
+    c = experiment.config
+    optimizer, _ = experiment.optimizer("rl")
+    update = functools.partial(
+        train_state.grpo_update,
+        config=experiment.model,
+        optimizer=optimizer,
+        policy=experiment.policy(sampling=True),
+        grpo=train_state.GrpoSettings(
+            clip_low=c.rl.clip_low,
+            clip_high=c.rl.clip_high,
+            kl_coef=c.rl.kl_coef,
+            aggregation=c.rl.aggregation,
+            constant=c.rollout.max_response_tokens,
+        ),
+    )
+    batch = _abstract_batch(experiment)
+    ref_logps = batch.old_logps if c.rl.kl_coef else None
+    return experiment.lower_update(update, optimizer, batch, ref_logps)
 
 
 class _Updater:
     """The compiled pieces of a step."""
 
-    def __init__(self, experiment: Experiment, run: Run, optimizer, state):
+    def __init__(self, experiment: Experiment, run: Run, params: Any):
         c = experiment.config
-        self._experiment = experiment
-        self.recomputes = c.variant == "causal" or c.rl.train_on_forced
-        self._corrects = self.recomputes and c.rl.importance_cap > 0
-        self._reference = run.reference(state.params) if c.rl.kl_coef else None
-        policy = experiment.policy(sampling=True)
-        update = jax.jit(
-            functools.partial(
-                train_state.grpo_update,
-                config=experiment.model,
-                optimizer=optimizer,
-                policy=policy,
-                grpo=train_state.GrpoSettings(
-                    clip_low=c.rl.clip_low,
-                    clip_high=c.rl.clip_high,
-                    kl_coef=c.rl.kl_coef,
-                    aggregation=c.rl.aggregation,
-                    constant=c.rollout.max_response_tokens,
-                ),
-            ),
-            out_shardings=(train_state.shardings_of(state), None),
-            donate_argnums=0,
-        )
-
-        batch = self._pack([None] * self.mini_batch, None)
-        if self._corrects:
-            batch = batch.replace(importance=np.ones_like(batch.old_logps))
-        batch = self._put(batch)
-        ref = batch.old_logps if self._reference is not None else None
-        self.update = update.lower(state, batch, ref).compile()
+        self._experiment, self.recomputes = experiment, _recomputes(c)
+        self._reference = run.reference(params) if c.rl.kl_coef else None
+        self.update = lower_update(experiment).compile()
         if self.recomputes or self._reference is not None:
-            logps = jax.jit(
-                functools.partial(
-                    train_state.trained_logps, experiment.model, policy=policy
-                )
+            policy = experiment.policy(sampling=True)
+            logps = functools.partial(
+                train_state.trained_logps, experiment.model, policy=policy
             )
-            bare = batch.replace(importance=None)
-            self._logps = logps.lower(state.params, bare).compile()
-
-    @property
-    def mini_batch(self) -> int:
-        """Responses in a mini-batch."""
-        c = self._experiment.config.rl
-        return c.prompts_per_step * c.group_size // c.mini_batches
+            place = sharding.batch_sharding(experiment.mesh, axis=1)
+            bare = _abstract_batch(experiment).replace(importance=None)
+            with sharding.training(experiment.mesh):
+                self._logps = (
+                    jax.jit(logps, out_shardings=place).lower(params, bare).compile()
+                )
 
     def _pack(self, trajectories, advantages) -> Batch:
         c = self._experiment.config
@@ -96,28 +115,26 @@ class _Updater:
             train_on_forced=c.rl.train_on_forced,
             advantages=advantages,
         )
-        size = c.rl.micro_batch_size
+        size = c.rl.micro_batch_size // jax.process_count()
         return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
 
-    def _put(self, tree):
-        """Splits micro-batches over the mesh."""
-        place = sharding.batch_sharding(self._experiment.mesh, axis=1)
-        return jax.device_put(tree, place)
+    def _put(self, batch: Batch) -> Batch:
+        return sharding.put_batch(batch, self._experiment.mesh)
 
     def mini_batches(
         self,
         params: Any,
         trajectories: Sequence[Trajectory],
         advantages: np.ndarray,
-        order: Sequence[np.ndarray],
     ) -> tuple[list[tuple[Batch, Any]], dict[str, float]]:
         """Packed mini-batches with their reference log-probs, or None.
 
-        Old log-probs are those of `params`, recomputed where the sampler's will not
+        Groups are taken as they come: problems are in random order already. Old log-probs are those of `params`, recomputed where the sampler's will not
         do; then the gap between the two is measured over all responses.
         """
         out, mismatches = [], []
-        for chosen in order:
+        order = np.arange(len(trajectories))
+        for chosen in np.split(order, self._experiment.config.rl.mini_batches):
             # Short and long ones apart: a micro-batch is cut to its longest.
             chosen = sorted(chosen, key=lambda i: len(trajectories[i]))
             picked = [trajectories[i] for i in chosen]
@@ -128,7 +145,7 @@ class _Updater:
             batch = self._put(batch)
             if self._reference is not None:
                 bare = batch.replace(importance=None)
-                ref = self._put(self._logps(self._reference, bare))
+                ref = self._logps(self._reference, bare)
             out.append((batch, ref))
         return out, _mismatch_metrics(mismatches) if self.recomputes else {}
 
@@ -136,7 +153,7 @@ class _Updater:
         self, params: Any, batch: Batch, picked: Sequence[Trajectory]
     ) -> tuple[Batch, dict[str, np.ndarray]]:
         """The trainer's old log-probs, and how far from them the sampler's are."""
-        old = np.asarray(self._logps(params, self._put(batch)))
+        old = sharding.local_batch(self._logps(params, self._put(batch)))
         mask, shape = batch.loss_mask, batch.old_logps.shape
         # Tokens in second and later paths, and forced ones.
         later = np.zeros((len(picked), shape[-1]), bool)
@@ -149,8 +166,7 @@ class _Updater:
         later = later.reshape(shape)
         gap = np.abs(old - batch.old_logps)
         mismatch = {"first": gap[drawn & ~later], "later": gap[drawn & later]}
-        if self._corrects:
-            cap = self._experiment.config.rl.importance_cap
+        if cap := self._experiment.config.rl.importance_cap:
             found = losses.truncated_importance(old, batch.old_logps, cap=cap)
             batch = batch.replace(importance=np.where(drawn, found, 1.0))
             mismatch["importance"] = batch.importance[drawn]
@@ -158,26 +174,39 @@ class _Updater:
 
 
 def _mismatch_metrics(found: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Sampler against trainer, outside and inside second and later paths."""
+    """Sampler against trainer, outside and inside second and later paths.
+
+    Of all processes.
+    """
     joined = {name: np.concatenate([m[name] for m in found]) for name in found[0]}
+    sums = {
+        name: [len(x), float(x.sum()), float(x.max(initial=0)), float(x.min(initial=9))]
+        for name, x in joined.items()
+    }
     metrics = {}
-    for part, name in (("first", "logp_gap"), ("later", "logp_gap_later_paths")):
-        gap = joined[part]
-        metrics[f"rollout/{name}_max"] = float(gap.max(initial=0.0))
-        metrics[f"rollout/{name}_mean"] = float(gap.mean()) if gap.size else 0.0
-    if "importance" in joined:
-        weights = joined["importance"]
-        metrics["policy/importance_mean"] = float(weights.mean())
-        metrics["policy/importance_min"] = float(weights.min())
+    everyones = processes.gather([sums])
+    for name in joined:
+        count, total, top, least = zip(*(sums[name] for sums in everyones))
+        mean = sum(total) / max(sum(count), 1)
+        if name == "importance":
+            metrics["policy/importance_mean"] = mean
+            metrics["policy/importance_min"] = min(least)
+            continue
+        prefix = {"first": "logp_gap", "later": "logp_gap_later_paths"}[name]
+        metrics[f"rollout/{prefix}_max"] = max(top)
+        metrics[f"rollout/{prefix}_mean"] = mean
     return metrics
 
 
 def _collect(
     experiment: Experiment, params: Any, stream, step: int, reward_name: str
 ) -> tuple[list[rollout.Scored], dict[str, float]]:
-    """Samples a step's groups; with dynamic sampling, replaces those without signal."""
+    """Samples a step's groups; with dynamic sampling, replaces those without signal.
+
+    Each process does so with its own share of the problems.
+    """
     c = experiment.config
-    wanted = c.rl.prompts_per_step * c.rl.group_size
+    wanted = c.rl.prompts_per_step // jax.process_count() * c.rl.group_size
     kept: list[rollout.Scored] = []
     spare: list[rollout.Scored] = []
     times: dict[str, float] = {}
@@ -201,10 +230,14 @@ def _collect(
             group = scored[i : i + c.rl.group_size]
             has_signal = len({s.reward(reward_name) for s in group}) > 1
             (kept if has_signal or not c.rl.dynamic_sampling else spare).extend(group)
-        if len(kept) >= wanted:
+        if processes.everywhere(len(kept) >= wanted):
             break
     times["rollout/sampling_rounds"] = attempt + 1.0
-    return (kept + spare)[:wanted], times
+    if spare:  # spread over the mini-batches
+        groups = np.arange(wanted).reshape(-1, c.rl.group_size)
+        groups = np.random.default_rng([c.seed, step]).permutation(groups)
+        return [(kept + spare)[i] for i in groups.ravel()], times
+    return kept[:wanted], times
 
 
 def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
@@ -213,7 +246,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     optimizer, learning_rate = experiment.optimizer("rl")
     stream = open_stream(experiment)
     state, start = run.begin(stage, optimizer, stream)
-    updater = _Updater(experiment, run, optimizer, state)
+    updater = _Updater(experiment, run, state.params)
     experiment.sampler(c.rl.group_size).warm_up(state.params)
     began, saved_sec = time.perf_counter(), 0.0
     writer = ThreadPoolExecutor(1)
@@ -230,10 +263,11 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 c.rl.group_size,
                 normalize_std=c.rl.normalize_std,
             )
-            metrics |= rollout.describe(scored) | found
+            facts = rollout.everyones_facts(scored, c.rl.group_size)
+            metrics |= rollout.describe(facts) | found
             path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
             written = writer.submit(rollout.write_responses, path, scored, values)
-            state, found = _update(experiment, updater, state, scored, advantages, step)
+            state, found = _update(updater, state, scored, advantages)
             rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))
             metrics |= found | {"optim/lr": float(rate)}
             updated = time.perf_counter()
@@ -244,7 +278,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 "perf/wait_sec": now - updated,
                 "perf/checkpoint_sec": saved_sec,  # with logs, after the step before
             }
-            tokens = sum(s.total_tokens for s in scored)
+            tokens = sum(f.total_tokens for f in facts)
             metrics |= _pace(metrics, tokens, now - began)
             began = now
             run.log("rl", step, metrics, progress)
@@ -276,23 +310,14 @@ def _reward_name(config: Any, step: int) -> str:
 
 
 def _update(
-    experiment: Experiment,
     updater: _Updater,
     state,
     scored: Sequence[rollout.Scored],
     advantages: np.ndarray,
-    step: int,
 ):
-    """One update a mini-batch; whole groups stay together, in an order by step."""
-    c = experiment.config
-    rng = np.random.default_rng([c.seed, step])
-    groups = rng.permutation(c.rl.prompts_per_step).reshape(c.rl.mini_batches, -1)
-    members = np.arange(c.rl.group_size)
-    order = [(g[:, None] * c.rl.group_size + members).ravel() for g in groups]
+    """One update a mini-batch; whole groups stay together."""
     trajectories = [s.trajectory for s in scored]
-    batches, metrics = updater.mini_batches(
-        state.params, trajectories, advantages, order
-    )
+    batches, metrics = updater.mini_batches(state.params, trajectories, advantages)
     found: list[dict[str, float]] = []
     for batch, ref in batches:
         state, new = updater.update(state, batch, ref)

@@ -11,7 +11,15 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from pr1_jax import answers, answers_string, losses, metrics, rewards, tags
+from pr1_jax import (
+    answers,
+    answers_string,
+    losses,
+    metrics,
+    processes,
+    rewards,
+    tags,
+)
 from pr1_jax.data import Problem
 from pr1_jax.sampler import Sampler
 from pr1_jax.tokenizer import Tokenizer
@@ -46,6 +54,19 @@ class Scored:
         """Tokens of the response."""
         return len(self.trajectory.tokens)
 
+    @property
+    def facts(self) -> "Facts":
+        """What other processes want to know of it."""
+        return Facts(
+            verdict=self.verdict,
+            format_ok=self.format_ok,
+            string_correct=self.string_correct,
+            num_blocks=self.trajectory.num_blocks,
+            finished=self.trajectory.finished,
+            total_tokens=self.total_tokens,
+            sequential_steps=self.trajectory.sequential_steps,
+        )
+
     def record(self) -> dict[str, Any]:
         """What is written of it as JSON, tags visible."""
         return {
@@ -69,6 +90,30 @@ class Scored:
             num_blocks=self.trajectory.num_blocks,
             format_ok=self.format_ok,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What metrics are made of: a response without its tokens and text."""
+
+    verdict: str
+    format_ok: bool
+    string_correct: bool
+    num_blocks: int
+    finished: bool
+    total_tokens: int
+    sequential_steps: int
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is equivalent to the reference."""
+        return self.verdict == answers.CORRECT
+
+
+def everyones_facts(scored: Sequence[Scored], samples: int) -> list[Facts]:
+    """Facts of all processes' responses, `samples` to each problem, problem-major."""
+    mine = [dataclasses.asdict(s.facts) for s in scored]
+    return [Facts(**found) for found in processes.gather(mine, samples)]
 
 
 class Scorer:
@@ -126,7 +171,11 @@ def sample_and_score(
 ) -> tuple[list[Scored], dict[str, float]]:
     """Samples responses and verifies each as soon as it is complete.
 
-    Arguments are those of `Sampler.sample` and `answers.check`.
+    Arguments are those of `Sampler.sample` and `answers.check`, but for:
+
+    Args:
+      problems: this process's share of all (`processes.share`).
+      first: number of the first response to all of them.
 
     Returns:
       The responses, problem-major, and what took how long; `perf/verify_sec` is what
@@ -134,9 +183,15 @@ def sample_and_score(
     """
     began = time.perf_counter()
     prompts = [problem.prompt for problem in problems]
+    numbers = processes.numbers(len(problems))[:, None] * samples + np.arange(samples)
     with Scorer(problems, samples, tokenizer, timeout_sec=timeout_sec) as scorer:
         sampler.sample(
-            params, prompts, samples, key, first=first, on_finished=scorer.add
+            params,
+            prompts,
+            samples,
+            key,
+            ids=first + numbers.ravel(),
+            on_finished=scorer.add,
         )
         scored = scorer.results()
     took, stats = time.perf_counter() - began, sampler.stats
@@ -148,18 +203,18 @@ def sample_and_score(
     }
 
 
-def describe(scored: Sequence[Scored]) -> dict[str, float]:
+def describe(facts: Sequence[Facts]) -> dict[str, float]:
     """Means over responses, as `rollout/…` metrics."""
     mean = lambda values: float(np.mean([float(v) for v in values]))
-    total = mean(s.total_tokens for s in scored)
-    steps = mean(s.trajectory.sequential_steps for s in scored)
+    total = mean(f.total_tokens for f in facts)
+    steps = mean(f.sequential_steps for f in facts)
     return {
-        "rollout/accuracy": mean(s.correct for s in scored),
-        "rollout/undecided": mean(s.verdict == answers.UNDECIDED for s in scored),
-        "rollout/parallel_ratio": mean(s.trajectory.num_blocks > 0 for s in scored),
-        "rollout/num_blocks": mean(s.trajectory.num_blocks for s in scored),
-        "rollout/format_ok": mean(s.format_ok for s in scored),
-        "rollout/finished": mean(s.trajectory.finished for s in scored),
+        "rollout/accuracy": mean(f.correct for f in facts),
+        "rollout/undecided": mean(f.verdict == answers.UNDECIDED for f in facts),
+        "rollout/parallel_ratio": mean(f.num_blocks > 0 for f in facts),
+        "rollout/num_blocks": mean(f.num_blocks for f in facts),
+        "rollout/format_ok": mean(f.format_ok for f in facts),
+        "rollout/finished": mean(f.finished for f in facts),
         "rollout/total_tokens": total,
         "rollout/sequential_steps": steps,
         "rollout/self_parallelism": total / max(steps, 1e-9),
@@ -175,18 +230,22 @@ def group_advantages(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Rewards and advantages of responses, group-major, both [responses] float32.
 
-    Also returns metrics, with the share of groups whose rewards are all equal.
+    Also returns metrics of all processes' rewards, with the share of groups whose
+    rewards are all equal.
     """
-    values = np.array([s.reward(name) for s in scored], np.float32)
+    mine = np.array([s.reward(name) for s in scored], np.float32)
+    advantages = losses.advantages(
+        mine.reshape(-1, group_size), normalize_std=normalize_std
+    )
+    values = np.array(processes.gather(mine.tolist(), group_size), np.float32)
     groups = values.reshape(-1, group_size)
-    advantages = np.asarray(losses.advantages(groups, normalize_std=normalize_std))
     found = {
         "reward/mean": float(values.mean()),
         "reward/std": float(values.std()),
         "reward/tiered": float(name == "tiered"),
         "rollout/degenerate_groups": float((np.ptp(groups, axis=1) == 0).mean()),
     }
-    return values, advantages.reshape(-1), found
+    return mine, np.asarray(advantages).reshape(-1), found
 
 
 def write_responses(
@@ -194,13 +253,16 @@ def write_responses(
     scored: Sequence[Scored],
     values: Sequence[float] | None = None,
 ) -> None:
-    """Writes responses as JSON lines, tags visible; replaces the file as a whole."""
+    """Writes responses as JSON lines, tags visible; replaces the file as a whole.
+
+    Of several processes each writes a file of its own: `NAME-00000-of-00002.jsonl`.
+    """
     lines = []
     for i, s in enumerate(scored):
         record = s.record()
         if values is not None:
             record["reward"] = round(float(values[i]), 6)
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    path = pathlib.Path(path)
+    path = processes.own_path(pathlib.Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics.replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))

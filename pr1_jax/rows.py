@@ -1,4 +1,9 @@
-"""What the host knows of one call of the sampler: the queue, the rows, the records."""
+"""What the host knows of one call of the sampler: the queue, the rows, the records.
+
+Rows are split over shards of the devices. A shard's rows, and the prompts that they
+read, are numbered from 0; `Shards` has them all, one shard after the other, as the
+arrays on the devices do.
+"""
 
 import dataclasses
 from collections import deque
@@ -14,7 +19,10 @@ _FIELDS = [f.name for f in dataclasses.fields(decode.Emission)]
 
 
 class Admission(NamedTuple):
-    """Rows that start, [B] each, and the prompts to prefill for them, W of them."""
+    """Rows that start, [B] each, and the prompts to prefill for them, W of them.
+
+    Of several shards, one after the other.
+    """
 
     new: np.ndarray  # bool
     seats: np.ndarray  # int32
@@ -25,17 +33,26 @@ class Admission(NamedTuple):
     places: np.ndarray  # [W] int32; the number of places = unused
 
 
+class Queue:
+    """Responses that wait, prompt-major, and those that are done."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], samples: int):
+        self.prompts = [np.asarray(p, np.int32) for p in prompts]
+        self.samples = samples
+        self.waiting = deque(range(len(prompts) * samples))
+        self.results: list[Trajectory | None] = [None] * len(self.waiting)
+
+
 class Rows:
     """Which response each row decodes, which prompt it reads, what it has written.
 
-    Responses wait in a queue, prompt-major. A prompt has a place while rows respond
-    to it, and a seat for each of them.
+    Of one shard. A prompt has a place while rows respond to it, and a seat for each of
+    them.
     """
 
     def __init__(
         self,
-        prompts: Sequence[Sequence[int]],
-        samples: int,
+        queue: Queue,
         settings: decode.Settings,
         vocab: decode.Vocab,
         *,
@@ -43,10 +60,7 @@ class Rows:
         places: int,
         seats: int,
     ):
-        self.prompts = [np.asarray(p, np.int32) for p in prompts]
-        self.samples, self.settings, self.vocab = samples, settings, vocab
-        self.waiting = deque(range(len(prompts) * samples))
-        self.results: list[Trajectory | None] = [None] * len(self.waiting)
+        self.queue, self.settings, self.vocab = queue, settings, vocab
         self.places, self.seats = places, seats
         self.placed = np.full(places, -1)  # the prompt in each place
         # By row.
@@ -75,27 +89,25 @@ class Rows:
         used = self.count[self.occupied].max(initial=0) + self.settings.num_paths
         return min(int(used), self.settings.max_response_tokens)
 
-    def admit(self, num_prompts: int, prompt_tokens: int) -> Admission | None:
+    def admit(self, num_prompts: int, prompt_tokens: int, most: int) -> Admission:
         """Starts waiting responses in idle rows, as far as rows and places go.
 
         Args:
           num_prompts: prompts to prefill, at most. prompt_tokens: their padded length.
-
-        Returns:
-          None where nothing can start.
+          most: responses to start, at most.
         """
-        B = len(self.occupied)
+        B, queue = len(self.occupied), self.queue
         new = np.zeros(B, bool)
         lengths, last_tokens = np.ones((2, B), np.int32)
         padded = np.zeros((num_prompts, prompt_tokens), np.int32)
         prompt_lengths = np.ones(num_prompts, np.int32)
         places = np.full(num_prompts, self.places, np.int32)
         fresh = 0
-        for row in np.flatnonzero(~self.occupied):
-            if not self.waiting:
+        for row in np.flatnonzero(~self.occupied)[:most]:
+            if not queue.waiting:
                 break
-            prompt = self.waiting[0] // self.samples
-            tokens = self.prompts[prompt]
+            prompt = queue.waiting[0] // queue.samples
+            tokens = queue.prompts[prompt]
             seat = self._free_seat(row, prompt)
             if seat is None:
                 place = self._free_place(row)
@@ -108,12 +120,10 @@ class Rows:
                 seat = place * self.seats
             new[row], self.seat[row] = True, seat
             lengths[row], last_tokens[row] = len(tokens), tokens[-1]
-            self.response[row] = self.waiting.popleft()
+            self.response[row] = queue.waiting.popleft()
             self.occupied[row] = self.live[row, 0] = True
             self.phase[row] = decode.MAIN
             self.count[row] = self.steps[row] = 0
-        if not new.any():
-            return None
         return Admission(
             new, self.seat, lengths, last_tokens, padded, prompt_lengths, places
         )
@@ -207,7 +217,7 @@ class Rows:
         rows = np.flatnonzero(self.occupied & (self.phase == decode.DONE))
         for row in rows:
             self.occupied[row] = False
-            self.results[self.response[row]] = self._trajectory(row)
+            self.queue.results[self.response[row]] = self._trajectory(row)
         return self.response[rows].tolist()
 
     def _trajectory(self, row: int) -> Trajectory:
@@ -215,7 +225,7 @@ class Rows:
         record = {name: values[row, :n] for name, values in self.fields.items()}
         eos = self.vocab.special_ids[decode.EOS]
         finished = bool(n) and record["token"][-1] == eos and record["path"][-1] == 0
-        prompt = self.prompts[self.response[row] // self.samples]
+        prompt = self.queue.prompts[self.response[row] // self.queue.samples]
         # Canonical order: a block's tokens stand where its first one does, path by path.
         index = np.arange(n)
         block, path = record["block"], record["path"]
@@ -239,3 +249,77 @@ class Rows:
             finished=bool(finished),
             sequential_steps=int(self.steps[row]),
         )
+
+
+class Shards:
+    """The rows of all shards."""
+
+    def __init__(self, count: int, queue: Queue, *args, **kwargs):
+        """Arguments are those of `Rows`."""
+        self.queue = queue
+        self.shards = [Rows(queue, *args, **kwargs) for _ in range(count)]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a shard."""
+        return len(self.shards[0].occupied)
+
+    @property
+    def num_idle(self) -> int:
+        """Rows without a response."""
+        return sum(shard.num_idle for shard in self.shards)
+
+    @property
+    def most_occupied(self) -> int:
+        """Rows with a response in the shard that has the most of them."""
+        return self.rows - min(shard.num_idle for shard in self.shards)
+
+    @property
+    def num_slots_needed(self) -> int:
+        """Slots without which some row cannot take its next step."""
+        return max(shard.num_slots_needed for shard in self.shards)
+
+    @property
+    def num_lanes_needed(self) -> int:
+        """Live lanes of the shard that has the most of them."""
+        return max(int(shard.live.sum()) for shard in self.shards)
+
+    @property
+    def is_inside_block(self) -> bool:
+        """Whether some row is inside a block."""
+        return any(shard.live[:, 1:].any() for shard in self.shards)
+
+    @property
+    def response(self) -> np.ndarray:
+        """Which response each row decodes."""
+        return np.concatenate([shard.response for shard in self.shards])
+
+    def admit(self, num_prompts: int, prompt_tokens: int) -> Admission:
+        """`Rows.admit` of every shard; where few wait, each gets as many groups."""
+        parts = []
+        for i, shard in enumerate(self.shards):
+            groups = -(-len(self.queue.waiting) // shard.seats)
+            most = -(-groups // (len(self.shards) - i)) * shard.seats
+            parts.append(shard.admit(num_prompts, prompt_tokens, most))
+        return Admission(*map(np.concatenate, zip(*parts)))
+
+    def take(self, size: int) -> tuple[np.ndarray, ...]:
+        """`Rows.take` of every shard."""
+        parts = [shard.take(size) for shard in self.shards]
+        return tuple(map(np.concatenate, zip(*parts)))
+
+    def record(
+        self, phase: np.ndarray, live: np.ndarray, log: decode.Emission, taken: int
+    ) -> int:
+        """Notes what a chunk did; returns the row-steps that wrote something."""
+        useful = 0
+        for i, shard in enumerate(self.shards):
+            mine = slice(i * self.rows, (i + 1) * self.rows)
+            shard.phase, shard.live = phase[mine], live[mine]
+            part = {n: getattr(log, n)[:, mine] for n in _FIELDS}
+            useful += shard.record(decode.Emission(**part), taken)
+        return useful
+
+    def collect(self) -> list[int]:
+        """Turns finished rows into trajectories and frees them; their numbers."""
+        return [index for shard in self.shards for index in shard.collect()]

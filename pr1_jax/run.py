@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import rich.console
 from absl import logging
 
-from pr1_jax import checkpoint, curves, metrics, progress, train_state
+from pr1_jax import checkpoint, curves, metrics, processes, progress, train_state
 from pr1_jax.experiment import Experiment
 
 TRAINING = ("sft", "rl")  # the stages that change parameters
@@ -138,7 +138,7 @@ class Run:
         """The policy at the start of the stage, kept on disk for the KL term."""
         path = self.workdir / "checkpoints_reference"
         with ocp.StandardCheckpointer() as checkpointer:
-            if not path.exists():
+            if not processes.agree(path.exists()):
                 checkpointer.save(path, params)
                 checkpointer.wait_until_finished()
             return checkpointer.restore(path, self.experiment.abstract_params())

@@ -4,6 +4,10 @@ Decoding runs in jitted chunks of steps (`decode.run_chunk`). Between chunks the
 collects finished rows, refills them with waiting responses, and picks the shapes of
 the next chunk: how many rows, lanes and slots it has. In the causal variant it also
 lays closed blocks out anew. Shapes come from short lists, so few are ever compiled.
+
+On several devices rows are split into shards, over `data` and `fsdp`. Each shard holds
+its rows' prompts and caches, and decodes them by itself; the shards only agree on when
+to stop. What is sampled does not depend on how many there are.
 """
 
 import functools
@@ -16,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pr1_jax import decode, kv_cache, model, sharding
-from pr1_jax.rows import Rows
+from pr1_jax.rows import Admission, Queue, Shards
 from pr1_jax.trajectory import Trajectory
 
 _FEWEST_ROWS, _FEWEST_SLOTS, _FEWEST_PROMPT_TOKENS = 8, 64, 64  # smallest shapes
@@ -42,6 +46,7 @@ class Sampler:
         settings: decode.Settings,
         *,
         rows: int,
+        shards: int = 1,
         group_size: int = 1,
         prompts_per_prefill: int | None = None,
         lane_buckets: Sequence[float] = (1.0, 2.0),
@@ -53,7 +58,9 @@ class Sampler:
 
         Args:
           config: the model; None where `decode_fn` needs no cache.
-          rows: responses decoded at the same time.
+          rows: responses decoded at the same time, by all shards together; rounded up
+            to a multiple of them.
+          shards: parts that this process's devices split rows into.
           group_size: rows that can share one copy of their prompt.
           prompts_per_prefill: prompts a prefill takes, at most; default `rows`.
           lane_buckets: compiled sizes of the list of live lanes, in units of `rows`.
@@ -63,12 +70,16 @@ class Sampler:
           decode_fn: stands in for the model (tests).
         """
         self.config, self.vocab, self.settings = config, vocab, settings
+        self.shards = shards
+        refill_rows = max(1, round(refill_share * rows))  # of all shards
+        rows = -(-rows // shards)  # all that follows is of one shard
         self.rows, self.seats = rows, min(group_size, rows)
         groups = -(-rows // self.seats)
         # A group that is not quite done keeps its prompt's place: with fewer places,
         # rows would wait for the longest response of some group.
         self.places = rows if self.seats == 1 else min(rows, 5 * groups // 2 + 2)
-        self.prompts_per_prefill = min(prompts_per_prefill or rows, self.places)
+        per_prefill = -(-(prompts_per_prefill or rows * shards) // shards)
+        self.prompts_per_prefill = min(per_prefill, self.places)
         self.row_sizes = [n for n in (rows // 4, rows // 2) if n >= _FEWEST_ROWS]
         self.row_sizes.append(rows)
         longest = settings.max_response_tokens
@@ -79,13 +90,14 @@ class Sampler:
         self._lane_shares = sorted(s for s in shares if 1 <= s <= settings.num_paths)
         if not settings.max_blocks:
             self._lane_shares = [1.0]
-        self._refill_rows = max(1, round(refill_share * rows))
+        self._refill_rows = refill_rows
         self.run_chunk = functools.partial(
             decode.run_chunk,
             steps=steps_per_chunk,
             decode=decode_fn or kv_cache.model_decode(config, self.seats),
             vocab=vocab,
             settings=settings,
+            axes=sharding.RULES["batch"] if shards > 1 else (),
         )
         self._made: _Programs | None = None
         self.stats: dict[str, float] = {}
@@ -97,15 +109,39 @@ class Sampler:
         return self._made.convert(params)
 
     def empty(self, slots: int, prompt_tokens: int) -> decode.State:
-        """A state of idle rows."""
+        """A state of idle rows, of all shards."""
+        rows, places = self.rows * self.shards, self.places * self.shards
         cache = prompts = None
         if self.config is not None:
-            cache = kv_cache.empty(self.config, self.rows, slots)
+            cache = kv_cache.empty(self.config, rows, slots)
             prompts = decode.Prompts(
-                np.zeros(self.places, np.int32),
-                kv_cache.empty(self.config, self.places, prompt_tokens),
+                np.zeros(places, np.int32),
+                kv_cache.empty(self.config, places, prompt_tokens),
             )
-        return decode.init_state(self.settings, self.rows, slots, cache, prompts)
+        return decode.init_state(self.settings, rows, slots, cache, prompts)
+
+    def lower(
+        self, abstract_params, *, slots: int, prompt_tokens: int, num_lanes: int
+    ) -> dict[str, jax.stages.Lowered]:
+        """The prefill and a chunk of decoding, for the devices of these parameters.
+
+        Args:
+          abstract_params: tree of jax.ShapeDtypeStruct with shardings on one mesh.
+          slots: of a response's cache. num_lanes: of one shard.
+        """
+        made = _Programs(self, jax.tree.leaves(abstract_params)[0].sharding)
+        params = made.abstract_params(abstract_params)
+        state = jax.eval_shape(lambda: made.init(slots, prompt_tokens))
+        state = made.place(state)
+        wide = self.shards * self.prompts_per_prefill
+        admission = (
+            np.zeros((wide, prompt_tokens), np.int32),
+            *np.zeros((2, wide), np.int32),
+        )
+        return {
+            "prefill": made.prefill.lower(params, state.prompts, *admission),
+            "decode": made.chunk(num_lanes).lower(params, state, np.int32(0)),
+        }
 
     def _lane_sizes(self, rows: int) -> list[int]:
         shares = self._lane_shares
@@ -113,10 +149,10 @@ class Sampler:
             shares = shares[-1:]
         return sorted({round(share * rows) for share in shares})
 
-    def _start(self, params, state: decode.State, key, admission, ids):
+    def _start(self, params, state: decode.State, key, admission: Admission, ids):
         """Prefills the prompts of an admission and starts its rows."""
         prompts = state.prompts
-        if prompts is not None and (admission.places < len(prompts.length)).any():
+        if prompts is not None and (admission.places < self.places).any():
             prompts = self._made.prefill(
                 params,
                 prompts,
@@ -141,13 +177,13 @@ class Sampler:
         params = self._prepare(params)
         for rows in self.row_sizes:
             state = self._made.init(self.slot_sizes[0], self._prompt_size)
-            host = self._rows([[0]], 1)
+            host = self._host([[0]], 1)
             for size in reversed(self.row_sizes):
                 if rows < size < self.rows:
                     self._made.take(
                         self._made.take(state, *host.take(size)), *host.take(rows)
                     )
-                    host = self._rows([[0]], 1)
+                    host = self._host([[0]], 1)
             if rows == self.rows:
                 admission = host.admit(self.prompts_per_prefill, self._prompt_size)
                 start = admission._replace(new=np.zeros_like(admission.new))
@@ -158,7 +194,7 @@ class Sampler:
             for num_lanes in self._lane_sizes(rows):
                 state, _, _ = self._made.chunk(num_lanes)(params, state, np.int32(0))
             if self.settings.variant == "causal" and self.settings.max_blocks:
-                state = self._lay_out(params, state, host, [])
+                state = self._lay_out(params, state, host, [[]] * self.shards)
             jax.block_until_ready(state)
 
     def sample(
@@ -168,7 +204,7 @@ class Sampler:
         samples: int,
         key: jax.Array,
         *,
-        first: int = 0,
+        ids: Sequence[int] | None = None,
         on_finished: Callable[[int, Trajectory], None] | None = None,
     ) -> list[Trajectory]:
         """Decodes `samples` responses to every prompt.
@@ -178,9 +214,9 @@ class Sampler:
 
         Args:
           prompts: token ids, each 1 to `max_prompt_tokens` long.
-          key: PRNG key; response i (prompt-major) draws from `fold_in(key, first + i)`,
+          key: PRNG key; response i (prompt-major) draws from `fold_in(key, ids[i])`,
             so what is sampled does not depend on how rows are batched.
-          first: number of the first response, where these are a part of more.
+          ids: the responses' numbers, where these are a part of more; default 0, 1, ….
           on_finished: called with i and response i as soon as it is complete.
 
         Returns:
@@ -197,21 +233,24 @@ class Sampler:
                     f"rollout.max_prompt_tokens={limit}"
                 )
         began = time.perf_counter()
+        if ids is None:
+            ids = np.arange(len(prompts) * samples)
+        ids = np.asarray(ids, np.int32)
         longest = max((len(prompt) for prompt in prompts), default=1)
         self._prompt_size = max(self._prompt_size, _fit(self.prompt_sizes, longest))
         params = self._prepare(params)
         state = self._made.init(self.slot_sizes[0], self._prompt_size)
-        host = self._rows(prompts, samples)
+        host = self._host(prompts, samples)
+        waiting, results = host.queue.waiting, host.queue.results
         prefill_sec = 0.0
         steps = row_steps = useful = 0
-        while host.waiting or host.occupied.any():
+        while waiting or host.most_occupied:
             prefill_began = time.perf_counter()
-            while host.waiting and host.num_idle >= self._enough_idle(host):
+            while waiting and host.num_idle >= self._enough_idle(host):
                 admission = host.admit(self.prompts_per_prefill, self._prompt_size)
-                if admission is None:
+                if not admission.new.any():
                     break
-                ids = host.response + first
-                state = self._start(params, state, key, admission, ids)
+                state = self._start(params, state, key, admission, ids[host.response])
             jax.block_until_ready(state.prompts)
             prefill_sec += time.perf_counter() - prefill_began
 
@@ -222,14 +261,14 @@ class Sampler:
                 params, state, np.int32(stop)
             )
             # Copies: views would be of buffers that the next call takes over.
-            host.phase, host.live = np.array(state.phase), np.array(state.live)
+            phase, live = np.array(state.phase), np.array(state.live)
             taken = int(taken)
-            useful += host.record(jax.device_get(log), taken)
+            useful += host.record(phase, live, jax.device_get(log), taken)
             steps += taken
-            row_steps += taken * len(host.occupied)
+            row_steps += taken * len(phase)
             for index in host.collect():
                 if on_finished is not None:
-                    on_finished(index, host.results[index])
+                    on_finished(index, results[index])
             state = self._close_blocks(params, state, host)
         self.stats = {
             "prefill_sec": prefill_sec,
@@ -237,12 +276,12 @@ class Sampler:
             "decode_steps": steps,
             "useful_row_steps": useful / max(row_steps, 1),
         }
-        return host.results
+        return results
 
-    def _rows(self, prompts: Sequence[Sequence[int]], samples: int) -> Rows:
-        return Rows(
-            prompts,
-            samples,
+    def _host(self, prompts: Sequence[Sequence[int]], samples: int) -> Shards:
+        return Shards(
+            self.shards,
+            Queue(prompts, samples),
             self.settings,
             self.vocab,
             rows=self.rows,
@@ -250,99 +289,179 @@ class Sampler:
             seats=self.seats,
         )
 
-    def _enough_idle(self, host: Rows) -> int:
+    def _enough_idle(self, host: Shards) -> int:
         """Idle rows at which decoding stops: to refill them, or to go on with fewer."""
-        if host.waiting:
-            return min(self._refill_rows, len(host.waiting))
-        rows = len(host.occupied)
-        return rows - max((n for n in self.row_sizes if n < rows), default=0)
+        if host.queue.waiting:
+            return min(self._refill_rows, len(host.queue.waiting))
+        fewer = max((n for n in self.row_sizes if n < host.rows), default=0)
+        return (host.rows - fewer) * self.shards
 
-    def _fit(self, host: Rows, state: decode.State) -> decode.State:
+    def _fit(self, host: Shards, state: decode.State) -> decode.State:
         """The state with as few rows, and as many slots, as are needed."""
-        rows = len(host.occupied)
-        if not host.waiting:
-            size = _fit(self.row_sizes, rows - host.num_idle)
-            if size < rows:
+        if not host.queue.waiting:
+            size = _fit(self.row_sizes, host.most_occupied)
+            if size < host.rows:
                 state = self._made.take(state, *host.take(size))
         slots = _fit(self.slot_sizes, host.num_slots_needed)
         if slots > state.slot_path.shape[1]:
             state = self._made.grow(state, slots)
         return state
 
-    def _pick_lanes(self, host: Rows) -> int:
-        """The fewest compiled lanes that can feed all live ones."""
-        sizes = self._lane_sizes(len(host.occupied))
-        rows = len(host.occupied)
-        inside = host.live[:, 1:].any()  # as many lanes as rows are for main streams
-        needed = int(host.live.sum())
-        return next(n for n in sizes if n >= needed and not (inside and n == rows))
+    def _pick_lanes(self, host: Shards) -> int:
+        """The fewest compiled lanes of a shard that can feed all live ones."""
+        needed, inside = host.num_lanes_needed, host.is_inside_block
+        fits = lambda n: n >= needed and not (inside and n == host.rows)
+        return next(n for n in self._lane_sizes(host.rows) if fits(n))
 
-    def _close_blocks(self, params, state: decode.State, host: Rows) -> decode.State:
+    def _close_blocks(self, params, state: decode.State, host: Shards) -> decode.State:
         """Causal variant: lays out the blocks that wait to be joined."""
-        while (rows := np.flatnonzero(host.phase == decode.JOIN)).size:
-            rows = rows[:_REJOIN_ROWS]
+        while True:
+            rows = [
+                np.flatnonzero(shard.phase == decode.JOIN)[:_REJOIN_ROWS]
+                for shard in host.shards
+            ]
+            if not any(map(len, rows)):
+                return state
             state = self._lay_out(params, state, host, rows)
-            host.close_block(rows)
-        return state
+            for shard, some in zip(host.shards, rows):
+                shard.close_block(some)
 
-    def _lay_out(self, params, state: decode.State, host: Rows, rows: Sequence[int]):
-        """Recomputes the open blocks of up to `_REJOIN_ROWS` rows."""
-        blocks = [host.open_block(row) for row in rows]
-        T = _fit(self.slot_sizes, max(map(len, blocks), default=1))
-        tokens = np.zeros((_REJOIN_ROWS, T), np.int32)
-        first, length = np.zeros((2, _REJOIN_ROWS), np.int32)
-        padded = np.full(_REJOIN_ROWS, len(host.occupied), np.int32)
-        for i, (row, inside) in enumerate(zip(rows, blocks)):
-            tokens[i, : len(inside)] = host.fields["token"][row, inside]
-            first[i], length[i], padded[i] = inside.min(), len(inside), row
+    def _lay_out(self, params, state, host: Shards, rows: Sequence[Sequence[int]]):
+        """Recomputes the open blocks of up to `_REJOIN_ROWS` rows of each shard."""
+        blocks = []  # place among the arguments, row, shard, its path tokens
+        for number, (shard, some) in enumerate(zip(host.shards, rows)):
+            for i, row in enumerate(some):
+                place = number * _REJOIN_ROWS + i
+                blocks.append((place, row, shard, shard.open_block(row)))
+        wide = self.shards * _REJOIN_ROWS
+        T = _fit(self.slot_sizes, max((len(block[-1]) for block in blocks), default=1))
+        tokens = np.zeros((wide, T), np.int32)
+        first, length = np.zeros((2, wide), np.int32)
+        padded = np.full(wide, host.rows, np.int32)
+        for place, row, shard, inside in blocks:
+            tokens[place, : len(inside)] = shard.fields["token"][row, inside]
+            padded[place] = row
+            first[place], length[place] = inside.min(), len(inside)
         return self._made.rejoin(params, state, padded, tokens, first, length)
 
 
 class _Programs:
-    """The jitted pieces of a sampler, on the mesh of its parameters.
+    """The jitted pieces of a sampler, on this process's part of the parameters' mesh.
 
     Where states live is said once for all pieces, since a piece is compiled anew for
-    inputs that lie elsewhere: keys and values split over `tensor` by head, if they
-    can be, the rest whole everywhere.
+    inputs that lie elsewhere: rows split into shards; keys and values also over
+    `tensor` by head, if they can be.
     """
 
     def __init__(self, sampler: Sampler, params_sharding: jax.sharding.Sharding):
         config, vocab, seats = sampler.config, sampler.vocab, sampler.seats
+        self._config, self._run_chunk = config, sampler.run_chunk
+        self._mesh = self._places = self._whole = self._weights = None
         state = jax.eval_shape(lambda: sampler.empty(1, 1))
-        places = whole = None
+        self._is_split = False
         if isinstance(params_sharding, NamedSharding):
-            mesh = params_sharding.mesh
-            whole = sharding.replicated(mesh)
-            heads = whole
-            if config is not None and config.num_kv_heads % mesh.shape["tensor"] == 0:
-                heads = NamedSharding(mesh, PartitionSpec(None, "tensor"))
-            places = jax.tree.map(lambda x: heads if x.ndim == 4 else whole, state)
-        prompts, bare = places, places
-        if places is not None:
-            prompts, bare = places.prompts, without_slots(places)
-        jit = functools.partial(jax.jit, out_shardings=places)
-        self.init = jit(sampler.empty, static_argnums=(0, 1))
+            whole_mesh = params_sharding.mesh
+            self._mesh = mesh = sharding.local_mesh(whole_mesh)
+            self._whole = sharding.replicated(mesh)
+            self._is_split = sharding.batch_shards(mesh) > 1
+            rows = sharding.batch_sharding(mesh)
+            heads = rows
+            if config is not None:
+                if config.num_kv_heads % mesh.shape["tensor"] == 0:
+                    heads = NamedSharding(mesh, PartitionSpec(*rows.spec, "tensor"))
+                self._weights = sharding.param_shardings(
+                    kv_cache.decoding_config(config),
+                    whole_mesh,
+                    sharding.SAMPLING_RULES,
+                )
+            self._places = jax.tree.map(lambda x: heads if x.ndim == 4 else rows, state)
+        shards = sharding.batch_shards(self._mesh) if self._mesh else 1
+        if shards != sampler.shards:
+            raise ValueError(
+                f"shards={sampler.shards}, but the parameters' mesh splits rows "
+                f"into {shards}"
+            )
+        prompts, bare = self._places, self._places
+        if self._places is not None:
+            prompts, bare = self._places.prompts, without_slots(self._places)
+        self.init = jax.jit(
+            sampler.empty, static_argnums=(0, 1), out_shardings=self._places
+        )
         self.admit = jax.jit(_admit, donate_argnums=0, out_shardings=bare)
-        self.grow = jit(kv_cache.grow, static_argnums=1)
-        self.take = jit(kv_cache.take)
+        self.grow = jax.jit(kv_cache.grow, static_argnums=1, out_shardings=self._places)
+        self.take = jax.jit(
+            self._by_shard(kv_cache.take, 0), out_shardings=self._places
+        )
         rejoin = functools.partial(kv_cache.rejoin, config, vocab, seats)
-        self.rejoin = jit(rejoin, donate_argnums=1)
-        self.convert = lambda params: params
+        self.rejoin = jax.jit(
+            self._by_shard(rejoin), donate_argnums=1, out_shardings=self._places
+        )
         if config is not None:
             prefill = functools.partial(kv_cache.prefill, config)
-            self.prefill = jax.jit(prefill, donate_argnums=1, out_shardings=prompts)
+            self.prefill = jax.jit(
+                self._by_shard(prefill), donate_argnums=1, out_shardings=prompts
+            )
             convert = functools.partial(kv_cache.decoding_params, config)
-            self.convert = jax.jit(convert)
-        self._run_chunk, self._places, self._whole = sampler.run_chunk, places, whole
+            self._convert = jax.jit(convert, out_shardings=self._weights)
         self._chunks: dict[int, Callable[..., Any]] = {}
 
+    def convert(self, params) -> Any:
+        """`kv_cache.decoding_params`, on this process's devices."""
+        if self._config is None:
+            return params
+        params = self._convert(params)
+        return params if self._mesh is None else sharding.localize(params, self._mesh)
+
+    def abstract_params(self, params) -> Any:
+        """What `convert` gives, as jax.ShapeDtypeStruct."""
+        convert = functools.partial(kv_cache.decoding_params, self._config)
+        struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        return jax.tree.map(struct, jax.eval_shape(convert, params), self._weights)
+
+    def place(self, state) -> Any:
+        """An abstract state with its shardings."""
+        struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        return jax.tree.map(struct, state, self._places)
+
+    def _by_shard(self, function, whole: int = 1, out=None):
+        """A function that every shard runs on its part of the arguments.
+
+        Args:
+          whole: so many arguments, the first ones, are whole in every shard.
+          out: PartitionSpec of the outputs; default: split as the rest.
+        """
+        if not self._is_split:
+            return function
+        axes = sharding.RULES["batch"]
+        split = PartitionSpec(axes)
+
+        def run(*args):
+            specs = [PartitionSpec()] * whole + [split] * (len(args) - whole)
+            return jax.shard_map(
+                function,
+                mesh=self._mesh,
+                in_specs=tuple(specs),
+                out_specs=split if out is None else out,
+                axis_names=set(axes),
+                check_vma=False,
+            )(*args)
+
+        return run
+
     def chunk(self, num_lanes: int) -> Callable[..., Any]:
-        """`decode.run_chunk` for so many lanes."""
+        """`decode.run_chunk` for so many lanes of each shard."""
         if num_lanes not in self._chunks:
+            run = functools.partial(self._run_chunk, num_lanes=num_lanes)
+            # The number of idle rows to stop at is whole.
+            chunk = lambda stop, params, state: run(params, state, stop)
+            rows = sharding.RULES["batch"]
+            out = PartitionSpec(rows), PartitionSpec(None, rows), PartitionSpec()
+            chunk = self._by_shard(chunk, 2, out)
+            log = None if self._mesh is None else sharding.batch_sharding(self._mesh, 1)
             self._chunks[num_lanes] = jax.jit(
-                functools.partial(self._run_chunk, num_lanes=num_lanes),
+                lambda params, state, stop: chunk(stop, params, state),
                 donate_argnums=1,
-                out_shardings=(self._places, self._whole, self._whole),
+                out_shardings=(self._places, log, self._whole),
             )
         return self._chunks[num_lanes]
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import data, metrics, rollout
+from pr1_jax import data, metrics, processes, rollout
 from pr1_jax.experiment import Experiment
 
 
@@ -58,23 +58,24 @@ def sample(
         scored, _ = rollout.sample_and_score(
             sampler,
             params,
-            asked,
+            processes.share(asked),
             samples,
             experiment.key(purpose),
             experiment.tokenizer,
             timeout_sec=experiment.config.reward.timeout_sec,
             first=start * samples,
         )
-        seconds = (time.perf_counter() - began) / len(scored)
+        mine = [s.record() | {"string_correct": s.string_correct} for s in scored]
+        found = processes.gather(mine, samples)
+        seconds = (time.perf_counter() - began) / len(found)
         new = [
             {
                 "problem": start + i // samples,
                 "sample": i % samples,
-                **s.record(),
-                "string_correct": s.string_correct,
+                **record,
                 "seconds": seconds,
             }
-            for i, s in enumerate(scored)
+            for i, record in enumerate(found)
         ]
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,39 +32,45 @@ def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
         max_response_tokens=c.rollout.max_response_tokens,
-        batch_size=c.sft.batch_size,
+        batch_size=c.sft.batch_size // jax.process_count(),
         seed=c.data.seed,
         shuffle=not c.data.sft.startswith("embedded:"),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 
 def make_batch(experiment: Experiment, traces: Sequence[Trajectory | None]) -> Batch:
-    """Packs traces, with leading axes [micro-batches, B]."""
+    """Packs this process's traces, with leading axes [micro-batches, B]."""
     length, variant = experiment.settings.max_tokens, experiment.config.variant
     batch = pack(traces, length, variant=variant, train_on_forced=True)
-    size = experiment.config.sft.micro_batch_size
+    size = experiment.config.sft.micro_batch_size // jax.process_count()
     batch = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
-    return jax.device_put(batch, sharding.batch_sharding(experiment.mesh, axis=1))
+    return sharding.put_batch(batch, experiment.mesh)
+
+
+def lower_update(experiment: Experiment) -> jax.stages.Lowered:
+    """One update, for the experiment's mesh."""
+    c = experiment.config.sft
+    optimizer, _ = experiment.optimizer("sft")
+    update = functools.partial(
+        train_state.sft_update,
+        config=experiment.model,
+        optimizer=optimizer,
+        policy=experiment.policy(sampling=False),
+    )
+    batch = experiment.abstract_batch(c.batch_size, c.micro_batch_size)
+    return experiment.lower_update(update, optimizer, batch)
 
 
 def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     """Trains on traces from where `run` stands to the end of the stage."""
     c = experiment.config
     optimizer, learning_rate = experiment.optimizer("sft")
+    processes = jax.process_count()
     stream = open_stream(experiment)
     state, start = run.begin(stage, optimizer, stream)
-    update = jax.jit(
-        functools.partial(
-            train_state.sft_update,
-            config=experiment.model,
-            optimizer=optimizer,
-            policy=experiment.policy(sampling=False),
-        ),
-        out_shardings=(train_state.shardings_of(state), None),
-        donate_argnums=0,
-    )
-    nothing = make_batch(experiment, [None] * c.sft.batch_size)
-    update = update.lower(state, nothing).compile()
+    update = lower_update(experiment).compile()
     with run.display("sft", c.sft.steps) as progress:
         for step in range(start + 1, c.sft.steps + 1):
             began = time.perf_counter()
@@ -73,7 +79,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             state, metrics = update(state, make_batch(experiment, traces))
             metrics = {name: float(x) for name, x in metrics.items()}
             seconds = time.perf_counter() - began
-            tokens = sum(len(t.tokens) for t in traces)
+            tokens = sum(len(t.tokens) for t in traces) * processes  # about
             run.log(
                 "sft",
                 step,

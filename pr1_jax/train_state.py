@@ -69,6 +69,7 @@ class PolicySettings:
     top_p: float = 1.0
     logits_chunk: int = 0  # positions; 0 = all
     query_chunk: int = 512
+    attention: str = "auto"  # of `attention.IMPLEMENTATIONS`
     lengths: tuple[int, ...] = ()  # a micro-batch is cut to the shortest that holds it
 
 
@@ -160,9 +161,14 @@ def policy_logps(
     """
 
     def attend(q, k, v, cache):
-        chunk = policy.query_chunk
         out = attention.label_attention(
-            q, k, v, batch.block, batch.path, query_chunk=chunk
+            q,
+            k,
+            v,
+            batch.block,
+            batch.path,
+            query_chunk=policy.query_chunk,
+            implementation=policy.attention,
         )
         return out, cache
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pr1_jax import attention, layout, sharding, tags
+from pr1_jax import attention, layout, model, sharding, tags, train_state
+from pr1_jax.trajectory import Batch
 
 TAG_IDS = {tag: 10 + i for i, tag in enumerate(tags.TAGS)}
 END = "</Parallel> \\n <Summary> </Summary>"
@@ -103,3 +104,38 @@ def test_a_sharded_batch_gives_the_same():
     assert len(got.sharding.device_set) == 8
     assert not got.sharding.is_fully_replicated
     np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def uses_kernel(implementation):
+    attend = functools.partial(attention.label_attention, implementation=implementation)
+    inputs = random_inputs(4, 2)[:3]
+    return "pallas_call" in str(jax.make_jaxpr(attend)(*inputs, *stacked(labels())))
+
+
+@pytest.mark.parametrize("backend", ["tpu", "cpu", "gpu"])
+def test_the_kernel_is_taken_on_tpu_or_when_asked_for(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert uses_kernel("auto") == (backend == "tpu")
+    assert uses_kernel("pallas") and not uses_kernel("xla")
+
+
+def test_the_update_takes_what_its_policy_says():
+    sizes = ("vocab_size", "width", "head_dim", "mlp_width", "num_heads")
+    config = model.ModelConfig(**dict.fromkeys(sizes, 8), num_layers=1, num_kv_heads=2)
+    ints = np.zeros((2, T), np.int32)
+    fields = ("tokens", "positions", "block", "path", "bans", "loss_mask", "old_logps")
+    batch = Batch(**dict.fromkeys(fields, ints), advantages=np.zeros(2))
+    init = lambda: model.unbox(model.init_params(config, jax.random.key(0)))
+    params = jax.eval_shape(init)
+    for implementation in ("pallas", "xla"):
+        policy = train_state.PolicySettings((0,), attention=implementation)
+        logps = functools.partial(
+            train_state.policy_logps, config, batch=batch, policy=policy
+        )
+        jaxpr = str(jax.make_jaxpr(logps)(params))
+        assert ("pallas_call" in jaxpr) == (implementation == "pallas")
+
+
+def test_an_unknown_implementation_is_named():
+    with pytest.raises(ValueError, match="implementation='cudnn' is not one of"):
+        uses_kernel("cudnn")

@@ -15,7 +15,6 @@ from pr1_jax import (
     experiment,
     metrics,
     samples,
-    sharding,
 )
 
 SAMPLES, PROBLEMS, ROWS = 2, 10, 4
@@ -33,10 +32,7 @@ def made():
     config.eval.problems = PROBLEMS
     for name in config.eval.benchmarks:
         config.eval.benchmarks[name].samples = SAMPLES
-    one = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    return dataclasses.replace(
-        experiment.build(config.lock()), mesh=jax.sharding.Mesh(one, sharding.AXES)
-    )
+    return experiment.build(config.lock(), devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """Traces from a teacher: which attempts are kept, and that SFT reads them."""
 
-import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 
 from configs import coldstart as coldstart_config
-from pr1_jax import answers, coldstart, data, experiment, sharding, sources, tags
+from pr1_jax import answers, coldstart, data, experiment, sources, tags
 from pr1_jax.run import Run
 
 BLOCK = (
@@ -80,10 +78,7 @@ def made():
     config.rollout.max_response_tokens = 60
     config.rollout.update(min_path_tokens=3, max_path_tokens=8)
     config.coldstart.update(problems=12, samples=2, needs_block=False)
-    one = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    return dataclasses.replace(
-        experiment.build(config.lock()), mesh=jax.sharding.Mesh(one, sharding.AXES)
-    )
+    return experiment.build(config.lock(), devices=jax.devices()[:1])
 
 
 def run_stage(made, workdir, monkeypatch):

@@ -5,9 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import grain
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 
@@ -115,21 +113,6 @@ def test_resumed_equals_never_stopped(by_bytes, make, shuffle):
         assert take(resumed, 12 - stop) == expected[stop:]
         assert resumed.get_state() == whole.get_state()
         assert resumed.counts == whole.counts
-
-
-def test_resumes_from_an_orbax_checkpoint(by_bytes, tmp_path):
-    stream = problems(by_bytes)
-    take(stream, 3)
-    with ocp.CheckpointManager(tmp_path, item_names=("data",)) as manager:
-        save = grain.checkpoint.CheckpointSave(stream.iterator)
-        manager.save(3, args=ocp.args.Composite(data=save))
-        manager.wait_until_finished()
-        expected = take(stream, 4)
-        resumed = problems(by_bytes)
-        restore = grain.checkpoint.CheckpointRestore(resumed.iterator)
-        manager.restore(3, args=ocp.args.Composite(data=restore))
-    assert take(resumed, 4) == expected
-    assert resumed.counts == stream.counts
 
 
 @pytest.mark.parametrize("make", [problems, traces])

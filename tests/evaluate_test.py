@@ -75,6 +75,10 @@ def test_interval_holds_the_mean_and_repeats_itself():
     assert evaluate.interval([0.75]) == (0.75, 0.75)
 
 
+def facts(responses, samples):
+    return [s.facts for s in scored(responses, samples)]
+
+
 def test_summarize_by_hand():
     responses = (
         f"{BLOCK}\nFinal Answer: 7",  # problem 1: right, with a block
@@ -84,7 +88,7 @@ def test_summarize_by_hand():
         "\nFinal Answer: 9",  # problem 3: right once
         f"{BLOCK}{BLOCK}\nFinal Answer: 8",
     )
-    found = evaluate.summarize(scored(responses, samples=2), samples=2)
+    found = evaluate.summarize(facts(responses, samples=2), samples=2)
     assert found["eval/accuracy"] == pytest.approx(3 / 6)
     assert found["eval/pass_at_k"] == pytest.approx(2 / 3)
     assert found["eval/parallel_ratio"] == pytest.approx(2 / 6)
@@ -102,5 +106,5 @@ def test_summarize_by_hand():
 
 def test_one_sample_a_problem_makes_pass_at_k_the_accuracy():
     responses = ("\nFinal Answer: 7", "\nFinal Answer: 7", "\nFinal Answer: 9")
-    found = evaluate.summarize(scored(responses, samples=1), samples=1)
+    found = evaluate.summarize(facts(responses, samples=1), samples=1)
     assert found["eval/pass_at_k"] == found["eval/accuracy"] == pytest.approx(2 / 3)

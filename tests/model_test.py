@@ -136,7 +136,8 @@ def test_scanned_layers_equal_unrolled_ones():
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_remat_changes_no_gradient(scan_layers):
+@pytest.mark.parametrize("remat_policy", model.REMAT_POLICIES)
+def test_remat_changes_no_gradient(scan_layers, remat_policy):
     config = dataclasses.replace(QWEN3, scan_layers=scan_layers, num_layers=1)
     params = random_params(config)
 
@@ -149,7 +150,8 @@ def test_remat_changes_no_gradient(scan_layers):
         return jax.grad(loss)(params)
 
     plain = gradient(config, params)
-    remat = gradient(dataclasses.replace(config, remat=True), params)
+    remat = dataclasses.replace(config, remat=True, remat_policy=remat_policy)
+    remat = gradient(remat, params)
     for a, b in zip(jax.tree.leaves(remat), jax.tree.leaves(plain), strict=True):
         assert np.abs(b).max() > 0  # every parameter is used
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -91,9 +91,8 @@ def test_blocks_are_counted_as_recorded_and_faults_as_written():
 
 def test_describe_by_hand():
     cut = dataclasses.replace(made(WRONG)[0], finished=False)
-    found = rollout.describe(
-        scored(trajectories=[*made(BLOCK + RIGHT, BLOCK + BLOCK + RIGHT), cut])
-    )
+    responses = [*made(BLOCK + RIGHT, BLOCK + BLOCK + RIGHT), cut]
+    found = rollout.describe([s.facts for s in scored(trajectories=responses)])
     tokens = [len(TOKENIZER.encode(r)) + 1 for r in (BLOCK, BLOCK * 2, "")]
     tokens = np.mean(tokens) + len(TOKENIZER.encode(RIGHT))
     path = len(TOKENIZER.encode("<Path>left 1+6 no </Path>"))

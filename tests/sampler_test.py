@@ -190,8 +190,7 @@ def test_a_prompt_is_prefilled_once_for_its_group(variant, monkeypatch):
 
     def counting(rows, *args):
         admission = admit(rows, *args)
-        if admission is not None:
-            prefilled.append((admission.places < rows.places).sum())
+        prefilled.append((admission.places < rows.places).sum())
         return admission
 
     monkeypatch.setattr(Rows, "admit", counting)
@@ -270,7 +269,9 @@ def test_responses_are_handed_over_as_they_finish_and_by_their_numbers():
     assert waiting[0] >= 6  # so the first one came while others had not begun
     parts = [
         *sampler.sample(params, prompts[:3], 2, key),
-        *sampler.sample(params, prompts[3:], 2, key, first=6),
+        *sampler.sample(
+            params, prompts[3:], 2, key, ids=range(6, 6 + 2 * len(prompts[3:]))
+        ),
     ]
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)

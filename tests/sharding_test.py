@@ -1,5 +1,6 @@
 """Tests of pr1_jax.sharding: eight devices compute what one does."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -38,6 +39,7 @@ UPDATES = {
     ),
 }
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4)]
+MORE_MESHES = [(4, 2, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 1, 8)]
 
 
 @functools.cache
@@ -71,14 +73,16 @@ def sharded_state(mesh):
     return train_state.from_params(params, OPTIMIZER, mesh)
 
 
-def run(kind, state, batch):
+def run(kind, state, batch, mesh=None):
     """A jitted update, its result placed as `state` is."""
     update = functools.partial(
         UPDATES[kind], config=CONFIG, optimizer=OPTIMIZER, policy=POLICY
     )
     places = train_state.shardings_of(state), None
     args = (batch.old_logps,) if kind == "grpo" else ()
-    return jax.jit(update, out_shardings=places)(state, batch, *args)
+    training = sharding.training(mesh) if mesh else contextlib.nullcontext()
+    with training:
+        return jax.jit(update, out_shardings=places)(state, batch, *args)
 
 
 @functools.cache
@@ -220,13 +224,14 @@ def test_state_is_sharded_moments_like_their_parameters(sizes):
         *(("grpo", sizes) for sizes in MESHES[1:]),
         pytest.param("grpo", MESHES[0], marks=pytest.mark.slow),
         pytest.param("sft", (2, 2, 2), marks=pytest.mark.slow),
+        *(pytest.param("grpo", sizes, marks=pytest.mark.slow) for sizes in MORE_MESHES),
     ],
 )
 def test_eight_devices_compute_what_one_does(kind, sizes):
     mesh = sharding.make_mesh(*sizes)
     state = sharded_state(mesh)
-    batch = jax.device_put(random_batch(), sharding.batch_sharding(mesh, axis=1))
-    new, metrics = run(kind, state, batch)
+    batch = sharding.put_batch(random_batch(), mesh)
+    new, metrics = run(kind, state, batch, mesh)
     expected, expected_metrics = on_one_device(kind)
     assert expected_metrics["grad_norm"] > 1e-2
     for name, value in expected_metrics.items():

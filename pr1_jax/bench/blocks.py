@@ -221,7 +221,8 @@ def lane_steps(
 
 def _sample_part(bench: Bench, sampler, first: int) -> None:
     prompts = bench.prompts([bench.sizes.prompt_tokens] * sampler.rows)
-    sampler.sample(bench.params, prompts, 1, jax.random.key(KEY), first=first)
+    ids = first + np.arange(len(prompts))
+    sampler.sample(bench.params, prompts, 1, jax.random.key(KEY), ids=ids)
 
 
 def _mixed_cost(

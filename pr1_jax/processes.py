@@ -1,0 +1,138 @@
+"""What the processes of one job tell each other on the host.
+
+A list of things to do is dealt out like cards: item i goes to process i mod N. So the
+whole list, and all that follows from it, is the same for any number of processes.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+# What collectives, and the service that counts heartbeats, say of a lost process.
+_LOST = re.compile(
+    "gloo|nccl|connection (reset|closed)|heartbeat|unavailable|another task|barrier",
+    re.IGNORECASE,
+)
+_HEARTBEAT_SEC = 30  # without one, a process is taken for dead, and all stop
+
+
+def initialize(
+    coordinator: str = "", num_processes: int = 0, process_id: int = -1
+) -> None:
+    """Joins this process to its job; before any use of devices.
+
+    Args:
+      coordinator: HOST:PORT of process 0. Without it, all three are found out, as on
+        Cloud TPU, GKE and SLURM.
+
+    Raises:
+      ValueError: only some of the three are given.
+    """
+    given = {
+        "--coordinator": coordinator or None,
+        "--num_processes": num_processes or None,
+        "--process_id": process_id if process_id >= 0 else None,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ValueError(f"{', '.join(missing)} missing: these three go together")
+    jax.distributed.initialize(
+        *given.values(), heartbeat_timeout_seconds=_HEARTBEAT_SEC
+    )
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """The items that fall to this process."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def numbers(count: int) -> np.ndarray:
+    """Numbers, in the whole list, of the first `count` items of this process."""
+    return np.arange(count) * jax.process_count() + jax.process_index()
+
+
+def gather(mine: Sequence[T], size: int = 1) -> list[T]:
+    """The whole list again, at every process; this process has `share` of it.
+
+    Args:
+      mine: what JSON can hold.
+      size: so many in a row make one item.
+    """
+    if jax.process_count() == 1:
+        return list(mine)
+    everyones = [json.loads(text) for text in _gather_bytes(json.dumps(mine).encode())]
+    longest = max(map(len, everyones))
+    starts = range(0, longest, size)
+    return [x for i in starts for part in everyones for x in part[i : i + size]]
+
+
+def own_path(path: pathlib.Path) -> pathlib.Path:
+    """The path itself; of several processes, one with this process's number in it."""
+    if jax.process_count() == 1:
+        return path
+    number = f"-{jax.process_index():05}-of-{jax.process_count():05}"
+    return path.with_name(path.stem + number + path.suffix)
+
+
+@contextlib.contextmanager
+def one_of_several() -> Iterator[None]:
+    """Ends this process at once where it fails, so that the others notice.
+
+    Says in one line that another process is gone, where that is what went wrong. JAX
+    ends a process by itself, and says so, where heartbeats stop first.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        chain: list[BaseException] = [error]
+        while chain[-1].__context__ is not None:
+            chain.append(chain[-1].__context__)
+        lost = [text for e in chain if _LOST.search(text := str(e))]
+        if lost:
+            print(
+                f"error: another process of the job has stopped, so process "
+                f"{jax.process_index()} of {jax.process_count()} stops too; the same "
+                f"command goes on from the newest checkpoint ({lost[-1]:.200})",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # what would be waited for at exit never comes
+
+
+def agree(value: bool) -> bool:
+    """What process 0 says."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def everywhere(value: bool) -> bool:
+    """Whether all processes say so."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.int32(value)).all())
+
+
+def _gather_bytes(mine: bytes) -> list[bytes]:
+    sizes = multihost_utils.process_allgather(np.int32(len(mine)))
+    room = 1 << int(sizes.max()).bit_length()  # few sizes, since each is compiled
+    padded = np.zeros(room, np.uint8)
+    padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+    found = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(found, sizes)]
