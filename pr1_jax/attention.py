@@ -1,10 +1,10 @@
 """Grouped-query attention under the layout's visibility rule, without a T×T mask.
 
-Masks are made from per-token labels where they are used. On TPU that is a kernel
-(`flash.py`). Elsewhere it is here, in plain JAX: queries are handled in
-chunks, each against the keys up to its own end, so that what lies in the future costs
-nothing. Between the passes only outputs and normalisers are kept: the backward pass
-makes the scores anew, chunk by chunk, and memory grows with a chunk × T.
+Masks are made from per-token labels where they are used: on TPU in a kernel
+(`flash.py`), elsewhere here, in plain JAX. Queries are handled in chunks, each against
+the keys up to its own end, so that what lies in the future costs nothing. Between the
+passes only outputs and normalisers are kept: the backward pass makes the scores anew,
+chunk by chunk, and memory grows with a chunk × T.
 """
 
 import functools

@@ -79,6 +79,7 @@ class Experiment:
             num_tokens=self.vocab.num_tokens,
             logits_chunk=self.config.model.logits_chunk,
             query_chunk=self.config.model.query_chunk,
+            attention=self.config.model.attention,
             lengths=tuple(self.config.model.length_buckets),
             **(drawing if sampling else {}),
         )

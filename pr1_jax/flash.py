@@ -336,7 +336,11 @@ def _call(kernel, plan, walk: _Walk, inputs, outputs, *, scratch):
 
 
 def _step(sums: int, fetched):
-    """Where a kernel is: tiles on axis 2 and the last, visible?, first?, last?"""
+    """Where a kernel is, and whether that tile is visible, the first, the last.
+
+    Returns:
+      The tiles on axis 2 and on the last axis, int32, and three bools.
+    """
     axes = range(3, 3 + sums)
     outer, inner = pl.program_id(2), pl.program_id(2 + sums)
     row = pl.program_id(0) * pl.num_programs(2) + outer
@@ -372,12 +376,11 @@ def _scores(i, j, q, k, query_labels, key_labels):
     return jnp.where(visible & (index_k <= index_q), scores, NEG_INF)
 
 
-def _forward_kernel(
-    num_sums,
-    fetched,
-    *refs,
-):
-    """v: [H, tk]. out, sums: [H, tq]. normaliser, top, total: [1, tq]."""
+def _forward_kernel(num_sums, fetched, *refs):
+    """q, out, sums: [H, tq]. k: [tk, H]. v: [H, tk]. normaliser, top, total: [1, tq].
+
+    Labels are [2, tq] and [2, tk]; `fetched` is of `_Walk`, as in all kernels.
+    """
     q, k, v, query_labels, key_labels, out, normaliser, sums, top, total = refs
     i, j, visible, first, last = _step(num_sums, fetched)
 
@@ -391,7 +394,7 @@ def _forward_kernel(
     def _add():
         scores = _scores(i, j, q, k, query_labels, key_labels)
         new_top = jnp.maximum(top[...], scores.max(axis=0, keepdims=True))
-        # 1 for a query that has seen no key yet; its first one makes `kept` 0.
+        # All 1 for a query that has seen no key yet; `kept` is 0 at its first.
         probs = jnp.exp(scores - new_top)
         kept = jnp.exp(top[...] - new_top)
         total[...] = total[...] * kept + probs.sum(axis=0, keepdims=True)
@@ -406,7 +409,11 @@ def _forward_kernel(
 
 
 def _gradients(i, j, q, k, v, query_labels, key_labels, gradient, normaliser, shared):
-    """Probabilities and the gradients of scores, [tk, tq] float32."""
+    """Probabilities and the gradients of scores, [tk, tq] float32.
+
+    Args:
+      q, gradient: [H, tq]. k, v: [tk, H]. normaliser, shared: [1, tq].
+    """
     scores = _scores(i, j, q, k, query_labels, key_labels)
     probs = jnp.exp(scores - normaliser[...])
     d_probs = _product(v[...], gradient[...], 1, 0)

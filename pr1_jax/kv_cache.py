@@ -207,7 +207,7 @@ def prefill(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
     def attend(q, k, v, cache):
-        out = attention.label_attention(q, k, v, zeros, zeros)
+        out = attention.label_attention(q, k, v, zeros, zeros, implementation="xla")
         fresh = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
         return out, tuple(
             old.at[places].set(new, mode="drop") for old, new in zip(cache, fresh)
