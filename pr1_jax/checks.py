@@ -7,7 +7,6 @@ checked where they are used: `decode.Settings`, `model.ModelConfig`.
 import functools
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from pr1_jax import (
     attention,
     data,
     decode,
+    hub,
     layout,
     losses,
     model,
@@ -104,7 +104,7 @@ def check(
     runs = not kernel or backend == "tpu" or devices is not None
     need(config, "model.attention", runs, f"needs a TPU, not a {backend}")
     stages = tuple(config.stages)
-    need(config, "stages", set(stages) <= {*STAGES}, f"may hold {STAGES}")
+    _holds_only(config, "stages", STAGES)
     need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
     _check_benchmarks(config)
     _check_batches(config)
@@ -115,7 +115,7 @@ def check(
 
 def _check_benchmarks(config: ml_collections.ConfigDict) -> None:
     modes = tuple(config.eval.modes)
-    need(config, "eval.modes", {*modes} <= {*MODES}, f"may hold {MODES}")
+    _holds_only(config, "eval.modes", MODES)
     for name in config.eval.benchmarks:
         prefix = f"eval.benchmarks.{name}"
         need(
@@ -190,10 +190,10 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
 
 def _check_paths(config: ml_collections.ConfigDict) -> None:
     init, path = config.checkpoint.init, config.model.path
-    if init and not pathlib.Path(init).is_dir():
+    if init and not os.path.isdir(init):
         raise FileNotFoundError(f"checkpoint.init={init} is not a folder")
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if path and looks_local and not pathlib.Path(os.path.expanduser(path)).exists():
+    there = not path or os.path.exists(os.path.expanduser(path))
+    if not there and hub.looks_local(path):
         raise FileNotFoundError(f"model.path={path} does not exist")
 
 
@@ -213,6 +213,14 @@ def need(config: ml_collections.ConfigDict, name: str, holds: bool, what: str) -
     """Raises ValueError, with field and value, unless the condition holds."""
     if not holds:
         raise ValueError(f"{name}={field(config, name)} {what}")
+
+
+def _holds_only(
+    config: ml_collections.ConfigDict, name: str, known: Sequence[str]
+) -> None:
+    """Raises ValueError unless all items of a field are among those known."""
+    items = field(config, name)  # maybe some that have no hash
+    need(config, name, all(item in known for item in items), f"may hold {known}")
 
 
 def _divides(config: ml_collections.ConfigDict, whole: str, part: str) -> None:

@@ -15,12 +15,18 @@ def stop(error: object) -> NoReturn:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; stops at a wrong one, and at arguments that are none."""
+    if nameless := [arg for arg in argv if arg.lstrip("-").startswith("config.=")]:
+        stop(f"{nameless[0][:60]}: the name of a field of the config is missing")
     try:
         positional = flags.FLAGS(argv)
     except flags.Error as error:
         # A config file that fails comes with its whole traceback.
         text, _, trace = str(error).partition("Traceback")
         stop(text + trace.strip().splitlines()[-1] if trace else text)
+    except IndexError as error:  # --config.stages[9]=rl
+        stop(error)
+    except SyntaxError as error:
+        stop(f"{error.filename} is not a config file, which is Python: {error}")
     if positional[1:]:
         stop(f"unexpected arguments: {positional[1:]}")
     return positional

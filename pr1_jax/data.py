@@ -216,8 +216,9 @@ def trace_stream(
 ) -> Stream[Trajectory]:
     """Batches of cold-start traces, brought into canonical form and laid out.
 
-    Reasons for drops: `prompt_too_long`, `format_fault`, `no_canonical_form` (stray
-    text in a block), `no_layout` (its tokens cannot be laid out), `response_too_long`.
+    Reasons for drops: `prompt_empty`, `prompt_too_long`, `format_fault`,
+    `no_canonical_form` (stray text in a block), `no_layout` (its tokens cannot be laid
+    out), `response_too_long`.
     """
     _check_template(template)
     make = functools.partial(
@@ -250,10 +251,13 @@ def held_out(
     for index in range(min(limit, len(source))):
         item = _make_problem(source[index], tokenizer, template, max_prompt_tokens)
         if isinstance(item, _Dropped):
-            raise ValueError(  # noqa: TRY004  not about types
-                f"rollout.max_prompt_tokens={max_prompt_tokens}: the prompt of "
-                f"held-out problem {index} is longer: {item.detail}"
-            )
+            limit_name = f"rollout.max_prompt_tokens={max_prompt_tokens}"
+            faults = {
+                "prompt_too_long": f"{limit_name}: the prompt of held-out problem "
+                f"{index} is longer: {item.detail}",
+                "prompt_empty": f"held-out problem {index} has an empty prompt",
+            }
+            raise ValueError(faults[item.reason])  # noqa: TRY004  not about types
         problems.append(item)
     if not problems:
         raise ValueError(f"no problem to evaluate on: eval.problems={limit}")
@@ -296,6 +300,8 @@ def _make_problem(
         messages=messages,
         allow_tags=allow_tags,
     )
+    if not len(prompt):  # nothing would predict the first token
+        return _Dropped("prompt_empty", f"no token: {str(record)[:60]}")
     if len(prompt) > max_prompt_tokens:
         detail = f"{len(prompt)} tokens, {max_prompt_tokens=}"
         return _Dropped("prompt_too_long", f"{detail}: {record['question'][:60]!r}")

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from absl import logging
 from flax import traverse_util
 
-from pr1_jax import hf_tensors
+from pr1_jax import hf_tensors, hub
 from pr1_jax.model import ModelConfig
 from pr1_jax.tokenizer import Tokenizer
 
@@ -33,25 +32,16 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     """The folder of a local path, or of a hub name after downloading what is needed.
 
     Raises:
+      FileNotFoundError: a path that does not exist (`hub.looks_local`).
       ValueError: the hub does not give it; names it and says why, in one line.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if os.path.exists(path):
         return path
-    import huggingface_hub  # slow to import, and seldom needed
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-    try:
-        logging.info("downloading %s from the hub", name_or_path)
-        return Path(
-            huggingface_hub.snapshot_download(
-                str(name_or_path), allow_patterns=patterns
-            )
-        )
-    except Exception as error:  # many kinds, network ones among them
-        reason = " ".join(str(error).split())[:200]
-        text = f"{name_or_path} is no local folder, and the hub says: {reason}"
-        raise ValueError(text) from error
+    if hub.looks_local(name):
+        raise FileNotFoundError(f"no model at {name}: no such folder")
+    return hub.download(name)
 
 
 def read_config(
@@ -73,8 +63,10 @@ def read_config(
     raw = hf_tensors.read_json(file)
     kind = raw.get("model_type")
     if kind not in MODEL_TYPES:
-        raise ValueError(f"{file}: model_type={kind!r} is not of {MODEL_TYPES}")
+        raise ValueError(f"{file}: model_type={kind!r:.200} is not of {MODEL_TYPES}")
+    _check_types(file, raw)
     rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})
+    _check_types(file, rope)
     _check_supported(file, raw, rope)
     try:
         num_heads, width = raw["num_attention_heads"], raw["hidden_size"]
@@ -100,12 +92,57 @@ def read_config(
         )
     except KeyError as error:
         raise ValueError(f"{file} lacks {error.args[0]}") from error
+    except ValueError as error:  # the shape itself is none
+        raise ValueError(f"{file}: {error}") from error
 
 
 def max_positions(folder: str | os.PathLike) -> int:
     """The `max_position_embeddings` that config.json of a folder states."""
-    raw = hf_tensors.read_json(Path(folder) / "config.json")
+    file = Path(folder) / "config.json"
+    raw = hf_tensors.read_json(file)
+    _check_types(file, raw)
     return raw.get("max_position_embeddings", _MAX_POSITIONS)
+
+
+_MAX_LAYERS = 1000  # more would only take for ever to trace
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"),
+)
+_IS_OF = {  # field -> what it must be, and whether a value is that
+    **dict.fromkeys(
+        _SIZES,
+        ("a whole number from 1", lambda x: type(x) is int and 0 < x < 2**31),
+    ),
+    "num_hidden_layers": (
+        f"a whole number from 1 to {_MAX_LAYERS}",
+        lambda x: type(x) is int and 0 < x <= _MAX_LAYERS,
+    ),
+    **dict.fromkeys(
+        ("rope_theta", "rms_norm_eps"),
+        ("a positive number", lambda x: type(x) in (int, float) and 0 < x < 1e30),
+    ),
+    "tie_word_embeddings": ("true or false", lambda x: type(x) is bool),
+    "layer_types": (
+        "a list of names",
+        lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
+    ),
+    **dict.fromkeys(
+        ("rope_parameters", "rope_scaling"), ("an object", lambda x: type(x) is dict)
+    ),
+}
+_OPTIONAL = (
+    *("num_key_value_heads", "head_dim", "layer_types"),
+    *("rope_parameters", "rope_scaling"),
+)
+
+
+def _check_types(file: Path, raw: Mapping) -> None:
+    """Raises ValueError unless each field that is there has a value of its kind."""
+    for field, (kind, holds) in _IS_OF.items():
+        absent = field not in raw or (field in _OPTIONAL and raw[field] is None)
+        if not absent and not holds(raw[field]):
+            raise ValueError(f"{file}: {field}={raw[field]!r:.200} is not {kind}")
 
 
 def _check_supported(file: Path, raw: Mapping, rope: Mapping) -> None:
@@ -128,7 +165,7 @@ def _check_supported(file: Path, raw: Mapping, rope: Mapping) -> None:
     for field, value in supported.items():
         found = settings.get(field, value)
         if found != value:
-            raise ValueError(f"{file}: {field}={found!r}, supported is {value!r}")
+            raise ValueError(f"{file}: {field}={found!r:.200}, supported is {value!r}")
 
 
 def load_params(

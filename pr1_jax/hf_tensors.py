@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax import traverse_util
 from pr1_jax import model
 
 INDEX = "model.safetensors.index.json"
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 # Our parameter -> its Hugging Face name, and how many of our leading axes are inputs:
 # kernels are [in..., out...] here and [out, in] there. 0: nothing to transpose.
@@ -99,21 +100,75 @@ def tensor_table(config: model.ModelConfig) -> dict[tuple[str, ...], list[Tensor
 
 
 def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Tensor name -> (its file, its shape), over all parts."""
-    names = {"model.safetensors"}
-    if (folder / INDEX).is_file():
-        names = set(read_json(folder / INDEX).get("weight_map", {}).values())
+    """Tensor name -> (its file, its shape), over all parts.
+
+    Raises:
+      FileNotFoundError: there are no safetensors; other formats are never read.
+      ValueError: names the file that is damaged, or the part that is not in the folder.
+    """
     found = {}
-    for file in [folder / name for name in sorted(names)]:
+    for file in _parts(folder):
         if not file.is_file():
-            raise FileNotFoundError(f"no weights at {file}")
+            raise FileNotFoundError(f"no weights at {file}{_pickles(folder)}")
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    found[name] = file, tuple(opened.get_slice(name).get_shape())
-        except safetensors.SafetensorError as error:
+                    part = opened.get_slice(name)
+                    found[name] = file, tuple(part.get_shape())
+                    if part.get_dtype() not in _DTYPES:
+                        raise ValueError(
+                            f"tensor {name} is {part.get_dtype()}, expected one of "
+                            f"{_DTYPES}: {file}"
+                        )
+        except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{file} is truncated or damaged: {error}") from error
     return found
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The weights' files; those that an index names must lie in the folder."""
+    index = folder / INDEX
+    if not index.is_file():
+        return _inside(folder, ["model.safetensors"])
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: weight_map names no files of the folder")
+    for name in names.values():
+        plain = isinstance(name, str) and Path(name).name == name and "\0" not in name
+        if not plain or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index} names the part {str(name)[:200]!r}, expected the name of a "
+                ".safetensors file in the same folder"
+            )
+    return _inside(folder, sorted({*names.values()}))
+
+
+def _inside(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names; a link that leads out of the folder is refused."""
+    files = [folder / name for name in names]
+    root = folder.resolve()
+    # The hub's cache: snapshots/REVISION/name is a link to blobs/HASH.
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    for file in files:
+        if file.resolve().parent not in (root, blobs):
+            raise ValueError(
+                f"{file} is a link to {file.resolve()}, outside its folder: copy the "
+                "file into the folder"
+            )
+    return files
+
+
+def _pickles(folder: Path) -> str:
+    """What to do about weights in a format that can run code, if there are such."""
+    kinds = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+    found = sorted(file.name for kind in kinds for file in folder.glob(kind))
+    if not found:
+        return ""
+    return (
+        f": {found[0]} is not read, for only safetensors are safe to load; convert it "
+        "where you trust it, with transformers: AutoModelForCausalLM"
+        ".from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+    )
 
 
 def read_tensor(file: Path, name: str) -> np.ndarray:
@@ -149,6 +204,10 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
     try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} does not hold a JSON object: {error}") from error
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise ValueError(f"{file} does not hold a JSON object: {kind}")  # noqa: TRY004
+    return value

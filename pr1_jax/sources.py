@@ -25,6 +25,7 @@ _SUFFIX = re.compile(r"\.(jsonl|parquet|array_record)(-\d+-of-\d+)?$")
 
 _FIELDS = ("question", "answer", "response")
 _FILTER = re.compile(r"(?P<data>.*)#(?P<column>[\w.]+)=(?P<value>[^#]*)")
+_TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9*]+(\.[0-9*]+){2})?")
 _MISSING = object()
 
 Source = Sequence[dict[str, str]]  # or any other random-access source of such records
@@ -129,7 +130,11 @@ class _LazyRows:
     def __getitem__(self, index: int) -> tuple[Mapping[str, Any], str]:
         if not 0 <= index < len(self):
             raise IndexError(index)  # which ends an iteration
-        row, where = self._rows[index], f"{self._name} record {index}"
+        where = f"{self._name} record {index}"
+        try:
+            row = self._rows[index]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ValueError(f"cannot read {where}: {_first_line(error)}") from error
         return (_parse_json(row, where) if isinstance(row, bytes) else row), where
 
 
@@ -165,17 +170,26 @@ def _read_record(
             wanted = " or ".join(map(repr, names))
             raise ValueError(
                 f"{where} has no column {wanted} for {field!r} (data.columns), "
-                f"it has {sorted(row)}"
+                f"it has {_clipped(sorted(row))}"
             )
         value = _lookup(row, held[0])
         if field == "question" and (messages := _messages(value)):
-            record["messages"] = json.dumps(messages)
+            record["messages"] = json.dumps(messages, ensure_ascii=False)
             said = [m["content"] for m in messages if m["role"] == "user"]
             value = "\n\n".join(said)
         record[field] = _text(value)
         if record[field] is None:
             kind = type(value).__name__
             raise ValueError(f"{where}: {held[0]!r} is {kind}, expected text")
+    for field, text in record.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON may spell one: "\\ud83d"
+            character = ascii(text[error.start])
+            raise ValueError(
+                f"{where}: the {field} holds {character}, half a character: "
+                "save the data as UTF-8 anew"
+            ) from error
     _, mark, final = record["answer"].rpartition("####")  # GSM8K
     if mark:
         record["answer"] = final.strip().replace(",", "")
@@ -196,7 +210,7 @@ def _text(value: Any) -> str | None:
         case str(text):
             return text
         case bytes(text):
-            return text.decode()
+            return text.decode("utf-8", "surrogateescape")  # refused by the caller
         case int() | float() | np.number() as number:
             return str(number)
         case [str(text)]:  # verl's ground truths
@@ -212,7 +226,9 @@ def _messages(value: Any) -> list[dict[str, str]]:
         isinstance(m, Mapping)
         and all(isinstance(m.get(key), str) for key in ("role", "content"))
     )
-    return [dict(m) for m in listed] if listed and all(map(is_message, listed)) else []
+    if not all(map(is_message, listed)):
+        return []
+    return [{k: v for k, v in m.items() if isinstance(v, str)} for m in listed]
 
 
 def _parse_json(line: bytes, where: str) -> dict[str, Any]:
@@ -244,14 +260,16 @@ def _read_parquet(file: str) -> Iterator[tuple[dict[str, Any], str]]:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
             for row in batch.to_pylist():
                 yield row, file
-    except pyarrow.ArrowException as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged files raise many kinds
         raise ValueError(f"cannot read {file}: {_first_line(error)}") from error
 
 
 def _open_array_records(files: Sequence[str], name: str) -> Sequence[bytes]:
     try:
         return grain.sources.ArrayRecordDataSource(files)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"cannot read {name}: {_first_line(error)}") from error
 
 
@@ -262,7 +280,7 @@ def _local_files(name: str) -> list[str]:
         found = [os.path.join(path, file) for file in os.listdir(path)]
     if not found:
         raise FileNotFoundError(f"no data at {name!r}: no such file or folder")
-    return _readable(found, name)
+    return _readable([file for file in found if os.path.isfile(file)], name)
 
 
 def _readable(files: Sequence[str], name: str) -> list[str]:
@@ -274,6 +292,11 @@ def _readable(files: Sequence[str], name: str) -> list[str]:
 
 def _open_tfds(name: str, split: str) -> Sequence[dict[str, Any]]:
     """A prepared dataset of tensorflow-datasets; nothing is downloaded."""
+    if not _TFDS_NAME.fullmatch(name):  # others stand for code and data elsewhere
+        raise ValueError(
+            f"tfds:{name} is not tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0; "
+            "data of the Hugging Face hub are hf:OWNER/NAME"
+        )
     import tensorflow_datasets as tfds
 
     command = (
@@ -331,4 +354,9 @@ def _hub_files(name: str, split: str) -> list[str]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _clipped((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _clipped(found: object) -> str:
+    text = str(found)
+    return text if len(text) <= 500 else f"{text[:500]}…"

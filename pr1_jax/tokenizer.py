@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokenizers
-from absl import logging
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from pr1_jax import tags
+from pr1_jax import hub, tags
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, EOS = "<pad>", "<eos>"  # of `from_words`
+_HUB_FILES = ("*token*.json", "*.model", "*.jinja")
 
 
 class Tokenizer:
@@ -131,9 +131,16 @@ class Tokenizer:
         """Prompt text of `messages` (role, content) up to the assistant's turn."""
         if not self.hf_tokenizer.chat_template:
             raise ValueError("the tokenizer has no chat template")
-        return self.hf_tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        try:
+            return self.hf_tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template raises anything
+            roles = [message["role"][:40] for message in messages[:8]]
+            raise ValueError(
+                f"the tokenizer's chat template does not take messages of {roles}: "
+                f"{_line(error)}"
+            ) from error
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json and its settings; `load` and `transformers` read it."""
@@ -203,48 +210,47 @@ def load(name_or_path: str | os.PathLike) -> Tokenizer:
 
     Raises:
       FileNotFoundError: a local path that lacks the tokenizer's files.
-      ValueError: files or hub names that cannot be read; one line.
+      ValueError: files or hub names that cannot be read or used; one line.
     """
     name = os.fspath(name_or_path)
     path = Path(name).expanduser()
-    if path.is_file() and path.name == "tokenizer.json":
+    if os.path.isfile(path) and path.name == "tokenizer.json":
         path = path.parent
-    if path.is_file():
-        return Tokenizer(_read_sentencepiece(path))
-    if path.is_dir():
-        return Tokenizer(_read_folder(path))
-    if _looks_local(name, path):
+    if os.path.isfile(path):
+        return _wrapped(_read_sentencepiece(path), name)
+    if os.path.isdir(path):
+        return _wrapped(_read_folder(path), name)
+    if hub.looks_local(name):
         raise FileNotFoundError(f"no tokenizer at {name}: no such file or folder")
-    logging.info("loading the tokenizer %s from the Hugging Face hub", name)
-    auto = _transformers().AutoTokenizer
+    return _wrapped(_read_folder(hub.download(name, _HUB_FILES)), name)
+
+
+def _wrapped(fast: "PreTrainedTokenizerFast", name: str) -> Tokenizer:
+    """`Tokenizer(fast)`; whatever stands against that is a ValueError of one line."""
     try:
-        return Tokenizer(auto.from_pretrained(name, trust_remote_code=False))
-    except (OSError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot load the tokenizer {name}: {reason}") from error
+        return Tokenizer(fast)
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise ValueError(f"cannot use the tokenizer {name}: {_line(error)}") from error
 
 
-def _looks_local(name: str, path: Path) -> bool:
-    parts = path.parts
-    return (
-        path.is_absolute()
-        or name.startswith((".", "~"))
-        or name.endswith((".json", ".model"))
-        or len(parts) != 2
-        or Path(parts[0]).exists()
-    )
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
 
 
 def _read_folder(folder: Path) -> "PreTrainedTokenizerFast":
     if (folder / "tokenizer.json").is_file():
-        # Not AutoTokenizer: it rebuilds some tokenizers by the model's type.
+        # Not AutoTokenizer: it rebuilds some tokenizers by the model's type, and may
+        # run code of the folder.
         fast = _transformers().PreTrainedTokenizerFast
+        # The file is given, lest the folder's settings name another, maybe elsewhere.
+        file = str(folder / "tokenizer.json")
         try:
-            return fast.from_pretrained(folder, local_files_only=True)
+            return fast.from_pretrained(
+                folder, local_files_only=True, tokenizer_file=file
+            )
         except Exception as error:  # `tokenizers` raises nothing narrower
-            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"cannot read {folder}/tokenizer.json: {reason}"
+                f"cannot read {folder}/tokenizer.json: {_line(error)}"
             ) from error
     spm = sorted(folder.glob("*.model"))
     if len(spm) == 1:
