@@ -135,6 +135,17 @@ def get_config(
     c.coldstart.needs_block = True  # a trace without a block is left out
     c.coldstart.mode = "structured"  # "ordinary": the teacher does not know the tags
 
+    # A metric alarm/… is 1, and the log says so, beyond these bounds.
+    c.alarms = ml_collections.ConfigDict()
+    c.alarms.logp_gap = 1e-2 if variant == "structured" else 1e-1
+    c.alarms.min_entropy = 0.01  # nats a token
+    c.alarms.min_length = 2.0  # mean tokens of a response
+    c.alarms.min_parallel_ratio = 0.01
+    c.alarms.max_parallel_ratio = 1.0  # 1 = never; traces with a block teach just that
+    c.alarms.max_undecided = 0.1
+    c.alarms.max_degenerate = 0.99
+    c.alarms.max_skipped = 10  # updates in a row, then the run stops; 0 = never
+
     c.eval = ml_collections.ConfigDict()
     c.eval.problems = 512
     c.eval.samples = 1  # a problem
@@ -145,7 +156,9 @@ def get_config(
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_steps = 20
-    c.checkpoint.keep = 2
+    c.checkpoint.keep = 2  # the newest ones
+    c.checkpoint.keep_best = 1  # and those best by …
+    c.checkpoint.best_metric = "rollout/accuracy"  # of the step that was saved
     c.checkpoint.init = ""  # another run's workdir to take the parameters from
 
     sizes = {

@@ -18,6 +18,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.name = "grpo_sequential"
     c.reward.schedule = "accuracy"
     c.rollout.max_blocks = 0
+    c.alarms.min_parallel_ratio = 0.0
     c.data.block_share = 0.0
     if arg in common.REAL:
         c.stages = ("rl",)

@@ -8,13 +8,19 @@ furthest along the curriculum. Random keys are functions of the seed, the stage 
 step, and so need no place of their own.
 """
 
+import json
 import os
 import pathlib
+import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from pr1_jax import processes
 
 STAGE_SIZE = 1_000_000
 _NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
@@ -27,53 +33,137 @@ class Place(NamedTuple):
     step: int
 
 
+class DamagedError(Exception):
+    """A checkpoint that cannot be read."""
+
+
 class Checkpoints:
     """The checkpoints of one workdir."""
 
-    def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
-        """Opens, and makes if need be, `<workdir>/checkpoints`; keeps the newest."""
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        keep_best: int = 0,
+        best_metric: str = "",
+        about: Mapping[str, str] | None = None,
+    ):
+        """Opens, and makes if need be, `<workdir>/checkpoints`.
+
+        Args:
+          keep: the newest ones.
+          keep_best: those with the greatest `best_metric`, too.
+          about: what the parameters go with: names of `restore` and their values.
+        """
+        policies = [checkpoint_managers.LatestN(keep)]
+        if keep_best and best_metric:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, step_name_format=_NAMES
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            step_name_format=_NAMES,
+            cleanup_tmp_directories=True,
         )
-        folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        self._best_metric, self._about = best_metric, dict(about or {})
+        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> Place | None:
         """Place of the newest checkpoint."""
         number = self._manager.latest_step()
         return None if number is None else Place(*divmod(number, STAGE_SIZE))
 
-    def save(self, place: Place, state: Any, iterator: Any) -> None:
-        """Saves in the background what is needed to go on from `place`."""
+    def has(self, place: Place) -> bool:
+        """Whether there is a checkpoint of this place."""
+        return _number(place) in self._manager.all_steps()
+
+    def save(
+        self,
+        place: Place,
+        state: Any,
+        position: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Saves in the background what is needed to go on from `place`.
+
+        Args:
+          position: in the data, as JSON (`data.Stream.get_state`).
+          metrics: of the step; those without `best_metric` cannot be best.
+        """
+        value = (metrics or {}).get(self._best_metric)
         self._manager.save(
-            place.stage * STAGE_SIZE + place.step,
+            _number(place),
+            metrics=None if value is None else {self._best_metric: value},
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(iterator.get_state()),
+                data=ocp.args.JsonSave(dict(position)),
+                about=ocp.args.JsonSave(self._about),
             ),
         )
 
-    def restore(self, place: Place, abstract_state: Any, iterator: Any = None) -> Any:
-        """The state at `place`; also moves `iterator`, if given, to its position.
+    def restore(self, place: Place, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """The state at `place`, and the position in the data.
 
         Args:
           abstract_state: tree of jax.ShapeDtypeStruct with shardings.
 
         Raises:
-          ValueError: the checkpoint is of another model.
+          ValueError: the checkpoint is of another model, or goes with something else.
+          DamagedError: it cannot be read.
         """
-        args = {"state": ocp.args.StandardRestore(abstract_state)}
-        if iterator is not None:
-            args["data"] = ocp.args.JsonRestore()
-        number = place.stage * STAGE_SIZE + place.step
-        found = self._manager.restore(number, args=ocp.args.Composite(**args))
-        if iterator is not None:
-            iterator.set_state(found.data)
-        return found.state
+        number = _number(place)
+        names = {"state": ocp.args.StandardRestore(abstract_state)}
+        names |= {name: ocp.args.JsonRestore() for name in ("data", "about")}
+        folder = self._folder / _NAMES.build_name(number)
+        try:
+            about = self._manager.restore(
+                number, args=ocp.args.Composite(about=names["about"])
+            ).about
+            saved = ocp.PyTreeCheckpointHandler().metadata(folder / "state")
+            saved_params = saved.tree["params"]
+        except Exception as error:
+            raise DamagedError(f"{folder}: {_line(error)}") from error
+        _check_about(about, self._about, str(folder))
+        _check_same(saved_params, abstract_state.params, str(folder))
+        try:
+            found = self._manager.restore(number, args=ocp.args.Composite(**names))
+        except Exception as error:
+            raise DamagedError(f"{folder}: {_line(error)}") from error
+        return found.state, found.data
+
+    def set_aside(self, place: Place) -> pathlib.Path:
+        """Moves a damaged checkpoint out of the way; returns where it is now."""
+        folder = self._folder / _NAMES.build_name(_number(place))
+        aside = self._folder.with_name("checkpoints_damaged")
+        target = aside / f"{folder.name}_{int(time.time())}"
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            folder.rename(target)
+        processes.agree(True)  # waits for process 0
+        self._manager.reload()
+        return target
+
+    def wait(self) -> None:
+        """Waits for what is still being written."""
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is still being written."""
+        """Waits for what is still being written, and ends."""
         self._manager.close()
+
+
+def _number(place: Place) -> int:
+    return place.stage * STAGE_SIZE + place.step
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def restore_params(
@@ -107,11 +197,13 @@ def check_params(
     *,
     number: int | None = None,
     field: str = "checkpoint.init",
+    about: Mapping[str, str] | None = None,
 ) -> epath.Path:
     """Folder of the newest state in a run's workdir; reads no parameters.
 
     Args:
       number: of another checkpoint than the newest.
+      about: what the parameters must go with, as of `Checkpoints`.
       field: name of the setting that gave the path, for messages.
 
     Raises:
@@ -131,7 +223,22 @@ def check_params(
         )
     saved = ocp.PyTreeCheckpointHandler().metadata(states[number])
     _check_same(saved.tree["params"], abstract_params, f"{field}={path}")
+    file = states[number].parent / "about" / "metadata"  # none in older checkpoints
+    if about and file.exists():
+        _check_about(json.loads(file.read_text()), about, f"{field}={path}")
     return states[number]
+
+
+def _check_about(
+    saved: Mapping[str, str], wanted: Mapping[str, str], name_of_saved: str
+) -> None:
+    """Raises ValueError where a checkpoint goes with something else."""
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{name_of_saved} was made with another {name}: {saved.get(name)} "
+                f"there, and {value} here"
+            )
 
 
 def _check_same(saved: Any, wanted: Any, name_of_saved: str) -> None:

@@ -207,7 +207,10 @@ def build(
         settings=checks.decode_settings(config),
     )
     if config.checkpoint.init:
-        checkpoint.check_params(config.checkpoint.init, made.abstract_params())
+        about = {"tokenizer": made.tokenizer.fingerprint}
+        checkpoint.check_params(
+            config.checkpoint.init, made.abstract_params(), about=about
+        )
     return made
 
 

@@ -1,6 +1,9 @@
 """Command line: `python -m pr1_jax.main --config=configs/rl_alternating.py`."""
 
+import contextlib
 import re
+import sys
+from collections.abc import Iterator
 
 from absl import flags
 from ml_collections import config_flags
@@ -30,7 +33,7 @@ _WRONG = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 def main(argv: list[str]) -> None:
     """Runs the curriculum of the config; a wrong config is one line and exit code 2."""
     del argv
-    from pr1_jax import curriculum, processes, run  # after flags: JAX is slow to import
+    from pr1_jax import curriculum, processes, run, stopping  # JAX is slow to import
 
     by_hand = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if _DISTRIBUTED.value or by_hand != ("", 0, -1):
@@ -40,16 +43,40 @@ def main(argv: list[str]) -> None:
             cli.stop(error)
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
+    with contextlib.ExitStack() as held:
+        try:
+            experiment, held_out = curriculum.prepare(config)
+            run.open_workdir(workdir, config)
+            held.enter_context(run.only_run(workdir))
+        except _WRONG as error:
+            cli.stop(error)
+        if curriculum.is_finished(workdir):
+            print(f"already finished: {workdir} (see summary.json there)")
+            return
+        stopping.listen()
+        with processes.one_of_several(), _explained(workdir):
+            curriculum.run(experiment, held_out, workdir)
+
+
+@contextlib.contextmanager
+def _explained(workdir: str) -> Iterator[None]:
+    """Ends a run that was stopped, or that cannot write, with one line."""
+    from pr1_jax import metrics, stopping
+
+    again = "the same command goes on from there"
     try:
-        experiment, held_out = curriculum.prepare(config)
-        run.open_workdir(workdir, config)
-    except _WRONG as error:
+        yield
+    except stopping.Stopped:
+        print(f"stopped: all is saved in {workdir}; {again}", flush=True)
+    except FloatingPointError as error:
         cli.stop(error)
-    if curriculum.is_finished(workdir):
-        print(f"already finished: {workdir} (see summary.json there)")
-        return
-    with processes.one_of_several():
-        curriculum.run(experiment, held_out, workdir)
+    except Exception as error:
+        reason = metrics.write_error(error)
+        if reason is None:
+            raise
+        text = f"error: cannot write to {workdir}: {reason}. What is there is intact; "
+        print(f"{text}make room or take its cause away, and {again}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ at the end. A restart from a checkpoint drops what was logged after that
 checkpoint (`MetricWriter.resume`): no step is ever in the file twice.
 """
 
+import errno
 import io
 import json
 import math
@@ -34,6 +35,21 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+def write_error(error: BaseException) -> str | None:
+    """Why something could not be written, if that is what an error says.
+
+    Looks at what led to it, too: libraries wrap what the system said.
+    """
+    while error is not None:
+        codes = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
+        for code in codes:
+            known = isinstance(error, OSError) and error.errno == code
+            if known or os.strerror(code) in str(error):
+                return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

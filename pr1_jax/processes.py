@@ -129,6 +129,16 @@ def everywhere(value: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.int32(value)).all())
 
 
+def anywhere(value: bool) -> bool:
+    """Whether some process says so."""
+    return not everywhere(not value)
+
+
+def alone() -> bool:
+    """Whether this process is the only one."""
+    return jax.process_count() == 1
+
+
 def _gather_bytes(mine: bytes) -> list[bytes]:
     sizes = multihost_utils.process_allgather(np.int32(len(mine)))
     room = 1 << int(sizes.max()).bit_length()  # few sizes, since each is compiled

@@ -23,8 +23,10 @@ from pr1_jax import (
     rollout,
     sharding,
     sources,
+    stopping,
     train_state,
 )
+from pr1_jax.checkpoint import Place
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
 from pr1_jax.trajectory import Batch, Trajectory, pack
@@ -253,9 +255,13 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     with run.display("rl", c.rl.steps) as progress, writer:
         for step in range(start + 1, c.rl.steps + 1):
             reward_name = _reward_name(c, step)
-            scored, metrics = _collect(
-                experiment, state.params, stream, step, reward_name
-            )
+            position = stream.get_state()
+            try:
+                scored, metrics = _collect(
+                    experiment, state.params, stream, step, reward_name
+                )
+            except stopping.Stopped:
+                run.leave(Place(stage, step - 1), state, position)
             updating = time.perf_counter()
             values, advantages, found = rollout.group_advantages(
                 scored,
@@ -267,7 +273,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             metrics |= rollout.describe(facts) | found
             path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
             written = writer.submit(rollout.write_responses, path, scored, values)
-            state, found = _update(updater, state, scored, advantages)
+            keep = functools.partial(run.keep_batch, "rl")
+            state, found = _update(updater, state, scored, advantages, keep)
             rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))
             metrics |= found | {"optim/lr": float(rate)}
             updated = time.perf_counter()
@@ -282,7 +289,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             metrics |= _pace(metrics, tokens, now - began)
             began = now
             run.log("rl", step, metrics, progress)
-            run.save(stage, step, c.rl.steps, state, stream)
+            run.save(Place(stage, step), state, stream.get_state(), metrics)
             saved_sec = time.perf_counter() - began
 
 
@@ -314,14 +321,21 @@ def _update(
     state,
     scored: Sequence[rollout.Scored],
     advantages: np.ndarray,
+    keep_batch: Callable[[Batch], None],
 ):
-    """One update a mini-batch; whole groups stay together."""
+    """One update a mini-batch; whole groups stay together.
+
+    Args:
+      keep_batch: called with a batch whose gradient was not finite.
+    """
     trajectories = [s.trajectory for s in scored]
     batches, metrics = updater.mini_batches(state.params, trajectories, advantages)
     found: list[dict[str, float]] = []
     for batch, ref in batches:
         state, new = updater.update(state, batch, ref)
         found.append({name: float(x) for name, x in new.items()})
+        if found[-1]["skipped"]:
+            keep_batch(batch)
     mean: Callable[[str], float] = lambda name: float(np.mean([m[name] for m in found]))
     # Before the first update the policy is still the sampled one.
     metrics.setdefault("rollout/logp_gap_max", found[0]["gap_max"])

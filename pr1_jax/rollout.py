@@ -18,6 +18,7 @@ from pr1_jax import (
     metrics,
     processes,
     rewards,
+    stopping,
     tags,
 )
 from pr1_jax.data import Problem
@@ -177,6 +178,9 @@ def sample_and_score(
       problems: this process's share of all (`processes.share`).
       first: number of the first response to all of them.
 
+    Raises:
+      stopping.Stopped: this process was told to stop.
+
     Returns:
       The responses, problem-major, and what took how long; `perf/verify_sec` is what
       verification took after the last response was sampled.
@@ -185,13 +189,18 @@ def sample_and_score(
     prompts = [problem.prompt for problem in problems]
     numbers = processes.numbers(len(problems))[:, None] * samples + np.arange(samples)
     with Scorer(problems, samples, tokenizer, timeout_sec=timeout_sec) as scorer:
+
+        def add(index: int, response: Trajectory) -> None:
+            stopping.give_up()
+            scorer.add(index, response)
+
         sampler.sample(
             params,
             prompts,
             samples,
             key,
             ids=first + numbers.ravel(),
-            on_finished=scorer.add,
+            on_finished=add,
         )
         scored = scorer.results()
     took, stats = time.perf_counter() - began, sampler.stats

@@ -1,18 +1,32 @@
 """One run in its workdir: metrics, checkpoints, summary, progress, and resuming."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
+import platform
 import sys
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, Self
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 import rich.console
 from absl import logging
 
-from pr1_jax import checkpoint, curves, metrics, processes, progress, train_state
+from pr1_jax import (
+    alarms,
+    checkpoint,
+    curves,
+    metrics,
+    processes,
+    progress,
+    sharding,
+    stopping,
+    train_state,
+)
 from pr1_jax.experiment import Experiment
 
 TRAINING = ("sft", "rl")  # the stages that change parameters
@@ -25,25 +39,31 @@ class Run:
         """Opens a workdir, new or left by an earlier run of the same config.
 
         Raises:
-          ValueError: the workdir belongs to another config; names a field that differs.
+          ValueError: the workdir belongs to another config, model or tokenizer; names
+            what differs.
         """
         self.experiment = experiment
-        self._stages = experiment.config.stages
+        config = experiment.config
+        self._stages = config.stages
         self._main = jax.process_index() == 0
-        self.workdir = open_workdir(workdir, experiment.config)
+        self.workdir = open_workdir(workdir, config)
         if self._main:
-            metrics.write_json(
-                self.workdir / "config.json", experiment.config.to_dict()
-            )
+            metrics.write_json(self.workdir / "config.json", config.to_dict())
         self.summary = metrics.read_json(self.workdir / "summary.json", {})
         self.summary.setdefault("evaluations", {})
-        config = experiment.config
         self._compilations = metrics.CompilationCounter().start()
+        limits = alarms.Limits(**config.alarms)
+        self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
         self._checkpoints = checkpoint.Checkpoints(
-            self.workdir, keep=config.checkpoint.keep
+            self.workdir,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+            best_metric=config.checkpoint.best_metric,
+            about={"tokenizer": experiment.tokenizer.fingerprint},
         )
         self._writer = metrics.MetricWriter(self.workdir, enabled=self._main)
-        self.place = self._checkpoints.latest()
+        self._left: tuple[Any, Any] | None = None  # state and position to go on from
+        self.place = self._newest()
         self.params = self._first_params()
         self._resume_metrics()
 
@@ -71,18 +91,34 @@ class Run:
                 ]
         return names
 
+    def _newest(self) -> checkpoint.Place | None:
+        """Place of the newest checkpoint that can be read; sets others aside."""
+        while (place := self._checkpoints.latest()) is not None:
+            optimizer, _ = self.experiment.optimizer(self._stages[place.stage])
+            abstract = train_state.abstract_state(
+                self.experiment.abstract_params(), optimizer, self.experiment.mesh
+            )
+            try:
+                self._left = self._checkpoints.restore(place, abstract)
+            except checkpoint.DamagedError as error:
+                aside = self._checkpoints.set_aside(place)
+                logging.warning(
+                    "a damaged checkpoint: %s; it is now %s, and the run goes on from "
+                    "the one before",
+                    error,
+                    aside,
+                )
+            else:
+                return place
+        return None
+
     def _first_params(self) -> Any:
         """Parameters at the newest checkpoint, or those that the run starts from."""
-        experiment = self.experiment
         if self.place is None:
-            return experiment.initial_params()
-        stage = experiment.config.stages[self.place.stage]
+            return self.experiment.initial_params()
+        stage = self._stages[self.place.stage]
         self.say(f"resuming {stage} after step {self.place.step}")
-        optimizer, _ = experiment.optimizer(stage)
-        abstract = train_state.abstract_state(
-            experiment.abstract_params(), optimizer, experiment.mesh
-        )
-        return self._checkpoints.restore(self.place, abstract).params
+        return self._left[0].params
 
     def _resume_metrics(self) -> None:
         """Drops metrics that the checkpoint does not hold; nothing is doubled."""
@@ -112,27 +148,64 @@ class Run:
         Returns:
           The training state and the number of steps already done.
         """
-        mesh = self.experiment.mesh
         if self.place is None or self.place.stage != stage:
+            mesh = self.experiment.mesh
             return train_state.from_params(self.params, optimizer, mesh), 0
-        abstract = train_state.abstract_state(
-            self.experiment.abstract_params(), optimizer, mesh
-        )
+        (state, position), self._left = self._left, None
+        stream.set_state(position)
         self.params = None
-        state = self._checkpoints.restore(self.place, abstract, stream)
         if self.place.step == self.experiment.config[self._stages[stage]].steps:
             self.params = state.params
         return state, self.place.step
 
     def save(
-        self, stage: int, step: int, total_steps: int, state: Any, stream: Any
+        self,
+        place: checkpoint.Place,
+        state: Any,
+        position: Mapping[str, Any],
+        found: Mapping[str, float],
     ) -> None:
-        """Saves every so many steps, and after a stage's last one."""
-        if step % self.experiment.config.checkpoint.every_steps and step < total_steps:
-            return
-        self._checkpoints.save(checkpoint.Place(stage, step), state, stream)
-        if step == total_steps:
+        """Saves every so many steps, after a stage's last one, and when told to stop.
+
+        Args:
+          position: in the data. found: the step's metrics.
+
+        Raises:
+          stopping.Stopped: the run was told to stop; all is saved.
+          FloatingPointError: too many updates in a row were skipped.
+        """
+        config = self.experiment.config
+        stage = self._stages[place.stage]
+        is_last = place.step == config[stage].steps
+        is_asked = stopping.is_asked()
+        if is_asked or is_last or place.step % config.checkpoint.every_steps == 0:
+            self._checkpoints.save(place, state, position, found)
+        if is_last:
             self.params = state.params
+        if is_asked:
+            self.leave(place, state, position)
+        if self._alarms[stage].is_lost:
+            raise FloatingPointError(
+                f"{stage} step {place.step}: {self._alarms[stage].skipped} updates in "
+                f"a row had a non-finite gradient (alarms.max_skipped="
+                f"{config.alarms.max_skipped}); the last batch is in "
+                f"{self.workdir}/non_finite_{stage}.npz"
+            )
+
+    def leave(
+        self, place: checkpoint.Place, state: Any, position: Mapping[str, Any]
+    ) -> NoReturn:
+        """Saves what there is at a place, unless it was saved, and ends the run."""
+        if place.step and not self._checkpoints.has(place):
+            self._checkpoints.save(place, state, position)
+        self._checkpoints.wait()
+        raise stopping.Stopped
+
+    def keep_batch(self, stage: str, batch: Any) -> None:
+        """Writes a batch whose gradient was not finite, for inspection."""
+        path = processes.own_path(self.workdir / f"non_finite_{stage}.npz")
+        arrays = {name: x for name, x in vars(batch).items() if x is not None}
+        np.savez(path, **{name: sharding.local_batch(x) for name, x in arrays.items()})
 
     def reference(self, params: Any) -> Any:
         """The policy at the start of the stage, kept on disk for the KL term."""
@@ -156,11 +229,11 @@ class Run:
     ) -> None:
         """Writes a step's metrics and shows them."""
         found = {**found, "perf/compilations": float(self._compilations.count)}
+        if stage in self._alarms:
+            found |= self._alarms[stage].check(stage, step, found)
         self._writer.write(stage, step, found)
         if display is not None:
             display.update(step, found)
-        if found.get("optim/skipped"):
-            logging.warning("%s step %d: non-finite gradient, skipped", stage, step)
 
     def record_evaluation(self, name: str, found: Mapping[str, float]) -> None:
         """Writes an evaluation to metrics and summary, and draws the curves anew."""
@@ -180,6 +253,35 @@ class Run:
             metrics.write_json(self.workdir / "summary.json", self.summary)
 
 
+@contextlib.contextmanager
+def only_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a workdir, so that no second run opens it at the same time.
+
+    The system gives it up when the process ends, however it ends.
+
+    Raises:
+      ValueError: another process holds it; names that process.
+    """
+    if jax.process_index():
+        yield
+        return
+    path = pathlib.Path(workdir).absolute() / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ValueError(
+                f"--workdir={workdir} is in use by {file.read().strip()}; wait for "
+                "it, stop it, or take another --workdir"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
 def evaluation_name(benchmark: str, mode: str) -> str:
     """Under which a benchmark in one decoding mode stands in metrics and summary."""
     return f"benchmark_{benchmark}_{mode}"
@@ -197,7 +299,7 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
     path.mkdir(parents=True, exist_ok=True)
     theirs = flat(metrics.read_json(path / "config.json", {})) or mine
     for name in sorted({*mine, *theirs}):
-        if name.split(".")[0] in ("checkpoint", "mesh"):
+        if name.split(".")[0] in ("alarms", "checkpoint", "mesh"):
             continue
         if mine.get(name) != theirs.get(name):
             raise ValueError(

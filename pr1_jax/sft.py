@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from pr1_jax import data, sharding, sources, train_state
+from pr1_jax.checkpoint import Place
 from pr1_jax.experiment import Experiment
 from pr1_jax.run import Run
 from pr1_jax.trajectory import Batch, Trajectory, pack
@@ -76,21 +77,20 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             began = time.perf_counter()
             # Short and long ones apart: a micro-batch is cut to its longest.
             traces = sorted(next(stream), key=len)
-            state, metrics = update(state, make_batch(experiment, traces))
+            batch = make_batch(experiment, traces)
+            state, metrics = update(state, batch)
             metrics = {name: float(x) for name, x in metrics.items()}
+            if metrics["skipped"]:
+                run.keep_batch("sft", batch)
             seconds = time.perf_counter() - began
             tokens = sum(len(t.tokens) for t in traces) * processes  # about
-            run.log(
-                "sft",
-                step,
-                {
-                    "loss/sft": metrics["loss/sft"],
-                    "optim/grad_norm": metrics["grad_norm"],
-                    "optim/skipped": metrics["skipped"],
-                    "optim/lr": float(learning_rate(np.int32(step - 1))),
-                    "perf/step_sec": seconds,
-                    "perf/tokens_per_sec": tokens / seconds,
-                },
-                progress,
-            )
-            run.save(stage, step, c.sft.steps, state, stream)
+            found = {
+                "loss/sft": metrics["loss/sft"],
+                "optim/grad_norm": metrics["grad_norm"],
+                "optim/skipped": metrics["skipped"],
+                "optim/lr": float(learning_rate(np.int32(step - 1))),
+                "perf/step_sec": seconds,
+                "perf/tokens_per_sec": tokens / seconds,
+            }
+            run.log("sft", step, found, progress)
+            run.save(Place(stage, step), state, stream.get_state(), found)

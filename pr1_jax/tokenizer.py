@@ -6,6 +6,7 @@ decoding is exact (nothing is cleaned up), and no BOS or EOS is ever put in unas
 `transformers` takes a second to import, so it is imported where it is used.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -65,6 +66,13 @@ class Tokenizer:
             and spaces.prepend_scheme != "never"
         )
         self.newline_id = self._find_newline()
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that do the same, and hardly for others."""
+        digest = hashlib.sha256(self._backend.to_str().encode())
+        digest.update(f"{self.eos_id} {self.pad_id}".encode())
+        return f"of {self.vocab_size} tokens, sha256 {digest.hexdigest()[:12]}"
 
     @property
     def _backend(self) -> tokenizers.Tokenizer:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pr1_jax import checkpoint, data, embedded, sources
-from pr1_jax.checkpoint import Checkpoints, Place
+from pr1_jax.checkpoint import Checkpoints, DamagedError, Place
+from pr1_jax.train_state import TrainState
 
 PARAMS = {
     "embedding": jnp.arange(12.0).reshape(4, 3),
@@ -14,11 +15,11 @@ PARAMS = {
 }
 
 
-def made_state(seed=0):
+def made_state(seed=0, params=PARAMS):
     """A training state: parameters, moments and a counter, of different types."""
     noisy = lambda x: x + jax.random.normal(jax.random.key(seed), x.shape, x.dtype)
-    params = jax.tree.map(noisy, PARAMS)
-    return {"params": params, "moments": jax.tree.map(noisy, PARAMS), "step": seed + 7}
+    params = jax.tree.map(noisy, params)
+    return TrainState(jnp.int32(seed + 7), params, {"mu": jax.tree.map(noisy, params)})
 
 
 def abstract(tree):
@@ -57,7 +58,7 @@ def saved(folder, *places, keep=2):
     checkpoints = Checkpoints(folder, keep=keep)
     stream = problems()
     for i, place in enumerate(places):
-        checkpoints.save(place, made_state(i), stream)
+        checkpoints.save(place, made_state(i), stream.get_state())
     checkpoints.close()
     return folder
 
@@ -67,13 +68,14 @@ def test_state_and_position_come_back(tmp_path):
     before = questions(stream, 3)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
-    checkpoints.save(Place(0, 3), made_state(), stream)
+    checkpoints.save(Place(0, 3), made_state(), stream.get_state())
     after = questions(stream, 3)
     checkpoints.close()
 
     checkpoints, stream = Checkpoints(tmp_path), problems()
     assert checkpoints.latest() == Place(0, 3)
-    state = checkpoints.restore(Place(0, 3), abstract(made_state()), stream)
+    state, position = checkpoints.restore(Place(0, 3), abstract(made_state()))
+    stream.set_state(position)
     assert_same(state, made_state())
     assert questions(stream, 3) == after != before
     checkpoints.close()
@@ -87,20 +89,14 @@ def test_the_position_in_shuffled_data_with_drops_comes_back(tmp_path):
     stream = problems(**settings)
     questions(stream, 6)  # into the second epoch
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(Place(1, 6), made_state(), stream)
+    checkpoints.save(Place(1, 6), made_state(), stream.get_state())
     after, counts = questions(stream, 6), dict(stream.counts)
     assert counts["prompt_too_long"] >= 2
     checkpoints.close()  # saving goes on in the background until then
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.restore(Place(1, 6), abstract(made_state()), stream)
+    _, position = checkpoints.restore(Place(1, 6), abstract(made_state()))
+    stream.set_state(position)
     assert (questions(stream, 6), dict(stream.counts)) == (after, counts)
-    checkpoints.close()
-
-
-def test_without_an_iterator_the_stream_stays_where_it_is(tmp_path):
-    saved(tmp_path, Place(0, 1))
-    checkpoints = Checkpoints(tmp_path)
-    assert_same(checkpoints.restore(Place(0, 1), abstract(made_state())), made_state())
     checkpoints.close()
 
 
@@ -117,7 +113,7 @@ def test_only_the_newest_are_kept(tmp_path):
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["01000004", "01000006"]
     checkpoints = Checkpoints(tmp_path)
-    state = checkpoints.restore(Place(1, 4), abstract(made_state()))
+    state, _ = checkpoints.restore(Place(1, 4), abstract(made_state()))
     assert_same(state, made_state(2))
     checkpoints.close()
 
@@ -126,7 +122,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_params_alone_of_another_run(tmp_path, name):
     saved(tmp_path, Place(0, 2), Place(1, 2))
     params = checkpoint.restore_params(tmp_path / name, abstract(PARAMS))
-    assert_same(params, made_state(1)["params"])
+    assert_same(params, made_state(1).params)
 
 
 def test_params_are_placed_as_asked(tmp_path):
@@ -139,7 +135,7 @@ def test_params_are_placed_as_asked(tmp_path):
     )
     params = checkpoint.restore_params(tmp_path, wanted)
     assert params["embedding"].sharding.spec == spec
-    assert_same(params, made_state()["params"])
+    assert_same(params, made_state().params)
 
 
 def test_no_checkpoints_to_start_from(tmp_path):
@@ -177,3 +173,68 @@ def test_checkpoint_of_another_model(tmp_path, wanted, named):
     with pytest.raises(ValueError, match=named) as error:
         checkpoint.restore_params(tmp_path, abstract(wanted))
     assert f"checkpoint.init={tmp_path}" in str(error.value)
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path):
+    settings = {"keep": 1, "keep_best": 1, "best_metric": "rollout/accuracy"}
+    checkpoints = Checkpoints(tmp_path, **settings)
+    for step, accuracy in enumerate((0.1, 0.7, 0.3, None, 0.5)):
+        found = {} if accuracy is None else {"rollout/accuracy": accuracy}
+        checkpoints.save(Place(1, step), made_state(step), {}, found)
+    checkpoints.close()
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["01000001", "01000004"]
+
+
+@pytest.mark.parametrize("part", ["state", "data", "about"])
+@pytest.mark.parametrize("how", ["emptied", "garbled", "gone"])
+def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, part, how):
+    saved(tmp_path, Place(0, 2), Place(0, 4))
+    folder = tmp_path / "checkpoints" / "00000004"
+    for path in sorted((folder / part).rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            half = len(data) // 2
+            garbled = data[:half] + bytes(255 - x for x in data[half:])
+            path.write_bytes({"garbled": garbled}.get(how, b""))
+            if how == "gone":
+                path.unlink()
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(DamagedError, match=str(folder)):
+        checkpoints.restore(Place(0, 4), abstract(made_state()))
+    aside = checkpoints.set_aside(Place(0, 4))
+    assert aside.is_dir() and not folder.exists()
+    assert checkpoints.latest() == Place(0, 2)
+    state, _ = checkpoints.restore(Place(0, 2), abstract(made_state()))
+    assert_same(state, made_state(0))
+    checkpoints.close()
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    saved(tmp_path, Place(0, 2))
+    folder = tmp_path / "checkpoints"
+    half = folder / "00000004.orbax-checkpoint-tmp-123"
+    (half / "state").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() == Place(0, 2)
+    checkpoints.close()
+
+
+def test_another_model_or_tokenizer_is_refused_and_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 9 tokens"})
+    checkpoints.save(Place(0, 2), made_state(), {})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 8 tokens"})
+    named = "00000002 was made with another tokenizer: of 9 tokens there, and of 8"
+    with pytest.raises(ValueError, match=named):
+        checkpoints.restore(Place(0, 2), abstract(made_state()))
+    with pytest.raises(ValueError, match="of 9 tokens there, and of 8 tokens here"):
+        checkpoint.check_params(
+            tmp_path, abstract(PARAMS), about={"tokenizer": "of 8 tokens"}
+        )
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 9 tokens"})
+    other = abstract(made_state(params=other_shape()))
+    with pytest.raises(ValueError, match=r"is of another model: .*embedding"):
+        checkpoints.restore(Place(0, 2), other)
+    checkpoints.close()

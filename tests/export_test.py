@@ -43,7 +43,7 @@ def run(tmp_path_factory):
         scaled = functools.partial(jnp.multiply, scale)
         params = jax.tree.map(scaled, made.initial_params())
         state = train_state.from_params(params, optimizer, made.mesh)
-        checkpoints.save(place, state, sft.open_stream(made))
+        checkpoints.save(place, state, sft.open_stream(made).get_state())
     checkpoints.close()
     return workdir, made
 
