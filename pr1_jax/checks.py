@@ -7,7 +7,7 @@ checked where they are used: `decode.Settings`, `model.ModelConfig`.
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ _CHOICES = {
     "model.remat_policy": tuple(model.REMAT_POLICIES),
     "model.attention": attention.IMPLEMENTATIONS,
 }
+_TOO_LARGE = 2**31  # and neither are inf and nan below it
 _POSITIVE = "must be positive"
 _AT_LEAST_1 = "must be at least 1"
 _NOT_NEGATIVE = "must not be negative"
@@ -94,6 +95,8 @@ def check(
     Raises:
       ValueError, FileNotFoundError: names the field and its value.
     """
+    for name, value in _numbers(config):
+        need(config, name, abs(value) < _TOO_LARGE, "must be a number below 2^31")
     for name, known in _CHOICES.items():
         if field(config, name) not in known:
             raise ValueError(f"{name}={field(config, name)!r} is not one of {known}")
@@ -204,9 +207,26 @@ def decode_settings(config: ml_collections.ConfigDict) -> decode.Settings:
     return decode.Settings(variant=config.variant, **fields)
 
 
+def _numbers(
+    config: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[tuple[str, float]]:
+    """Dotted names and values of all fields that are numbers."""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield prefix + name, value
+
+
 def field(config: ml_collections.ConfigDict, name: str) -> Any:
-    """The value of a dotted field name."""
-    return functools.reduce(lambda c, part: c[part], name.split("."), config)
+    """The value of a dotted field name; ValueError if there is none."""
+    try:
+        return functools.reduce(lambda c, part: c[part], name.split("."), config)
+    except (KeyError, TypeError) as error:  # --config.rl={} takes all of them away
+        raise ValueError(
+            f"{name} is missing: set the fields of a group one by one, "
+            f"as --config.{name}=VALUE"
+        ) from error
 
 
 def need(config: ml_collections.ConfigDict, name: str, holds: bool, what: str) -> None:

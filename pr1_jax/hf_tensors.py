@@ -109,7 +109,7 @@ def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     found = {}
     for file in _parts(folder):
         if not file.is_file():
-            raise FileNotFoundError(f"no weights at {file}{_pickles(folder)}")
+            raise FileNotFoundError(f"no weights at {file}: {_pickles(folder)}")
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
@@ -121,7 +121,8 @@ def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
                             f"{_DTYPES}: {file}"
                         )
         except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is truncated or damaged: {error}") from error
+            text = f"{file} is truncated or damaged, copy it anew: {error}"
+            raise ValueError(text) from error
     return found
 
 
@@ -163,9 +164,9 @@ def _pickles(folder: Path) -> str:
     kinds = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
     found = sorted(file.name for kind in kinds for file in folder.glob(kind))
     if not found:
-        return ""
+        return f"expected model.safetensors, or parts and {INDEX}"
     return (
-        f": {found[0]} is not read, for only safetensors are safe to load; convert it "
+        f"{found[0]} is not read, for only safetensors are safe to load; convert it "
         "where you trust it, with transformers: AutoModelForCausalLM"
         ".from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
     )

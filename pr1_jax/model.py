@@ -121,10 +121,15 @@ class Projection(nn.Module):
             self.in_shape + self.out_shape,
             self.param_dtype,
         ).astype(x.dtype)
-        # As matrices: gradients of products over several axes are slower on CPU.
-        lead, size = x.shape[: x.ndim - n_in], math.prod(self.in_shape)
-        y = x.reshape(-1, size) @ kernel.reshape(size, -1)
-        y = y.reshape(*lead, *self.out_shape)
+        if self.axes[n_in] is None:
+            # The axis that is split is not the first one of the output: were they made
+            # one, no shard could keep its part of the kernel.
+            y = jnp.tensordot(x, kernel, n_in)
+        else:
+            # As matrices: gradients of products over several axes are slower on CPU.
+            lead, size = x.shape[: x.ndim - n_in], math.prod(self.in_shape)
+            y = x.reshape(-1, size) @ kernel.reshape(size, -1)
+            y = y.reshape(*lead, *self.out_shape)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n_in:])
             bias = self.param("bias", init, self.out_shape, self.param_dtype)

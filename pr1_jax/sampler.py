@@ -23,7 +23,7 @@ from pr1_jax import decode, kv_cache, model, sharding
 from pr1_jax.rows import Admission, Queue, Shards
 from pr1_jax.trajectory import Trajectory
 
-_FEWEST_ROWS, _FEWEST_SLOTS, _FEWEST_PROMPT_TOKENS = 8, 64, 64  # smallest shapes
+_FEWEST_ROWS, _FEWEST_SLOTS, _FEWEST_PROMPT_TOKENS = 8, 128, 64  # smallest shapes
 _REJOIN_ROWS = 8  # at most
 
 

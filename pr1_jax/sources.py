@@ -263,14 +263,16 @@ def _read_parquet(file: str) -> Iterator[tuple[dict[str, Any], str]]:
     except PermissionError:
         raise
     except Exception as error:  # damaged files raise many kinds
-        raise ValueError(f"cannot read {file}: {_first_line(error)}") from error
+        text = f"cannot read {file}, copy or make it anew: {_first_line(error)}"
+        raise ValueError(text) from error
 
 
 def _open_array_records(files: Sequence[str], name: str) -> Sequence[bytes]:
     try:
         return grain.sources.ArrayRecordDataSource(files)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"cannot read {name}: {_first_line(error)}") from error
+        text = f"cannot read {name}, copy or make it anew: {_first_line(error)}"
+        raise ValueError(text) from error
 
 
 def _local_files(name: str) -> list[str]:
@@ -278,7 +280,7 @@ def _local_files(name: str) -> list[str]:
     found = [path] if os.path.exists(path) else glob.glob(path)
     if os.path.isdir(path):
         found = [os.path.join(path, file) for file in os.listdir(path)]
-    if not found:
+    elif not found:
         raise FileNotFoundError(f"no data at {name!r}: no such file or folder")
     return _readable([file for file in found if os.path.isfile(file)], name)
 

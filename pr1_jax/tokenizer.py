@@ -43,7 +43,10 @@ class Tokenizer:
         if not getattr(hf_tokenizer, "is_fast", False):
             raise ValueError(f"{type(hf_tokenizer).__name__} is not a fast tokenizer")
         if hf_tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no EOS token")
+            raise ValueError(
+                "the tokenizer has no EOS token: name one as eos_token in its "
+                "tokenizer_config.json"
+            )
         self.hf_tokenizer = hf_tokenizer
         self._plain: tokenizers.Tokenizer | None = None
         self._backend.no_truncation()
@@ -138,7 +141,10 @@ class Tokenizer:
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
         """Prompt text of `messages` (role, content) up to the assistant's turn."""
         if not self.hf_tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template")
+            raise ValueError(
+                "the tokenizer has no chat template: set data.template to plain or "
+                "instruction, or put a chat_template.jinja beside tokenizer.json"
+            )
         try:
             return self.hf_tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True

@@ -283,10 +283,13 @@ def test_requests_decode_with_the_same_model(num_paths, copies, rows):
     assert drawn.min() < -5  # the policy is far from uniform
 
 
+FAST = ("limits", "sampling", "update", "blocks")
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name == "sweeps"))
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST))
         for name in suites.SUITES
     ],
 )

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SWITCHES = (
     "--config=configs/rl_alternating.py:smoke",
     "--config.model.num_layers=1",
+    "--config.model.length_buckets=()",
     "--config.stages=('rl',)",
     "--config.rl.steps=3",
     "--config.rl.mini_batches=2",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pr1_jax import attention, decode, layout, losses, model, tags
+from pr1_jax import sampler as sampler_module
 from pr1_jax.rows import Rows
 from pr1_jax.sampler import Sampler
 from pr1_jax.trajectory import pack
@@ -220,6 +221,7 @@ def test_slots_grow_with_the_responses_and_change_nothing(monkeypatch):
         return chunk(params, state, *args, **kwargs)
 
     monkeypatch.setattr(decode, "run_chunk", watched)
+    monkeypatch.setattr(sampler_module, "_FEWEST_SLOTS", 64)
     for room in (150, 600):
         larger = dataclasses.replace(settings, max_response_tokens=room)
         sampler = Sampler(QWEN3, late, larger, rows=4)
