@@ -1,0 +1,48 @@
+"""Tests of notebooks/: they hold no outputs, and run from top to bottom as they are."""
+
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+FIGURES = {"sharding.ipynb": 5}  # notebook -> figures that it draws
+EVERY = pytest.mark.parametrize("name", FIGURES)
+
+
+def read(name):
+    return nbformat.read(FOLDER / name, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_notebook_is_tested():
+    assert {path.name for path in FOLDER.glob("*.ipynb")} == set(FIGURES)
+
+
+@EVERY
+def test_nothing_that_was_run_is_stored(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in code_cells(notebook):
+        assert not cell.outputs
+        assert cell.execution_count is None
+
+
+@EVERY
+def test_it_runs_from_top_to_bottom(name):
+    notebook = read(name)
+    nbclient.NotebookClient(
+        notebook,
+        timeout=300,  # seconds a cell
+        kernel_name="python3",
+        resources={"metadata": {"path": str(FOLDER)}},
+    ).execute()
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    figures = [x for x in outputs if "image/png" in x.get("data", {})]
+    assert len(figures) == FIGURES[name]
+    assert not [x.text for x in outputs if x.get("name") == "stderr"]
