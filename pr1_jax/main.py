@@ -47,12 +47,12 @@ def main(argv: list[str]) -> None:
         try:
             experiment, held_out = curriculum.prepare(config)
             run.open_workdir(workdir, config)
+            if curriculum.is_finished(workdir):
+                print(f"already finished: {workdir} (see summary.json there)")
+                return
             held.enter_context(run.only_run(workdir))
         except _WRONG as error:
             cli.stop(error)
-        if curriculum.is_finished(workdir):
-            print(f"already finished: {workdir} (see summary.json there)")
-            return
         stopping.listen()
         with processes.one_of_several(), _explained(workdir):
             curriculum.run(experiment, held_out, workdir)

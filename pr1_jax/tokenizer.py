@@ -122,7 +122,8 @@ class Tokenizer:
         except Exception as error:  # `tokenizers` raises nothing narrower
             unknown = self._unknown_pieces(backend, text)
             if not unknown:
-                raise
+                reason = f"the tokenizer cannot encode {text[:60]!r}: {_line(error)}"
+                raise ValueError(reason) from error
             raise ValueError(f"not in the vocabulary: {unknown} in {text!r}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -179,6 +180,8 @@ class Tokenizer:
     def _unknown_pieces(self, backend: tokenizers.Tokenizer, text: str) -> list[str]:
         if not isinstance(backend.model, models.WordLevel):
             return []
+        if backend.pre_tokenizer is None:
+            return [text]
         if backend is self._backend:
             text = re.sub("|".join(map(re.escape, tags.TAGS)), "", text)
         pieces = backend.pre_tokenizer.pre_tokenize_str(text)

@@ -437,3 +437,25 @@ def test_smoke_goes_through_all_stages(name, launch, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["finished"]
     assert len(summary["evaluations"]) == 1 + len(config["stages"])
+
+
+def test_sigterm_saves_and_a_second_run_is_refused(launch, tmp_path):
+    """One run, told to stop in its RL stage; meanwhile another one wants its workdir."""
+    switches = (f"--config={ALTERNATING}", *LEARNS, *SMALL, "--config.rl.steps=60")
+    switches += ("--config.checkpoint.every_steps=1000",)
+    first = launch(tmp_path, *switches)
+    file = tmp_path / "metrics.jsonl"
+    while not any(line["stage"] == "rl" for line in metrics.read_metrics(file)):
+        assert first.process.poll() is None
+        time.sleep(0.1)
+    second = launch(tmp_path, *switches)
+    _, said = second.process.communicate(timeout=120)
+    assert second.process.returncode == 2
+    assert f"is in use by process {first.process.pid} on " in said
+    first.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert "stopped: all is saved in" in first.wait().out
+    assert time.monotonic() - began < 30
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    last = metrics.read_metrics(file)[-1]
+    assert saved == 1_000_000 + last["step"] and last["step"] < 60
