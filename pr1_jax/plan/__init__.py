@@ -1,0 +1,1 @@
+"""What a config needs on accelerators that need not be there."""

@@ -1,0 +1,87 @@
+"""What a config needs on accelerators that are not there: `python -m pr1_jax.plan`.
+
+    python -m pr1_jax.plan --config=configs/rl_alternating.py:qwen3_4b \
+        --topology=v5e:4x4
+
+The TPU compiler compiles the real update, prefill and decode step on any machine; no
+weights, data or TPU are needed, but `pip install "jax[tpu]"`. GPUs (`gpu:h100x8`) are
+planned by arithmetic alone. The exit code is 0 where the config fits, 1 where it does
+not, 2 for a mistake.
+"""
+
+import json
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from pr1_jax import cli
+from pr1_jax.plan import hardware
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Devices: v5e:4x4, v5p:2x2x2, … or gpu:h100x8."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
+_PROMPT = flags.DEFINE_integer(
+    "prompt_tokens", None, "Mean length of prompts; default half of the longest."
+)
+_RESPONSE = flags.DEFINE_integer(
+    "response_tokens", None, "Mean length of responses; default half of the longest."
+)
+_LARGEST = flags.DEFINE_bool(
+    "largest", True, "Also look for the largest batches, which compiles more."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the plan."""
+    del argv
+    cli.require([_TOPOLOGY])
+    try:
+        topology = hardware.parse_topology(_TOPOLOGY.value)
+    except ValueError as error:
+        cli.stop(error)
+    for name, value in hardware.environment(topology).items():
+        os.environ.setdefault(name, value)
+    # After the environment, which JAX reads when it is first imported.
+    import rich.console
+
+    from pr1_jax.plan import planning, report
+
+    say = lambda text: print(f"{topology.text}: {text} …", file=sys.stderr, flush=True)
+    try:
+        plan = planning.make(
+            _CONFIG.value,
+            topology,
+            hardware.open_devices(topology),
+            prompt_tokens=_PROMPT.value,
+            response_tokens=_RESPONSE.value,
+            find_largest=_LARGEST.value,
+            say=say,
+        )
+    except (ValueError, OSError) as error:
+        cli.stop(error)
+    if _JSON.value:
+        print(json.dumps(plan.data(), indent=1, ensure_ascii=False))
+    else:
+        width = None if sys.stdout.isatty() else 120
+        rich.console.Console(width=width).print(report.show(plan))
+    sys.exit(0 if plan.fits else 1)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        positional = cli.parse_flags(argv)
+        _ = _CONFIG.value and _CONFIG.value.name  # a missing file is noticed here
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        cli.stop(error)
+    cli.require([_CONFIG])
+    return positional
+
+
+if __name__ == "__main__":
+    cli.run(main, _parse_flags)

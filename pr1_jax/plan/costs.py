@@ -1,0 +1,203 @@
+"""What an RL step costs at the least: FLOPs, bytes and seconds at a device's peaks.
+
+FLOPs are counted as in `bench.limits`: matrix products, and attention over visible
+pairs. Seconds are of whichever takes longer, computing or reading memory, with all
+devices busy; what goes over the links between devices stands apart, since it may or
+may not overlap. Blocks are taken to cost what plain text of the same length does.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from pr1_jax.bench import limits
+from pr1_jax.experiment import Experiment
+from pr1_jax.plan import memory, programs
+from pr1_jax.plan.hardware import Hardware
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A phase of an RL step.
+
+    Attributes:
+      flops: of all devices. bytes: read and written, on one device.
+      compute_sec, memory_sec: at the peaks; the phase takes the longer of the two.
+    """
+
+    name: str
+    flops: float
+    bytes: float
+    compute_sec: float
+    memory_sec: float
+
+    @property
+    def seconds(self) -> float:
+        """The roofline."""
+        return max(self.compute_sec, self.memory_sec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that a device takes in over its links in an RL step, and how long that is."""
+
+    name: str
+    bytes: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Mean tokens that costs are of; `update_tokens` are those that are computed."""
+
+    prompt_tokens: int
+    response_tokens: int
+    update_tokens: int
+
+
+def mean_lengths(
+    experiment: Experiment, prompt_tokens: int | None, response_tokens: int | None
+) -> Lengths:
+    """Given lengths, or half of the longest; an update pads to a length bucket.
+
+    Raises:
+      ValueError: names the flag that is out of range.
+    """
+    s = experiment.settings
+    given = {
+        "prompt_tokens": (prompt_tokens, s.max_prompt_tokens),
+        "response_tokens": (response_tokens, s.max_response_tokens),
+    }
+    found = {}
+    for name, (value, most) in given.items():
+        found[name] = max(most // 2, 1) if value is None else value
+        if not 1 <= found[name] <= most:
+            raise ValueError(
+                f"--{name}={value} must be from 1 to rollout.max_{name}={most}"
+            )
+    total = sum(found.values())
+    buckets = sorted({*experiment.config.model.length_buckets, s.max_tokens})
+    return Lengths(**found, update_tokens=next(n for n in buckets if n >= total))
+
+
+def step_work(
+    experiment: Experiment, hardware: Hardware, lengths: Lengths
+) -> list[Work]:
+    """Prefill, decode and update of one RL step, or the update of one SFT step."""
+    sampled = "rl" in experiment.config.stages
+    phases = [_prefill, _decode, _update] if sampled else [_update]
+    return [phase(experiment, hardware, lengths) for phase in phases]
+
+
+def _work(name, experiment, hardware: Hardware, flops: float, bytes_: float) -> Work:
+    peak = hardware.flops_per_sec * experiment.mesh.size
+    return Work(name, flops, bytes_, flops / peak, bytes_ / hardware.hbm_per_sec)
+
+
+def responses(experiment: Experiment) -> int:
+    """Sequences of a step."""
+    config = experiment.config
+    if programs.training_stage(config) == "sft":
+        return config.sft.batch_size
+    return config.rl.prompts_per_step * config.rl.group_size
+
+
+def _weight_bytes(experiment: Experiment, *, logits: bool = True) -> float:
+    """Of the weights that one device reads for a forward pass."""
+    c = experiment.model
+    numbers = limits.layer_weights(c) + logits * limits.head_weights(c)
+    return numbers * jnp.dtype(c.dtype).itemsize / experiment.mesh.shape["tensor"]
+
+
+def _prefill(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
+    config, shape = experiment.config, programs.sampling_shape(experiment)
+    prompts, T = config.rl.prompts_per_step, lengths.prompt_tokens
+    cost = limits.prefill_cost(experiment.model, rows=1, tokens=T)
+    calls = math.ceil(prompts / (shape.shards * shape.prompts_per_prefill))
+    written = memory.cache_bytes(experiment, math.ceil(prompts / shape.shards), T)
+    bytes_ = calls * _weight_bytes(experiment, logits=False) + written
+    return _work("prefill", experiment, hardware, prompts * cost.flops, bytes_)
+
+
+def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
+    """Steps of a full batch half way through their responses.
+
+    A step reads the weights, each row's own keys and values, and each group's prompt.
+    """
+    config, shape = experiment.config, programs.sampling_shape(experiment)
+    all_rows, group = shape.rows * shape.shards, config.rl.group_size
+    half, prompt = lengths.response_tokens // 2, lengths.prompt_tokens
+    cost = limits.step_cost(
+        experiment.model, rows=all_rows, prompt=prompt, response=half
+    )
+    steps = responses(experiment) / all_rows * lengths.response_tokens
+    bytes_ = _weight_bytes(experiment)
+    bytes_ += memory.cache_bytes(experiment, shape.rows, half)
+    bytes_ += memory.cache_bytes(experiment, math.ceil(shape.rows / group), prompt)
+    return _work("decode", experiment, hardware, steps * cost.flops, steps * bytes_)
+
+
+def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
+    """Three forward passes, four with remat; the state is read and written once."""
+    rows = responses(experiment)
+    flops = limits.update_flops(
+        experiment.model, rows=rows, tokens=lengths.update_tokens
+    )
+    passes = 4 if experiment.model.remat else 3
+    micro_batches, updates = _counts(experiment)
+    state = memory.resident(experiment)
+    grads = state[memory.PARAMETERS]
+    bytes_ = micro_batches * (passes * _weight_bytes(experiment) + 3 * grads)
+    moved = 2 * (state[memory.PARAMETERS] + state[memory.OPTIMIZER]) + grads
+    bytes_ += updates * moved
+    return _work("update", experiment, hardware, flops * passes / 3, bytes_)
+
+
+def _counts(experiment: Experiment) -> tuple[int, int]:
+    """Micro-batches and updates of a step."""
+    config, rows = experiment.config, responses(experiment)
+    stage = programs.training_stage(config)
+    size = config[stage].micro_batch_size
+    return rows // size, rows // programs.mini_batch(config)
+
+
+def step_traffic(
+    experiment: Experiment, hardware: Hardware, lengths: Lengths
+) -> list[Traffic]:
+    """What a device takes in over its links, by the mesh axis that asks for it.
+
+    A micro-batch gathers every weight over `fsdp` for its forward pass and again for
+    its backward pass (where `remat` computes forward again), in the dtype of
+    activations, and scatters their gradients' sums; over `data` it adds those. Over
+    `tensor`, each layer adds its activations twice forward and twice backward. The
+    sampler gathers all weights once a step.
+    """
+    c, mesh = experiment.model, experiment.mesh
+    a = jnp.dtype(c.dtype).itemsize
+    data, fsdp, tensor = (mesh.shape[name] for name in ("data", "fsdp", "tensor"))
+    weights = programs.device_bytes(programs.decoding_params(experiment))
+    micro_batches, _ = _counts(experiment)
+    found = {
+        "fsdp: weights and gradients": micro_batches * 3 * weights * (fsdp - 1) / fsdp,
+        "data: gradients": micro_batches * 2 * weights / fsdp * (data - 1) / data,
+        "tensor: activations": 0.0,
+        "sampler: weights": 0.0,
+    }
+    shards = data * fsdp
+    tokens = responses(experiment) * lengths.update_tokens * 2  # forward, backward
+    tokens += c.remat * tokens // 2
+    if "rl" in experiment.config.stages:
+        tokens += responses(experiment) * lengths.response_tokens
+        tokens += experiment.config.rl.prompts_per_step * lengths.prompt_tokens
+        found["sampler: weights"] = weights * (shards - 1) / shards
+    sums = 2 * c.num_layers * c.width * a * tokens / shards
+    found["tensor: activations"] = 2 * sums * (tensor - 1) / tensor
+    rate = hardware.ici_per_sec
+    return [Traffic(name, n, n / rate) for name, n in found.items() if n]
+
+
+def total_seconds(works: Sequence[Work]) -> float:
+    """Of all phases, one after the other."""
+    return sum(work.seconds for work in works)

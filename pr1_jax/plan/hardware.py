@@ -1,0 +1,209 @@
+"""Accelerators by name: peaks and memory of a device, and the devices of a topology.
+
+Nothing here imports JAX at the top: the environment that `environment` asks for has to
+be there before.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """One device, as JAX counts them.
+
+    TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, key specifications of a
+    chip. `ici_per_sec` is half of the bidirectional figure there (v4: of six links of
+    50 GB/s each way). A TPU7x chip is two devices, with half of everything each.
+    `hbm_bytes` is what the TPU compiler says it may use: its message for a program
+    that is too large.
+
+    GPUs: the data sheets of the SXM modules, dense bfloat16, one way of NVLink; memory
+    is 95 % of what `nvidia-smi` lists, since contexts and libraries want some.
+
+    Attributes:
+      flops_per_sec: peak, bfloat16.
+      hbm_bytes: that programs can use. hbm_per_sec: bytes/s of reading it.
+      ici_per_sec: bytes/s to and from other devices, each way, over all links.
+      dimensions: of the topology; 0 for GPUs.
+      devices_per_chip: of JAX's devices.
+      kind: what JAX calls it.
+    """
+
+    name: str
+    flops_per_sec: float
+    hbm_bytes: int
+    hbm_per_sec: float
+    ici_per_sec: float
+    dimensions: int = 0
+    devices_per_chip: int = 1
+    kind: str = ""
+
+
+def _tpu(name, kind, tflops, gib, gb_per_sec, ici_gb_per_sec, dimensions, per_chip=1):
+    size = int(gib * GIB)
+    rates = 1e9 * gb_per_sec, 1e9 * ici_gb_per_sec
+    return Hardware(name, 1e12 * tflops, size, *rates, dimensions, per_chip, kind)
+
+
+def _gpu(name, tflops, mib, gb_per_sec, link_gb_per_sec):
+    size = int(0.95 * mib * 2**20)
+    return Hardware(name, 1e12 * tflops, size, 1e9 * gb_per_sec, 1e9 * link_gb_per_sec)
+
+
+TPUS = {
+    hardware.name: hardware
+    for hardware in (
+        _tpu("v4", "TPU v4", 275, 30.75, 1200, 300, 3),
+        _tpu("v5e", "TPU v5 lite", 197, 15.75, 819, 200, 2),
+        _tpu("v5p", "TPU v5", 459, 95.74, 2765, 600, 3),
+        _tpu("v6e", "TPU v6 lite", 918, 31.25, 1638, 400, 2),
+        _tpu("tpu7x", "TPU7x", 2307 / 2, 94.75, 7380 / 2, 600 / 2, 3, per_chip=2),
+    )
+}
+GPUS = {
+    hardware.name: hardware
+    for hardware in (
+        _gpu("a100-40", 312, 40960, 1555, 300),
+        _gpu("a100-80", 312, 81920, 2039, 300),
+        _gpu("h100", 989, 81559, 3350, 450),
+        _gpu("h200", 989, 143771, 4800, 450),
+        _gpu("b200", 2250, 183359, 7700, 900),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """So many devices of a kind. `shape` is of chips; one number for GPUs."""
+
+    text: str
+    hardware: Hardware
+    shape: tuple[int, ...]
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether its plan is arithmetic alone."""
+        return self.hardware.name in GPUS
+
+    @property
+    def num_devices(self) -> int:
+        """JAX devices."""
+        return math.prod(self.shape) * self.hardware.devices_per_chip
+
+
+def parse_topology(text: str) -> Topology:
+    """The topology of a text such as `v5e:4x4`, `v5p:2x2x2` or `gpu:h100x8`.
+
+    Raises:
+      ValueError: names the flag, the text and what is known.
+    """
+    if gpu := re.fullmatch(r"gpu:([a-z0-9-]+?)x([1-9]\d*)", text):
+        name, count = gpu.groups()
+        if name in GPUS:
+            return Topology(text, GPUS[name], (int(count),))
+    if tpu := re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)*)", text):
+        name, shape = tpu[1], tuple(map(int, tpu[2].split("x")))
+        if name in TPUS and len(shape) == (wanted := TPUS[name].dimensions):
+            return Topology(text, TPUS[name], shape)
+        if name in TPUS:
+            raise ValueError(
+                f"--topology={text}: {name} has {wanted} dimensions, "
+                f"e.g. {name}:{'x'.join('4' * wanted)}"
+            )
+    raise ValueError(
+        f"--topology={text} is not known. TPUs are {', '.join(TPUS)}, e.g. v5e:4x4 or "
+        f"v5p:2x2x2; GPUs are {', '.join(GPUS)}, e.g. gpu:h100x8"
+    )
+
+
+def environment(topology: Topology) -> dict[str, str]:
+    """Variables to set before JAX is imported.
+
+    JAX itself runs on the CPU. For GPUs it makes as many devices there, which are only
+    to be counted; libtpu shall not look for a TPU, nor for who else has loaded it.
+    """
+    if topology.is_gpu:
+        flag = f"--xla_force_host_platform_device_count={topology.num_devices}"
+        return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }
+
+
+def has_tpu_compiler() -> bool:
+    """Whether libtpu is installed."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def open_devices(topology: Topology) -> Sequence["jax.Device"]:
+    """Devices to lower and compile for; those of a GPU topology only count.
+
+    Raises:
+      ValueError: no TPU compiler, or one that does not know the topology.
+    """
+    import jax
+
+    if topology.is_gpu:
+        found = jax.devices("cpu")
+        if len(found) < topology.num_devices:
+            raise ValueError(
+                f"--topology={topology.text}: JAX was imported with {len(found)} devices"
+            )
+        return found[: topology.num_devices]
+    if not has_tpu_compiler():
+        raise ValueError(
+            f"--topology={topology.text} needs the TPU compiler, which is a package of "
+            f'640 MB: pip install "jax[tpu]=={jax.__version__}" (no TPU is needed)'
+        )
+    return _compile_only(topology.text)
+
+
+def devices_of_one_process(
+    devices: Sequence["jax.Device"],
+) -> Sequence["jax.Device"]:
+    """The devices of process 0 as a topology of their own, if it has not all of them.
+
+    The compiler takes no part of a topology, but a process of a run does: it samples
+    on its own devices alone.
+    """
+    mine = [device for device in devices if device.process_index == 0]
+    if len(mine) == len(devices):
+        return devices
+    kinds = {hardware.kind: hardware for hardware in TPUS.values()}
+    hardware = kinds[mine[0].device_kind]
+    places = [device.coords for device in mine]
+    shape = [max(x) - min(x) + 1 for x in zip(*places)][: hardware.dimensions]
+    return _compile_only(f"{hardware.name}:{'x'.join(map(str, shape))}")
+
+
+@functools.cache
+def _compile_only(text: str) -> Sequence["jax.Device"]:
+    import jax
+    from jax.experimental import topologies
+
+    # A v4 chip is one device on a real machine, but two here unless this is said.
+    megacore = text.startswith("v4:")
+    options = {"chip_config_name": "megacore"} if megacore else {}
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=text, **options
+        )
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"--topology={text}: the TPU compiler says {error}") from error
+    return found.devices

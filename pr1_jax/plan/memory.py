@@ -1,0 +1,287 @@
+"""Memory of one device by part, in bytes: from compiled programs, or by arithmetic.
+
+A run has four moments at which memory can run out: the update, a prefill, the decode
+steps, and the growth of the responses' cache to its full size. While sampling, the
+training state stays where it is. What lives across programs is counted from shapes and
+shardings. What a program needs besides is what the compiler says that it allocates,
+less those; without a compiler it is estimated.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pr1_jax.experiment import Experiment
+from pr1_jax.plan import programs
+from pr1_jax.plan.hardware import GIB
+
+PARAMETERS, OPTIMIZER = "parameters", "optimizer state"
+REFERENCE, BATCH = "reference parameters", "batch"
+GRADIENTS, TRAINING = "gradients", "training temporaries"
+WEIGHTS, RESPONSES, PROMPTS = "decoding weights", "response cache", "prompt cache"
+PREFILL, DECODE = "prefill temporaries", "decode temporaries"
+GROWTH = "old cache while it grows"
+
+# What to change, by the part that is too large: +field to raise it, -field to lower it.
+_REMEDIES = {
+    PARAMETERS: ("+mesh.fsdp", "+mesh.tensor"),
+    OPTIMIZER: ("+mesh.fsdp", "+mesh.tensor"),
+    REFERENCE: ("+mesh.fsdp", "+mesh.tensor"),
+    BATCH: ("+rl.mini_batches",),
+    GRADIENTS: ("+mesh.fsdp", "+mesh.tensor"),
+    TRAINING: (
+        "-rl.micro_batch_size",
+        "+model.remat",
+        "-model.logits_chunk",
+        "-model.query_chunk",
+        "+mesh.tensor",
+    ),
+    WEIGHTS: ("+mesh.tensor",),
+    RESPONSES: ("-rollout.rows", "+mesh.tensor", "-rollout.max_response_tokens"),
+    PROMPTS: ("-rollout.rows", "-rollout.max_prompt_tokens", "+mesh.tensor"),
+    PREFILL: ("-rollout.prompts_per_prefill", "+mesh.tensor"),
+    DECODE: ("-rollout.rows", "+mesh.tensor"),
+    GROWTH: ("-rollout.rows", "+mesh.tensor", "-rollout.max_response_tokens"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled program allocates on a device, arguments included.
+
+    Attributes:
+      total: bytes. arguments: those of them that are arguments; 0 = not known.
+      compile_sec: what compiling took.
+      fits: whether the compiler could place it; `total` is its own figure if not.
+    """
+
+    total: int
+    arguments: int = 0
+    compile_sec: float = 0.0
+    fits: bool = True
+
+
+def compile_program(lowered: jax.stages.Lowered, arguments: int) -> Program:
+    """Compiles; a program that is too large is a `Program` as well.
+
+    Args:
+      arguments: bytes of them by count, for one that is too large.
+    """
+    began = time.perf_counter()
+    try:
+        found = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        total = _wanted(str(error), arguments)
+        if total is None:
+            raise
+        return Program(total, arguments, time.perf_counter() - began, fits=False)
+    arguments = found.argument_size_in_bytes
+    total = arguments + found.output_size_in_bytes
+    total += found.temp_size_in_bytes - found.alias_size_in_bytes
+    return Program(total, arguments, time.perf_counter() - began)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_TOTAL = re.compile(r"Used ([\d.]+)([KMGT]?)\w* of [\d.]+[KMGT]?\w* hbm")
+_TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\w*\) exceeds")
+
+
+def _wanted(message: str, arguments: int) -> int | None:
+    """Bytes that a program would have used, from the TPU compiler's message."""
+    size = lambda found: int(float(found[1]) * _UNITS[found[2]])
+    if found := _TOTAL.search(message):
+        return size(found)
+    if found := _TEMPORARIES.search(message):
+        return arguments + size(found)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """One of the times at which memory can run out: bytes by part."""
+
+    name: str
+    parts: Mapping[str, int]
+    compiled: bool = True  # the compiler could place it, or was not asked
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+    @property
+    def biggest(self) -> str:
+        """The part that takes most."""
+        return max(self.parts, key=self.parts.__getitem__)
+
+    def fits(self, limit: int) -> bool:
+        """Whether it does into so many bytes."""
+        return self.compiled and self.total <= limit
+
+
+def resident(experiment: Experiment) -> dict[str, int]:
+    """The training state, which is there all the time."""
+    state = programs.abstract_state(experiment)
+    parts = {
+        PARAMETERS: programs.device_bytes(state.params),
+        OPTIMIZER: programs.device_bytes(state.opt_state),
+    }
+    if "rl" in experiment.config.stages and experiment.config.rl.kl_coef:
+        parts[REFERENCE] = parts[PARAMETERS]
+    return parts
+
+
+def update_arguments(experiment: Experiment) -> int:
+    """Bytes of what an update is given: the training state and a mini-batch."""
+    given = programs.abstract_state(experiment), programs.abstract_batch(experiment)
+    return programs.device_bytes(given)
+
+
+def update_moment(experiment: Experiment, program: Program) -> Moment:
+    """The update; of what its program allocates, gradients are a part."""
+    parts = resident(experiment)
+    parts[BATCH] = programs.device_bytes(programs.abstract_batch(experiment))
+    rest = max(program.total - update_arguments(experiment), 0)
+    parts[GRADIENTS] = min(parts[PARAMETERS], rest)
+    parts[TRAINING] = rest - parts[GRADIENTS]
+    return Moment("update", parts, program.fits)
+
+
+def cache_bytes(experiment: Experiment, rows: int, tokens: int) -> int:
+    """Keys and values of so many rows and tokens on one device."""
+    c, tensor = experiment.model, experiment.mesh.shape["tensor"]
+    heads = c.num_kv_heads // (tensor if c.num_kv_heads % tensor == 0 else 1)
+    numbers = 2 * c.num_layers * heads * c.head_dim * rows * tokens
+    return numbers * jnp.dtype(c.dtype).itemsize
+
+
+def prefill_arguments(experiment: Experiment) -> int:
+    """Bytes of what a prefill is given: weights and the cache of prompts."""
+    shape = programs.sampling_shape(experiment)
+    weights = programs.device_bytes(programs.decoding_params(experiment))
+    return weights + cache_bytes(experiment, shape.places, shape.prompt_tokens)
+
+
+def decode_arguments(experiment: Experiment) -> int:
+    """Bytes of what a decode step is given: those, and the cache of responses."""
+    shape = programs.sampling_shape(experiment)
+    responses = cache_bytes(experiment, shape.rows, shape.slots)
+    return prefill_arguments(experiment) + responses
+
+
+def temporaries(program: Program) -> Program:
+    """What a program needs besides its arguments, as a program without any."""
+    return dataclasses.replace(
+        program, total=program.total - program.arguments, arguments=0
+    )
+
+
+def sampling_moments(
+    experiment: Experiment, prefill: Program, decode: Program
+) -> list[Moment]:
+    """Prefill, decode and growth of the cache, beside the training state.
+
+    Args:
+      prefill: `temporaries` of one.
+    """
+    shape = programs.sampling_shape(experiment)
+    weights = programs.device_bytes(programs.decoding_params(experiment))
+    responses = cache_bytes(experiment, shape.rows, shape.slots)
+    prompts = cache_bytes(experiment, shape.places, shape.prompt_tokens)
+    parts = resident(experiment)
+    parts |= {WEIGHTS: weights, RESPONSES: responses, PROMPTS: prompts}
+    decode_rest = max(decode.total - decode_arguments(experiment), 0)
+    old = cache_bytes(experiment, shape.rows, shape.slots_before)
+    return [
+        Moment("prefill", parts | {PREFILL: prefill.total}, prefill.fits),
+        Moment("decode", parts | {DECODE: decode_rest}, decode.fits),
+        Moment("cache growth", parts | {GROWTH: old}),
+    ]
+
+
+def advice(experiment: Experiment, moment: Moment, limit: int) -> str:
+    """Why a moment does not fit, and what to change."""
+    config, tenant = experiment.config, moment.biggest
+    changes = []
+    for remedy in _REMEDIES[tenant]:
+        name = remedy[1:].replace("rl.", f"{programs.training_stage(config)}.", 1)
+        section, field = name.split(".")
+        if field not in config[section]:
+            continue
+        value = config[section][field]
+        if value is True:
+            continue
+        if section == "mesh":
+            value = experiment.mesh.shape[field]
+        verb = "set" if not value else "raise" if remedy[0] == "+" else "lower"
+        changes.append(f"{verb} {name} (now {value})")
+    return (
+        f"{moment.name} needs {moment.total / GIB:.1f} GiB of the {limit / GIB:.1f} GiB "
+        f"of a device; the biggest tenant is its {tenant} "
+        f"({moment.parts[tenant] / GIB:.1f} GiB): {', or '.join(changes)}"
+    )
+
+
+# --- By arithmetic, where there is no compiler --------------------------------------
+
+_LIVE_SCORES = 3  # scores, probabilities and their gradient
+_LIVE_LOGITS = 3
+
+
+def estimated_update(experiment: Experiment) -> Program:
+    """Memory of the update's program from sizes alone; a guess within about a third.
+
+    Counted are the state, the batch, gradients twice (summed, and of a micro-batch),
+    the layers' inputs or all that they keep, one layer's work, and logits.
+    """
+    c, policy, mesh = (
+        experiment.model,
+        experiment.policy(sampling=False),
+        experiment.mesh,
+    )
+    batch = programs.abstract_batch(experiment)
+    rows = batch.tokens.sharding.shard_shape(batch.tokens.shape)[1]
+    T, tensor = batch.tokens.shape[2], mesh.shape["tensor"]
+    itemsize = jnp.dtype(c.dtype).itemsize
+    parts = resident(experiment)
+
+    kept = _layer_numbers(c, tensor) * itemsize
+    layers = c.width * itemsize if c.remat else kept
+    chunk = min(policy.query_chunk, T)
+    scores = _LIVE_SCORES * 4 * rows * _heads(c, tensor) * chunk * T
+    logits = _LIVE_LOGITS * 4 * (policy.logits_chunk or rows * T) * c.vocab_size
+    one_layer = rows * T * 2 * kept + scores
+    total = parts[PARAMETERS] * 3 + parts[OPTIMIZER] + programs.device_bytes(batch)
+    total += rows * T * c.num_layers * layers + max(one_layer, logits // tensor)
+    return Program(int(total))
+
+
+def estimated_sampling(experiment: Experiment) -> tuple[Program, Program]:
+    """`temporaries` of the prefill, and the decode's program, likewise."""
+    c, shape = experiment.model, programs.sampling_shape(experiment)
+    tensor = experiment.mesh.shape["tensor"]
+    W, T = shape.prompts_per_prefill, shape.prompt_tokens
+    work = W * T * _layer_numbers(c, tensor) * jnp.dtype(c.dtype).itemsize
+    work += 2 * 4 * W * _heads(c, tensor) * min(512, T) * T
+
+    total = decode_arguments(experiment)
+    total += _LIVE_LOGITS * 4 * shape.lanes * c.vocab_size // tensor
+    seen = shape.slots + shape.prompt_tokens
+    total += 2 * 4 * shape.lanes * _heads(c, tensor) * seen
+    return Program(int(work)), Program(int(total))
+
+
+def _heads(config: Any, tensor: int) -> int:
+    return config.num_heads // (tensor if config.num_heads % tensor == 0 else 1)
+
+
+def _layer_numbers(config: Any, tensor: int) -> int:
+    """Numbers a token that a layer makes on its way: what it would keep."""
+    c = config
+    heads = 2 * c.num_heads + 2 * c.num_kv_heads  # q and what is attended to, k, v
+    return 4 * c.width + (heads * c.head_dim + 3 * c.mlp_width) // tensor

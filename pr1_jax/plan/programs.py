@@ -1,0 +1,185 @@
+"""The real programs of a config, lowered for devices that need not be there.
+
+An update as the trainer makes it; a prefill and a chunk of decode steps as the sampler
+makes them, in the largest shapes that a run can come to. No array is ever made.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from pr1_jax import (
+    checks,
+    decode,
+    experiment,
+    kv_cache,
+    model,
+    rl,
+    sft,
+    sharding,
+    tags,
+    train_state,
+)
+from pr1_jax.experiment import Experiment
+from pr1_jax.plan import hardware, shapes
+from pr1_jax.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingShape:
+    """Largest sizes of the sampler's arrays, of one shard of the devices.
+
+    Attributes:
+      shards: over which rows are split; each has `mesh.tensor` devices.
+      rows: responses decoded at the same time. lanes: tokens of a step, at most.
+      places: prompts kept. prompts_per_prefill: prompts of a prefill.
+      slots: response tokens kept a row. slots_before: what they grow from, 0 = nothing.
+      prompt_tokens: prompt tokens kept a place.
+    """
+
+    shards: int
+    rows: int
+    lanes: int
+    places: int
+    prompts_per_prefill: int
+    slots: int
+    slots_before: int
+    prompt_tokens: int
+
+
+def build(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> Experiment:
+    """The experiment on these devices; of a named model, without its tokenizer.
+
+    Raises:
+      ValueError, FileNotFoundError: names the field and its value.
+    """
+    config = config.copy_and_resolve_references()
+    if config.model.attention == "auto":  # would ask for the machine that plans
+        on_tpu = devices[0].platform == "tpu"
+        config.model.attention = "pallas" if on_tpu else "xla"
+    if not config.model.path:
+        return experiment.build(config, devices=devices)
+    checks.check(config, devices=devices)
+    shape, num_tokens = shapes.model_shape(config)
+    tag_ids = tuple(range(num_tokens - len(tags.TAGS), num_tokens))
+    return Experiment(
+        config=config,
+        tokenizer=None,
+        model=shape,
+        vocab=decode.Vocab((*tag_ids, tag_ids[0] - 1), 0, num_tokens),
+        mesh=sharding.make_mesh(**config.mesh, devices=devices),
+        settings=checks.decode_settings(config),
+    )
+
+
+def training_stage(config: ml_collections.ConfigDict) -> str:
+    """The stage whose update is planned: `rl`, or `sft` of a config without it."""
+    return "rl" if "rl" in config.stages else "sft"
+
+
+def mini_batch(config: ml_collections.ConfigDict) -> int:
+    """Sequences of one update."""
+    if training_stage(config) == "sft":
+        return config.sft.batch_size
+    return config.rl.prompts_per_step * config.rl.group_size // config.rl.mini_batches
+
+
+def abstract_state(made: Experiment) -> train_state.TrainState:
+    """Shapes and shardings of the training state."""
+    optimizer, _ = made.optimizer(training_stage(made.config))
+    return train_state.abstract_state(made.abstract_params(), optimizer, made.mesh)
+
+
+def abstract_batch(made: Experiment) -> Any:
+    """Shapes and shardings of a mini-batch, with leading axes [micro-batches, B]."""
+    size = made.config[training_stage(made.config)].micro_batch_size
+    return made.abstract_batch(mini_batch(made.config), size)
+
+
+def lower_update(made: Experiment) -> jax.stages.Lowered:
+    """One update: GRPO, or SFT where the config has no stage `rl`."""
+    stage = rl if training_stage(made.config) == "rl" else sft
+    return stage.lower_update(made)
+
+
+def _of_one_process(made: Experiment) -> Experiment:
+    """What one process of a run samples with: its devices, and its share of the rows.
+
+    Raises:
+      ValueError: `mesh.tensor` goes across processes.
+    """
+    sharding.local_mesh(made.mesh)  # which checks that
+    every = made.mesh.devices.ravel()
+    devices = hardware.devices_of_one_process(list(every))
+    count = len(every) // len(devices)
+    if count == 1:
+        return made
+    config = made.config.copy_and_resolve_references()
+    for name in ("rows", "prompts_per_prefill"):
+        config.rollout[name] = -(-config.rollout[name] // count)
+    mesh = sharding.make_mesh(tensor=made.mesh.shape["tensor"], devices=devices)
+    return dataclasses.replace(made, config=config, mesh=mesh)
+
+
+def _sampler(made: Experiment) -> Sampler:
+    return _of_one_process(made).sampler(made.config.rl.group_size)
+
+
+def sampling_shape(made: Experiment) -> SamplingShape:
+    """The largest shapes that the sampler comes to."""
+    sampler = _sampler(made)
+    slots = [0, *sampler.slot_sizes]
+    paths = made.settings.num_paths if made.settings.max_blocks else 1
+    return SamplingShape(
+        shards=sharding.batch_shards(made.mesh),
+        rows=sampler.rows,
+        lanes=sampler.rows * paths,
+        places=sampler.places,
+        prompts_per_prefill=sampler.prompts_per_prefill,
+        slots=slots[-1],
+        slots_before=slots[-2],
+        prompt_tokens=sampler.prompt_sizes[-1],
+    )
+
+
+def decoding_params(made: Experiment) -> Any:
+    """Shapes and shardings of the weights that the sampler reads."""
+    return _decoding_params(made.model, made.mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _decoding_params(config: model.ModelConfig, mesh: Mesh) -> Any:
+    """They are asked for often, and tracing many layers that stand apart is slow."""
+    boxed = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
+    convert = lambda params: kv_cache.decoding_params(config, params)
+    found = jax.eval_shape(convert, model.unbox(boxed))
+    places = sharding.param_shardings(
+        kv_cache.decoding_config(config), mesh, sharding.SAMPLING_RULES
+    )
+    struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(struct, found, places)
+
+
+def lower_sampling(made: Experiment) -> dict[str, jax.stages.Lowered]:
+    """The sampler's `prefill` and `decode`, on the devices of one process."""
+    shape = sampling_shape(made)
+    return _sampler(made).lower(
+        _of_one_process(made).abstract_params(),
+        slots=shape.slots,
+        prompt_tokens=shape.prompt_tokens,
+        num_lanes=shape.lanes,
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings on one device."""
+    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(size(x) for x in jax.tree.leaves(tree))

@@ -1,0 +1,97 @@
+"""A plan as tables for the terminal."""
+
+import rich.console
+import rich.text
+
+from pr1_jax import model
+from pr1_jax.bench.report import Table, terminal
+from pr1_jax.plan import costs
+from pr1_jax.plan.hardware import GIB
+from pr1_jax.plan.planning import Plan
+
+
+def show(plan: Plan) -> rich.console.Group:
+    """Memory, what fits, and a step's cost."""
+    e, hardware = plan.experiment, plan.topology.hardware
+    mesh = ", ".join(f"{name} {size}" for name, size in e.mesh.shape.items())
+    count = model.param_count(e.abstract_params())
+    title = (
+        f"{e.config.name} on {plan.topology.text}: {plan.topology.num_devices} devices "
+        f"({mesh}), {hardware.name}, {plan.limit / GIB:.2f} GiB each; "
+        f"{count / 1e9:.3g} billion parameters"
+    )
+    parts = [rich.text.Text(title + "\n", style="bold")]
+    parts += [terminal(memory_table(plan)), verdict(plan)]
+    parts += [terminal(work_table(plan))]
+    if plan.traffic:
+        parts.append(terminal(traffic_table(plan)))
+    notes = "".join(f"* {line}\n" for line in plan.assumptions)
+    return rich.console.Group(*parts, rich.text.Text(notes, style="dim"))
+
+
+def memory_table(plan: Plan) -> Table:
+    """Parts by moment, in GiB; in MiB where all is small."""
+    name, unit = ("GiB", GIB) if plan.peak.total >= GIB else ("MiB", GIB // 1024)
+    names = dict.fromkeys(part for moment in plan.moments for part in moment.parts)
+    rows = []
+    for part in names:
+        row = {"part": part}
+        for moment in plan.moments:
+            size = moment.parts.get(part)
+            row[moment.name] = None if size is None else size / unit
+        rows.append(row)
+    total = {"part": "all"}
+    share = {"part": "share of the memory"}
+    for moment in plan.moments:
+        total[moment.name] = moment.total / unit
+        share[moment.name] = f"{100 * moment.total / plan.limit:.0f} %"
+    return Table(f"Memory of a device, {name}", [*rows, total, share])
+
+
+def verdict(plan: Plan) -> rich.text.Text:
+    """Whether it fits, with how much to spare; if not, what to change."""
+    spare = (plan.limit - plan.peak.total) / GIB
+    if plan.fits:
+        lines = [f"fits: {spare:.1f} GiB to spare at the {plan.peak.name}"]
+    else:
+        lines = [f"DOES NOT FIT: {line}" for line in plan.advice]
+    for name, value in plan.largest.items():
+        section, field = name.split(".")
+        now = plan.experiment.config[section][field]
+        found = "none found" if value is None else f"{value:,}"
+        lines.append(f"largest {name} that fits: {found} (now {now:,})")
+    style = "green" if plan.fits else "red"
+    return rich.text.Text("\n".join(lines) + "\n", style=style)
+
+
+def work_table(plan: Plan) -> Table:
+    """FLOPs, bytes and seconds of a step's phases."""
+    rows = [
+        {
+            "phase": work.name,
+            "PFLOP": work.flops / 1e15,
+            "GB a device": work.bytes / 1e9,
+            "compute sec": work.compute_sec,
+            "memory sec": work.memory_sec,
+            "at least sec": work.seconds,
+            "bound by": (
+                "compute" if work.compute_sec >= work.memory_sec else "memory"
+            ),
+        }
+        for work in plan.works
+    ]
+    total = {
+        "phase": "step",
+        "PFLOP": sum(work.flops for work in plan.works) / 1e15,
+        "at least sec": costs.total_seconds(plan.works),
+    }
+    return Table("A step at the peaks of the hardware", [*rows, total])
+
+
+def traffic_table(plan: Plan) -> Table:
+    """Bytes over links between devices."""
+    rows = [
+        {"between devices": x.name, "GB a device": x.bytes / 1e9, "sec": x.seconds}
+        for x in plan.traffic
+    ]
+    return Table("Over the links in a step, if nothing of it overlaps", rows)
