@@ -144,9 +144,9 @@ need_program() {
     [[ -n $(program_flag "$name") ]] || fail "--$name is missing behind --"
   done
   workdir=$(program_flag workdir)
-  [[ $workdir == /* || $workdir == *://* ]] ||
-    fail "--workdir=$workdir is relative: all hosts must see it" \
-      "(gs://... or the absolute path of a shared folder)"
+  [[ $workdir == /* ]] ||
+    fail "--workdir=$workdir: all hosts must see it, so name the absolute path of a" \
+      "shared folder, or of a bucket that they have mounted (gcsfuse)"
   for arg in "${PROGRAM[@]}"; do
     [[ $arg != *$'\n'* ]] || fail "${arg%%$'\n'*}... holds a line break"
   done

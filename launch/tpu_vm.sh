@@ -2,7 +2,7 @@
 # Runs pr1_jax on a Cloud TPU VM slice, one process a host.
 #
 #   launch/tpu_vm.sh watch --name=pr1 --zone=us-west4-a --type=v5litepod-16 --spot \
-#       -- --config=configs/rl_alternating.py:qwen3_4b --workdir=gs://bucket/pr1
+#       -- --config=configs/rl_alternating.py:qwen3_4b --workdir=/mnt/shared/pr1
 #
 #   create    makes the slice, or waits until it is there; one that was preempted
 #             is deleted and made again

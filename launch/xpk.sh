@@ -3,7 +3,7 @@
 #
 #   launch/xpk.sh all --cluster=pods --name=pr1 --zone=us-west4-a --project=mine \
 #       --type=v5litepod-16 --image=us-docker.pkg.dev/mine/images/pr1_jax:1 \
-#       -- --config=configs/rl_alternating.py:qwen3_4b --workdir=gs://bucket/pr1
+#       -- --config=configs/rl_alternating.py:qwen3_4b --workdir=/mnt/shared/pr1
 #
 #   cluster  makes the cluster, or changes its number of slices to --slices
 #   build    builds the image (launch/Dockerfile) and pushes it

@@ -221,8 +221,14 @@ def check_params(
         raise FileNotFoundError(
             f"checkpoint={number} is not in {folder}, which has {sorted(states)}"
         )
-    saved = ocp.PyTreeCheckpointHandler().metadata(states[number])
-    _check_same(saved.tree["params"], abstract_params, f"{field}={path}")
+    try:
+        saved = ocp.PyTreeCheckpointHandler().metadata(states[number]).tree["params"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{field}={path}: checkpoint {number} is damaged; name another, or move "
+            f"{states[number].parent} away ({_line(error)})"
+        ) from error
+    _check_same(saved, abstract_params, f"{field}={path}")
     file = states[number].parent / "about" / "metadata"  # none in older checkpoints
     if about and file.exists():
         _check_about(json.loads(file.read_text()), about, f"{field}={path}")

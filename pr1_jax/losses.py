@@ -32,7 +32,8 @@ def policy_logits(
     """
     ids = jnp.array(special_ids)
     bits = (bans[..., None] >> jnp.arange(len(special_ids))) & 1
-    logits = logits.astype(jnp.float32) / temperature
+    # However little a model likes what is legal, it likes what is banned less.
+    logits = jnp.maximum(logits.astype(jnp.float32) / temperature, NEG_INF / 1e5)
     if num_tokens is not None and num_tokens < logits.shape[-1]:
         padding = jnp.arange(logits.shape[-1]) >= num_tokens
         logits = jnp.where(padding, NEG_INF, logits)

@@ -294,6 +294,11 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
       ValueError: it is of another config; names a field that differs.
       OSError: it is not a folder, or cannot be made.
     """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"--workdir={workdir} is no folder; mount the bucket (gcsfuse) and name "
+            "the folder where it is mounted"
+        )
     path = pathlib.Path(workdir).absolute()
     mine = flat(metrics.plain(config.to_dict()))
     path.mkdir(parents=True, exist_ok=True)
@@ -314,12 +319,19 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
 
     Raises:
       FileNotFoundError: there is none in this folder.
+      ValueError: what is there is no config.
     """
-    found = metrics.read_json(pathlib.Path(workdir) / "config.json", None)
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        found = metrics.read_json(path, None)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if found is None:
         raise FileNotFoundError(
             f"{workdir} has no config.json: not the workdir of a run"
         )
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no config")  # noqa: TRY004 (not about types)
     return ml_collections.ConfigDict(found)
 
 

@@ -11,7 +11,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from fuzz import targets
+from fuzz import base, config, files, folders, targets, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,13 +76,13 @@ def test_any_change_of_json(name):
     target, rng = targets.TARGETS[name](), random.Random(0)
     assert target.json
     for _ in range(250):
-        target.run(targets.change_json(rng.choice(target.seeds), rng))
+        target.run(base.change_json(rng.choice(target.seeds), rng))
 
 
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(st.lists(st.dictionaries(NAMES, VALUES), min_size=1, max_size=3))
 def test_any_json_record(rows):
-    targets.check_jsonl("\n".join(map(json.dumps, rows)).encode())
+    files.check_jsonl("\n".join(map(json.dumps, rows)).encode())
 
 
 @settings(max_examples=100, deadline=None, database=None, derandomize=True)
@@ -93,7 +93,7 @@ def test_any_parquet_record(row):
         pa.parquet.write_table(table, file := io.BytesIO())
     except (pa.ArrowException, ValueError, OverflowError, TypeError):
         return  # of values that parquet cannot hold
-    targets.check_parquet(file.getvalue())
+    files.check_parquet(file.getvalue())
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_any_parquet_record(row):
 def test_100_000_inputs(name):
     target = targets.TARGETS[name]()
     rng = random.Random(0)
-    for _ in range(int(100_000 * targets.SHARES.get(name, 1))):
+    for _ in range(100_000):
         content = bytearray(rng.choice(target.seeds))
         for _ in range(rng.randint(1, 6)):
             start = rng.randint(0, len(content))
@@ -115,7 +115,7 @@ def test_100_000_inputs(name):
     "unit", ["\\boxed{", "{", "final answer: ", "<|aaa", "$", "1,"]
 )
 def test_long_answers_take_linear_time(unit, monkeypatch):
-    monkeypatch.setattr(answers, "_pool", targets.NoWorkers())
+    monkeypatch.setattr(answers, "_pool", texts.NoWorkers())
     long, answer = unit * (200_000 // len(unit)), unit * (1990 // len(unit))
     begin = time.process_time()
     for response, reference in ((long, "1"), (f"Final Answer: {answer}", answer)):
@@ -141,7 +141,7 @@ def test_long_texts_take_linear_time(unit):
 
 def config_input(field, value):
     """The input of `config` that overrides one field."""
-    field, value = targets._fields().index(field), targets._VALUES.index(value)
+    field, value = config.fields().index(field), config.VALUES.index(value)
     return bytes([0, 1, field, value])
 
 
@@ -164,24 +164,24 @@ FINDINGS = [
     ("jsonl", lambda: rb'{"question": "\ud83d", "answer": "1", "response": "x"}'),
     ("jsonl", lambda: b'{"question": "", "answer": "1", "response": "x"}'),
     # Bytes that are no text: the message named no file.
-    ("parquet", lambda: targets._parquet_seeds()[2]),
+    ("parquet", lambda: files.parquet_seeds()[2]),
     # A damaged header: OSError instead of pyarrow's own.
-    ("parquet", lambda: targets._parquet_seeds()[0][:-20] + bytes(20)),
-    ("parquet", lambda: targets._parquet_seeds()[0].replace(b"\x15", b"\x00")),
+    ("parquet", lambda: files.parquet_seeds()[0][:-20] + bytes(20)),
+    ("parquet", lambda: files.parquet_seeds()[0].replace(b"\x15", b"\x00")),
     # A damaged record behind a sound first one: RuntimeError.
-    ("array_record", lambda: targets._array_record_seeds()[-1].replace(b"1+1", b"1-1")),
+    ("array_record", lambda: files.array_record_seeds()[-1].replace(b"1+1", b"1-1")),
     # Weights named by a path, and an index of another kind: AttributeError.
-    ("weight_index", lambda: targets._INDEX_SEEDS[1]),
-    ("weight_index", lambda: targets._INDEX_SEEDS[2]),
+    ("weight_index", lambda: folders.INDEX_SEEDS[1]),
+    ("weight_index", lambda: folders.INDEX_SEEDS[2]),
     ("weight_index", lambda: b'{"weight_map": "a.safetensors"}'),
     # Fields of the wrong kind: TypeError, ZeroDivisionError.
     ("model_config", lambda: b'{"model_type": "llama", "num_attention_heads": 0}'),
     ("model_config", lambda: b'{"model_type": "llama", "rope_scaling": [1]}'),
     ("model_config", lambda: b'{"model_type": "llama", "layer_types": [[]]}'),
     # Words without a rule to split at: AttributeError.
-    ("tokenizer", lambda: without_splitting(targets._tokenizer_seeds()[0])),
+    ("tokenizer", lambda: without_splitting(folders.tokenizer_seeds()[0])),
     # A vocabulary without its pieces: bare Exception.
-    ("tokenizer", lambda: targets._tokenizer_seeds()[0].replace(b"</Path>", b"x")),
+    ("tokenizer", lambda: folders.tokenizer_seeds()[0].replace(b"</Path>", b"x")),
 ]
 
 

@@ -59,6 +59,7 @@ SANE = {
     "never EOS": likings(EOS=NEVER),
     "never EOS, only text": likings(others=NEVER, TEXT=1e4),
     "impossible EOS": likings(EOS=-np.inf),
+    "tags alone": likings(others=-np.inf, TAGS=0.0),
     "EOS and tags alone": likings(others=-np.inf, TAGS=0.0, EOS=0.0),
     **{f"only {tag}": likings(**{tag: 1e4}) for tag in tags.TAGS},
 }

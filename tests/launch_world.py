@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Whatever a shell on the way might take for its own.
 PROGRAM = [
     "--config=configs/rl_alternating.py:qwen3_4b",
-    "--workdir=gs://bucket/a run",
+    "--workdir=/mnt/bucket/a run",
     "--config.data.rl=hf:a/b#x=y z",
     '--config.name=it\'s "$HOME" $$ `id` \\ * ~ ; & | <x> (a) {b,c} ! é',
     "--config.stages=('sft','rl')",

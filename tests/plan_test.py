@@ -42,6 +42,7 @@ def tiny(**fields):
     config.model.num_layers, config.model.width, config.model.mlp_width = 2, 8, 16
     config.model.num_heads, config.model.num_kv_heads, config.model.head_dim = 2, 1, 4
     config.rollout.rows, config.rollout.prompts_per_prefill = 8, 8
+    config.sft.micro_batch_size = 8
     config.rl.prompts_per_step, config.rl.group_size, config.rl.mini_batches = 4, 4, 2
     for name, value in fields.items():
         section, field = name.split("__")
@@ -371,6 +372,23 @@ def test_sft_alone_is_planned_too():
     assert [work.name for work in plan.works] == ["update"]
     assert plan.data()["largest"] == {}
     assert programs.lower_update(plan.experiment).as_text()
+
+
+def test_larger_micro_batches_of_sft_are_planned_beside_those_of_rl():
+    topology = hardware.parse_topology("gpu:h100x8")
+    make = lambda config: planning.make(
+        config, topology, jax.devices(), find_largest=False
+    )
+    plan = make(tiny(sft__micro_batch_size=16, rl__micro_batch_size=8))
+    first, second = plan.moments[:2]
+    assert (first.name, second.name) == ("update", memory.SFT_UPDATE)
+    assert second.parts[memory.TRAINING] > first.parts[memory.TRAINING]
+    text = memory.advice(
+        plan.experiment, dataclasses.replace(second, parts={memory.TRAINING: GIB}), 1
+    )
+    assert "lower sft.micro_batch_size (now 16)" in text
+    plan = make(tiny(sft__micro_batch_size=8, rl__micro_batch_size=8))
+    assert memory.SFT_UPDATE not in [moment.name for moment in plan.moments]
 
 
 def test_gpu_memory_is_arithmetic_and_says_so(monkeypatch):

@@ -26,6 +26,7 @@ GRADIENTS, TRAINING = "gradients", "training temporaries"
 WEIGHTS, RESPONSES, PROMPTS = "decoding weights", "response cache", "prompt cache"
 PREFILL, DECODE = "prefill temporaries", "decode temporaries"
 GROWTH = "old cache while it grows"
+SFT_UPDATE = "SFT update"  # a moment, where RL's has another
 
 # What to change, by the part that is too large: +field to raise it, -field to lower it.
 _REMEDIES = {
@@ -207,9 +208,11 @@ def sampling_moments(
 def advice(experiment: Experiment, moment: Moment, limit: int) -> str:
     """Why a moment does not fit, and what to change."""
     config, tenant = experiment.config, moment.biggest
+    stage = programs.training_stage(config)
+    stage = "sft" if moment.name == SFT_UPDATE else stage
     changes = []
     for remedy in _REMEDIES[tenant]:
-        name = remedy[1:].replace("rl.", f"{programs.training_stage(config)}.", 1)
+        name = remedy[1:].replace("rl.", f"{stage}.", 1)
         section, field = name.split(".")
         if field not in config[section]:
             continue

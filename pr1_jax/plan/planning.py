@@ -203,6 +203,7 @@ def make(
     experiment = trials.build(config)
     lengths = costs.mean_lengths(experiment, prompt_tokens, response_tokens)
     update = trials.update(experiment)
+    updates = [update, *_sft_update(trials, config)]
     sampling = trials.sampling(experiment)
     limit, largest = topology.hardware.hbm_bytes, {}
     if find_largest:
@@ -215,13 +216,26 @@ def make(
     return Plan(
         experiment=experiment,
         topology=topology,
-        moments=[update, *sampling],
+        moments=[*updates, *sampling],
         largest=largest,
         lengths=lengths,
         works=costs.step_work(experiment, hardware, lengths),
         traffic=costs.step_traffic(experiment, hardware, lengths),
         compile_sec=trials.compile_sec,
     )
+
+
+def _sft_update(
+    trials: _Trials, config: ml_collections.ConfigDict
+) -> list[memory.Moment]:
+    """That of SFT before RL, if it has larger micro-batches and so may need more."""
+    larger = config.sft.micro_batch_size > config.rl.micro_batch_size
+    if not (larger and {"sft", "rl"} <= {*config.stages}):
+        return []
+    config = config.copy_and_resolve_references()
+    config.stages = ("sft",)
+    moment = trials.update(trials.build(config))
+    return [dataclasses.replace(moment, name=memory.SFT_UPDATE)]
 
 
 def _peak(moments: Sequence[memory.Moment], limit: int) -> int:

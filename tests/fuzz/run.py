@@ -5,7 +5,7 @@
 
 Each target runs in a process of its own, under libFuzzer's mutations guided by the
 coverage of pr1_jax. A finding stops its target: the input is then in the corpus folder,
-and `python tests/fuzz/targets.py NAME FILE` repeats it.
+and `python tests/fuzz/run.py NAME --repeat=FILE` repeats it.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import time
 
 FOLDER = pathlib.Path(__file__).parent
+_PATHS = [str(FOLDER.parent), str(FOLDER.parents[1])]
 BUILD = FOLDER.parents[1] / "build" / "fuzz-corpus"
 RESULTS = FOLDER / "RESULTS.md"
 _MAX_BYTES = 1000  # or twice the longest of the inputs to begin with
@@ -33,8 +34,9 @@ _HEAD = f"""# Fuzz runs
 `bash tests/fuzz.sh`: atheris (libFuzzer), inputs of at most {_MAX_BYTES} bytes (or twice
 a valid one), some of them blown up to 3,000 characters, one process a target; an input
 may take 1 s of CPU time. Coverage counts the places reached in
-`pr1_jax`, at the first input and at the last; the corpus is the inputs that found new
-ones. `answer_check` asks the worker processes of math-verify, and so gets fewer inputs;
+`pr1_jax`, at the first input and at the last (that of libraries, such as pyarrow's, is
+not seen); the corpus is the inputs that found new ones. `answer_check` asks the worker
+processes of math-verify, which take a second at most and then start anew;
 `answer_parser` is all of the answer check that runs in the program itself.
 
 """
@@ -44,9 +46,9 @@ def fuzz_one(name: str, number: int, corpus: pathlib.Path) -> None:
     """Runs `number` inputs through one target; libFuzzer ends the process."""
     import atheris
 
-    sys.path[:0] = [str(FOLDER), str(FOLDER.parents[1])]
+    sys.path[:0] = _PATHS
     with atheris.instrument_imports(include=["pr1_jax"], enable_loader_override=False):
-        import targets
+        from fuzz import base, targets
 
     target = targets.TARGETS[name]()
     for i, seed in enumerate(target.seeds):
@@ -85,7 +87,7 @@ def fuzz_one(name: str, number: int, corpus: pathlib.Path) -> None:
         rng = random.Random(seed)
         if rng.random() < 0.5:
             return atheris.Mutate(content, max_size)
-        return targets.change_json(content, rng)[:max_size]
+        return base.change_json(content, rng)[:max_size]
 
     mutators = {"custom_mutator": mutate} if target.json else {}
     atheris.Setup([sys.argv[0], *options, str(corpus)], run, **mutators)
@@ -137,20 +139,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--number", type=int, default=100_000)
+    parser.add_argument("--repeat", help="a file of input to the target named")
     parser.add_argument("--one", help="used by this program itself")
     given = parser.parse_args()
     if given.one:
         fuzz_one(given.one, given.number, BUILD / given.one)
         return 0
-    sys.path[:0] = [str(FOLDER), str(FOLDER.parents[1])]
+    sys.path[:0] = _PATHS
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import targets
+    from fuzz import targets
 
+    if given.repeat:
+        targets.TARGETS[given.names[0]]().run(pathlib.Path(given.repeat).read_bytes())
+        return 0
     if unknown := set(given.names) - set(targets.TARGETS):
         parser.error(f"no targets {sorted(unknown)}, there are {[*targets.TARGETS]}")
     found = 0
     for name in given.names or targets.TARGETS:
-        row = measure(name, max(1, int(given.number * targets.SHARES.get(name, 1))))
+        row = measure(name, given.number)
         print(" | ".join(row.values()), flush=True)
         _write(row)
         found += int(row["findings"])
