@@ -12,18 +12,6 @@ from absl import flags
 
 from pr1_jax import cli
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist, or be empty.")
-_CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "Number of the checkpoint, as its folder is named; the newest."
-)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; as trained."
-)
-_PART_GIB = flags.DEFINE_float(
-    "part_gib", 4.0, "Size of a safetensors file.", lower_bound=1e-6
-)
-
 
 def export(
     workdir: str,
@@ -83,4 +71,20 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Not above: `export` is for programs with flags of their own, too.
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    _OUT = flags.DEFINE_string(
+        "out", None, "Folder to write; must not exist, or be empty."
+    )
+    _CHECKPOINT = flags.DEFINE_integer(
+        "checkpoint",
+        None,
+        "Number of the checkpoint, as its folder is named; the newest.",
+    )
+    _DTYPE = flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; as trained."
+    )
+    _PART_GIB = flags.DEFINE_float(
+        "part_gib", 4.0, "Size of a safetensors file.", lower_bound=1e-6
+    )
     cli.run(main)

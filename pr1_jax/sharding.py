@@ -60,7 +60,18 @@ def make_mesh(
     if math.prod(sizes) != count:
         raise ValueError(f"{text}: they do not multiply to {count} devices")
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    if sizes[-1] == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    return Mesh(np.reshape(by_process(chosen), sizes), AXES, axis_types=types)
+
+
+def by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of a process side by side, so that `tensor` stays within one.
+
+    `jax.make_mesh` puts `tensor` along a side of a TPU slice, whose devices belong to
+    several processes.
+    """
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def param_shardings(

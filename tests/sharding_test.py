@@ -1,5 +1,6 @@
 """Tests of pr1_jax.sharding: eight devices compute what one does."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -246,3 +247,11 @@ def test_eight_devices_compute_what_one_does(kind, sizes):
     assert_moments_lie_where_parameters_do(new)
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+def test_the_devices_of_a_process_stay_together():
+    """Four processes on a slice of 4x4 chips, each with 2x2, counted along its sides."""
+    device = collections.namedtuple("Device", ["process_index", "id"])
+    slice_ = [device(2 * (i // 8) + (i % 4) // 2, i) for i in range(16)]
+    groups = np.reshape([d.process_index for d in sharding.by_process(slice_)], (4, 4))
+    assert groups.tolist() == [[0] * 4, [1] * 4, [2] * 4, [3] * 4]
