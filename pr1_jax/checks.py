@@ -23,6 +23,7 @@ from pr1_jax import (
     model,
     rewards,
     sharding,
+    sinks,
     train_state,
 )
 
@@ -75,6 +76,7 @@ _LIMITS = {
         *("rl.clip_low", "rl.clip_high", "rl.kl_coef", "rl.importance_cap"),
         *("optimizer.weight_decay", "optimizer.clip_norm"),
         *("reward.tiered_steps", "reward.scaffold_steps"),
+        *("report.traces", "report.every_sec"),
     ),
     _SHARE: (
         *("sft.warmup_share", "rl.warmup_share", "rollout.refill_share"),
@@ -109,6 +111,7 @@ def check(
     stages = tuple(config.stages)
     _holds_only(config, "stages", STAGES)
     need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
+    sinks.check(field(config, "metrics.sinks"))
     _check_benchmarks(config)
     _check_batches(config)
     _check_mesh(config, devices)

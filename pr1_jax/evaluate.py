@@ -119,5 +119,10 @@ def evaluate(
         else:
             metrics |= found | times
             if responses_path is not None:
-                rollout.write_responses(responses_path, scored)
+                rollout.write_responses(
+                    responses_path,
+                    scored,
+                    traces=c.report.traces,
+                    tokenizer=experiment.tokenizer,
+                )
     return metrics

@@ -18,7 +18,7 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import jax.monitoring
 import numpy as np
@@ -104,15 +104,34 @@ def _json_line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
+class Sink(Protocol):
+    """Takes the lines of `metrics.jsonl` as well; never raises."""
+
+    def write(
+        self, line: int, stage: str, step: int, values: Mapping[str, float]
+    ) -> None:
+        """Takes line number `line`, from 0; maybe once more after a restart."""
+
+    def close(self) -> None:
+        """No more lines will come."""
+
+
 class MetricWriter:
-    """Appends metrics to `metrics.jsonl` and to TensorBoard event files.
+    """Appends metrics to `metrics.jsonl`, to TensorBoard event files and to sinks.
 
     In a run of many processes all of them make a writer and call it alike, and
     only process 0 does so with `enabled=True`.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        enabled: bool = True,
+        sinks: Sequence[Sink] = (),
+    ):
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        self._sinks, self._lines = sinks, 0
         self._events_dir = pathlib.Path(workdir) / "tensorboard"
         self._enabled = enabled
         self._file: io.FileIO | None = None
@@ -128,6 +147,7 @@ class MetricWriter:
         self._file = io.FileIO(self.path, "a")
         data = self.path.read_bytes()
         self._file.truncate(data.rfind(b"\n") + 1)
+        self._lines = data.count(b"\n")
 
     def resume(self, stages: Sequence[str], stage: str, step: int) -> None:
         """Drops what was logged after the checkpoint that a restart begins from.
@@ -150,7 +170,7 @@ class MetricWriter:
                 return record["step"] <= step
             return record["stage"] not in later
 
-        self.close()
+        self._close_files()
         kept = [record for record in read_metrics(self.path) if keep(record)]
         replace_file(self.path, b"".join(map(_json_line, kept)))
         for name in later:
@@ -175,6 +195,9 @@ class MetricWriter:
         for name, value in values.items():
             if math.isfinite(value):
                 events.add_scalar(name, value, global_step=int(step))
+        for sink in self._sinks:
+            sink.write(self._lines, stage, int(step), values)
+        self._lines += 1
 
     def _event_writer(self, stage: str) -> tensorboardX.SummaryWriter:
         if stage not in self._events:
@@ -187,6 +210,11 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes the files; nothing is lost without it but TensorBoard's tail."""
+        self._close_files()
+        for sink in self._sinks:
+            sink.close()
+
+    def _close_files(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

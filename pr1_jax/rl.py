@@ -272,7 +272,10 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             facts = rollout.everyones_facts(scored, c.rl.group_size)
             metrics |= rollout.describe(facts) | found
             path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
-            written = writer.submit(rollout.write_responses, path, scored, values)
+            traces = {"traces": c.report.traces, "tokenizer": experiment.tokenizer}
+            written = writer.submit(
+                rollout.write_responses, path, scored, values, **traces
+            )
             keep = functools.partial(run.keep_batch, "rl")
             state, found = _update(updater, state, scored, advantages, keep)
             rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))

@@ -83,6 +83,10 @@ class Scored:
             "sequential_steps": self.trajectory.sequential_steps,
         }
 
+    def trace(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """`trace` of its tokens."""
+        return trace(self.trajectory, tokenizer)
+
     def reward(self, name: str) -> float:
         """The reward `name` of this response."""
         return rewards.reward(
@@ -109,6 +113,24 @@ class Facts:
     def correct(self) -> bool:
         """Whether the answer is equivalent to the reference."""
         return self.verdict == answers.CORRECT
+
+
+def trace(t: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a viewer needs of each of the T response tokens, EOS included.
+
+    Joined, `pieces` are the text and the EOS token's where one was written. Prompt
+    tokens are not listed: they have positions 0, 1, …, block 0 and path 0.
+    """
+    logps = [round(float(x), 3) + 0.0 for x in t.logps]  # no -0.0
+    return {
+        "prompt_tokens": len(t.prompt),
+        "pieces": tokenizer.pieces(t.tokens),
+        "logps": metrics.plain(logps),
+        "forced": t.forced.astype(int).tolist(),
+        "positions": t.positions.tolist(),
+        "block": t.block.tolist(),
+        "path": t.path.tolist(),
+    }
 
 
 def everyones_facts(scored: Sequence[Scored], samples: int) -> list[Facts]:
@@ -261,16 +283,25 @@ def write_responses(
     path: str | pathlib.Path,
     scored: Sequence[Scored],
     values: Sequence[float] | None = None,
+    *,
+    traces: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Writes responses as JSON lines, tags visible; replaces the file as a whole.
 
     Of several processes each writes a file of its own: `NAME-00000-of-00002.jsonl`.
+
+    Args:
+      traces: so many of the first records in the file get a `trace`.
+      tokenizer: of these responses; needed for traces.
     """
     lines = []
     for i, s in enumerate(scored):
         record = s.record()
         if values is not None:
             record["reward"] = round(float(values[i]), 6)
+        if i < traces:
+            record["trace"] = s.trace(tokenizer)
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     path = processes.own_path(pathlib.Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)

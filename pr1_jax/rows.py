@@ -220,6 +220,11 @@ class Rows:
             self.queue.results[self.response[row]] = self._trajectory(row)
         return self.response[rows].tolist()
 
+    def unfinished(self) -> dict[int, Trajectory]:
+        """The responses that are being written, as far as they are, by number."""
+        rows = np.flatnonzero(self.occupied)
+        return {int(self.response[row]): self._trajectory(row) for row in rows}
+
     def _trajectory(self, row: int) -> Trajectory:
         n = self.count[row]
         record = {name: values[row, :n] for name, values in self.fields.items()}
@@ -323,3 +328,10 @@ class Shards:
     def collect(self) -> list[int]:
         """Turns finished rows into trajectories and frees them; their numbers."""
         return [index for shard in self.shards for index in shard.collect()]
+
+    def unfinished(self) -> dict[int, Trajectory]:
+        """The responses that are being written, as far as they are, by number."""
+        found: dict[int, Trajectory] = {}
+        for shard in self.shards:
+            found |= shard.unfinished()
+        return found

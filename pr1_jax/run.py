@@ -24,10 +24,12 @@ from pr1_jax import (
     processes,
     progress,
     sharding,
+    sinks,
     stopping,
     train_state,
 )
 from pr1_jax.experiment import Experiment
+from pr1_jax.report import updates
 
 TRAINING = ("sft", "rl")  # the stages that change parameters
 
@@ -61,7 +63,19 @@ class Run:
             best_metric=config.checkpoint.best_metric,
             about={"tokenizer": experiment.tokenizer.fingerprint},
         )
-        self._writer = metrics.MetricWriter(self.workdir, enabled=self._main)
+        self._writer = metrics.MetricWriter(
+            self.workdir,
+            enabled=self._main,
+            sinks=sinks.open_all(
+                config.metrics.sinks,
+                self.workdir,
+                config.to_dict(),
+                enabled=self._main,
+            ),
+        )
+        self._report = updates.Updates(
+            self.workdir, every_sec=config.report.every_sec, enabled=self._main
+        )
         self._left: tuple[Any, Any] | None = None  # state and position to go on from
         self.place = self._newest()
         self.params = self._first_params()
@@ -73,6 +87,7 @@ class Run:
     def __exit__(self, *exc_info) -> None:
         self._checkpoints.close()
         self._writer.close()
+        self._report.close()
 
     @property
     def names(self) -> list[str]:
@@ -232,6 +247,7 @@ class Run:
         if stage in self._alarms:
             found |= self._alarms[stage].check(stage, step, found)
         self._writer.write(stage, step, found)
+        self._report.after_step()
         if display is not None:
             display.update(step, found)
 
@@ -242,6 +258,7 @@ class Run:
         self._save_summary()
         if self._main:
             curves.plot_curves(self.workdir)
+        self._report.start()
 
     def finish(self) -> None:
         """Marks the run as finished."""
@@ -287,6 +304,10 @@ def evaluation_name(benchmark: str, mode: str) -> str:
     return f"benchmark_{benchmark}_{mode}"
 
 
+# Groups of fields that may change when a run goes on.
+_FREE = ("alarms", "checkpoint", "mesh", "metrics", "report")
+
+
 def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
     """Makes a run's folder, or checks that the one there is of the same config.
 
@@ -304,7 +325,7 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
     path.mkdir(parents=True, exist_ok=True)
     theirs = flat(metrics.read_json(path / "config.json", {})) or mine
     for name in sorted({*mine, *theirs}):
-        if name.split(".")[0] in ("alarms", "checkpoint", "mesh"):
+        if name.split(".")[0] in _FREE:
             continue
         if mine.get(name) != theirs.get(name):
             raise ValueError(

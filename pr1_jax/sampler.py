@@ -168,12 +168,14 @@ class Sampler:
             slot_path=state.slot_path,
         )
 
-    def warm_up(self, params) -> None:
+    def warm_up(self, params, prompt_tokens: int = 1) -> None:
         """Compiles, on idle batches, all shapes of the fewest slots that there are.
 
-        Where responses outgrow those, or prompts the shortest prompt size, more
-        shapes are compiled as they come.
+        Where responses outgrow those, or prompts the size that `prompt_tokens` fit
+        in, more shapes are compiled as they come.
         """
+        size = _fit(self.prompt_sizes, prompt_tokens)
+        self._prompt_size = max(self._prompt_size, size)
         params = self._prepare(params)
         for rows in self.row_sizes:
             state = self._made.init(self.slot_sizes[0], self._prompt_size)
@@ -206,6 +208,7 @@ class Sampler:
         *,
         ids: Sequence[int] | None = None,
         on_finished: Callable[[int, Trajectory], None] | None = None,
+        on_chunk: Callable[[dict[int, Trajectory]], None] | None = None,
     ) -> list[Trajectory]:
         """Decodes `samples` responses to every prompt.
 
@@ -218,6 +221,8 @@ class Sampler:
             so what is sampled does not depend on how rows are batched.
           ids: the responses' numbers, where these are a part of more; default 0, 1, ….
           on_finished: called with i and response i as soon as it is complete.
+          on_chunk: called after every chunk with the responses that are not, by i, as
+            far as they are written. What it raises ends the sampling.
 
         Returns:
           Trajectories, prompt-major.
@@ -269,6 +274,8 @@ class Sampler:
             for index in host.collect():
                 if on_finished is not None:
                     on_finished(index, results[index])
+            if on_chunk is not None:
+                on_chunk(host.unfinished())
             state = self._close_blocks(params, state, host)
         self.stats = {
             "prefill_sec": prefill_sec,

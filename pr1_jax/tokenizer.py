@@ -135,6 +135,75 @@ class Tokenizer:
         kept = [i for i in map(int, ids) if i not in self._dropped]
         return self._backend.decode(kept, skip_special_tokens=False)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; EOS is spelled out, other specials are "".
+
+        Joined they are `decode(ids)`, with the EOS token's text where one stands. A
+        character spelled by several tokens belongs to the last of them: "a é" in
+        tokens that are bytes is `["a", " ", "", "é"]`.
+        """
+        kept = [(n, i) for n, i in enumerate(map(int, ids)) if i not in self._dropped]
+        out = [self.eos_text if int(i) == self.eos_id else "" for i in ids]
+        found = self._split([i for _, i in kept], self.decode(ids))
+        for (n, _), piece in zip(kept, found, strict=True):
+            out[n] = piece
+        return out
+
+    @property
+    def eos_text(self) -> str:
+        """How the EOS token is spelled."""
+        return str(self.hf_tokenizer.eos_token)
+
+    def _split(self, ids: Sequence[int], text: str) -> list[str]:
+        """`text`, which is that of `ids`, in one piece for each of them.
+
+        Where the tokens' own texts do not make it up, it is halved until they do, near
+        the middle where the halves' texts are the whole's. What cannot be halved is one
+        character, or bytes that are none, and goes to its last token.
+        """
+        alone = {i: self._inside([i]) for i in set(ids)}
+        # Some decoders drop a space before the first token.
+        behind = self._inside(ids)
+        lost = behind.removesuffix(text) if behind.endswith(text) else ""
+        out: list[str] = []
+        waiting = [(list(ids), lost + text)] if ids else []  # the next one last
+        while waiting:
+            part, whole = waiting.pop()
+            pieces = [alone[i] for i in part]
+            if "".join(pieces) == whole:
+                out += pieces
+            elif halves := self._halves(part, whole):
+                waiting += reversed(halves)
+            else:
+                out += [""] * (len(part) - 1) + [whole]
+        for n, piece in enumerate(out):
+            if not lost:
+                break
+            out[n], lost = piece[len(lost) :], lost[len(piece) :]
+        return out
+
+    def _halves(self, ids: list[int], text: str) -> list[tuple[list[int], str]]:
+        """Two parts of `ids` with their texts, none where a split changes the text."""
+        middle = len(ids) // 2
+        for shift in (0, -1, 1, -2, 2, -3, 3):  # a character has four bytes at most
+            at = middle + shift
+            if not 0 < at < len(ids):
+                continue
+            left = self._inside(ids[:at])
+            right = text.removeprefix(left)
+            if text == left + right and self._inside(ids[at:]) == right:
+                return [(ids[:at], left), (ids[at:], right)]
+        return []
+
+    def _inside(self, ids: Sequence[int]) -> str:
+        """The text of `ids` behind another token."""
+        before = self.tag_ids[tags.END_SUMMARY]
+        text = self._backend_text([before, *ids])
+        return text.removeprefix(tags.END_SUMMARY)
+
+    def _backend_text(self, ids: Sequence[int]) -> str:
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
     def tag_pieces(self, tag: str) -> list[int]:
         """Ids of the pieces that spell `tag` where it is not a token."""
         return self.encode(tag, allow_tags=False)

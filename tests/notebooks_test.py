@@ -7,7 +7,11 @@ import nbformat
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
-FIGURES = {"sharding.ipynb": 5}  # notebook -> figures that it draws
+FIGURES = {  # notebook -> figures that it draws
+    "anatomy_of_a_block.ipynb": 6,
+    "quickstart.ipynb": 4,
+    "sharding.ipynb": 5,
+}
 EVERY = pytest.mark.parametrize("name", FIGURES)
 
 
@@ -34,7 +38,9 @@ def test_nothing_that_was_run_is_stored(name):
 
 
 @EVERY
-def test_it_runs_from_top_to_bottom(name):
+def test_it_runs_from_top_to_bottom(name, monkeypatch):
+    monkeypatch.setenv("PR1_JAX_TRY", "1")  # quickstart: all of it, but hardly trained
+    monkeypatch.delenv("XLA_FLAGS")  # one device, or as many as the notebook asks for
     notebook = read(name)
     nbclient.NotebookClient(
         notebook,

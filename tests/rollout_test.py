@@ -14,6 +14,7 @@ TOKENIZER = embedded.make_tokenizer()
 PROMPT = np.array(TOKENIZER.encode("Which two add to 7? 1 2 3 4\n"), np.int32)
 PATHS = "<Parallel><Path>left 1+6 no </Path><Path>right 4+3 yes</Path></Parallel>\n"
 BLOCK = f"{PATHS}<Summary>3+4 yes</Summary>"
+PER_TOKEN = ("tokens", "positions", "block", "path", "forced", "bans", "logps")
 RIGHT, WRONG = "\nFinal Answer: 1", "\nFinal Answer: 2"
 
 
@@ -43,9 +44,9 @@ def stray_tag(response=RIGHT):
     tokens = np.array([tag, *plain.tokens], np.int32)
     more = {
         name: np.array([0, *getattr(plain, name)], getattr(plain, name).dtype)
-        for name in ("positions", "block", "path", "forced", "bans", "logps")
+        for name in PER_TOKEN
     }
-    return dataclasses.replace(plain, tokens=tokens, **more)
+    return dataclasses.replace(plain, **more | {"tokens": tokens})
 
 
 def test_score_asks_problem_major():
@@ -169,6 +170,38 @@ def test_written_responses_read_back(tmp_path):
     rollout.write_responses(path, found[1:])
     (only,) = read(path)
     assert "reward" not in only
+
+
+def test_a_trace_says_what_each_token_was(tmp_path):
+    (first,) = made(BLOCK + RIGHT)
+    logps = np.linspace(-2, -0.0001, len(first.tokens)).astype(np.float32)
+    forced = np.arange(len(first.tokens)) == 1
+    first = dataclasses.replace(first, logps=logps, forced=forced)
+    (plain,) = made(WRONG)
+    cut = dataclasses.replace(
+        plain,
+        finished=False,
+        **{name: getattr(plain, name)[:-1] for name in PER_TOKEN},
+    )
+    found = scored(trajectories=[first, cut, first])
+    path = tmp_path / "r.jsonl"
+    rollout.write_responses(path, found, traces=2, tokenizer=TOKENIZER)
+    records = read(path)
+    assert ["trace" in record for record in records] == [True, True, False]
+    trace, short = records[0]["trace"], records[1]["trace"]
+    assert trace.pop("prompt_tokens") == len(PROMPT)
+    assert {len(values) for values in trace.values()} == {len(first.tokens)}
+    assert "".join(trace["pieces"]) == BLOCK + RIGHT + "<eos>"
+    assert trace["pieces"][:4] == ["<Parallel>", "<Path>", "left ", "1"]
+    assert "".join(short["pieces"]) == WRONG == records[1]["response"]
+    np.testing.assert_allclose(trace["logps"], logps, atol=5.01e-4)
+    assert str(trace["logps"][-1]) == "0.0"
+    assert trace["forced"] == [0, 1] + [0] * (len(logps) - 2)
+    assert trace["positions"] == first.positions.tolist()
+    assert trace["block"] == first.block.tolist()
+    assert trace["path"] == first.path.tolist()
+    rollout.write_responses(path, found)
+    assert "trace" not in read(path)[0]
 
 
 @pytest.mark.parametrize(

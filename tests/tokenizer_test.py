@@ -1,7 +1,9 @@
 """Tests of pr1_jax.tokenizer: exact round trips, tags, files, errors."""
 
 import shutil
+import time
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -159,6 +161,46 @@ def test_chat_prompt():
     assert t.chat_prompt(messages) == "[user] 1+1?\n[assistant] "
 
 
+def joins_to_the_text(t, rng, ids):
+    """The law of `pieces`, on tokens drawn from the first `ids` ids."""
+    for length in [0, 1, 2, 3, *rng.integers(4, 40, 60)]:
+        drawn = rng.integers(0, ids, length)
+        pieces = t.pieces(drawn)
+        assert len(pieces) == length
+        assert "".join(np.array(pieces, object)[drawn != t.eos_id]) == t.decode(drawn)
+        assert set(np.array(pieces, object)[drawn == t.eos_id]) <= {t.eos_text}
+
+
+def test_pieces_by_hand():
+    t = words_tokenizer()
+    ids = t.encode("12+3<Path>")
+    assert t.pieces([*ids, t.eos_id]) == ["12", "+", "3", "<Path>", "<eos>"]
+    assert t.pieces([]) == []
+    t = tokenizer.Tokenizer(byte_tokenizer(pad_token="<|pad|>"))
+    ids = t.encode("Pé<Path>🙂.</Path>")
+    smile = ["", "", "", "🙂"]
+    assert t.pieces(ids) == ["P", "", "é", "<Path>", *smile, ".", "</Path>"]
+    half = [*t.encode("🙂")[:2], *t.encode("a"), t.pad_id, t.eos_id]
+    assert t.pieces(half) == ["", "\ufffd", "a", "", "<|end|>"]
+
+
+def test_pieces_of_whatever_a_model_writes_join_to_the_text():
+    rng = np.random.default_rng(0)
+    for t in (words_tokenizer(), tokenizer.Tokenizer(byte_tokenizer())):
+        joins_to_the_text(t, rng, t.vocab_size + 9)  # some that it does not know
+
+
+def test_pieces_take_time_by_length():
+    t = tokenizer.Tokenizer(byte_tokenizer())
+    rng = np.random.default_rng(0)
+    began = time.process_time()
+    for text in ("数🙂" * 1000, "é" * 4000):
+        pieces = t.pieces(t.encode(text))
+        assert [x for x in pieces if x] == list(text)
+    t.pieces(rng.integers(0, 256, 8000))
+    assert time.process_time() - began < 3  # 0.1 s; a minute if it were quadratic
+
+
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_sentencepiece_file(model_type, tmp_path):
     lines = [f"If {i} friends share {i * 7} clips, who gets 1?" for i in range(60)]
@@ -186,6 +228,8 @@ def test_sentencepiece_file(model_type, tmp_path):
             assert t.encode(text) == original.encode(text)
             assert t.decode(t.encode(text)) == text
         assert t.decode([*t.encode(TRACE), t.eos_id]) == TRACE
+        assert "".join(t.pieces(t.encode(" a é"))) == " a é"  # its own space dropped
+        joins_to_the_text(t, np.random.default_rng(0), t.vocab_size + 9)
     t.save(tmp_path / "saved")
     loaded = tokenizer.load(tmp_path / "saved")
     assert loaded.encode(TRACE) == t.encode(TRACE)

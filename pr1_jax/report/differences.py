@@ -1,0 +1,52 @@
+"""A config as what differs: from the base it was made from, and between runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pr1_jax import metrics
+
+ABSENT = "(not there)"  # a field that one of two configs does not have
+
+
+def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Leaves by dotted name, as text; sequences alike whether lists or tuples."""
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= fields(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(_text(v) for v in value) + ")"
+    return repr(value) if isinstance(value, str) else f"{value}"
+
+
+def between(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Name and one text a config, of each field in which they are not all equal."""
+    flat = [fields(config) for config in configs]
+    names = sorted({name for found in flat for name in found})
+    rows = [(name, *(found.get(name, ABSENT) for found in flat)) for name in names]
+    return [row for row in rows if len({*row[1:]}) > 1]
+
+
+def from_base(config: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str]]]:
+    """The default config nearest to this one: its name, and what differs from it.
+
+    Returns:
+      A name such as `configs/common.py:smoke`, and (field, value, value in the base).
+    """
+    from configs import common  # the defaults are no part of the package
+
+    nearest = None
+    for size in (None, "smoke", "smollm2", "qwen3_4b"):
+        base = common.get_config(size, variant=config.get("variant", "structured"))
+        found = between([config, metrics.plain(base.to_dict())])
+        # A field that this version alone has says nothing about the run.
+        found = [row for row in found if row[1] != ABSENT]
+        if nearest is None or len(found) < len(nearest[1]):
+            nearest = (f"configs/common.py{':' + size if size else ''}", found)
+    return nearest

@@ -1,0 +1,91 @@
+"""Analyses of every step's responses, kept so that each file is read once.
+
+They are in `analysis.jsonl` of the workdir, a line a step or evaluation, and may be
+deleted: they are made again.
+"""
+
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pr1_jax import analysis, metrics
+from pr1_jax.report import reading
+
+_RECORDS = 256  # of a file, at most …
+_CHARACTERS = 300_000  # … and so much text: paths are compared pair by pair
+PREFIX = "analysis/"
+
+
+class History:
+    """The analyses of one workdir."""
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self._path = os.path.join(workdir, "analysis.jsonl")
+        self._known: dict[str, dict[str, Any]] = {}
+        try:
+            lines = metrics.read_metrics(self._path)
+        except ValueError:
+            lines = []
+        for line in lines:
+            if isinstance(line, dict) and "name" in line:
+                self._known[line["name"]] = line
+
+    def update(
+        self, run: reading.Run, *, limit_sec: float = math.inf
+    ) -> dict[str, dict[str, float]]:
+        """Figures by source name; what is new is worked out, for so long at most.
+
+        The newest sources come first, so that a long run that starts to be watched is
+        up to date at once and fills in its past later.
+        """
+        until, new = time.monotonic() + limit_sec, False
+        for source in reversed(run.sources):
+            stamp = [[p.stat().st_size, p.stat().st_mtime_ns] for p in source.paths]
+            if self._known.get(source.name, {}).get("files") == stamp:
+                continue
+            if time.monotonic() > until:
+                break
+            found = analysis.summarize(_some(reading.read_records(source, _RECORDS)))
+            figures = {PREFIX + name: x for name, x in found.items() if _is_number(x)}
+            self._known[source.name] = {"name": source.name, "files": stamp, **figures}
+            new = True
+        if new:
+            self._save()
+        names = {source.name for source in run.sources}
+        return {
+            name: {key: x for key, x in line.items() if key.startswith(PREFIX)}
+            for name, line in self._known.items()
+            if name in names
+        }
+
+    def _save(self) -> None:
+        lines = [json.dumps(self._known[name]) + "\n" for name in sorted(self._known)]
+        metrics.replace_file(self._path, "".join(lines).encode())
+
+
+def _some(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first records that have a response, up to so much text, one at least."""
+    whole = [r for r in records if isinstance(r.get("response"), str)]
+    sizes = itertools.accumulate(len(r["response"]) for r in whole)
+    return [
+        r for i, (r, n) in enumerate(zip(whole, sizes)) if not i or n <= _CHARACTERS
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def with_analyses(
+    run: reading.Run, found: dict[str, dict[str, float]]
+) -> dict[tuple[str, int], dict[str, float]]:
+    """Figures of each training step that has some."""
+    return {
+        (source.stage, source.step): found[source.name]
+        for source in run.sources
+        if source.step is not None and source.name in found
+    }

@@ -1,0 +1,220 @@
+"""Puts a report together: one HTML file that asks the network for nothing.
+
+All that comes from models, data and configs is JSON inside one `<script>` that is data
+and never runs; the page's own code puts it in place as text.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pr1_jax import metrics
+from pr1_jax.report import differences, events, figures, history, reading, traces
+
+_FOLDER = pathlib.Path(__file__).parent / "assets"
+_SCRIPTS = (
+    "base.js",
+    "charts.js",
+    "steps.js",
+    "tables.js",
+    "trace.js",
+    "mask.js",
+    "responses.js",
+    "start.js",
+)
+_ROWS = 4000  # steps of a run that are drawn, at most
+_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+
+
+def write(
+    workdirs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    steps: Sequence[int] = (),
+    budget: int = traces.BUDGET,
+) -> None:
+    """Writes the report of a run, or of several side by side.
+
+    Args:
+      out: the file to write.
+      steps: whose responses are embedded in full.
+      budget: of responses, in bytes, shared by the runs.
+
+    Raises:
+      FileNotFoundError: a workdir is missing, or nothing was logged in it.
+      ValueError: a file in it is damaged, or a run lacks a step of `steps`.
+    """
+    runs = [reading.read(workdir) for workdir in workdirs]
+    made = []
+    for run, name in zip(runs, _names(runs)):
+        found = history.History(run.path).update(run)
+        asked = traces.steps_named(run, steps)
+        share = budget // len(runs)
+        made.append(describe(run, found, name=name, asked=asked, budget=share))
+    configs = [run.config for run in runs]
+    metrics.replace_file(out, assemble(made, differences.between(configs)))
+
+
+def _names(runs: Sequence[reading.Run]) -> list[str]:
+    """Names that tell the runs apart."""
+    names = [run.name for run in runs]
+    if len({*names}) == len(names):
+        return names
+    return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+
+
+def describe(
+    run: reading.Run,
+    analyses: Mapping[str, Mapping[str, float]],
+    *,
+    name: str = "",
+    asked: Sequence[reading.Source] = (),
+    budget: int = traces.BUDGET,
+    shelf: traces.Shelf | None = None,
+) -> dict[str, Any]:
+    """A run as the page's data; arguments are those of `traces.embed`."""
+    by_step = history.with_analyses(run, analyses)
+    rows = [{**row, **by_step.get((row["stage"], row["step"]), {})} for row in run.rows]
+    evaluations = [
+        (title, at, {**found, **analyses.get(title, {})})
+        for title, at, found in run.evaluations
+    ]
+    run = dataclasses.replace(run, rows=rows, evaluations=evaluations)
+    moved = events.moves(run)
+    happened = events.find(run, moved)
+    interesting = events.rows_of_interest(happened)
+    chosen = traces.embed(run, interesting, asked=asked, budget=budget, shelf=shelf)
+    shown = _thinned(len(rows), {e.row for e in happened})
+    place = {row: i for i, row in enumerate(shown)}
+    base, fields = differences.from_base(run.config)
+    settings = {s: run.config.get(s) for s, _, _ in run.stages}
+    return {
+        "name": name or run.name,
+        "workdir": str(run.path),
+        "experiment": str(run.config.get("name", "")),
+        "variant": str(run.config.get("variant", "structured")),
+        "finished": bool(run.summary.get("finished")),
+        "planned": {
+            stage: found["steps"]
+            for stage, found in settings.items()
+            if isinstance(found, Mapping) and isinstance(found.get("steps"), int)
+        },
+        "stages": _stages(run, shown),
+        "steps": [rows[i]["step"] for i in shown],
+        "rewards": [run.reward_names[i] for i in shown],
+        "windows": _windows(run),
+        "schedule": _schedule(run),
+        "values": {
+            metric: [_short(values[i]) for i in shown]
+            for metric, values in run.columns.items()
+            if np.isfinite(values).any()
+        },
+        "moves": [
+            [[n, round(z, 1), _short(m)] for n, z, m in events.largest(moved, i)]
+            for i in shown
+        ],
+        "events": [
+            dataclasses.asdict(e)
+            | {"row": place[e.row], "last_row": place.get(e.last_row, place[e.row])}
+            for e in happened
+        ],
+        "evaluations": [
+            {"name": title, "at": int(np.searchsorted(shown, at)), "values": _plain(v)}
+            for title, at, v in evaluations
+        ],
+        "benchmarks": run.benchmarks,
+        "base": base,
+        "fields": fields,
+        "responses": chosen.groups,
+        "left_out": chosen.left_out,
+    }
+
+
+def _thinned(rows: int, keep: set[int]) -> list[int]:
+    """Rows to draw: all, or evenly spread ones and those to keep."""
+    if rows <= _ROWS:
+        return list(range(rows))
+    spread = {round(i * (rows - 1) / (_ROWS - 1)) for i in range(_ROWS)}
+    return sorted(spread | keep)
+
+
+def _stages(run: reading.Run, shown: Sequence[int]) -> list[dict[str, Any]]:
+    found = []
+    for stage, _, _ in run.stages:
+        rows = [i for i, row in enumerate(shown) if run.rows[row]["stage"] == stage]
+        found.append({"name": stage, "first": rows[0], "count": len(rows)})
+    return found
+
+
+def _windows(run: reading.Run) -> list[dict[str, Any]]:
+    """Stretches of RL steps whose reward is not accuracy, done or planned."""
+    found = []
+    for stage, first, count in run.stages:
+        rows = run.rows[first : first + count]
+        if not any("reward/mean" in row for row in rows):
+            continue
+        last = max(row["step"] for row in rows)
+        for start, end, name in reading.windows(run.config, last):
+            if name not in ("", "accuracy"):
+                found.append({"stage": stage, "from": start, "to": end, "name": name})
+    return found
+
+
+def _schedule(run: reading.Run) -> str:
+    """The schedule in words."""
+    settings = run.config.get("reward", {})
+    name = settings.get("schedule", "")
+    if name not in ("alternating", "scaffold"):
+        return str(name)
+    text = f"{name}: the last {settings.get('tiered_steps')} of every "
+    text += f"{settings.get('window')} steps are tiered"
+    if name == "scaffold":
+        text += f", up to step {settings.get('scaffold_steps')}"
+    return text
+
+
+def _short(value: float) -> float | None:
+    """Five digits are enough to draw and to read; None for no number."""
+    return float(f"{value:.5g}") if np.isfinite(value) else None
+
+
+def _plain(found: Mapping[str, Any]) -> dict[str, float | None]:
+    return {n: None if x is None else _short(x) for n, x in found.items() if "/" in n}
+
+
+def assemble(
+    runs: Sequence[Mapping[str, Any]], config_rows: Sequence[tuple[str, ...]]
+) -> bytes:
+    """The page, of what `describe` returned for each run."""
+    data = figures.as_data() | {
+        "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "runs": list(runs),
+        "fields": list(config_rows),
+    }
+    read = lambda name: _lean((_FOLDER / name).read_text(encoding="utf-8"))
+    page = read("page.html").replace("/*STYLE*/", read("page.css"))
+    page = page.replace("/*SCRIPT*/", "\n".join(map(read, _SCRIPTS)))
+    return page.replace("/*DATA*/", embeddable(data)).encode()
+
+
+def _lean(text: str) -> str:
+    """Code without indentation, empty lines and lines that are comments."""
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
+def embeddable(value: Any) -> str:
+    """JSON that cannot end a `<script>`, nor break a line of it, nor fail to encode.
+
+    >>> embeddable("</script>")
+    '"\\\\u003c/script\\\\u003e"'
+    """
+    text = json.dumps(metrics.plain(value), ensure_ascii=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -1,0 +1,198 @@
+"""Reads a run's workdir for its report. Nothing here needs a device."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pr1_jax import metrics, rewards
+
+_PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.jsonl")
+_STEP = re.compile(r"(.+)_(\d{6,})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the responses of a step, or of an evaluation, are.
+
+    Attributes:
+      name: of the files, without ending and process.
+      stage, step: of training; an evaluation has its name and step None.
+      paths: one file of each process.
+    """
+
+    name: str
+    stage: str
+    step: int | None
+    paths: tuple[pathlib.Path, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir holds.
+
+    Attributes:
+      name: that the page calls it by.
+      config, summary: as written; {} where there is none.
+      rows: lines of training steps in order.
+      evaluations: name, number of rows before it, figures; in order.
+      benchmarks: `benchmarks.json`, {} where there is none.
+      sources: all responses, evaluations first.
+    """
+
+    path: pathlib.Path
+    name: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[tuple[str, int, Mapping[str, Any]]]
+    benchmarks: Mapping[str, Any]
+    sources: Sequence[Source]
+
+    @functools.cached_property
+    def stages(self) -> list[tuple[str, int, int]]:
+        """Name, first row and number of rows of each stage, in order."""
+        found: dict[str, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            found.setdefault(row["stage"], []).append(i)
+        return [(name, rows[0], len(rows)) for name, rows in found.items()]
+
+    @functools.cached_property
+    def reward_names(self) -> list[str]:
+        """The reward in force at each row; "" outside RL."""
+        return [
+            reward_name(self.config, row["step"]) if "reward/mean" in row else ""
+            for row in self.rows
+        ]
+
+    @functools.cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Each metric as float [rows], NaN where a row lacks it."""
+        names = dict.fromkeys(n for row in self.rows for n in row if "/" in n)
+        get = lambda row, name: np.nan if row.get(name) is None else row[name]
+        return {n: np.array([get(row, n) for row in self.rows], float) for n in names}
+
+
+def read(workdir: str | os.PathLike[str]) -> Run:
+    """Reads a run, finished or not.
+
+    Raises:
+      FileNotFoundError: no such folder, or no metrics in it.
+      ValueError: a file in it is not what it should be; names it.
+    """
+    path = pathlib.Path(workdir)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{workdir} is not a folder: name the workdir of a run")
+    if not (path / "metrics.jsonl").exists():
+        raise FileNotFoundError(
+            f"{workdir} has no metrics.jsonl: not the workdir of a run that has begun"
+        )
+    rows, evaluations = _lines(path / "metrics.jsonl")
+    config = _mapping(path / "config.json")
+    return Run(
+        path=path,
+        name=path.absolute().name,
+        config=config,
+        summary=_mapping(path / "summary.json"),
+        rows=rows,
+        evaluations=evaluations,
+        benchmarks=_mapping(path / "benchmarks.json"),
+        sources=_sources(path),
+    )
+
+
+def _lines(path: pathlib.Path) -> tuple[list, list]:
+    """Training rows and evaluations; of two lines of one step the later counts."""
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    found: dict[str, tuple[tuple[str, int] | None, dict[str, Any]]] = {}
+    before = None
+    for line in metrics.read_metrics(path):
+        if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
+            raise ValueError(f"{path}: a line without stage and step: {line!r:.80}")
+        if any(name.startswith("eval/") for name in line):
+            found[line["stage"]] = before, line
+        else:
+            before = line["stage"], line["step"]
+            stages.setdefault(before[0], {})[before[1]] = line
+    rows = [of[step] for of in stages.values() for step in sorted(of)]
+    index = {(row["stage"], row["step"]): i + 1 for i, row in enumerate(rows)}
+    evaluations = [(name, index.get(at, 0), line) for name, (at, line) in found.items()]
+    return rows, evaluations
+
+
+def _mapping(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = metrics.read_json(path, {})
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")  # noqa: TRY004
+    return found
+
+
+def _sources(workdir: pathlib.Path) -> list[Source]:
+    parts: dict[str, list[pathlib.Path]] = {}
+    folders = (workdir / "rollouts", workdir / "samples")
+    for path in sorted(p for folder in folders for p in folder.glob("*.jsonl")):
+        match = _PART.fullmatch(path.name)
+        parts.setdefault(match[1] if match else path.stem, []).append(path)
+    found = []
+    for name, paths in parts.items():
+        match = _STEP.fullmatch(name)
+        stage, step = (match[1], int(match[2])) if match else (name, None)
+        found.append(Source(name, stage, step, tuple(paths)))
+    return sorted(found, key=lambda s: (s.step is not None, s.stage, s.step or 0))
+
+
+def read_records(source: Source, limit: int | None = None) -> list[dict[str, Any]]:
+    """The first records of a source, `limit` of each file; a torn line is passed over.
+
+    Text that is no Unicode is kept as it was written.
+    """
+    records = []
+    for path in source.paths:
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                if number == limit:
+                    break
+                try:
+                    record = json.loads(line.decode("utf-8", "surrogatepass"))
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    records.append(record)
+    return records
+
+
+def reward_name(config: Mapping[str, Any], step: int) -> str:
+    """The reward that the config's schedule uses at a step; "" where it says none."""
+    settings = config.get("reward", {})
+    if not isinstance(settings, Mapping) or "schedule" not in settings or step < 1:
+        return ""
+    names = ("window", "tiered_steps", "scaffold_steps")
+    try:
+        return rewards.scheduled(
+            settings["schedule"],
+            step,
+            **{n: settings[n] for n in names if n in settings},
+        )
+    except (ValueError, TypeError):  # a config of another version
+        return ""
+
+
+def windows(config: Mapping[str, Any], steps: int) -> list[tuple[int, int, str]]:
+    """First step, last step and reward of each stretch of steps with one reward."""
+    found: list[tuple[int, int, str]] = []
+    for step in range(1, steps + 1):
+        name = reward_name(config, step)
+        if found and found[-1][2] == name:
+            found[-1] = (found[-1][0], step, name)
+        else:
+            found.append((step, step, name))
+    return found

@@ -1,0 +1,236 @@
+"""Which responses the page carries, within a budget, and how they are written in it.
+
+A response is short fields and, where it was recorded, its trace: pieces of text, log-probs
+in hundredths of a nat, and labels as stretches of (tokens, position of the first, block,
+path, forced) in which positions count up by one.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pr1_jax.report import reading
+
+BUDGET = 6_000_000  # bytes of responses in a page
+_PER_SOURCE = 16  # at most, of a step or an evaluation
+_LOOK_AT = 64  # records of a file to choose from
+_EVENTS, _SPREAD = 16, 8  # steps, at most
+
+
+class Shelf:
+    """The responses chosen of each source, encoded; a file is read again if it changed."""
+
+    def __init__(self):
+        self._chosen: dict[reading.Source, tuple[Any, list[tuple[dict, int]]]] = {}
+
+    def take(
+        self, sources: Sequence[reading.Source]
+    ) -> dict[reading.Source, list[tuple[dict[str, Any], int]]]:
+        """Encoded records of each source with their sizes; forgets other sources."""
+        held, self._chosen = self._chosen, {}
+        for source in sources:
+            stamp = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.paths]
+            if source not in held or held[source][0] != stamp:
+                records = reading.read_records(source, _LOOK_AT)
+                encoded = [encode(r) for r in _mixed(records, _PER_SOURCE)]
+                held[source] = stamp, [(r, _size(r)) for r in encoded]
+            self._chosen[source] = held[source]
+        return {source: found for source, (_, found) in self._chosen.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Responses for the page.
+
+    Attributes:
+      groups: of one source each: its name, stage, step, `full` and `records`.
+      left_out: what a reader should know of what is not there.
+    """
+
+    groups: list[dict[str, Any]]
+    left_out: str
+
+
+def steps_named(run: reading.Run, named: Sequence[int]) -> list[reading.Source]:
+    """The sources of these steps.
+
+    Raises:
+      ValueError: the run has no responses of one of them.
+    """
+    found = []
+    for step in named:
+        at = [source for source in run.sources if source.step == step]
+        if not at:
+            steps = sorted(s.step for s in run.sources if s.step is not None)
+            have = f"steps {steps[0]} to {steps[-1]}" if steps else "none of any step"
+            raise ValueError(
+                f"--steps={step}: {run.path} has no responses of that step (it has "
+                f"{have})"
+            )
+        found += at
+    return found
+
+
+def embed(
+    run: reading.Run,
+    interesting: Sequence[int],
+    *,
+    asked: Sequence[reading.Source] = (),
+    budget: int = BUDGET,
+    shelf: Shelf | None = None,
+) -> Embedded:
+    """Picks responses of evaluations, first, last, interesting and spread steps.
+
+    Args:
+      interesting: rows to show, with the one before each, most wanted first.
+      asked: sources to embed in full, beside the budget.
+      shelf: of the update before, so that little is read again.
+    """
+    wanted = [s for s in _wanted(run, interesting) if s not in asked]
+    encoded = (shelf or Shelf()).take(wanted)
+    per_source, kept = _fit(wanted, encoded, budget)
+    groups = {s: _group(s, [r for r, _ in encoded[s][:per_source]]) for s in kept}
+    for source in asked:
+        records = [encode(r) for r in reading.read_records(source)]
+        groups[source] = _group(source, records, full=True)
+    ordered = [groups[s] for s in run.sources if s in groups]
+    return Embedded([g for g in ordered if g["records"]], _left_out(run, groups))
+
+
+def _wanted(run: reading.Run, interesting: Sequence[int]) -> list[reading.Source]:
+    """Sources by priority, each once."""
+    evaluations = [s for s in run.sources if s.step is None]
+    by_step = {(s.stage, s.step): s for s in run.sources if s.step is not None}
+    of_rows = []
+    for row in interesting[:_EVENTS]:
+        for at in (row, row - 1):
+            key = (run.rows[max(at, 0)]["stage"], run.rows[max(at, 0)]["step"])
+            of_rows += [by_step[key]] if key in by_step else []
+    steps = [s for s in run.sources if s.step is not None]
+    ends, spread = [], []
+    for _, found in itertools.groupby(steps, key=lambda s: s.stage):
+        of_stage = list(found)
+        ends += [of_stage[0], of_stage[-1]]
+        last = len(of_stage) - 1
+        spread += [of_stage[round(i * last / _SPREAD)] for i in range(1, _SPREAD)]
+    return list(dict.fromkeys([*evaluations, *of_rows, *ends, *spread]))
+
+
+def _mixed(records: Sequence[Mapping[str, Any]], count: int) -> list[Mapping]:
+    """Some records of each verdict, with and without blocks; traced ones first."""
+    kinds: dict[tuple, list] = {}
+    for record in sorted(records, key=lambda r: "trace" not in r):
+        kind = (str(record.get("verdict")), bool(record.get("num_blocks")))
+        kinds.setdefault(kind, []).append(record)
+    turns = itertools.zip_longest(*kinds.values())
+    return [r for turn in turns for r in turn if r is not None][:count]
+
+
+def _fit(
+    wanted: Sequence[reading.Source],
+    encoded: Mapping[reading.Source, Sequence[tuple[Any, int]]],
+    budget: int,
+) -> tuple[int, list[reading.Source]]:
+    """Responses a source, and the sources, that fit: fewer of each before fewer."""
+    for per_source in (16, 12, 8, 6, 4, 3, 2, 1):
+        sizes = [sum(n for _, n in encoded[s][:per_source]) for s in wanted]
+        if sum(sizes) <= budget:
+            return per_source, list(wanted)
+    kept, used = [], 0
+    for source, size in zip(wanted, sizes):
+        if used + size <= budget:
+            kept.append(source)
+            used += size
+    return 1, kept
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, separators=(",", ":")))
+
+
+def _group(source: reading.Source, records: list, *, full: bool = False) -> dict:
+    return {
+        "name": source.name,
+        "stage": source.stage,
+        "step": source.step,
+        "files": [f"{path.parent.name}/{path.name}" for path in source.paths],
+        "full": full,
+        "records": records,
+    }
+
+
+def _left_out(run: reading.Run, groups: Mapping[reading.Source, Any]) -> str:
+    if not run.sources:
+        return "This run has kept no responses."
+    steps = [s for s in run.sources if s.step is not None]
+    shown = [s for s in steps if s in groups]
+    if not steps:
+        return f"All responses are in {run.path}/rollouts."
+    return (
+        f"Here are some responses of {len(shown)} of {len(steps)} steps and of the "
+        f"evaluations; all are in {run.path}/rollouts. To add all of a step: "
+        f"python -m pr1_jax.report {run.path} --steps={steps[-1].step}"
+    )
+
+
+def encode(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as the page holds it; a field of the wrong kind is left out."""
+    text = lambda name: x if isinstance(x := record.get(name), str) else ""
+    number = lambda name: x if isinstance(x := record.get(name), int | float) else None
+    out = {
+        "question": text("question"),
+        "answer": text("answer"),
+        "verdict": text("verdict"),
+        "reason": text("reason"),
+        "reward": number("reward"),
+        "blocks": number("num_blocks"),
+        "tokens": number("total_tokens"),
+        "steps": number("sequential_steps"),
+        "format_ok": bool(record.get("format_ok", True)),
+        "finished": bool(record.get("finished", True)),
+    }
+    trace = _encode_trace(record.get("trace"))
+    return out | ({"trace": trace} if trace else {"response": text("response")})
+
+
+def _encode_trace(trace: Any) -> dict[str, Any] | None:
+    """None where it is missing or torn."""
+    names = ("pieces", "logps", "forced", "positions", "block", "path")
+    if not isinstance(trace, Mapping) or not {*names} <= trace.keys():
+        return None
+    columns = [trace[name] for name in names]
+    if not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+        return None
+    pieces, logps, *labels = columns
+    spans: list[list[int]] = []
+    try:
+        for forced, position, block, path in zip(*labels):
+            kind = [int(block), int(path), int(forced)]
+            last = spans[-1] if spans else None
+            if last and last[2:] == kind and last[0] + last[1] == position:
+                last[0] += 1
+            else:
+                spans.append([1, int(position), *kind])
+        return {
+            "prompt": int(trace.get("prompt_tokens") or 0),
+            "pieces": [str(piece) for piece in pieces],
+            "surprise": [
+                round(100 * min(max(-float(x), 0.0), 99.0)) if x is not None else 9900
+                for x in logps
+            ],
+            "spans": spans,
+        }
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def decode(trace: Mapping[str, Any]) -> dict[str, list]:
+    """The labels of an encoded trace, as the page reads them; for tests."""
+    out: dict[str, list] = {n: [] for n in ("positions", "block", "path", "forced")}
+    for count, position, block, path, forced in trace["spans"]:
+        out["positions"] += range(position, position + count)
+        for name, value in (("block", block), ("path", path), ("forced", forced)):
+            out[name] += [value] * count
+    return out

@@ -1,0 +1,92 @@
+"""Keeps `report.html` up to date while a run trains, beside it and not in its way."""
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from absl import logging
+
+from pr1_jax import metrics
+from pr1_jax.report import history, page, reading, traces
+
+_ANALYSES_SEC = 2.0  # in one update; what is left waits for the next
+_SHARE = 0.02  # of the time, at most, goes into updates between evaluations
+
+
+class Updates:
+    """Writes the report of a workdir in a thread of its own; failures are warnings.
+
+    Between evaluations an update comes at most every `every_sec` seconds, and so rarely
+    that all of them take 2 % of the time.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        every_sec: float,
+        enabled: bool = True,
+    ):
+        self._workdir, self._every_sec = workdir, every_sec
+        self._thread = ThreadPoolExecutor(1) if enabled else None
+        self._running: Future[None] | None = None
+        self._next = time.monotonic() + every_sec
+        self._history: history.History | None = None
+        self._shelf = traces.Shelf()
+        self._warned = False
+
+    def after_step(self) -> None:
+        """Brings the report up to date, if it is time and nobody does so already."""
+        if time.monotonic() >= self._next:
+            self.start()
+
+    def start(self) -> None:
+        """Brings the report up to date, unless that is being done."""
+        if self._thread is None or (self._running and not self._running.done()):
+            return
+        self._notice()
+        self._running = self._thread.submit(self._write)
+
+    def close(self) -> None:
+        """Waits for an update under way, and makes a last one."""
+        if self._thread is None:
+            return
+        if self._running is not None:
+            wait([self._running])
+        self.start()
+        self._thread.shutdown()
+        self._notice()
+        self._thread = None
+
+    def _notice(self) -> None:
+        """Warns, once, if the last update failed: a report is never worth a run."""
+        error = self._running.exception() if self._running else None
+        if error is None or self._warned:
+            return
+        self._warned = True
+        logging.warning(
+            "report.html is not up to date: %s: %s; the run goes on, and "
+            "python -m pr1_jax.report %s writes it later",
+            type(error).__name__,
+            metrics.write_error(error) or error,
+            self._workdir,
+        )
+
+    def _write(self) -> None:
+        began = time.monotonic()
+        try:
+            self._make()
+        finally:
+            ended = time.monotonic()
+            self._next = ended + max(self._every_sec, (ended - began) / _SHARE)
+
+    def _make(self) -> None:
+        try:
+            run = reading.read(self._workdir)
+        except FileNotFoundError:  # nothing was logged yet
+            return
+        self._history = self._history or history.History(self._workdir)
+        found = self._history.update(run, limit_sec=_ANALYSES_SEC)
+        described = page.describe(run, found, shelf=self._shelf)
+        out = os.path.join(self._workdir, "report.html")
+        metrics.replace_file(out, page.assemble([described], []))
