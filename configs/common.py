@@ -159,6 +159,7 @@ def get_config(
     c.checkpoint.keep = 2  # the newest ones
     c.checkpoint.keep_best = 1  # and those best by …
     c.checkpoint.best_metric = "rollout/accuracy"  # of the step that was saved
+    c.checkpoint.folder = ""  # another place for them than the workdir, or gs://…
     c.checkpoint.init = ""  # another run's workdir to take the parameters from
 
     sizes = {
@@ -234,15 +235,15 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.rollout.min_path_tokens, c.rollout.max_path_tokens = 64, 0
     c.rollout.max_summary_tokens, c.rollout.summary_reserve = 0, 256
     c.rollout.answer_reserve = 256
-    c.rollout.rows, c.rollout.prompts_per_prefill = 512, 16
+    c.rollout.rows, c.rollout.prompts_per_prefill = 128, 16
     c.rollout.lane_buckets = (1.0, 1.25, 1.5, 2.0)
     c.rollout.steps_per_chunk = 128
     c.reward.window, c.reward.tiered_steps = 10, 2
     c.sft.steps = 230 if c.variant == "structured" else 58
-    c.sft.batch_size, c.sft.micro_batch_size, c.sft.lr = 128, 16, 1e-5
+    c.sft.batch_size, c.sft.micro_batch_size, c.sft.lr = 128, 4, 1e-5
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 300, 512, 8
-    c.rl.mini_batches, c.rl.micro_batch_size = 4, 16
+    c.rl.mini_batches, c.rl.micro_batch_size = 4, 4
     c.rl.lr, c.rl.lr_schedule = 1e-6, "constant"
-    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 1, -1, 4
     c.eval.problems, c.eval.samples, c.eval.banned = 256, 1, False
     c.checkpoint.every_steps = 10

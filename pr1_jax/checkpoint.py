@@ -8,6 +8,7 @@ furthest along the curriculum. Random keys are functions of the seed, the stage 
 step, and so need no place of their own.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -52,6 +53,7 @@ class Checkpoints:
         """Opens, and makes if need be, `<workdir>/checkpoints`.
 
         Args:
+          workdir: a folder, or one in a bucket: `gs://…`.
           keep: the newest ones.
           keep_best: those with the greatest `best_metric`, too.
           about: what the parameters go with: names of `restore` and their values.
@@ -71,7 +73,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._best_metric, self._about = best_metric, dict(about or {})
-        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._folder = absolute(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> Place | None:
@@ -137,13 +139,15 @@ class Checkpoints:
             raise DamagedError(f"{folder}: {_line(error)}") from error
         return found.state, found.data
 
-    def set_aside(self, place: Place) -> pathlib.Path:
+    def set_aside(self, place: Place) -> epath.Path:
         """Moves a damaged checkpoint out of the way; returns where it is now."""
         folder = self._folder / _NAMES.build_name(_number(place))
-        aside = self._folder.with_name("checkpoints_damaged")
+        aside = self._folder.parent / "checkpoints_damaged"
         target = aside / f"{folder.name}_{int(time.time())}"
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
+            aside.mkdir(parents=True, exist_ok=True)
+            if not aside.exists():  # in a bucket, a folder is what holds a file
+                (aside / "README").write_text("Checkpoints that could not be read.")
             folder.rename(target)
         processes.agree(True)  # waits for process 0
         self._manager.reload()
@@ -156,6 +160,24 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is still being written, and ends."""
         self._manager.close()
+
+
+def absolute(
+    path: str | os.PathLike[str], field: str = "checkpoint.folder"
+) -> epath.Path:
+    """A folder, also in a bucket (`gs://…`), as orbax wants it.
+
+    Raises:
+      ValueError: what reads buckets is not installed, or the bucket is of another kind.
+    """
+    kind, found, _ = str(path).partition("://")
+    if not found:
+        return epath.Path(pathlib.Path(path).absolute())
+    if kind != "gs":
+        raise ValueError(f"{field}={path}: buckets are gs://…, or mounted as a folder")
+    if not importlib.util.find_spec("gcsfs"):
+        raise ValueError(f"{field}={path} needs a package: pip install gcsfs")
+    return epath.Path(path)
 
 
 def _number(place: Place) -> int:
@@ -210,7 +232,7 @@ def check_params(
       FileNotFoundError: there is no checkpoint, or none of this number.
       ValueError: it is of another model; names the first parameter that differs.
     """
-    folder = pathlib.Path(path).absolute()
+    folder = absolute(path, field)
     folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
     found = _NAMES.find_all(folder) if folder.is_dir() else []
     states = {step.step: step.path / "state" for step in found}

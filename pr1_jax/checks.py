@@ -15,6 +15,7 @@ import ml_collections
 
 from pr1_jax import (
     attention,
+    checkpoint,
     data,
     decode,
     hub,
@@ -193,7 +194,10 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
 
 def _check_paths(config: ml_collections.ConfigDict) -> None:
     init, path = config.checkpoint.init, config.model.path
-    if init and not os.path.isdir(init):
+    for field in ("folder", "init"):
+        if given := config.checkpoint.get(field):
+            checkpoint.absolute(given, f"checkpoint.{field}")
+    if init and "://" not in init and not os.path.isdir(init):
         raise FileNotFoundError(f"checkpoint.init={init} is not a folder")
     there = not path or os.path.exists(os.path.expanduser(path))
     if not there and hub.looks_local(path):

@@ -55,7 +55,7 @@ class Run:
         limits = alarms.Limits(**config.alarms)
         self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
         self._checkpoints = checkpoint.Checkpoints(
-            self.workdir,
+            config.checkpoint.folder or self.workdir,
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
             best_metric=config.checkpoint.best_metric,
@@ -296,8 +296,8 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
     """
     if "://" in str(workdir):
         raise ValueError(
-            f"--workdir={workdir} is no folder; mount the bucket (gcsfuse) and name "
-            "the folder where it is mounted"
+            f"--workdir={workdir} is no folder; name one, and the bucket as "
+            f"--config.checkpoint.folder={workdir}: checkpoints go there"
         )
     path = pathlib.Path(workdir).absolute()
     mine = flat(metrics.plain(config.to_dict()))

@@ -238,3 +238,11 @@ def test_another_model_or_tokenizer_is_refused_and_named(tmp_path):
     with pytest.raises(ValueError, match=r"is of another model: .*embedding"):
         checkpoints.restore(Place(0, 2), other)
     checkpoints.close()
+
+
+def test_buckets_that_cannot_be_read(monkeypatch):
+    with pytest.raises(ValueError, match="checkpoint.folder=s3://b/r: buckets are gs"):
+        checkpoint.absolute("s3://b/r")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="checkpoint.init=gs://b/r needs a package: "):
+        checkpoint.absolute("gs://b/r", "checkpoint.init")
