@@ -87,7 +87,7 @@ def get_config(
     c.reward.window = 10  # steps
     c.reward.tiered_steps = 2  # the last of each window
     c.reward.scaffold_steps = 200
-    c.reward.timeout_sec = 3.0  # for one answer
+    c.reward.timeout_sec = 3.0  # of processor time, for one answer
 
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 500
