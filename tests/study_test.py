@@ -124,7 +124,7 @@ def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
     assert all(line.startswith("python -m pr1_jax.main --config=") for line in lines)
     expected = f"--config.checkpoint.init={out}/runs/sft/seed4"
     assert sum(expected in line for line in lines) == 3
-    assert "# left: about 1.0 h" in done.stdout
+    assert "# left: about 1.1 h" in done.stdout
     assert not out.exists()
 
 

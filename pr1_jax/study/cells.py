@@ -70,7 +70,7 @@ class Cell:
 
 
 def _sft(name: str, title: str, config: str = "sft_structured", **kwargs) -> Cell:
-    return Cell(name, title, "sft", config, minutes=3.5, **kwargs)
+    return Cell(name, title, "sft", config, minutes=4.0, **kwargs)
 
 
 def _rl(name: str, title: str, config: str, start: str = "sft", **changes) -> Cell:

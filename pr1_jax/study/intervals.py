@@ -15,7 +15,8 @@ the mean over all seeds and problems of the kind in 95 % of studies or more
 (`tests/study_test.py` simulates it; one number of degrees of freedom for the whole, by
 Welch and Satterthwaite, covered it in 92 %). A percentile bootstrap over three seeds
 does so in three of four at best, since it never leaves the range of the three. With one
-seed the interval speaks of problems alone: of this model, not of the method.
+seed the interval speaks of problems alone: of this model, not of the method. Where all
+values are equal, as with a share of 0 or 1, there is no width, though luck is possible.
 """
 
 from typing import NamedTuple
