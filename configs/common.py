@@ -61,6 +61,7 @@ def get_config(
     c.data.columns.response = "response"
     c.data.block_share = 1.0  # embedded traces with a block
     c.data.hard_share = 0.0  # embedded traces of the hard family
+    c.data.late_share = 0.0  # embedded blocks that come after some searching
 
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2
@@ -76,6 +77,9 @@ def get_config(
     c.rollout.top_k = 0  # 0 = no limit
     c.rollout.top_p = 1.0
     c.rollout.ban_illegal = True
+    # "causal_after_block": RL samples as the published code does, plain causal text
+    # once a block has closed, and trains as ever; for studies of what that costs.
+    c.rollout.shortcut = ""
     c.rollout.rows = 128  # responses decoded at the same time
     c.rollout.prompts_per_prefill = 4
     c.rollout.lane_buckets = (1.0, 2.0)  # sizes of the list of live lanes, × rows

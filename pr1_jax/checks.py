@@ -28,12 +28,14 @@ from pr1_jax import (
 )
 
 MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
+SHORTCUTS = ("", "causal_after_block")  # of sampling, in RL
 STAGES = ("coldstart", "sft", "rl", "benchmark")
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "variant": layout.VARIANTS,
     "reward.schedule": rewards.SCHEDULES,
+    "rollout.shortcut": SHORTCUTS,
     "rl.aggregation": losses.AGGREGATIONS,
     "data.template": data.TEMPLATES,
     "sft.lr_schedule": train_state.SCHEDULES,
@@ -79,7 +81,7 @@ _LIMITS = {
     ),
     _SHARE: (
         *("sft.warmup_share", "rl.warmup_share", "rollout.refill_share"),
-        *("data.block_share", "data.hard_share"),
+        *("data.block_share", "data.hard_share", "data.late_share"),
     ),
     _BELOW_1: ("optimizer.b1", "optimizer.b2"),
 }
@@ -139,6 +141,13 @@ def _check_batches(config: ml_collections.ConfigDict) -> None:
         need(config, "rl.group_size", rl.group_size >= 2, "must be at least 2")
         greedy = config.rollout.temperature == 0
         need(config, "rollout.temperature", not greedy, "gives GRPO equal samples")
+    structured = config.variant == "structured"
+    need(
+        config,
+        "rollout.shortcut",
+        structured or not config.rollout.shortcut,
+        f"is of variant=structured, not {config.variant}",
+    )
     _divides(config, "rl.prompts_per_step", "rl.mini_batches")
     mini_batch = rl.prompts_per_step // rl.mini_batches * rl.group_size
     need(

@@ -7,7 +7,9 @@ import nbformat
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
-FIGURES = {"sharding.ipynb": 5}  # notebook -> figures that it draws
+RESULTS = FOLDER / "study" / "results.json"  # of a study that was run
+# notebook -> figures that it draws
+FIGURES = {"sharding.ipynb": 5, "paper_in_miniature.ipynb": 5 * RESULTS.exists()}
 EVERY = pytest.mark.parametrize("name", FIGURES)
 
 
