@@ -61,6 +61,7 @@ def get_config(
     c.data.columns.response = "response"
     c.data.block_share = 1.0  # embedded traces with a block
     c.data.hard_share = 0.0  # embedded traces of the hard family
+    c.data.late_share = 0.0  # embedded blocks that come after some searching
 
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2
@@ -76,6 +77,9 @@ def get_config(
     c.rollout.top_k = 0  # 0 = no limit
     c.rollout.top_p = 1.0
     c.rollout.ban_illegal = True
+    # "causal_after_block": RL samples as the published code does, plain causal text
+    # once a block has closed, and trains as ever; for studies of what that costs.
+    c.rollout.shortcut = ""
     c.rollout.rows = 128  # responses decoded at the same time
     c.rollout.prompts_per_prefill = 4
     c.rollout.lane_buckets = (1.0, 2.0)  # sizes of the list of live lanes, × rows
@@ -87,7 +91,7 @@ def get_config(
     c.reward.window = 10  # steps
     c.reward.tiered_steps = 2  # the last of each window
     c.reward.scaffold_steps = 200
-    c.reward.timeout_sec = 3.0  # for one answer
+    c.reward.timeout_sec = 3.0  # of processor time, for one answer
 
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 500
@@ -166,6 +170,7 @@ def get_config(
     c.checkpoint.keep = 2  # the newest ones
     c.checkpoint.keep_best = 1  # and those best by …
     c.checkpoint.best_metric = "rollout/accuracy"  # of the step that was saved
+    c.checkpoint.folder = ""  # another place for them than the workdir, or gs://…
     c.checkpoint.init = ""  # another run's workdir to take the parameters from
 
     sizes = {
@@ -241,15 +246,15 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.rollout.min_path_tokens, c.rollout.max_path_tokens = 64, 0
     c.rollout.max_summary_tokens, c.rollout.summary_reserve = 0, 256
     c.rollout.answer_reserve = 256
-    c.rollout.rows, c.rollout.prompts_per_prefill = 512, 16
+    c.rollout.rows, c.rollout.prompts_per_prefill = 128, 16
     c.rollout.lane_buckets = (1.0, 1.25, 1.5, 2.0)
     c.rollout.steps_per_chunk = 128
     c.reward.window, c.reward.tiered_steps = 10, 2
     c.sft.steps = 230 if c.variant == "structured" else 58
-    c.sft.batch_size, c.sft.micro_batch_size, c.sft.lr = 128, 16, 1e-5
+    c.sft.batch_size, c.sft.micro_batch_size, c.sft.lr = 128, 4, 1e-5
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 300, 512, 8
-    c.rl.mini_batches, c.rl.micro_batch_size = 4, 16
+    c.rl.mini_batches, c.rl.micro_batch_size = 4, 4
     c.rl.lr, c.rl.lr_schedule = 1e-6, "constant"
-    c.mesh.data, c.mesh.fsdp = 1, -1
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 1, -1, 4
     c.eval.problems, c.eval.samples, c.eval.banned = 256, 1, False
     c.checkpoint.every_steps = 10

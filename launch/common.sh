@@ -146,7 +146,8 @@ need_program() {
   workdir=$(program_flag workdir)
   [[ $workdir == /* ]] ||
     fail "--workdir=$workdir: all hosts must see it, so name the absolute path of a" \
-      "shared folder, or of a bucket that they have mounted (gcsfuse)"
+      "shared folder, or of a bucket that they have mounted (gcsfuse); checkpoints" \
+      "alone can go to a bucket: --config.checkpoint.folder=gs://…"
   for arg in "${PROGRAM[@]}"; do
     [[ $arg != *$'\n'* ]] || fail "${arg%%$'\n'*}... holds a line break"
   done

@@ -22,9 +22,12 @@ cat <<END
 
 The run is in $workdir:
   summary.json    final evaluation of each stage
-  curves.png      the course of training
+  report.html     to look at: curves, what happened, responses as they forked
+  curves.png      the course of training, as a picture
   rollouts/       sampled responses with their rewards, tags visible
   metrics.jsonl   all figures, one line per step
   tensorboard/    the same: pip install tensorboard, then
                   tensorboard --logdir $workdir/tensorboard
+Ask the model:
+  $VENV/bin/python -m pr1_jax.chat --checkpoint=$workdir
 END

@@ -28,6 +28,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -48,6 +49,7 @@ _MAX_CHARS = 2000  # of an answer that math-verify is asked about
 _NUM_WORKERS = min(2, os.cpu_count() or 1)
 _MAX_ANSWERS = 5000  # of one worker: its parser's caches only ever grow
 _START_SEC = 120.0
+_WAIT = 30  # for a worker that sleeps: times the processor time that it may take
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,8 @@ class _Worker:
                 raise TimeoutError
             piece = os.read(descriptor, 65536)
             if not piece:
+                if self.process.wait() == -signal.SIGPROF:
+                    raise TimeoutError
                 raise EOFError
             line += piece
         return json.loads(line)
@@ -352,7 +356,7 @@ class _Worker:
         request = {"answer": answer, "reference": reference, "limit_sec": timeout_sec}
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.num_answers += 1
-        return Result(**self._read(timeout_sec))
+        return Result(**self._read(_WAIT * timeout_sec))
 
     def kill(self) -> None:
         self.process.kill()
@@ -418,7 +422,8 @@ atexit.register(lambda: _pool.close())
 def check(response: str, reference: str, *, timeout_sec: float = 3.0) -> Result:
     """Returns whether the answer of `response` is equivalent to `reference`.
 
-    timeout_sec: what math-verify may take, after which the verdict is undecided.
+    timeout_sec: processor time that math-verify may take; then the verdict is
+      undecided.
     Never raises for what a model wrote; RuntimeError if math-verify cannot start.
     """
     return check_many([response], [reference], timeout_sec=timeout_sec)[0]

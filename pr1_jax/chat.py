@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from absl import flags
 
@@ -318,7 +317,7 @@ def _changed(settings: decode.Settings, given: Mapping[str, Any]) -> decode.Sett
 
 
 def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
-    config = _complete(run.read_config(folder))
+    config = run.read_config(folder)
     config.checkpoint.init = ""
     config.mesh.update(data=1, fsdp=1, tensor=1)
     try:
@@ -326,9 +325,9 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
     except (ValueError, OSError) as error:
         raise ValueError(f"--checkpoint={folder}: its config.json: {error}") from error
     which = {"number": number, "field": "--checkpoint"}
-    wanted = made.abstract_params()
+    wanted, where = made.abstract_params(), config.checkpoint.folder or folder
     try:
-        checkpoint.check_params(folder, wanted, **which)
+        checkpoint.check_params(where, wanted, **which)
     except FileNotFoundError as error:
         if number is None:
             raise
@@ -338,23 +337,8 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
         made.tokenizer,
         made.settings,
         config.data.template,
-        lambda: checkpoint.restore_params(folder, wanted, **which),
+        lambda: checkpoint.restore_params(where, wanted, **which),
     )
-
-
-def _complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A run's config, with the defaults of fields that are newer than the run."""
-    from configs import common
-
-    found = common.get_config(variant=config.get("variant", "structured"))
-    with found.unlocked():
-        for name, value in config.items():
-            known = found.get(name)
-            if isinstance(known, ml_collections.ConfigDict) and hasattr(value, "items"):
-                known.update(value)
-            else:
-                found[name] = value
-    return found
 
 
 def _open_folder(folder: pathlib.Path, given: Mapping[str, Any]) -> Opened:

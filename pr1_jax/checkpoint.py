@@ -8,11 +8,14 @@ furthest along the curriculum. Random keys are functions of the seed, the stage 
 step, and so need no place of their own.
 """
 
+import dataclasses
+import importlib.util
 import json
+import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +34,41 @@ class Place(NamedTuple):
 
     stage: int
     step: int
+
+
+class _Info(NamedTuple):
+    """A checkpoint's number and metrics, as orbax has them."""
+
+    step: int
+    metrics: Mapping[str, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept(checkpoint_managers.PreservationPolicy):
+    """Keeps the newest, and those with the greatest metric among those that have it.
+
+    Of equals the later one is better.
+    """
+
+    newest: int
+    best: int
+    metric: str
+
+    def should_preserve(
+        self, checkpoints: Sequence[_Info], *, context: Any = None
+    ) -> list[bool]:
+        """Which to keep."""
+        del context
+        numbers = sorted(info.step for info in checkpoints)
+        kept = {*numbers[-self.newest :]}
+        ranked = sorted(
+            (info.metrics[self.metric], info.step)
+            for info in checkpoints
+            if self.metric in (info.metrics or {})
+        )
+        if self.best:
+            kept |= {number for _, number in ranked[-self.best :]}
+        return [info.step in kept for info in checkpoints]
 
 
 class DamagedError(Exception):
@@ -52,27 +90,42 @@ class Checkpoints:
         """Opens, and makes if need be, `<workdir>/checkpoints`.
 
         Args:
+          workdir: a folder, or one in a bucket: `gs://…`.
           keep: the newest ones.
           keep_best: those with the greatest `best_metric`, too.
           about: what the parameters go with: names of `restore` and their values.
         """
-        policies = [checkpoint_managers.LatestN(keep)]
-        if keep_best and best_metric:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        self._kept = _Kept(keep, keep_best, best_metric)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            preservation_policy=self._kept,
+            # Metrics are written, and read again, only where there is a `best_fn`.
+            best_fn=(lambda metrics: metrics.get(best_metric, -math.inf)),
             step_name_format=_NAMES,
             cleanup_tmp_directories=True,
         )
         self._best_metric, self._about = best_metric, dict(about or {})
-        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._folder = absolute(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Deletes what an earlier process was killed before, or while, deleting.
+
+        Half of a checkpoint may be left then; what is kept is as after a save.
+        """
+        numbers = sorted(self._manager.all_steps())
+        found = [_Info(number, self._metrics(number)) for number in numbers]
+        processes.agree(True)  # nothing goes before all have looked
+        for info, keep in zip(found, self._kept.should_preserve(found)):
+            if not keep:
+                self._manager.delete(info.step)
+
+    def _metrics(self, number: int) -> Mapping[str, float]:
+        """Those saved with a checkpoint, as far as they can be read."""
+        try:
+            return self._manager.metrics(number) or {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def latest(self) -> Place | None:
         """Place of the newest checkpoint."""
@@ -96,10 +149,11 @@ class Checkpoints:
           position: in the data, as JSON (`data.Stream.get_state`).
           metrics: of the step; those without `best_metric` cannot be best.
         """
-        value = (metrics or {}).get(self._best_metric)
+        name = self._best_metric
+        found = {name: metrics[name]} if metrics and name in metrics else {}
         self._manager.save(
             _number(place),
-            metrics=None if value is None else {self._best_metric: value},
+            metrics=found,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 data=ocp.args.JsonSave(dict(position)),
@@ -137,13 +191,15 @@ class Checkpoints:
             raise DamagedError(f"{folder}: {_line(error)}") from error
         return found.state, found.data
 
-    def set_aside(self, place: Place) -> pathlib.Path:
+    def set_aside(self, place: Place) -> epath.Path:
         """Moves a damaged checkpoint out of the way; returns where it is now."""
         folder = self._folder / _NAMES.build_name(_number(place))
-        aside = self._folder.with_name("checkpoints_damaged")
+        aside = self._folder.parent / "checkpoints_damaged"
         target = aside / f"{folder.name}_{int(time.time())}"
         if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
+            aside.mkdir(parents=True, exist_ok=True)
+            if not aside.exists():  # in a bucket, a folder is what holds a file
+                (aside / "README").write_text("Checkpoints that could not be read.")
             folder.rename(target)
         processes.agree(True)  # waits for process 0
         self._manager.reload()
@@ -156,6 +212,24 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is still being written, and ends."""
         self._manager.close()
+
+
+def absolute(
+    path: str | os.PathLike[str], field: str = "checkpoint.folder"
+) -> epath.Path:
+    """A folder, also in a bucket (`gs://…`), as orbax wants it.
+
+    Raises:
+      ValueError: what reads buckets is not installed, or the bucket is of another kind.
+    """
+    kind, found, _ = str(path).partition("://")
+    if not found:
+        return epath.Path(pathlib.Path(path).absolute())
+    if kind != "gs":
+        raise ValueError(f"{field}={path}: buckets are gs://…, or mounted as a folder")
+    if not importlib.util.find_spec("gcsfs"):
+        raise ValueError(f"{field}={path} needs a package: pip install gcsfs")
+    return epath.Path(path)
 
 
 def _number(place: Place) -> int:
@@ -210,7 +284,7 @@ def check_params(
       FileNotFoundError: there is no checkpoint, or none of this number.
       ValueError: it is of another model; names the first parameter that differs.
     """
-    folder = pathlib.Path(path).absolute()
+    folder = absolute(path, field)
     folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
     found = _NAMES.find_all(folder) if folder.is_dir() else []
     states = {step.step: step.path / "state" for step in found}

@@ -15,6 +15,7 @@ import ml_collections
 
 from pr1_jax import (
     attention,
+    checkpoint,
     data,
     decode,
     hub,
@@ -28,12 +29,14 @@ from pr1_jax import (
 )
 
 MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
+SHORTCUTS = ("", "causal_after_block")  # of sampling, in RL
 STAGES = ("coldstart", "sft", "rl", "benchmark")
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "variant": layout.VARIANTS,
     "reward.schedule": rewards.SCHEDULES,
+    "rollout.shortcut": SHORTCUTS,
     "rl.aggregation": losses.AGGREGATIONS,
     "data.template": data.TEMPLATES,
     "sft.lr_schedule": train_state.SCHEDULES,
@@ -80,7 +83,7 @@ _LIMITS = {
     ),
     _SHARE: (
         *("sft.warmup_share", "rl.warmup_share", "rollout.refill_share"),
-        *("data.block_share", "data.hard_share"),
+        *("data.block_share", "data.hard_share", "data.late_share"),
     ),
     _BELOW_1: ("optimizer.b1", "optimizer.b2"),
 }
@@ -141,6 +144,13 @@ def _check_batches(config: ml_collections.ConfigDict) -> None:
         need(config, "rl.group_size", rl.group_size >= 2, "must be at least 2")
         greedy = config.rollout.temperature == 0
         need(config, "rollout.temperature", not greedy, "gives GRPO equal samples")
+    structured = config.variant == "structured"
+    need(
+        config,
+        "rollout.shortcut",
+        structured or not config.rollout.shortcut,
+        f"is of variant=structured, not {config.variant}",
+    )
     _divides(config, "rl.prompts_per_step", "rl.mini_batches")
     mini_batch = rl.prompts_per_step // rl.mini_batches * rl.group_size
     need(
@@ -196,7 +206,10 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
 
 def _check_paths(config: ml_collections.ConfigDict) -> None:
     init, path = config.checkpoint.init, config.model.path
-    if init and not os.path.isdir(init):
+    for field in ("folder", "init"):
+        if given := config.checkpoint[field]:
+            checkpoint.absolute(given, f"checkpoint.{field}")
+    if init and "://" not in init and not os.path.isdir(init):
         raise FileNotFoundError(f"checkpoint.init={init} is not a folder")
     there = not path or os.path.exists(os.path.expanduser(path))
     if not there and hub.looks_local(path):

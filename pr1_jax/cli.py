@@ -1,5 +1,6 @@
 """What the commands of this package share: a mistake is one line and exit code 2."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -30,6 +31,32 @@ def parse_flags(argv: list[str]) -> list[str]:
     if positional[1:]:
         stop(f"unexpected arguments: {positional[1:]}")
     return positional
+
+
+def parse_config(argv: list[str], config: flags.FlagHolder) -> list[str]:
+    """Parses flags, of which `config` names a config file and overrides its fields."""
+    try:
+        positional = parse_flags(argv)
+        found = config.value
+        _ = found is None or found.name  # a file that is missing is noticed here
+    except (AttributeError, KeyError) as error:
+        stop(_unknown_field(argv, error))
+    except (TypeError, ValueError, OSError) as error:
+        stop(error)
+    if found is None:
+        stop(f"--{config.name} is missing, e.g. --config=configs/rl_alternating.py")
+    return positional
+
+
+def _unknown_field(argv: list[str], error: Exception) -> str:
+    """Says which override names no field; ml_collections names but its last part."""
+    while isinstance(error.args[0], Exception):
+        error = error.args[0]
+    name, _, hint = str(error.args[0]).partition("\n")
+    name = name.strip("'")
+    given = [arg.partition("config.")[2] for arg in argv]
+    named = [arg for arg in given if name in re.split(r"[.=\[]", arg)] or [name]
+    return f"{' '.join(named)}: not a field of the config. {hint}"
 
 
 def require(given: Sequence[flags.FlagHolder]) -> None:

@@ -130,10 +130,16 @@ def _draw_limit(rng: np.random.Generator) -> int | None:
     return None if rng.random() < PATIENT else int(rng.geometric(GIVING_UP))
 
 
-def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -> str:
+def make_trace(
+    problem: Problem,
+    rng: np.random.Generator,
+    block_share: float,
+    late_share: float = 0.0,
+) -> str:
     """A correct response in canonical text; a share of them uses a block.
 
-    Without a block it is one search that never gives up.
+    Without a block it is one search that never gives up. Of the blocks `late_share` come
+    after a search of one to three numbers, which may have found the pair by then.
     """
     sides = ["left", "right"] if rng.random() < 0.5 else ["right", "left"]
     answer = f"\nFinal Answer: {problem.answer}"
@@ -143,11 +149,14 @@ def make_trace(problem: Problem, rng: np.random.Generator, block_share: float) -
     while not found:  # as with a teacher, only attempts that succeed are kept
         searches = [scan(problem, side, _draw_limit(rng)) for side in sides]
         found = [(side, pair) for side, (_, pair) in zip(sides, searches) if pair]
+    before = ""
+    if late_share and rng.random() < late_share:  # else the draws are what they were
+        before = scan(problem, sides[0], int(rng.integers(1, 4)))[0]
     side, pair = found[0]
     paths = "".join(tags.PATH + text + tags.END_PATH for text, _ in searches)
     who = "both" if len(found) == 2 else side
     return (
-        f"{tags.PARALLEL}{paths}{tags.END_PARALLEL}\n"
+        f"{before}{tags.PARALLEL}{paths}{tags.END_PARALLEL}\n"
         f"{tags.SUMMARY}{who} {pair[0]}+{pair[1]}{tags.END_SUMMARY}{answer}"
     )
 
@@ -168,6 +177,7 @@ class Problems:
         size: int = 2**31 - 1,
         block_share: float | None = None,
         hard_share: float = 0.0,
+        late_share: float = 0.0,
     ):
         """Raises ValueError for an unknown family or split.
 
@@ -175,6 +185,7 @@ class Problems:
           size: number of records; the default is as good as endless.
           block_share: share of traces with a block; None = no traces.
           hard_share: share of records that are of the hard family instead.
+          late_share: share of blocks that come after some searching.
         """
         for name, value, known in (
             ("family", family, tuple(FAMILIES)),
@@ -184,6 +195,7 @@ class Problems:
                 raise ValueError(f"data.{name}={value!r} is not one of {known}")
         self._family, self._split, self._seed, self._size = family, split, seed, size
         self._block_share, self._hard_share = block_share, hard_share
+        self._late_share = late_share
 
     def __len__(self) -> int:
         return self._size
@@ -201,5 +213,6 @@ class Problems:
             problem = make_problem(family, rng)
         record = {"question": problem.question, "answer": problem.answer}
         if self._block_share is not None:
-            record["response"] = make_trace(problem, rng, self._block_share)
+            shares = self._block_share, self._late_share
+            record["response"] = make_trace(problem, rng, *shares)
         return record

@@ -45,9 +45,12 @@ class Experiment:
         return {}
 
     def sampler(self, group_size: int, mode: str = "") -> Sampler:
-        """The sampler of groups of so many responses, in a mode of `checks.MODES`."""
+        """The sampler of groups of so many responses, in a mode of `checks.MODES`.
+
+        The default mode is that of RL: the variant's own, but for `rollout.shortcut`.
+        """
         c, processes = self.config.rollout, jax.process_count()
-        mode = mode or self.settings.variant
+        mode = mode or ("causal" if c.shortcut else self.settings.variant)
         group_size = min(group_size, c.rows)
         name = mode, group_size
         if name not in self.samplers:

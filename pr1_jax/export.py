@@ -39,9 +39,8 @@ def export(
     if dtype:
         cast = lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
         wanted = jax.tree.map(cast, wanted)
-    params = checkpoint.restore_params(
-        workdir, wanted, number=number, field="--workdir"
-    )
+    folder = config.checkpoint.folder or workdir
+    params = checkpoint.restore_params(folder, wanted, number=number, field="--workdir")
     origin = config.model.path and hf.resolve(config.model.path)
     hf.save_params(
         out,

@@ -88,6 +88,35 @@ def structured(
     return Layout(*(np.concatenate([p, r]) for p, r in zip(prompt, response.T)))
 
 
+def structured_positions(block, path, first: int) -> np.ndarray:
+    """Positions of a response under the structured layout, from its labels alone.
+
+    Args:
+      block, path: [T] integers, canonical order. first: position of its first token.
+
+    Returns:
+      [T] int32.
+    """
+    positions = np.zeros(len(path), np.int32)
+    position = fork = furthest = first  # of the next token; of a block's paths
+    inside = 0, 0
+    for i, label in enumerate(
+        zip(np.asarray(block).tolist(), np.asarray(path).tolist())
+    ):
+        if label != inside:
+            if label[1] == 0:  # the block is closed
+                position = furthest
+            elif label[0] != inside[0]:
+                fork = furthest = position
+            else:
+                position = fork
+            inside = label
+        positions[i] = position
+        position += 1
+        furthest = max(furthest, position)
+    return positions
+
+
 def visible(layout: Layout) -> np.ndarray:
     """Dense visibility, bool [N, N] (query, key). For inspection and small tests."""
     index = np.arange(len(layout.positions))

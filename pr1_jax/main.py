@@ -1,7 +1,8 @@
 """Command line: `python -m pr1_jax.main --config=configs/rl_alternating.py`."""
 
 import contextlib
-import re
+import functools
+import os
 import sys
 from collections.abc import Iterator
 
@@ -44,15 +45,16 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     with contextlib.ExitStack() as held:
-        try:
-            experiment, held_out = curriculum.prepare(config)
-            run.open_workdir(workdir, config)
-            if curriculum.is_finished(workdir):
-                print(f"already finished: {workdir} (see summary.json there)")
-                return
-            held.enter_context(run.only_run(workdir))
-        except _WRONG as error:
-            cli.stop(error)
+        with _explained(workdir):
+            try:
+                experiment, held_out = curriculum.prepare(config)
+                run.open_workdir(workdir, config)
+                if curriculum.is_finished(workdir):
+                    print(f"already finished: {workdir} (see summary.json there)")
+                    return
+                held.enter_context(run.only_run(workdir))
+            except _WRONG as error:
+                cli.stop(error)
         stopping.listen()
         with processes.one_of_several(), _explained(workdir):
             curriculum.run(experiment, held_out, workdir)
@@ -75,34 +77,10 @@ def _explained(workdir: str) -> Iterator[None]:
         if reason is None:
             raise
         text = f"error: cannot write to {workdir}: {reason}. What is there is intact; "
-        print(f"{text}make room or take its cause away, and {again}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        positional = cli.parse_flags(argv)
-        config = _CONFIG.value
-        _ = config is None or config.name  # a file that is missing is noticed here
-    except (AttributeError, KeyError) as error:
-        cli.stop(_unknown_field(argv, error))
-    except (TypeError, ValueError, OSError) as error:
-        cli.stop(error)
-    if config is None:
-        cli.stop("--config is missing, e.g. --config=configs/rl_alternating.py")
-    return positional
-
-
-def _unknown_field(argv: list[str], error: Exception) -> str:
-    """Says which override names no field; ml_collections names but its last part."""
-    while isinstance(error.args[0], Exception):
-        error = error.args[0]
-    name, _, hint = str(error.args[0]).partition("\n")
-    name = name.strip("'")
-    given = [arg.partition("config.")[2] for arg in argv]
-    named = [arg for arg in given if name in re.split(r"[.=\[]", arg)] or [name]
-    return f"{' '.join(named)}: not a field of the config. {hint}"
+        text += f"make room or take its cause away, and {again}"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(1)  # at exit, libraries would try to write once more, and say so
 
 
 if __name__ == "__main__":
-    cli.run(main, _parse_flags)
+    cli.run(main, functools.partial(cli.parse_config, config=_CONFIG))

@@ -2,8 +2,8 @@
 
 A step samples a group of responses to each of its problems, rewards them by the
 schedule, and makes one update a mini-batch. In the structured variant the sampler's
-log-probs are the old log-probs; in the causal variant, and where forced tokens are
-trained on, the trainer recomputes them.
+log-probs are the old log-probs; in the causal variant, where forced tokens are trained
+on, and where sampling takes a shortcut, the trainer recomputes them.
 """
 
 import functools
@@ -25,6 +25,7 @@ from pr1_jax import (
     sources,
     stopping,
     train_state,
+    trajectory,
 )
 from pr1_jax.checkpoint import Place
 from pr1_jax.experiment import Experiment
@@ -53,7 +54,7 @@ def open_stream(experiment: Experiment) -> data.Stream[data.Problem]:
 
 def _recomputes(c: Any) -> bool:
     """Whether the sampler's log-probs will not do as old log-probs."""
-    return c.variant == "causal" or c.rl.train_on_forced
+    return c.variant == "causal" or c.rl.train_on_forced or bool(c.rollout.shortcut)
 
 
 def _abstract_batch(experiment: Experiment) -> Batch:
@@ -94,6 +95,7 @@ class _Updater:
     def __init__(self, experiment: Experiment, run: Run, params: Any):
         c = experiment.config
         self._experiment, self.recomputes = experiment, _recomputes(c)
+        self.shortcut = c.rollout.shortcut
         self._reference = run.reference(params) if c.rl.kl_coef else None
         self.update = lower_update(experiment).compile()
         if self.recomputes or self._reference is not None:
@@ -332,6 +334,8 @@ def _update(
       keep_batch: called with a batch whose gradient was not finite.
     """
     trajectories = [s.trajectory for s in scored]
+    if updater.shortcut:  # sampled at plain causal positions, trained at its own
+        trajectories = [trajectory.structured(t) for t in trajectories]
     batches, metrics = updater.mini_batches(state.params, trajectories, advantages)
     found: list[dict[str, float]] = []
     for batch, ref in batches:

@@ -57,7 +57,7 @@ class Run:
         limits = alarms.Limits(**config.alarms)
         self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
         self._checkpoints = checkpoint.Checkpoints(
-            self.workdir,
+            config.checkpoint.folder or self.workdir,
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
             best_metric=config.checkpoint.best_metric,
@@ -317,8 +317,8 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
     """
     if "://" in str(workdir):
         raise ValueError(
-            f"--workdir={workdir} is no folder; mount the bucket (gcsfuse) and name "
-            "the folder where it is mounted"
+            f"--workdir={workdir} is no folder; name one, and the bucket as "
+            f"--config.checkpoint.folder={workdir}: checkpoints go there"
         )
     path = pathlib.Path(workdir).absolute()
     mine = flat(metrics.plain(config.to_dict()))
@@ -353,7 +353,23 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         )
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no config")  # noqa: TRY004 (not about types)
-    return ml_collections.ConfigDict(found)
+    return _complete(found)
+
+
+def _complete(found: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A run's config, with the defaults of fields that are newer than the run."""
+    from configs import common
+
+    config = common.get_config().unlock()
+    with config.ignore_type():  # what is wrong in it is said where it is used
+        for name, value in found.items():
+            known = config.get(name)
+            if isinstance(known, ml_collections.ConfigDict) and isinstance(value, dict):
+                for key, leaf in value.items():  # benchmarks are not merged
+                    known[key] = leaf
+            else:
+                config[name] = value
+    return config
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

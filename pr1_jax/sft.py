@@ -25,6 +25,7 @@ def open_stream(experiment: Experiment) -> data.Stream[Trajectory]:
         traces=True,
         block_share=c.data.block_share,
         hard_share=c.data.hard_share,
+        late_share=c.data.late_share,
     )
     return data.trace_stream(
         source,

@@ -40,6 +40,7 @@ def open_source(
     traces: bool = False,
     block_share: float = 0.5,
     hard_share: float = 0.0,
+    late_share: float = 0.0,
 ) -> Source:
     """Opens a random-access source of records: `question`, `answer`, `response`.
 
@@ -59,7 +60,7 @@ def open_source(
         then also has `messages`, their JSON, and as `question` the user's words.
       traces: whether records have a cold-start `response`; their `answer` may then be
         lacking, and is "".
-      block_share, hard_share: of embedded traces, see `embedded.Problems`.
+      block_share, hard_share, late_share: of embedded traces, see `embedded.Problems`.
 
     Raises:
       ValueError: one line that names what is wrong, and where.
@@ -69,7 +70,12 @@ def open_source(
     if kind == "embedded":
         share = block_share if traces else None
         return embedded.Problems(
-            rest, split, seed=seed, block_share=share, hard_share=hard_share
+            rest,
+            split,
+            seed=seed,
+            block_share=share,
+            hard_share=hard_share,
+            late_share=late_share,
         )
     given = {field: names for field, names in (columns or {}).items() if names}
     if unknown := sorted(set(given) - set(_FIELDS)):

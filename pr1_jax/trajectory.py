@@ -85,6 +85,13 @@ def from_text(
     )
 
 
+def structured(sampled: Trajectory) -> Trajectory:
+    """A response with the structured layout's positions, however it was sampled."""
+    labels = sampled.block, sampled.path
+    positions = layout.structured_positions(*labels, len(sampled.prompt))
+    return dataclasses.replace(sampled, positions=positions)
+
+
 @flax.struct.dataclass
 class Batch:
     """Trajectories padded to one length, prompt first. All [B, T] unless noted.

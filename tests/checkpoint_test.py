@@ -1,5 +1,8 @@
 """What is saved comes back, with the position in the data; and what cannot is said."""
 
+import contextlib
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,6 +213,24 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, part, how):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("lost", ["_CHECKPOINT_METADATA", "state", "metrics"])
+def test_a_half_deleted_checkpoint_is_deleted(tmp_path, lost):
+    """As after a kill while an old one was being deleted; the best one stays."""
+    settings = {"keep_best": 1, "best_metric": "rollout/accuracy"}
+    with contextlib.closing(Checkpoints(tmp_path, keep=3, **settings)) as checkpoints:
+        for step, accuracy in ((1, 0.9), (2, 0.1), (3, 0.3), (4, 0.2)):  # 1 is best
+            found = {"rollout/accuracy": accuracy}
+            checkpoints.save(Place(0, step), made_state(), {}, found)
+            checkpoints.wait()
+    part = tmp_path / "checkpoints" / "00000002" / lost
+    part.unlink() if part.is_file() else shutil.rmtree(part)
+    with contextlib.closing(Checkpoints(tmp_path, keep=2, **settings)) as checkpoints:
+        assert [checkpoints.has(Place(0, n)) for n in (1, 2, 3, 4)] == [1, 0, 1, 1]
+        assert checkpoints.latest() == Place(0, 4)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["00000001", "00000003", "00000004"]
+
+
 def test_a_half_written_checkpoint_is_none(tmp_path):
     saved(tmp_path, Place(0, 2))
     folder = tmp_path / "checkpoints"
@@ -238,3 +259,11 @@ def test_another_model_or_tokenizer_is_refused_and_named(tmp_path):
     with pytest.raises(ValueError, match=r"is of another model: .*embedding"):
         checkpoints.restore(Place(0, 2), other)
     checkpoints.close()
+
+
+def test_buckets_that_cannot_be_read(monkeypatch):
+    with pytest.raises(ValueError, match="checkpoint.folder=s3://b/r: buckets are gs"):
+        checkpoint.absolute("s3://b/r")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="checkpoint.init=gs://b/r needs a package: "):
+        checkpoint.absolute("gs://b/r", "checkpoint.init")

@@ -287,6 +287,12 @@ WRONG = [
     ({"rl__kl_coef": -0.1}, "rl.kl_coef=-0.1"),
     ({"sft__warmup_share": 1.5}, "sft.warmup_share=1.5"),
     ({"data__block_share": 1.5}, "data.block_share=1.5"),
+    ({"data__late_share": -0.1}, "data.late_share=-0.1"),
+    ({"rollout__shortcut": "fast"}, "rollout.shortcut='fast'"),
+    (
+        {"rollout__shortcut": "causal_after_block", "variant": "causal"},
+        "rollout.shortcut=causal_after_block",
+    ),
     ({"seed": -1}, "seed=-1"),
     ({"stages": ("rl", "rl")}, "stages=('rl', 'rl')"),
     ({"checkpoint__init": str(ROOT / "configs")}, "checkpoint.init="),

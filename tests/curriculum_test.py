@@ -148,7 +148,7 @@ def test_the_workdir_holds_all_that_is_promised(full):
     names = {path.name for path in full.workdir.iterdir()}
     assert names >= {
         *("config.json", "metrics.jsonl", "tensorboard", "rollouts", "checkpoints"),
-        *("summary.json", "curves.png"),
+        *("summary.json", "curves.png", "report.html", "analysis.jsonl"),
     }
     assert (full.workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     for stage in ("eval_0_base", "sft", "eval_1_sft", "rl", "eval_2_rl"):

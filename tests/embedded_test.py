@@ -103,6 +103,26 @@ def test_traces_are_correct_and_canonical(family, split, block_share):
         assert text.splitlines()[-1] == f"Final Answer: {record['answer']}"
 
 
+def test_late_blocks_come_after_a_search_and_change_nothing_else():
+    settings = {"block_share": 0.5, "n": 600}
+    early, late = records(**settings), records(late_share=0.5, **settings)
+    before = [text["response"].partition(tags.PARALLEL)[0] for text in late]
+    with_block = [tags.PARALLEL in text["response"] for text in late]
+    searched = [b for b, block in zip(before, with_block) if block]
+    assert np.mean([b != "" for b in searched]) == pytest.approx(0.5, abs=0.1)
+    assert any(b.endswith(" yes") for b in searched)
+    assert any(b.endswith(" no ") for b in searched)
+    for old, new, text in zip(early, late, before):
+        assert old["question"] == new["question"]
+        if text and tags.PARALLEL in new["response"]:
+            assert new["response"] == text + old["response"]
+            named, _ = tried(text)
+            assert 1 <= len(named) <= 3
+        else:
+            assert new == old
+        assert tags.check_format(new["response"]) == []
+
+
 def test_shares_are_kept():
     made = records(n=1000, block_share=0.3)
     share = np.mean([tags.PARALLEL in r["response"] for r in made])
@@ -205,11 +225,12 @@ def test_tokens_spell_the_text_and_tags_are_one_each():
         assert present == [tokenizer.tag_ids[tag] for tag in written]
 
 
+@pytest.mark.parametrize("late_share", [0.0, 1.0])
 @pytest.mark.parametrize("family", ["easy", "hard"])
-def test_traces_fit_the_default_budgets(family):
+def test_traces_fit_the_default_budgets(family, late_share):
     tokenizer = embedded.make_tokenizer()
     limits = common.get_config().rollout
-    for record in records(family, block_share=0.5):
+    for record in records(family, block_share=0.5, late_share=late_share):
         prompt = tokenizer.encode(record["question"])
         trace = trajectory.from_text(
             prompt, record["response"], tokenizer, variant="structured"

@@ -38,6 +38,8 @@ def test_worked_example():
     assert parsed.block.tolist() == [0, 0] + [1] * 7 + [0] * 6
     assert parsed.path.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2] + [0] * 6
     assert all(x.dtype == np.int32 for x in parsed)
+    again = layout.structured_positions(parsed.block, parsed.path, 0)
+    assert again.tolist() == positions and again.dtype == np.int32
     visible = layout.visible(parsed)
     assert visible.dtype == bool and visible.shape == (15, 15)
     assert seen_by(parsed, 4) == [0, 1, 2, 3, 4]
@@ -51,6 +53,8 @@ def test_second_block_counts_on_and_hides_only_its_own_siblings():
     parsed = parse(f"{block} </Summary> {block} </Summary>")
     one = [0, 1, 2, 3, 1, 2, 4, 5, 6, 7]
     assert parsed.positions.tolist() == one + [8 + p for p in one]
+    again = layout.structured_positions(parsed.block, parsed.path, 0)
+    assert again.tolist() == parsed.positions.tolist()
     assert parsed.block.max() == 2
     assert seen_by(parsed, 15) == [*range(11), 14, 15]  # </Path> of the empty path
 

@@ -7,8 +7,10 @@ import nbformat
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "notebooks"
+RESULTS = FOLDER / "study" / "results.json"  # of a study that was run
 FIGURES = {  # notebook -> figures that it draws
     "anatomy_of_a_block.ipynb": 6,
+    "paper_in_miniature.ipynb": 5 * RESULTS.exists(),
     "quickstart.ipynb": 4,
     "sharding.ipynb": 5,
 }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pr1_jax import attention, decode, layout, losses, model, tags
+from pr1_jax import attention, decode, layout, losses, model, tags, trajectory
 from pr1_jax import sampler as sampler_module
 from pr1_jax.rows import Rows
 from pr1_jax.sampler import Sampler
@@ -154,6 +154,26 @@ def test_recorded_layout_is_the_parsed_one():
         for name in ("positions", "block", "path"):
             expected = getattr(parsed, name)[len(t.prompt) :]
             np.testing.assert_array_equal(getattr(t, name), expected)
+        relaid = trajectory.structured(dataclasses.replace(t, positions=None))
+        np.testing.assert_array_equal(relaid.positions, t.positions)
+
+
+def test_causal_sampling_of_structured_responses_parts_from_them_after_a_block():
+    """The shortcut of the published code: exact up to `</Parallel>`, then another policy."""
+    causal = dataclasses.replace(SETTINGS, variant="causal")
+    params = random_params(QWEN3)
+    sampled = sample(QWEN3, params, causal)
+    relaid = [trajectory.structured(t) for t in sampled]
+    batch, logps = teacher_forced(QWEN3, params, relaid, SETTINGS)
+    gap = np.where(batch.loss_mask, np.abs(batch.old_logps - logps), 0.0)
+    after = np.zeros_like(batch.loss_mask)
+    for row, t in enumerate(sampled):
+        closed = np.flatnonzero(t.tokens == VOCAB.special_ids[decode.END_PARALLEL])
+        first = closed[0] if t.num_blocks else len(t.tokens)
+        after[row, len(t.prompt) + first : len(t)] = True
+    assert (batch.loss_mask & after).sum() > 100
+    assert gap[~after].max() < 1e-4  # its paths among them
+    assert gap[after].max() > 0.1
 
 
 def test_causal_path_gap_is_by_design():

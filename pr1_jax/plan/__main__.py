@@ -9,6 +9,7 @@ planned by arithmetic alone. The exit code is 0 where the config fits, 1 where i
 not, 2 for a mistake.
 """
 
+import functools
 import json
 import os
 import sys
@@ -73,15 +74,5 @@ def main(argv: list[str]) -> None:
     sys.exit(0 if plan.fits else 1)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        positional = cli.parse_flags(argv)
-        _ = _CONFIG.value and _CONFIG.value.name  # a missing file is noticed here
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        cli.stop(error)
-    cli.require([_CONFIG])
-    return positional
-
-
 if __name__ == "__main__":
-    cli.run(main, _parse_flags)
+    cli.run(main, functools.partial(cli.parse_config, config=_CONFIG))

@@ -10,7 +10,7 @@ from absl import flags
 from fuzz.base import ROOT
 from ml_collections import config_flags
 
-from pr1_jax import checks, experiment, main
+from pr1_jax import checks, cli, experiment
 
 _CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
 VALUES = (
@@ -103,19 +103,18 @@ def check_config(content: bytes) -> None:
 
 
 def _load(arguments: Sequence[str]):
-    """`main._parse_flags`, with flags of its own."""
-    flags_before, config_before = main.cli.flags.FLAGS, main._CONFIG
-    values = flags.FlagValues()
+    """The config, by `cli.parse_config` with flags of its own."""
+    before, values = cli.flags.FLAGS, flags.FlagValues()
     argv = ["main", *arguments]
-    main._CONFIG = config_flags.DEFINE_config_file(
+    config = config_flags.DEFINE_config_file(
         "config", None, lock_config=True, flag_values=values, sys_argv=argv
     )
-    main.cli.flags.FLAGS = values
+    cli.flags.FLAGS = values
     try:
-        main._parse_flags(argv)
-        return main._CONFIG.value
+        cli.parse_config(argv, config)
+        return config.value
     finally:
-        main.cli.flags.FLAGS, main._CONFIG = flags_before, config_before
+        cli.flags.FLAGS = before
 
 
 def _names_a_field(text: str, named: Sequence[str]) -> None:

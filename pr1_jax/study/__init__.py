@@ -1,0 +1,1 @@
+"""The paper's claims in miniature: cells, runs, intervals, verdicts, figures."""

@@ -1,0 +1,150 @@
+"""The paper's claims in miniature: `python -m pr1_jax.study --out=runs/study`.
+
+Trains every cell of `cells.py` at every seed, one after another, and says of each claim
+whether it holds here. What is finished is not run again: the same command goes on.
+
+    --only=rewards      some experiments: rewards, curriculum, position, scaffold, shortcuts
+    --cell=accuracy     one cell, and what it starts from
+    --again=accuracy    a finished cell once more; exit code 1 unless all is the same
+    --dry_run           prints every command, with the time that it is expected to take
+    --size=smoke        does everything still run? (learns nothing)
+    --size=smollm2 --override=model.path=/models/SmolLM2-135M-Instruct \
+        --override=rl.steps=100 …
+
+`OUT` then holds results.json, README.md, a picture an experiment, and `runs/`. Two CPU
+cores: about 30 minutes for one seed of the rewards, some 5 hours for all of three seeds.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from pr1_jax import cli
+from pr1_jax.study import cells
+
+_OUT = flags.DEFINE_string("out", None, "Folder of the study.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; at least 3 for verdicts.")
+_ONLY = flags.DEFINE_list("only", list(cells.EXPERIMENTS), "Experiments to run.")
+_CELL = flags.DEFINE_string("cell", None, "One cell to run, with what it starts from.")
+_AGAIN = flags.DEFINE_string("again", None, "A finished cell to run once more.")
+_SIZE = flags.DEFINE_enum("size", "embedded", cells.SIZES, "Variant of the configs.")
+_OVERRIDE = flags.DEFINE_multi_string(
+    "override", [], "field=value of the config of all runs; may be given several times."
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, and run nothing.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the study; the exit code is 1 where some run failed."""
+    del argv
+    cli.require([_OUT])
+    for name in _ONLY.value:
+        _check("only", name, cells.EXPERIMENTS)
+    for flag in (_CELL, _AGAIN):
+        if flag.value is not None:
+            _check(flag.name, flag.value, tuple(cells.CELLS))
+    if not _SEEDS.value or not all(seed.isdecimal() for seed in _SEEDS.value):
+        cli.stop(f"--seeds={','.join(_SEEDS.value)}: whole numbers apart by commas")
+    for override in _OVERRIDE.value:
+        if "=" not in override:
+            cli.stop(f"--override={override}: FIELD=VALUE is expected")
+    from pr1_jax.study import runner  # JAX is slow to import
+
+    study = runner.Study(
+        pathlib.Path(_OUT.value).absolute(),
+        seeds=tuple(dict.fromkeys(map(int, _SEEDS.value))),
+        size=_SIZE.value,
+        overrides=tuple(_OVERRIDE.value),
+    )
+    experiments = [name for name in cells.EXPERIMENTS if name in _ONLY.value]
+    asked = [name for e in experiments for name in cells.MEMBERS[e]]
+    chosen = cells.with_starts([_CELL.value] if _CELL.value else asked, study.size)
+    if not chosen:
+        cli.stop(f"--cell={_CELL.value}: not of --size={study.size}")
+    dense = "shortcuts" in experiments and not _CELL.value
+    if _DRY_RUN.value:
+        _print_commands(study, chosen, dense)
+        return
+    try:
+        study.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cli.stop(f"--out={_OUT.value}: {error.strerror}")
+    say = lambda text: print(text, flush=True)
+    runner.stop_by_signal()
+    try:
+        if _AGAIN.value:
+            cell = cells.CELLS[_AGAIN.value]
+            same = [runner.again(study, cell, seed, say) for seed in study.seeds]
+            sys.exit(0 if all(same) else 1)
+        running = runner.Runner(study, say)
+        running.run(chosen, dense=dense, after_seed=lambda: _publish(study))
+    except ValueError as error:
+        cli.stop(error)
+    except KeyboardInterrupt:
+        say(f"stopped; the same command goes on in {_OUT.value}")
+        sys.exit(130)
+    if running.failed:
+        say(f"failed: {', '.join(running.failed)} (see log.txt in their folders)")
+        sys.exit(1)
+    say(f"finished: {_OUT.value}/README.md")
+
+
+def _check(flag: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        cli.stop(f"--{flag}={name} is not one of {', '.join(known)}")
+
+
+def _print_commands(study, chosen, dense: bool) -> None:
+    """Every command that is still to be run, and what is expected to be left."""
+    from pr1_jax.study import runner
+
+    left = 0.0
+    if dense and not study.dense.exists():
+        print(runner.shown(study.dense_command()))
+    for seed in study.seeds:
+        for cell in chosen:
+            command = runner.shown(study.command(cell, seed))
+            if runner.is_finished(study.workdir(cell, seed)):
+                print(f"# done: {command}")
+                continue
+            minutes = runner.expected_minutes(study, cell)
+            left += minutes or 0.0
+            print(f"# {runner.expected(minutes)}\n{command}")
+    if left:
+        print(f"# left: about {left / 60:.1f} h")
+
+
+def _publish(study) -> None:
+    """Writes results.json, README.md, and pictures of experiments that are complete."""
+    from pr1_jax import metrics
+    from pr1_jax.study import figures, results, tables, verdicts
+
+    found = results.read(study)
+    complete = [
+        name
+        for name in cells.EXPERIMENTS
+        if all(
+            member in found.problems or study.size not in cells.CELLS[member].sizes
+            for member in cells.MEMBERS[name]
+        )
+    ]
+    if not found.problems:
+        return
+    out = results.summarize(found, study)
+    given = [f"--out={pathlib.Path(_OUT.value).name}"]
+    given += [arg for arg in sys.argv[1:] if not arg.lstrip("-").startswith("out")]
+    command = " ".join(["python -m pr1_jax.study", *given])
+    out = {
+        "about": results.about(study, command),
+        "claims": verdicts.judge(found),
+        **out,
+    }
+    metrics.write_json(study.out / "results.json", out)
+    figures.save(out, complete, study.out)
+    text = tables.readme(out, complete)
+    metrics.replace_file(study.out / "README.md", text.encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,122 @@
+"""The study in words: a table and a list of claims an experiment, from `results.json`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pr1_jax.study import cells
+
+Results = Mapping[str, Any]
+
+TITLES = {
+    "rewards": "Rewards (table 4)",
+    "curriculum": "Curriculum (table 3)",
+    "position": "Position (figure 3)",
+    "scaffold": "Scaffold (figure 4)",
+    "shortcuts": "What the published code's shortcuts cost",
+}
+_UNITS = {
+    "points": (100, " points"),
+    "nats": (1, " nats"),
+    "times": (1, ""),
+    "": (1, ""),
+}
+_NOT_RUN = "not measured"
+
+
+def with_interval(found: Mapping[str, float], scale: float = 1.0) -> str:
+    """`88.7 (85.7 to 91.4)`; a value alone where no luck is involved."""
+    value, low, high = (_number(scale * found[n]) for n in ("value", "low", "high"))
+    return value if not found["number_of_seeds"] else f"{value} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2g}"
+
+
+def measured(part: Mapping[str, Any]) -> str:
+    """What was measured of a part of a claim."""
+    if part["measured"] is None:
+        return f"{part['text']}: {_NOT_RUN}"
+    scale, unit = _UNITS[part["unit"]]
+    sign = "+" if part["measured"]["value"] > 0 else ""
+    return f"{part['text']}: {sign}{with_interval(part['measured'], scale)}{unit}"
+
+
+def claims_of(results: Results, experiment: str) -> list[Mapping[str, Any]]:
+    """The claims of an experiment, with their verdicts."""
+    return [c for c in results["claims"] if c["experiment"] == experiment]
+
+
+def paragraph(claim: Mapping[str, Any]) -> str:
+    """A claim, the paper's figures, ours, the verdict; Markdown."""
+    ours = "; ".join(measured(part) for part in claim["parts"])
+    return (
+        f"**{claim['claim']}** Paper: {claim['paper']}. Ours, with 95 % intervals: {ours}. "
+        f"Verdict: **{claim['verdict']}**."
+    )
+
+
+def table(results: Results, experiment: str) -> str:
+    """What the cells of an experiment came to; Markdown."""
+    rows = [["cell", "accuracy", "with a block", "tokens", "sequential steps", "min"]]
+    for name in cells.MEMBERS[experiment]:
+        if name not in results["cells"]:
+            continue
+        cell = results["cells"][name]
+        found = cell["metrics"]
+        known = [sec for sec in cell["seconds"] if sec]
+        minutes = f"{sum(known) / len(known) / 60:.1f}" if known else ""
+        shares = [
+            with_interval(found[name], 100) for name in ("accuracy", "parallel_ratio")
+        ]
+        counts = [
+            f"{found[name]['value']:.1f}"
+            for name in ("total_tokens", "sequential_steps")
+        ]
+        rows.append([cell["title"], *shares, *counts, minutes])
+    return _markdown(rows)
+
+
+def dense_table(results: Results) -> str:
+    """Dense masks against the exact rule; Markdown."""
+    rows = [["tokens", "MB dense", "exact", "ms dense", "exact", "largest difference"]]
+    for f in results["dense"]:
+        sizes = [f"{f[f'{name}_bytes'] / 1e6:.1f}" for name in ("dense", "exact")]
+        times = [f"{1e3 * f[f'{name}_sec']:.1f}" for name in ("dense", "exact")]
+        rows.append([str(f["tokens"]), *sizes, *times, f"{f['max_difference']:.1e}"])
+    return _markdown(rows)
+
+
+def summary(results: Results) -> str:
+    """One line a claim: what is claimed, what was found, the verdict; Markdown."""
+    rows = [["claim", "paper", "ours, 95 % interval", "verdict"]]
+    for claim in results["claims"]:
+        ours = "; ".join(measured(part) for part in claim["parts"])
+        rows.append([claim["claim"], claim["paper"], ours, claim["verdict"]])
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |\n" for row in rows]
+    return "".join([lines[0], "|" + "---|" * len(rows[0]) + "\n", *lines[1:]])
+
+
+def tried() -> str:
+    """What was tried before the study and dropped, and why; Markdown."""
+    return "".join(f"* **{what}**: {why}\n" for what, why in cells.TRIED.items())
+
+
+def readme(results: Results, experiments: Sequence[str]) -> str:
+    """The README of a study's folder."""
+    about = results["about"]
+    parts = ["# The paper in miniature\n\n"]
+    parts += [f"- {name}: {value}\n" for name, value in about.items()]
+    parts += ["\n", summary(results), "\n"]
+    for name in experiments:
+        parts += [f"## {TITLES[name]}\n\n", f"![{name}]({name}.png)\n\n"]
+        parts.append(table(results, name) + "\n")
+        if name == "shortcuts":
+            parts.append(dense_table(results) + "\n")
+        parts += [paragraph(claim) + "\n\n" for claim in claims_of(results, name)]
+    parts += ["## What was tried before, and dropped\n\n", tried()]
+    return "".join(parts)

@@ -1,0 +1,315 @@
+"""The claims, each as a rule that was fixed before the study was run.
+
+A claim has parts; a part is a quantity that the claim says is positive. By their 95 %
+intervals (`intervals`) a claim
+
+* holds, if all of its quantities are above zero;
+* does not hold at this scale, if one of them is below zero;
+* cannot be told, else: also with less than three seeds, or where a cell is lacking.
+
+Four claims have a margin, since a rule needs a number: blocks "die out" below half of
+what they were after SFT and are "kept" above it, two accuracies are "as good" within 2
+points, the sampler "is not" the trainer's policy from a mean gap of 0.001 nats a token.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pr1_jax.study import intervals, results
+from pr1_jax.study.intervals import Interval
+from pr1_jax.study.results import Found
+
+HOLDS, FAILS, OPEN = "holds", "does not hold at this scale", "cannot be told"
+SEEDS = 3  # less are not enough for a verdict; 0: no luck is involved
+_AS_GOOD = 0.02  # of 1
+_GAP = 1e-3  # nats a token
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A quantity that a claim says is positive.
+
+    Attributes:
+      text: what it is. unit: `points` (of a share), `nats`, `times` or ``.
+    """
+
+    text: str
+    measure: Callable[[Found], Interval | None]
+    unit: str = "points"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What the paper says (or, of `shortcuts`, what we do), and how it is put to test.
+
+    Attributes:
+      paper: its own figures; in words, where there are none.
+    """
+
+    name: str
+    experiment: str
+    text: str
+    paper: str
+    parts: tuple[Part, ...]
+
+
+def _accuracy(cell: str, other: str, margin: float = 0.0) -> Callable:
+    weights = {cell: 1.0, other: -1.0}
+    return lambda found: found.combined("accuracy", weights, margin)
+
+
+def _ratio(weights: dict[str, float]) -> Callable:
+    return lambda found: found.combined("parallel_ratio", weights)
+
+
+def _position(found: Found) -> Interval | None:
+    courses = found.courses.get("late", {}).get(results.POSITION, {})
+    steps = min(map(len, courses.values()), default=0)
+    quarter = max(1, steps // 4)
+    early, late = slice(0, quarter), slice(steps - quarter, steps)
+    return found.change("late", results.POSITION, early, late)
+
+
+def _fall_after_switch(found: Found) -> Interval | None:
+    tenth = max(1, found.switch // 5)
+    before, last = slice(found.switch - tenth, found.switch), slice(-tenth, None)
+    change = found.change("scaffold", "parallel_ratio", before, last)
+    return change and change.negated()
+
+
+def _gap(found: Found) -> Interval | None:
+    gap = found.course_mean("causal_sampling", "gap_mean")
+    return gap and Interval(*(x - _GAP for x in gap[:3]), gap.seeds)
+
+
+def _dense(measure: Callable[[dict], float]) -> Callable:
+    longest = lambda found: max(found.dense, key=lambda f: f["tokens"])
+    return lambda found: (
+        intervals.exact(measure(longest(found))) if found.dense else None
+    )
+
+
+CLAIMS = (
+    Claim(
+        "blocks_die_out",
+        "rewards",
+        "With the accuracy reward alone blocks die out.",
+        "95.6 % of responses with a block after SFT, 13.6 % after RL (S1)",
+        (
+            Part(
+                "half of the parallel ratio after SFT, less that of accuracy only",
+                _ratio({"sft": 0.5, "accuracy": -1.0}),
+            ),
+        ),
+    ),
+    Claim(
+        "parallel_only_forces_blocks",
+        "rewards",
+        "The parallel-only reward forces blocks, at a cost in accuracy.",
+        "80.3 % with a block against 13.6 %; MATH 81.7 against 84.5 for alternating",
+        (
+            Part(
+                "parallel ratio, parallel only less accuracy only",
+                _ratio({"parallel_only": 1.0, "accuracy": -1.0}),
+            ),
+            Part(
+                "accuracy, alternating less parallel only",
+                _accuracy("alternating", "parallel_only"),
+            ),
+        ),
+    ),
+    Claim(
+        "alternating_keeps_both",
+        "rewards",
+        "The alternating reward keeps blocks, and is as accurate as accuracy alone.",
+        "63.0 % with a block; average 46.8 against 47.1",
+        (
+            Part(
+                "parallel ratio of alternating, less half of that after SFT",
+                _ratio({"alternating": 1.0, "sft": -0.5}),
+            ),
+            Part(
+                "accuracy, alternating less accuracy only, and 2 points",
+                _accuracy("alternating", "accuracy", _AS_GOOD),
+            ),
+        ),
+    ),
+    Claim(
+        "better_than_sequential",
+        "rewards",
+        "Parallel thinking is more accurate than sequential GRPO.",
+        "average 46.8 (S2) against 45.1",
+        (
+            Part(
+                "accuracy, alternating less sequential",
+                _accuracy("alternating", "sequential"),
+            ),
+        ),
+    ),
+    Claim(
+        "cold_start_is_needed",
+        "curriculum",
+        "Without a cold start RL does not find blocks.",
+        "said of the base model; no figure that could be compared",
+        (
+            Part(
+                "half of the parallel ratio with a cold start, less that without",
+                _ratio({"alternating": 0.5, "no_cold_start": -1.0}),
+            ),
+        ),
+    ),
+    Claim(
+        "easy_rl_helps_causal",
+        "curriculum",
+        "RL on easy problems first helps the causal variant.",
+        "average 48.9 against 46.6",
+        (
+            Part(
+                "accuracy, causal with easy RL less without",
+                _accuracy("causal_with_easy", "causal_without_easy"),
+            ),
+        ),
+    ),
+    Claim(
+        "easy_rl_hurts_structured",
+        "curriculum",
+        "RL on easy problems first hurts the structured variant.",
+        "average 38.5 against 47.1",
+        (
+            Part(
+                "accuracy, structured without easy RL less with",
+                _accuracy("accuracy", "structured_with_easy"),
+            ),
+        ),
+    ),
+    Claim(
+        "blocks_move_back",
+        "position",
+        "Over training blocks move towards the end of responses.",
+        "rises steadily (figure 3)",
+        (
+            Part(
+                "relative position, last quarter of the steps less the first",
+                _position,
+            ),
+        ),
+    ),
+    Claim(
+        "scaffold_is_better",
+        "scaffold",
+        "Alternating first, then accuracy, ends more accurate than accuracy alone and "
+        "than sequential GRPO.",
+        "AIME25 25.6 against 17.7 and 14.8",
+        (
+            Part(
+                "accuracy, scaffold less accuracy only",
+                _accuracy("scaffold", "accuracy"),
+            ),
+            Part(
+                "accuracy, scaffold less sequential",
+                _accuracy("scaffold", "sequential"),
+            ),
+        ),
+    ),
+    Claim(
+        "scaffold_is_taken_down",
+        "scaffold",
+        "Once the reward is accuracy alone, blocks become fewer.",
+        "the parallel ratio falls after step 200 (figure 4)",
+        (
+            Part(
+                "parallel ratio, before the switch less at the end", _fall_after_switch
+            ),
+        ),
+    ),
+    Claim(
+        "forced_tokens_cost",
+        "shortcuts",
+        "Training on tokens that the runtime wrote costs accuracy.",
+        "not its claim, but what its published code does",
+        (
+            Part(
+                "accuracy, exact (alternating) less forced",
+                _accuracy("alternating", "forced"),
+            ),
+        ),
+    ),
+    Claim(
+        "causal_sampling_is_another_policy",
+        "shortcuts",
+        "Sampling plain-causally after a block is not the policy that is trained.",
+        "not its claim, but what its published code does",
+        (Part("mean log-prob gap, less 0.001 nats a token", _gap, "nats"),),
+    ),
+    Claim(
+        "causal_sampling_costs",
+        "shortcuts",
+        "Training on what was sampled so costs accuracy, sampled so at the end as well.",
+        "not its claim, but what its published code does",
+        (
+            Part(
+                "accuracy, exact (alternating) less causal sampling",
+                _accuracy("alternating", "causal_sampling_published"),
+            ),
+        ),
+    ),
+    Claim(
+        "dense_masks_cost_memory",
+        "shortcuts",
+        "A dense mask computes the same as the exact rule, at more memory and time.",
+        "not its claim, but what its published code does",
+        (
+            Part(
+                "0.0001 less the largest difference of outputs and gradients",
+                _dense(lambda f: 1e-4 - f["max_difference"]),
+                "",
+            ),
+            Part(
+                "memory, dense by exact, less 1",
+                _dense(lambda f: f["dense_bytes"] / f["exact_bytes"] - 1),
+                "times",
+            ),
+            Part(
+                "time, dense by exact, less 1",
+                _dense(lambda f: f["dense_sec"] / f["exact_sec"] - 1),
+                "times",
+            ),
+        ),
+    ),
+)
+
+
+def verdict(measured: Sequence[Interval | None]) -> str:
+    """What the intervals of a claim's quantities say of it."""
+    enough = lambda x: x is not None and (x.seeds == 0 or x.seeds >= SEEDS)
+    if any(enough(x) and x.high < 0 for x in measured):
+        return FAILS
+    if all(enough(x) and x.low > 0 for x in measured):
+        return HOLDS
+    return OPEN
+
+
+def judge(found: Found) -> list[dict[str, Any]]:
+    """All claims with what was measured and their verdicts, as JSON."""
+    out = []
+    for claim in CLAIMS:
+        measured = [part.measure(found) for part in claim.parts]
+        out.append(
+            {
+                "name": claim.name,
+                "experiment": claim.experiment,
+                "claim": claim.text,
+                "paper": claim.paper,
+                "parts": [
+                    {
+                        "text": part.text,
+                        "unit": part.unit,
+                        "measured": x and results.as_json(x),
+                    }
+                    for part, x in zip(claim.parts, measured)
+                ],
+                "verdict": verdict(measured),
+            }
+        )
+    return out
