@@ -257,4 +257,4 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.rl.lr, c.rl.lr_schedule = 1e-6, "constant"
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 1, -1, 4
     c.eval.problems, c.eval.samples, c.eval.banned = 256, 1, False
-    c.checkpoint.every_steps = 10
+    c.checkpoint.every_steps, c.report.traces = 10, 8
