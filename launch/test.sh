@@ -24,6 +24,7 @@ if ! command -v chromedriver >/dev/null && [[ $EUID == 0 && -f /etc/debian_versi
 fi
 "$VENV/bin/python" -m ruff check .
 "$VENV/bin/python" -m ruff format --check .
-# Files side by side, in as many processes as there are cores, four at most.
+# Files side by side, in as many processes as there are cores, four at most, in the order
+# of tests/conftest.py.
 JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} "$VENV/bin/python" -m pytest tests \
-  --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+  --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

@@ -17,6 +17,15 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 
 
+# What takes longest comes first, so that no process has much to do when others are done.
+_LONGEST = ("curriculum", "sampler", "notebooks", "soak", "multiprocess", "rl", "bench")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"{name}_test.py": i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session")
 def by_bytes():
     """A tokenizer whose tokens are bytes and tags."""

@@ -329,6 +329,7 @@ def without_times(line):
     return {name: x for name, x in line.items() if not name.startswith("perf/")}
 
 
+@pytest.mark.slow  # soak_test.py does so, too, from outside
 def test_stopping_anywhere_and_going_on_equals_never_stopping(full, launch, tmp_path):
     has = lambda stage, step: any(x["step"] >= step for x in lines(tmp_path, stage))
     last_of_sft = tmp_path / "checkpoints" / f"{SFT_STEPS:08d}"
