@@ -80,7 +80,7 @@ def test_updates_skipped_in_a_row_are_counted():
     assert not never.is_lost
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "rl"])
 def test_gradients_that_stay_non_finite_stop_the_run(stage, tmp_path):
     config = rl_alternating.get_config("smoke")
     config.stages = (stage,)

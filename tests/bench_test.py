@@ -283,7 +283,7 @@ def test_requests_decode_with_the_same_model(num_paths, copies, rows):
     assert drawn.min() < -5  # the policy is far from uniform
 
 
-FAST = ("limits", "sampling", "update", "blocks")
+FAST = ("limits", "sampling", "blocks")
 
 
 @pytest.mark.parametrize(

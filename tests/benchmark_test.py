@@ -77,6 +77,7 @@ def test_what_was_sampled_is_not_sampled_again(made, params, tmp_path):
         assert again == steps[-1][1]
 
 
+@pytest.mark.slow
 def test_modes_draw_alike_until_they_differ(made, params, tmp_path):
     found = {
         mode: sample(made, params, tmp_path / f"{mode}.jsonl", mode=mode)[-1][1]

@@ -100,6 +100,7 @@ def test_forced_tokens_are_trained_on_when_asked(rl_steps, plain):
     assert difference(moved, plain[2]) > 1e-6
 
 
+@pytest.mark.slow
 def test_importance_of_a_sampler_that_is_another_policy(rl_steps):
     (plain,), sampled, moved = rl_steps({}, variant="causal")
     assert any(r["num_blocks"] for r in sampled)

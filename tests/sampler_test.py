@@ -113,6 +113,11 @@ CASES = [
 ]
 
 
+STRUCTURED_FIRST = pytest.mark.parametrize(
+    "variant", ["structured", pytest.param("causal", marks=pytest.mark.slow)]
+)
+
+
 def both_variants(cases, slow=()):
     """Cases in both variants; the causal ones of `slow` are left to the slow tests."""
     return [
@@ -188,7 +193,7 @@ def test_causal_path_gap_is_by_design():
     assert np.abs(batch.old_logps - logps)[later & batch.loss_mask].max() > 1e-2
 
 
-@pytest.mark.parametrize("variant", layout.VARIANTS)
+@STRUCTURED_FIRST
 def test_samples_do_not_depend_on_batching(variant):
     settings = dataclasses.replace(SETTINGS, variant=variant)
     params = random_params(QWEN3)
@@ -202,7 +207,7 @@ def test_samples_do_not_depend_on_batching(variant):
         assert a.sequential_steps == b.sequential_steps
 
 
-@pytest.mark.parametrize("variant", layout.VARIANTS)
+@STRUCTURED_FIRST
 def test_a_prompt_is_prefilled_once_for_its_group(variant, monkeypatch):
     settings = dataclasses.replace(SETTINGS, variant=variant)
     params, prompts = random_params(QWEN3), random_prompts(6)
@@ -299,6 +304,7 @@ def test_responses_are_handed_over_as_they_finish_and_by_their_numbers():
         np.testing.assert_array_equal(a.tokens, b.tokens)
 
 
+@pytest.mark.slow
 def test_greedy_sampling_takes_the_most_likely_token():
     settings = dataclasses.replace(SETTINGS, temperature=0.0, max_blocks=0)
     params = random_params(QWEN3)
@@ -356,7 +362,7 @@ BUDGETS = [
 
 
 @pytest.mark.parametrize(
-    "changes, variant", both_variants(map(pytest.param, BUDGETS), slow=(0, 2, 4, 5))
+    "changes, variant", both_variants(map(pytest.param, BUDGETS), slow=(0, 1, 2, 4, 5))
 )
 def test_every_trace_passes_the_format_check(changes, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)

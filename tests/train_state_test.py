@@ -122,7 +122,7 @@ def assert_same(a, b):
 # --- Updates ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("kind", ["grpo", pytest.param("sft", marks=pytest.mark.slow)])
 def test_micro_batches_only_add_up(kind):
     one, one_metrics = run(kind, fresh_state(), make_batch(micro_batches=1))
     two, two_metrics = run(kind, fresh_state(), make_batch(micro_batches=2))
