@@ -226,6 +226,7 @@ def test_drawn_plans_have_their_paths_and_fit():
     assert blocks == pytest.approx((259 + 2 * 58 + 3 * 12 + 4 * 6) / 338, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_sampler_follows_plans():
     num_paths = 3
     planned = drawn_plans(num_paths)

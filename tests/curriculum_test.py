@@ -368,6 +368,7 @@ def test_stopping_anywhere_and_going_on_equals_never_stopping(full, launch, tmp_
     assert stopped == expected
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_checkpoint_repeats_its_last_evaluation(
     full, launch, tmp_path
 ):

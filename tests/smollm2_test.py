@@ -117,6 +117,7 @@ def test_numbers_are_split_into_digits(policy):
     assert pieces == ["x", " =", " ", "1", "2", "3", "4", ",", "  ", "5", "6"]
 
 
+@pytest.mark.slow
 def test_greedy_answers_equal_those_of_transformers(policy):
     sampler = make_sampler(policy, rows=10, temperature=0.0, max_blocks=0)
     trajectories = sampler.sample(policy.params, PROMPT_IDS, 1, jax.random.key(0))
