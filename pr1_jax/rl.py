@@ -133,8 +133,9 @@ class _Updater:
     ) -> tuple[list[tuple[Batch, Any]], dict[str, float]]:
         """Packed mini-batches with their reference log-probs, or None.
 
-        Groups are taken as they come: problems are in random order already. Old log-probs are those of `params`, recomputed where the sampler's will not
-        do; then the gap between the two is measured over all responses.
+        Groups are taken as they come: problems are in random order already. Old
+        log-probs are those of `params`, recomputed where the sampler's will not do; then
+        the gap between the two is measured over all responses.
         """
         out, mismatches = [], []
         order = np.arange(len(trajectories))

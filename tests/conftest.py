@@ -29,17 +29,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def by_bytes():
     """A tokenizer whose tokens are bytes and tags."""
-    import tokenizers
-    import transformers
-    from tokenizers import decoders, models, pre_tokenizers
+    from fuzz import files  # which imports JAX
 
-    from pr1_jax import tokenizer
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = tokenizers.Tokenizer(
-        models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, [])
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    fast = transformers.PreTrainedTokenizerFast
-    return tokenizer.Tokenizer(fast(tokenizer_object=backend, eos_token="<|end|>"))
+    return files.byte_tokenizer()
