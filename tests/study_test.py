@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import signal
@@ -117,14 +118,16 @@ def command(*arguments):
 
 def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
     out = tmp_path / "study"
-    done = command(f"--out={out}", "--dry_run", "--only=rewards", "--seeds=0,4")
+    done = command(
+        f"--out={out}", "--dry_run", "--only=rewards", "--seeds=0,4", "--jobs=1"
+    )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
     assert len(lines) == 2 * 6
     assert all(line.startswith("python -m pr1_jax.main --config=") for line in lines)
     expected = f"--config.checkpoint.init={out}/runs/sft/seed4"
     assert sum(expected in line for line in lines) == 3
-    assert "# left: about 1.1 h" in done.stdout
+    assert "# left: about 1.1 h, 1 at a time" in done.stdout
     assert not out.exists()
 
 
@@ -135,6 +138,7 @@ def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
         (("--out=x", "--only=rewards,speed"), "--only=speed"),
         (("--out=x", "--cell=best"), "--cell=best"),
         (("--out=x", "--seeds=0,a"), "--seeds=0,a"),
+        (("--out=x", "--jobs=-1"), "--jobs=-1"),
         (("--out=x", "--override=rl.steps"), "--override=rl.steps"),
     ],
 )
@@ -159,26 +163,25 @@ def processes(monkeypatch):
     """Cells of which processes were started; those in `fails` end with code 3."""
     started, fails = [], set()
 
-    def run_process(command, log, out):
-        del out
+    def start_process(command, log, out, core=None):
         (workdir,) = (x.partition("=")[2] for x in command if "workdir" in x)
         workdir = pathlib.Path(workdir)
         name = f"{workdir.parent.name}/{workdir.name}"
         started.append(name)
         workdir.mkdir(parents=True, exist_ok=True)
         log.write_text("began\nerror: no room\n\n")
-        if name in fails:
-            return 3
-        finish(workdir)
-        return 0
+        if name not in fails:
+            finish(workdir)
+        return subprocess.Popen(["sh", "-c", f"exit {3 * (name in fails)}"])
 
-    monkeypatch.setattr(runner, "run_process", run_process)
-    run_process.started, run_process.fails = started, fails
-    return run_process
+    monkeypatch.setattr(runner, "start_process", start_process)
+    monkeypatch.setattr(runner, "_POLL_SEC", 0.01)
+    start_process.started, start_process.fails = started, fails
+    return start_process
 
 
 def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
-    study = runner.Study(tmp_path, seeds=(0, 1))
+    study = runner.Study(tmp_path, seeds=(0, 1), jobs=1)
     finish(study.workdir(cells.CELLS["sft"], 0))
     said = []
     running = runner.Runner(study, said.append)
@@ -195,7 +198,7 @@ def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
 def test_a_failed_run_is_named_and_only_what_starts_from_it_is_left_out(
     tmp_path, processes
 ):
-    study = runner.Study(tmp_path, seeds=(0, 1))
+    study = runner.Study(tmp_path, seeds=(0, 1), jobs=1)
     processes.fails.add("sft/seed0")
     said, seeds = [], []
     running = runner.Runner(study, said.append)
@@ -204,7 +207,49 @@ def test_a_failed_run_is_named_and_only_what_starts_from_it_is_left_out(
     assert running.failed == ["sft/seed0", "accuracy/seed0"]
     assert processes.started == ["sft/seed0", "sft/seed1", "accuracy/seed1"]
     assert "failed with exit code 3: error: no room" in " ".join(said)
-    assert seeds == [1, 3]
+    assert seeds == [2, 3]
+
+
+def test_runs_that_need_not_wait_are_run_at_a_time_each_on_its_core(
+    tmp_path, monkeypatch
+):
+    """What starts from another waits for it, and each has a core that no other has."""
+    study, live, most, order = runner.Study(tmp_path, (0, 1), jobs=3), {}, [], []
+
+    def start_process(command, log, out, core):
+        (workdir,) = (x.partition("=")[2] for x in command if "workdir" in x)
+        name = "/".join(pathlib.Path(workdir).parts[-2:])
+        order.append(name)
+        code = f"sleep 0.1; mkdir -p {workdir}; "
+        code += f"echo '{{\"finished\": true}}' > {workdir}/summary.json"
+        live[name] = process = subprocess.Popen(["sh", "-c", code]), core
+        cores = [c for p, c in live.values() if p.poll() is None]
+        assert len({*cores}) == len(cores) and core is not None
+        most.append(len(cores))
+        for cell in [name.partition("/")[0]]:
+            if start := cells.CELLS[cell].start:
+                assert live[name.replace(cell, start)][0].poll() == 0
+        return process[0]
+
+    monkeypatch.setattr(runner, "start_process", start_process)
+    monkeypatch.setattr(runner, "cpu_cores", lambda: [4, 5, 6, 7])
+    monkeypatch.setattr(runner, "_POLL_SEC", 0.01)
+    running = runner.Runner(study, lambda text: None)
+    chosen = cells.with_starts(["accuracy", "sequential"], "embedded")
+    running.run(chosen)
+    assert not running.failed and len(order) == len({*order}) == 8
+    assert order[:3] == ["sft/seed0", "sft_sequential/seed0", "sft/seed1"]
+    assert max(most) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores of Linux alone")
+def test_a_process_has_the_core_that_it_is_given(tmp_path):
+    own = os.sched_getaffinity(0)
+    code = "import os; print(os.sched_getaffinity(0), os.environ['JAX_PLATFORMS'])"
+    core = runner.cpu_cores()[-1]
+    assert runner.run_process(["-c", code], tmp_path / "log", tmp_path, core) == 0
+    assert (tmp_path / "log").read_text().split() == [f"{{{core}}}", "cpu"]
+    assert os.sched_getaffinity(0) == own
 
 
 def test_expected_times_follow_what_was_found(tmp_path):

@@ -1,7 +1,7 @@
 """The paper's claims in miniature: `python -m pr1_jax.study --out=runs/study`.
 
-Trains every cell of `cells.py` at every seed, one after another, and says of each claim
-whether it holds here. What is finished is not run again: the same command goes on.
+Trains every cell of `cells.py` at every seed, one a CPU core at a time, and says of each
+claim whether it holds here. What is finished is not run again: the same command goes on.
 
     --only=rewards      some experiments: rewards, curriculum, position, scaffold, shortcuts
     --cell=accuracy     one cell, and what it starts from
@@ -32,6 +32,9 @@ _SIZE = flags.DEFINE_enum("size", "embedded", cells.SIZES, "Variant of the confi
 _OVERRIDE = flags.DEFINE_multi_string(
     "override", [], "field=value of the config of all runs; may be given several times."
 )
+_JOBS = flags.DEFINE_integer(
+    "jobs", 0, "Runs at a time; 0: one a CPU core, or one where --size is a real model."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, and run nothing.")
 
 
@@ -46,6 +49,8 @@ def main(argv: list[str]) -> None:
             _check(flag.name, flag.value, tuple(cells.CELLS))
     if not _SEEDS.value or not all(seed.isdecimal() for seed in _SEEDS.value):
         cli.stop(f"--seeds={','.join(_SEEDS.value)}: whole numbers apart by commas")
+    if _JOBS.value < 0:
+        cli.stop(f"--jobs={_JOBS.value}: 0 or more are expected")
     for override in _OVERRIDE.value:
         if "=" not in override:
             cli.stop(f"--override={override}: FIELD=VALUE is expected")
@@ -56,6 +61,7 @@ def main(argv: list[str]) -> None:
         seeds=tuple(dict.fromkeys(map(int, _SEEDS.value))),
         size=_SIZE.value,
         overrides=tuple(_OVERRIDE.value),
+        jobs=_JOBS.value,
     )
     experiments = [name for name in cells.EXPERIMENTS if name in _ONLY.value]
     asked = [name for e in experiments for name in cells.MEMBERS[e]]
@@ -112,7 +118,8 @@ def _print_commands(study, chosen, dense: bool) -> None:
             left += minutes or 0.0
             print(f"# {runner.expected(minutes)}\n{command}")
     if left:
-        print(f"# left: about {left / 60:.1f} h")
+        at_a_time = study.runs_at_a_time
+        print(f"# left: about {left / 60 / at_a_time:.1f} h, {at_a_time} at a time")
 
 
 def _publish(study) -> None:

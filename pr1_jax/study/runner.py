@@ -1,8 +1,12 @@
-"""Runs cells one after another, each as a process of `pr1_jax.main`; goes on where it was.
+"""Runs cells, each as a process of `pr1_jax.main`, some at a time; goes on where it was.
 
 A run is `OUT/runs/<cell>/seed<k>`, with what it said in `log.txt`. A finished one is left
 alone, and a half-done one goes on from its newest checkpoint. Where a run fails it is
 named, what starts from it is left out, and the rest goes on.
+
+The small model gains next to nothing from a second core (one costs 1.1 times the seconds
+of two), so that its runs have one each: as many at a time as there are cores, and the
+figures of a run depend neither on how many those are nor on what runs beside it.
 """
 
 import dataclasses
@@ -23,6 +27,8 @@ from pr1_jax.study.cells import Cell
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DENSE = "dense"  # a run without seeds: `pr1_jax.study.dense`
+Run = tuple[Cell, int]  # with its seed
+_POLL_SEC = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +37,24 @@ class Study:
 
     Attributes:
       out: its folder. overrides: `field=value` of the config, behind all others.
+      jobs: runs at a time; 0 = one a CPU core for the small model, one for a real one.
     """
 
     out: pathlib.Path
     seeds: tuple[int, ...] = (0, 1, 2)
     size: str = "embedded"
     overrides: tuple[str, ...] = ()
+    jobs: int = 0
+
+    @property
+    def on_one_core(self) -> bool:
+        """Whether each run has a CPU core, rather than all devices of the machine."""
+        return self.size in cells.SYNTHETIC
+
+    @property
+    def runs_at_a_time(self) -> int:
+        """`jobs`, or its default."""
+        return self.jobs or (len(cpu_cores()) if self.on_one_core else 1)
 
     def workdir(self, cell: Cell, seed: int) -> pathlib.Path:
         """The folder of a run."""
@@ -122,61 +140,129 @@ class Runner:
         dense: bool = False,
         after_seed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Runs cells, all of a seed before the next one.
+        """Runs cells, those of a seed before those of the next one.
 
         Args:
           chosen: in an order in which starts come first.
-          dense: whether to compare attention with a dense mask, too.
+          dense: whether to compare attention with a dense mask, too; alone, since it
+            is timed.
         """
         if dense:
             self._dense()
-        number, count = 0, len(chosen) * len(self.study.seeds)
-        for seed in self.study.seeds:
-            for cell in chosen:
-                number += 1
-                self._run(cell, seed, f"[{number}/{count}] {cell.name} seed {seed}")
-            after_seed()
+        waiting = [(cell, seed) for seed in self.study.seeds for cell in chosen]
+        names = {
+            _key(*run): f"[{number}/{len(waiting)}] {run[0].name} seed {run[1]}"
+            for number, run in enumerate(waiting, 1)
+        }
+        running: list[Job] = []
+        try:
+            while waiting or running:
+                ended = [job for job in running if job.process.poll() is not None]
+                running = [job for job in running if job not in ended]
+                for job in ended:
+                    self._end(job)
+                before = {seed for _, seed in waiting} | {job.seed for job in ended}
+                waiting = self._start(waiting, running, names)
+                left = {seed for _, seed in waiting} | {job.seed for job in running}
+                if before - left:
+                    after_seed()
+                if running:
+                    time.sleep(_POLL_SEC)
+        except BaseException:
+            stop([job.process for job in running])
+            for job in running:
+                self._count_seconds(job)
+            raise
+
+    def _start(
+        self, waiting: list[Run], running: list["Job"], names: dict[str, str]
+    ) -> list[Run]:
+        """Starts what can be, and says what need not or cannot be; what is left.
+
+        Args:
+          waiting: runs, by cell and seed. running: is added to.
+        """
+        study, left = self.study, []
+        for cell, seed in waiting:
+            key, workdir = _key(cell, seed), study.workdir(cell, seed)
+            start = cells.start_of(cell, study.size)
+            begun = {_key(*run) for run in left} | {job.key for job in running}
+            if is_finished(workdir):
+                self.say(f"{names[key]}: done before")
+            elif f"{start}/seed{seed}" in begun:
+                left.append((cell, seed))
+            elif start and not is_finished(study.workdir(cells.CELLS[start], seed)):
+                self.failed.append(key)
+                self.say(
+                    f"{names[key]}: left out, since {start} seed {seed} is not finished"
+                )
+            elif len(running) < study.runs_at_a_time:
+                self.say(f"{names[key]}: {expected(expected_minutes(study, cell))} …")
+                used = [job.core for job in running]
+                cores = cpu_cores() if study.on_one_core else [None]
+                core = min(cores, key=used.count)  # the first of those least used
+                process = start_process(
+                    study.command(cell, seed), workdir / "log.txt", study.out, core
+                )
+                running.append(Job(key, names[key], seed, workdir, core, process))
+            else:
+                left.append((cell, seed))
+        return left
 
     def _dense(self) -> None:
         if self.study.dense.exists():
             self.say("dense: done before")
-        else:
-            self._process(DENSE, self.study.dense_command(), self.study.dense.parent)
+            return
+        folder, began = self.study.dense.parent, time.monotonic()
+        code = run_process(
+            self.study.dense_command(), folder / "log.txt", self.study.out
+        )
+        self._say_end(DENSE, DENSE, folder, code, time.monotonic() - began)
 
-    def _run(self, cell: Cell, seed: int, name: str) -> None:
-        study, key = self.study, f"{cell.name}/seed{seed}"
-        workdir = study.workdir(cell, seed)
-        start = cells.start_of(cell, study.size)
-        if is_finished(workdir):
-            self.say(f"{name}: done before")
-        elif start and not is_finished(study.workdir(cells.CELLS[start], seed)):
-            self.failed.append(key)
-            self.say(f"{name}: left out, since {start} seed {seed} is not finished")
-        else:
-            self.say(f"{name}: {expected(expected_minutes(study, cell))} …")
-            began = time.monotonic()
-            try:
-                self._process(key, study.command(cell, seed), workdir, name)
-            finally:  # of one that was cut off, and goes on later, all parts count
-                done = seconds(study)
-                done[key] = round(done.get(key, 0.0) + time.monotonic() - began, 1)
-                metrics.write_json(study.out / "seconds.json", done)
+    def _end(self, job: "Job") -> None:
+        """Says what came of a process, and counts its time."""
+        self._count_seconds(job)
+        code = job.process.returncode or int(not is_finished(job.workdir))
+        self._say_end(job.key, job.name, job.workdir, code, job.seconds)
 
-    def _process(
-        self, key: str, command: Sequence[str], workdir: pathlib.Path, name: str = ""
+    def _count_seconds(self, job: "Job") -> None:
+        """Of a run that was cut off, and goes on later, all parts count."""
+        done = seconds(self.study)
+        done[job.key] = round(done.get(job.key, 0.0) + job.seconds, 1)
+        metrics.write_json(self.study.out / "seconds.json", done)
+
+    def _say_end(
+        self, key: str, name: str, folder: pathlib.Path, code: int, took: float
     ) -> None:
-        """Runs a command to its end, and says what came of it."""
-        began = time.monotonic()
-        code = run_process(command, workdir / "log.txt", self.study.out)
-        took = time.monotonic() - began
-        workdir_is_fine = key == DENSE or is_finished(workdir)
-        if code or not workdir_is_fine:
+        if code:
             self.failed.append(key)
-            log = (workdir / "log.txt").read_text(errors="replace").splitlines()
+            log = (folder / "log.txt").read_text(errors="replace").splitlines()
             last = next((line for line in reversed(log) if line.strip()), "")
-            self.say(f"{name or key}: failed with exit code {code}: {last}")
+            self.say(f"{name}: failed with exit code {code}: {last}")
         else:
-            self.say(f"{name or key}: {took / 60:.1f} min{outcome(workdir)}")
+            self.say(f"{name}: {took / 60:.1f} min{outcome(folder)}")
+
+
+@dataclasses.dataclass
+class Job:
+    """A process that runs a cell at a seed; `core`: the CPU core that it has, if one."""
+
+    key: str
+    name: str
+    seed: int
+    workdir: pathlib.Path
+    core: int | None
+    process: subprocess.Popen
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
+
+def _key(cell: Cell, seed: int) -> str:
+    return f"{cell.name}/seed{seed}"
 
 
 def outcome(workdir: pathlib.Path) -> str:
@@ -189,30 +275,73 @@ def outcome(workdir: pathlib.Path) -> str:
     return ""
 
 
-def run_process(command: Sequence[str], log: pathlib.Path, out: pathlib.Path) -> int:
-    """Runs a Python command from the root of the project; its exit code.
+def cpu_cores() -> list[int | None]:
+    """Those that this process may use; without numbers where they cannot be chosen."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return [None] * (os.cpu_count() or 1)
 
-    Where this process is told to stop, that one is asked to save, and waited for.
+
+def start_process(
+    command: Sequence[str],
+    log: pathlib.Path,
+    out: pathlib.Path,
+    core: int | None = None,
+) -> subprocess.Popen:
+    """Starts a Python command from the root of the project.
+
     Compiled programs are shared through JAX's cache in `out`, if none is set.
+
+    Args:
+      log: what it says is added to it.
+      core: the only one that it may use, on the CPU alone if no platform is set.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), **os.environ}
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for this process alone
-        )
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+    own = cpu_cores()
+    if core is not None:
+        environment.setdefault("JAX_PLATFORMS", "cpu")
+        os.sched_setaffinity(0, {core})  # is inherited
+    try:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for this process alone
+            )
+    finally:
+        if core is not None:
+            os.sched_setaffinity(0, own)
+
+
+def run_process(
+    command: Sequence[str],
+    log: pathlib.Path,
+    out: pathlib.Path,
+    core: int | None = None,
+) -> int:
+    """Starts a process and waits for its end; its exit code.
+
+    Where this process is told to stop, that one is asked to save, and waited for.
+    """
+    process = start_process(command, log, out, core)
+    try:
+        return process.wait()
+    except BaseException:
+        stop([process])
+        raise
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Asks all to save and end, and waits for them."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
 
 
 def stop_by_signal() -> None:
@@ -238,8 +367,9 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
     if not is_finished(first):
         raise ValueError(f"--again={cell.name}: seed {seed} is not finished in {first}")
     shutil.rmtree(second, ignore_errors=True)
+    core = cpu_cores()[0] if study.on_one_core else None
     command = study.command(cell, seed, second)
-    code = run_process(command, second / "log.txt", study.out)
+    code = run_process(command, second / "log.txt", study.out, core)
     if code:
         say(f"{cell.name} seed {seed}: failed with exit code {code}")
         return False
