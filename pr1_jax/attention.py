@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pr1_jax import flash, layout
+from pr1_jax import flash, fusion, layout
 from pr1_jax.flash import NEG_INF
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
@@ -89,12 +89,17 @@ def _scores(q, keys, block, path, some: slice):
     """
     B, K = q.shape[:2]
     end = some.stop
-    hidden = ~layout.visible_labels(
-        block[:, some, None],
-        path[:, some, None],
-        block[:, None, :end],
-        path[:, None, :end],
-    ) | (jnp.arange(end) > jnp.arange(some.start, end)[:, None])
+
+    def is_hidden(block, path):
+        visible = layout.visible_labels(
+            block[:, some, None],
+            path[:, some, None],
+            block[:, None, :end],
+            path[:, None, :end],
+        )
+        return ~visible | (jnp.arange(end) > jnp.arange(some.start, end)[:, None])
+
+    hidden = fusion.made_once(is_hidden, block, path)
     scores = jnp.einsum(
         "BKQH,BKSH->BKQS", q, keys[:, :, :end], preferred_element_type=jnp.float32
     ) * (q.shape[-1] ** -0.5)

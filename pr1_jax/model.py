@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pr1_jax import fusion
+
 # What the backward pass of a layer with `remat` finds kept.
 REMAT_POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
@@ -219,7 +221,10 @@ class Decoder(nn.Module):
         if not c.tie_embeddings:  # used by `logits`
             self.param("head", init, shape, c.param_dtype)
         x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
-        angles = rotary_angles(positions, c.head_dim, c.rope_base)
+        angles = fusion.made_once(
+            lambda positions: rotary_angles(positions, c.head_dim, c.rope_base),
+            positions,
+        )
         layer = Layer
         if c.remat:
             policy = REMAT_POLICIES[c.remat_policy]
