@@ -77,6 +77,7 @@ class Experiment:
         """The policy of rollouts, or (`sampling` off) the plain one of SFT."""
         s = self.settings
         drawing = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
+        drawing["max_trained"] = s.max_response_tokens
         return train_state.PolicySettings(
             special_ids=self.vocab.special_ids,
             num_tokens=self.vocab.num_tokens,

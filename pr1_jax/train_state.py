@@ -68,6 +68,7 @@ class PolicySettings:
     top_k: int = 0
     top_p: float = 1.0
     logits_chunk: int = 0  # positions; 0 = all
+    max_trained: int = 0  # from the first trained token of a row to its last; 0 = any
     query_chunk: int = 512
     attention: str = "auto"  # of `attention.IMPLEMENTATIONS`
     lengths: tuple[int, ...] = ()  # a micro-batch is cut to the shortest that holds it
@@ -157,7 +158,8 @@ def policy_logps(
 ) -> tuple[jax.Array, jax.Array]:
     """Teacher-forced log-probs and entropies of a batch, both [B, T] float32.
 
-    Entry t speaks of token t, predicted at t − 1; entry 0 is 0.
+    Entry t speaks of token t, predicted at t − 1; entry 0 is 0. So are those before the
+    first trained token where `policy.max_trained` is set: prompts need no logits.
     """
 
     def attend(q, k, v, cache):
@@ -173,11 +175,12 @@ def policy_logps(
         return out, cache
 
     hidden, _ = model.forward(config, params, batch.tokens, batch.positions, attend)
+    wanted, restore = _trained_span(batch.loss_mask[:, 1:], policy.max_trained)
     out = losses.sequence_logps(
-        hidden[:, :-1],
+        wanted(hidden[:, :-1]),
         lambda hidden: model.logits(params, hidden),
-        batch.tokens[:, 1:],
-        batch.bans[:, 1:],
+        wanted(batch.tokens[:, 1:]),
+        wanted(batch.bans[:, 1:]),
         special_ids=policy.special_ids,
         num_tokens=policy.num_tokens,
         temperature=policy.temperature or 1.0,
@@ -185,8 +188,34 @@ def policy_logps(
         top_p=policy.top_p,
         chunk=policy.logits_chunk,
     )
-    logps, entropies = (jnp.pad(x, [(0, 0), (1, 0)]) for x in out)
+    logps, entropies = (jnp.pad(restore(x), [(0, 0), (1, 0)]) for x in out)
     return logps, entropies
+
+
+def _trained_span(loss_mask: jax.Array, size: int) -> tuple[Callable, Callable]:
+    """Cuts `size` positions from each row, from its first trained one, and undoes it.
+
+    Args:
+      loss_mask: bool [B, T]. size: 0 = all.
+
+    Returns:
+      [B, T, …] to [B, size, …], and [B, size] to [B, T] with 0 elsewhere.
+    """
+    T = loss_mask.shape[1]
+    if not 0 < size < T:
+        return (lambda x: x), (lambda x: x)
+    first = jnp.minimum(jnp.argmax(loss_mask, axis=1), T - size)[:, None]
+
+    def cut(x):
+        index = first + jnp.arange(size)
+        return jnp.take_along_axis(x, jnp.expand_dims(index, range(2, x.ndim)), axis=1)
+
+    def restore(x):
+        index = jnp.arange(T) - first
+        found = jnp.take_along_axis(x, jnp.clip(index, 0, size - 1), axis=1)
+        return jnp.where((index >= 0) & (index < size), found, 0.0)
+
+    return cut, restore
 
 
 def trained_logps(

@@ -171,8 +171,8 @@ def test_costs_of_steps_prompts_and_updates_by_hand():
     assert step == forward(tokens=12, pairs=12 * 7, cached=4 * 7, logits=12)
     prompt = limits.prefill_cost(CONFIG, rows=2, tokens=3)
     assert prompt == forward(tokens=6, pairs=2 * (1 + 2 + 3), cached=0, logits=0)
-    flops = limits.update_flops(CONFIG, rows=2, tokens=3)
-    assert flops == 6 * (1920 + 1024) * 6 + 3 * 4 * 16 * 2 * (1 + 2 + 3)
+    flops = limits.update_flops(CONFIG, rows=2, tokens=3, trained=2)
+    assert flops == 6 * (6 * 1920 + 4 * 1024) + 3 * 4 * 16 * 2 * (1 + 2 + 3)
 
 
 def test_the_limit_is_the_slower_of_both_at_every_step():

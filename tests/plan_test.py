@@ -204,6 +204,8 @@ def test_flops_of_a_step():
     lengths = costs.mean_lengths(made, 10, 50)
     assert lengths == costs.Lengths(10, 50, 76)  # the next length bucket
     works = {work.name: work for work in costs.step_work(made, UNIT, lengths)}
+    trained = made.settings.max_response_tokens  # prompts need no logits
+    assert trained < 76
     V = made.model.vocab_size
     # Layers · (q, o: 2 heads; k, v: 1 head; three matrices of the MLP).
     weights = 2 * (8 * 4 * (2 + 2 + 1 + 1) + 3 * 8 * 16)
@@ -214,7 +216,7 @@ def test_flops_of_a_step():
     # 16 responses by 50 steps, each sees the prompt and half of the response.
     token = 2 * weights + 2 * V * 8 + pair * (10 + 25)
     assert works["decode"].flops == 16 * 50 * token
-    forward = (2 * weights + 2 * V * 8) * 76 + pair * 76 * 77 // 2
+    forward = 2 * weights * 76 + 2 * V * 8 * trained + pair * 76 * 77 // 2
     assert works["update"].flops == 3 * 16 * forward
     assert works["update"].compute_sec == pytest.approx(3 * 16 * forward / 8e6)
 

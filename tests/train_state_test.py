@@ -162,6 +162,31 @@ def test_cutting_micro_batches_to_their_length_changes_nothing(kind):
     assert (np.asarray(logps)[0, :, T // 2 :] == 0).all()  # it was cut there
 
 
+def test_logits_of_prompts_are_not_needed():
+    """Log-probs and the update are the same where only trained tokens have logits."""
+    batch = make_batch(micro_batches=2)
+    mask = np.asarray(batch.loss_mask)
+    end = mask.shape[-1] - mask[..., ::-1].argmax(-1)
+    size = int(np.where(mask.any(-1), end - mask.argmax(-1), 0).max())
+    assert size < mask.shape[-1] - 1
+    cut = dataclasses.replace(POLICY, max_trained=size)
+    trained_logps = functools.partial(train_state.trained_logps, CONFIG)
+    logps, whole_logps = (
+        np.where(mask, trained_logps(random_params(), batch, policy=policy), 0)
+        for policy in (cut, POLICY)
+    )
+    np.testing.assert_allclose(logps, whole_logps, atol=1e-5)
+    assert (whole_logps[mask] < 0).all()
+    whole, whole_metrics = run("grpo", fresh_state(), batch)
+    found, metrics = run("grpo", fresh_state(), batch, policy=cut)
+    assert largest_difference(whole.params, fresh_state().params) > 1e-3
+    assert largest_difference(whole.params, found.params) < 1e-5
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(
+            value, metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
+
+
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_no_gradient_through_forced_tokens_but_by_the_switch(kind):
     _, metrics = run(kind, fresh_state(), make_batch(forced_only=True))

@@ -121,14 +121,19 @@ def decode_seconds(
     return sum(cost.seconds(limits) for cost in steps)
 
 
-def update_flops(config: model.ModelConfig, *, rows: int, tokens: int) -> float:
-    """FLOPs of an update: 6 a weight and token, and attention, both causal.
+def update_flops(
+    config: model.ModelConfig, *, rows: int, tokens: int, trained: int
+) -> float:
+    """FLOPs of an update: 6 a weight and token, and causal attention.
 
     A backward pass is two forward passes. What `remat` computes again does not count.
+
+    Args:
+      trained: tokens of a row that have a log-prob; the head is not needed elsewhere.
     """
     pairs = rows * tokens * (tokens + 1) // 2
     cost = forward_cost(
-        config, tokens=rows * tokens, pairs=pairs, cached=0, logits=rows * tokens
+        config, tokens=rows * tokens, pairs=pairs, cached=0, logits=rows * trained
     )
     return 3 * cost.flops
 

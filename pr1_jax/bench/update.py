@@ -29,7 +29,7 @@ def make_batch(vocab_size: int, rows: int, tokens: int, micro_batch: int) -> Bat
     """Random sequences in micro-batches, as if sampled without blocks."""
     rng = np.random.default_rng(0)
     ints = lambda x: np.broadcast_to(x, (rows, tokens)).astype(np.int32)
-    trained = ints(np.arange(tokens)) >= round(tokens * _PROMPT_SHARE)
+    trained = ints(np.arange(tokens)) >= _prompt_tokens(tokens)
     batch = Batch(
         tokens=ints(rng.integers(0, vocab_size, (rows, tokens))),
         positions=ints(np.arange(tokens)),
@@ -41,6 +41,10 @@ def make_batch(vocab_size: int, rows: int, tokens: int, micro_batch: int) -> Bat
         advantages=rng.normal(size=rows).astype(np.float32),
     )
     return jax.tree.map(lambda x: x.reshape(-1, micro_batch, *x.shape[1:]), batch)
+
+
+def _prompt_tokens(tokens: int) -> int:
+    return round(tokens * _PROMPT_SHARE)
 
 
 class Update:
@@ -55,11 +59,14 @@ class Update:
         tokens: int,
         micro_batch: int,
     ):
+        self.trained = tokens - _prompt_tokens(tokens)  # of a row
         optimizer = train_state.make_optimizer(
             train_state.OptimizerSettings(lr=1e-6, steps=1000)
         )
         policy = train_state.PolicySettings(
-            special_ids=vocab.special_ids, logits_chunk=shape.logits_chunk
+            special_ids=vocab.special_ids,
+            logits_chunk=shape.logits_chunk,
+            max_trained=self.trained,
         )
         update = functools.partial(
             train_state.grpo_update,
@@ -130,7 +137,9 @@ def measure(bench: Bench, chain: Chain, **sizes: int) -> tuple[Update, timing.Wo
 def figures(bench: Bench, update: Update, run: timing.Runs) -> dict[str, Any]:
     """Columns of a table that all updates have."""
     assert not any(f["skipped"] for f in run.figures), "an update was not finite"
-    flops = limits.update_flops(bench.config, rows=update.rows, tokens=update.tokens)
+    flops = limits.update_flops(
+        bench.config, rows=update.rows, tokens=update.tokens, trained=update.trained
+    )
     per_sec = run.sec.rate(flops)
     return {
         "seconds": run.sec,

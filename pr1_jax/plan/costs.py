@@ -143,7 +143,10 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     """Three forward passes, four with remat; the state is read and written once."""
     rows = responses(experiment)
     flops = limits.update_flops(
-        experiment.model, rows=rows, tokens=lengths.update_tokens
+        experiment.model,
+        rows=rows,
+        tokens=lengths.update_tokens,
+        trained=min(experiment.settings.max_response_tokens, lengths.update_tokens),
     )
     passes = 4 if experiment.model.remat else 3
     micro_batches, updates = _counts(experiment)

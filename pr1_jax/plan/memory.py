@@ -244,7 +244,7 @@ def estimated_update(experiment: Experiment) -> Program:
     """
     c, policy, mesh = (
         experiment.model,
-        experiment.policy(sampling=False),
+        experiment.policy(sampling=True),
         experiment.mesh,
     )
     batch = programs.abstract_batch(experiment)
@@ -257,7 +257,8 @@ def estimated_update(experiment: Experiment) -> Program:
     layers = c.width * itemsize if c.remat else kept
     chunk = min(policy.query_chunk, T)
     scores = _LIVE_SCORES * 4 * rows * _heads(c, tensor) * chunk * T
-    logits = _LIVE_LOGITS * 4 * (policy.logits_chunk or rows * T) * c.vocab_size
+    predicted = rows * min(T, policy.max_trained)
+    logits = _LIVE_LOGITS * 4 * (policy.logits_chunk or predicted) * c.vocab_size
     one_layer = rows * T * 2 * kept + scores
     total = parts[PARAMETERS] * 3 + parts[OPTIMIZER] + programs.device_bytes(batch)
     total += rows * T * c.num_layers * layers + max(one_layer, logits // tensor)

@@ -92,7 +92,8 @@ def make_sampler(config: ModelConfig, args: argparse.Namespace, **kwargs) -> Sam
         max_blocks=0,
     )
     vocab = vocabulary(config.vocab_size)
-    return Sampler(config, vocab, settings, rows=args.prompts, **kwargs)
+    shards = jax.device_count()
+    return Sampler(config, vocab, settings, rows=args.prompts, shards=shards, **kwargs)
 
 
 def sampling(
@@ -116,9 +117,11 @@ def sampling(
     return Run(ends, checks, params)
 
 
-def make_policy(config: ModelConfig) -> train_state.PolicySettings:
+def make_policy(
+    config: ModelConfig, args: argparse.Namespace
+) -> train_state.PolicySettings:
     special_ids = vocabulary(config.vocab_size).special_ids
-    return train_state.PolicySettings(special_ids=special_ids)
+    return train_state.PolicySettings(special_ids, max_trained=args.new_tokens)
 
 
 def begin(
@@ -134,7 +137,7 @@ def begin(
         train_state.grpo_update,
         config=config,
         optimizer=optimizer,
-        policy=make_policy(config),
+        policy=make_policy(config, args),
         grpo=train_state.GrpoSettings(),
     )
     places = (train_state.shardings_of(state), None)
@@ -186,7 +189,7 @@ def update(
     state, apply = begin(config, params, mesh, args)
     start = time.perf_counter()
     logps = functools.partial(
-        train_state.trained_logps, config, policy=make_policy(config)
+        train_state.trained_logps, config, policy=make_policy(config, args)
     )
     old_logps = jnp.where(batch.loss_mask, jax.jit(logps)(params, batch), 0.0)
     batch = jax.block_until_ready(batch.replace(old_logps=old_logps))

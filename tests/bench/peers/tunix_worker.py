@@ -289,7 +289,9 @@ def main() -> None:
     args = arguments()
     # As Tunix's examples do: with "fsdp" of 1 its sharding rules apply to one device.
     auto = AxisType.Auto
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(auto, auto))
+    mesh = jax.make_mesh(
+        (jax.device_count(), 1), ("fsdp", "tp"), axis_types=(auto, auto)
+    )
     model = jax.block_until_ready(load(args.weights, mesh))
     load_sec, loaded = since_process_start(), time.perf_counter()
     works = {"sampling": sampling, "update": update, "step": step}
