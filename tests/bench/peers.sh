@@ -6,7 +6,8 @@
 #   WORKS="update step" PEERS="ours trl" ROUNDS=5 OUT=build/again bash tests/bench/peers.sh
 #
 #   WORKS       of "sampling update step"
-#   PEERS       of "ours tunix trl"; trl updates compiled, and also eagerly
+#   PEERS       of "ours tunix trl"; trl updates compiled, and also eagerly; those on JAX
+#               with a device a core (ours, tunix_devices), and with one device
 #   ROUNDS      times that all is run, in turn; 3
 #   REPEATS     units of work that a process times after the first two; 5
 #   OUT         folder of peers.md and peers.json
@@ -48,9 +49,13 @@ for peer in "${peers[@]}"; do
   fi
 done
 
-# Not what the caller may have set for other runs: here is one device per process,
-# and what compiles does so from scratch.
+# Not what the caller may have set for other runs: what compiles does so from scratch.
 unset XLA_FLAGS JAX_COMPILATION_CACHE_DIR
+devices=1 # a power of two, since these must divide sequences
+while ((2 * devices <= $(nproc) && devices < 4)); do devices=$((2 * devices)); done
+device_flags=--xla_force_host_platform_device_count=$devices
+# With a device for each core, more threads would only wait for each other.
+((devices < $(nproc))) || device_flags+=" --xla_cpu_multi_thread_eigen=false"
 export JAX_PLATFORMS=cpu PYTHONPATH=$PWD
 
 make_venv
@@ -71,12 +76,15 @@ fi
 
 # Runs one process. Where it fails, its log stays and no result.
 run_worker() { # round work row
-  local peer=${3%_eager} name=$rounds/round$1/$2-$3 status=0 began=$SECONDS
+  local peer=${3%%_*} name=$rounds/round$1/$2-$3 status=0 began=$SECONDS xla_flags=
   local flags=(--weights "$weights" --work "$2" --repeats "$repeats" "${shapes[@]}")
-  [[ $3 == "$peer" ]] || flags+=(--no-compile)
+  case $3 in
+    *_eager) flags+=(--no-compile) ;;
+    ours | *_devices) xla_flags=$device_flags ;;
+  esac
   mkdir -p "$rounds/round$1"
   # In the foreground, or an interrupt would not reach it.
-  timeout --foreground --kill-after=30 "$limit_sec" \
+  XLA_FLAGS=$xla_flags timeout --foreground --kill-after=30 "$limit_sec" \
     "${python[$peer]}" "$workers/${peer}_worker.py" "${flags[@]}" \
     --out "$name.json" >"$name.log" 2>&1 || status=$?
   if ((status)); then
@@ -93,10 +101,12 @@ for ((round = 1; round <= num_rounds; round++)); do
   for work in "${works[@]}"; do
     for peer in "${peers[@]}"; do
       run_worker "$round" "$work" "$peer"
-      # Only what it trains is compiled.
-      if [[ $peer == trl && $work != sampling ]]; then
-        run_worker "$round" "$work" trl_eager
-      fi
+      case $peer-$work in
+        ours-*) run_worker "$round" "$work" ours_one_device ;;
+        tunix-*) run_worker "$round" "$work" tunix_devices ;;
+        trl-sampling) ;; # only what it trains is compiled
+        trl-*) run_worker "$round" "$work" trl_eager ;;
+      esac
     done
   done
 done

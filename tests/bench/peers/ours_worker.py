@@ -1,4 +1,4 @@
-"""Times pr1_jax on one CPU device: sampling, an update, a GRPO step.
+"""Times pr1_jax on all CPU devices there are: sampling, an update, a GRPO step.
 
 `python ours_worker.py --weights FOLDER --work sampling|update|step --repeats N
 --out FILE.json`, in an environment of requirements.txt and with the repository on

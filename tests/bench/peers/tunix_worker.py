@@ -1,4 +1,4 @@
-"""Times google-tunix (JAX) on one CPU device: sampling, an update, a GRPO step.
+"""Times google-tunix (JAX) on all CPU devices: sampling, an update, a GRPO step.
 
 `python tunix_worker.py --weights FOLDER --work sampling|update|step --repeats N
 --out FILE.json`, in an environment of requirements-tunix.txt. The model is its Qwen3
