@@ -90,14 +90,20 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
 
 
 class _Updater:
-    """The compiled pieces of a step."""
+    """The compiled pieces of a step; the largest is compiled by a thread of `threads`."""
 
-    def __init__(self, experiment: Experiment, run: Run, params: Any):
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Run,
+        params: Any,
+        threads: ThreadPoolExecutor,
+    ):
         c = experiment.config
         self._experiment, self.recomputes = experiment, _recomputes(c)
         self.shortcut = c.rollout.shortcut
         self._reference = run.reference(params) if c.rl.kl_coef else None
-        self.update = lower_update(experiment).compile()
+        self._update = threads.submit(lower_update(experiment).compile)
         if self.recomputes or self._reference is not None:
             policy = experiment.policy(sampling=True)
             logps = functools.partial(
@@ -109,6 +115,11 @@ class _Updater:
                 self._logps = (
                     jax.jit(logps, out_shardings=place).lower(params, bare).compile()
                 )
+
+    @property
+    def update(self) -> jax.stages.Compiled:
+        """update(state, batch, ref_logps) -> (state, metrics), once it is compiled."""
+        return self._update.result()
 
     def _pack(self, trajectories, advantages) -> Batch:
         c = self._experiment.config
@@ -251,8 +262,9 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     optimizer, learning_rate = experiment.optimizer("rl")
     stream = open_stream(experiment)
     state, start = run.begin(stage, optimizer, stream)
-    updater = _Updater(experiment, run, state.params)
-    experiment.sampler(c.rl.group_size).warm_up(state.params)
+    with ThreadPoolExecutor(1) as threads:  # XLA leaves cores idle
+        updater = _Updater(experiment, run, state.params, threads)
+        experiment.sampler(c.rl.group_size).warm_up(state.params)
     began, saved_sec = time.perf_counter(), 0.0
     writer = ThreadPoolExecutor(1)
     with run.display("rl", c.rl.steps) as progress, writer:

@@ -3,7 +3,7 @@
 `python ours_worker.py --weights FOLDER --work sampling|update|step --repeats N
 --out FILE.json`, in an environment of requirements.txt and with the repository on
 PYTHONPATH. The sampler and the update are those of the RL stage, without blocks;
-nothing is compiled ahead, so that the first unit includes all that compiles.
+the first unit includes all that compiles: as there, a thread begins with the update.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -162,7 +163,7 @@ def given(prompt: np.ndarray, response: np.ndarray) -> trajectory.Trajectory:
 
 
 def packed(
-    responses: Sequence[trajectory.Trajectory],
+    responses: Sequence[trajectory.Trajectory | None],
     advantages: np.ndarray,
     mesh: Mesh,
     args: argparse.Namespace,
@@ -230,7 +231,10 @@ def step(config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace)
     shape = (steps, groups, args.prompt_tokens)
     prompts = np.random.default_rng(0).integers(0, PROMPT_IDS, size=shape)
     sampler = make_sampler(config, args, group_size=args.group_size)
-    state, apply = begin(config, params, mesh, args)
+    state, jitted = begin(config, params, mesh, args)
+    nothing = packed([None] * args.prompts, np.zeros(args.prompts), mesh, args)
+    threads = ThreadPoolExecutor(1)
+    update = threads.submit(jitted.lower(state, nothing).compile)
     ends, found, lengths, rewards = [], [], [], []
     for number, asked in enumerate(prompts):
         key = jax.random.fold_in(jax.random.key(0), number)
@@ -238,7 +242,7 @@ def step(config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace)
         rewards.append([share_of_odd(response) for response in responses])
         advantages = losses.advantages(np.reshape(rewards[-1], (groups, -1)))
         batch = packed(responses, np.ravel(advantages), mesh, args)
-        state, metrics = jax.block_until_ready(apply(state, batch))
+        state, metrics = jax.block_until_ready(update.result()(state, batch))
         ends.append(time.perf_counter())
         found.append(metrics)
         lengths.append([len(response.tokens) for response in responses])
