@@ -82,7 +82,8 @@ def get_config(
     c.rollout.shortcut = ""
     c.rollout.rows = 128  # responses decoded at the same time
     c.rollout.prompts_per_prefill = 4
-    c.rollout.lane_buckets = (1.0, 2.0)  # sizes of the list of live lanes, × rows
+    # Sizes of the list of live lanes, × rows; those above `num_paths` are left out.
+    c.rollout.lane_buckets = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     c.rollout.steps_per_chunk = 32  # decode steps between two looks of the host
     c.rollout.refill_share = 0.0625  # refill once so many rows are finished
 

@@ -49,7 +49,7 @@ class Sampler:
         shards: int = 1,
         group_size: int = 1,
         prompts_per_prefill: int | None = None,
-        lane_buckets: Sequence[float] = (1.0, 2.0),
+        lane_buckets: Sequence[float] = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0),
         steps_per_chunk: int = 32,
         refill_share: float = 0.0625,
         decode_fn: decode.DecodeFn | None = None,
@@ -64,7 +64,7 @@ class Sampler:
           group_size: rows that can share one copy of their prompt.
           prompts_per_prefill: prompts a prefill takes, at most; default `rows`.
           lane_buckets: compiled sizes of the list of live lanes, in units of `rows`.
-            1 (main streams only) and `num_paths` are always there.
+            1 (main streams only) and `num_paths` are always there, more never.
           steps_per_chunk: decode steps between two looks of the host.
           refill_share: finished rows are refilled once they are this share of all.
           decode_fn: stands in for the model (tests).
@@ -145,8 +145,8 @@ class Sampler:
 
     def _lane_sizes(self, rows: int) -> list[int]:
         shares = self._lane_shares
-        if rows < self.rows:  # soon over: not worth more than one compilation
-            shares = shares[-1:]
+        if rows < self.rows and self.settings.num_paths <= 2:
+            shares = shares[-1:]  # soon over: not worth more than one compilation
         return sorted({round(share * rows) for share in shares})
 
     def _start(self, params, state: decode.State, key, admission: Admission, ids):
