@@ -12,7 +12,7 @@ claim whether it holds here. What is finished is not run again: the same command
         --override=rl.steps=100 …
 
 `OUT` then holds results.json, README.md, a picture an experiment, and `runs/`. Two CPU
-cores: about 30 minutes for one seed of the rewards, some 5 hours for all of three seeds.
+cores: about 15 minutes for one seed of the rewards, some 2.5 hours for all of three seeds.
 """
 
 import pathlib
