@@ -2,7 +2,8 @@
 
     python -m pr1_jax.main --config=configs/sft_structured.py
 
-Two CPU cores: about 4 minutes. Held-out hard problems (512, 95 % interval), seed 0: 61.5 %
+Two CPU cores: about 4 minutes. Held-out hard problems (512, 95 % interval), seed 0,
+at commit `b99b0da`: 61.5 %
 (57.2 to 65.6); all responses have a block.
 """
 

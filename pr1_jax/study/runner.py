@@ -4,9 +4,10 @@ A run is `OUT/runs/<cell>/seed<k>`, with what it said in `log.txt`. A finished o
 alone, and a half-done one goes on from its newest checkpoint. Where a run fails it is
 named, what starts from it is left out, and the rest goes on.
 
-The small model gains next to nothing from a second core (one costs 1.1 times the seconds
-of two), so that its runs have one each: as many at a time as there are cores, and the
-figures of a run depend neither on how many those are nor on what runs beside it.
+The small model gains little from a second core (one takes 1.4 times the seconds of two a
+step, and less to compile), so that its runs have one each: as many at a time as there are
+cores, and the figures of a run depend neither on how many those are nor on what runs
+beside it.
 """
 
 import dataclasses
