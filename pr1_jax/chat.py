@@ -35,6 +35,7 @@ from pr1_jax import (
     experiment,
     hf,
     hf_tensors,
+    kv_cache,
     layout,
     model,
     rollout,
@@ -240,7 +241,7 @@ class Chat:
         settings = self._decoding
         if settings not in self._samplers:
             sampler = Sampler(
-                self.model if self._decode_fn is None else None,
+                None if self._decode_fn else kv_cache.with_kernels(self.model),
                 decode.Vocab.of(self.tokenizer),
                 settings,
                 rows=1,

@@ -16,6 +16,7 @@ import ml_collections
 from pr1_jax import (
     attention,
     checkpoint,
+    cpu_kernels,
     data,
     decode,
     hub,
@@ -46,6 +47,7 @@ _CHOICES = {
     "model.param_dtype": _DTYPES,
     "model.remat_policy": tuple(model.REMAT_POLICIES),
     "model.attention": attention.IMPLEMENTATIONS,
+    "rollout.kernels": cpu_kernels.IMPLEMENTATIONS,
 }
 _TOO_LARGE = 2**31  # and neither are inf and nan below it
 _POSITIVE = "must be positive"

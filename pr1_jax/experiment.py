@@ -16,6 +16,7 @@ from pr1_jax import (
     decode,
     embedded,
     hf,
+    kv_cache,
     model,
     sharding,
     tokenizer,
@@ -40,6 +41,11 @@ class Experiment:
     settings: decode.Settings
 
     @functools.cached_property
+    def sampling_model(self) -> model.ModelConfig:
+        """The model as samplers decode it, with the kernels of `rollout.kernels`."""
+        return kv_cache.with_kernels(self.model, self.config.rollout.kernels, self.mesh)
+
+    @functools.cached_property
     def samplers(self) -> dict[tuple[str, int], Sampler]:
         """Samplers made so far, by mode and group size."""
         return {}
@@ -60,7 +66,7 @@ class Experiment:
             else:
                 settings = dataclasses.replace(settings, variant=mode)
             self.samplers[name] = Sampler(
-                self.model,
+                self.sampling_model,
                 self.vocab,
                 settings,
                 rows=-(-c.rows // processes),
@@ -210,6 +216,8 @@ def build(
         mesh=sharding.make_mesh(**config.mesh, devices=devices),
         settings=checks.decode_settings(config),
     )
+    if config.rollout.kernels == "cpu":  # whether they run, before anything compiles
+        kv_cache.with_kernels(made.model, "cpu", made.mesh)
     if config.checkpoint.init:
         about = {"tokenizer": made.tokenizer.fingerprint}
         checkpoint.check_params(

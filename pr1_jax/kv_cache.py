@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from pr1_jax import attention, decode, layout, model
+from pr1_jax import attention, cpu_kernels, decode, layout, model
 from pr1_jax.attention import group_queries, ungroup_queries
 from pr1_jax.decode import Lanes, Prompts, State, Vocab
 
@@ -39,10 +40,34 @@ def decoding_config(config: model.ModelConfig) -> model.ModelConfig:
     return dataclasses.replace(config, scan_layers=False, remat=False, fused=True)
 
 
+def with_kernels(
+    config: model.ModelConfig, kernels: str = "auto", mesh: Mesh | None = None
+) -> model.ModelConfig:
+    """The config for a sampler on a mesh, or on JAX's default device.
+
+    Args:
+      kernels: of `cpu_kernels.IMPLEMENTATIONS`; `auto` takes `cpu` where it runs.
+
+    Raises:
+      ValueError: `cpu` cannot run here, and why.
+    """
+    if kernels == "xla":
+        return config
+    if mesh is not None and mesh.shape["tensor"] > 1:
+        reason = f"mesh.tensor={mesh.shape['tensor']} splits heads"
+    elif mesh is not None and (platform := mesh.devices.flat[0].platform) != "cpu":
+        reason = f"the device is a {platform}"
+    else:
+        reason = cpu_kernels.why_not(config.dtype)
+    if reason and kernels == "cpu":
+        raise ValueError(f"rollout.kernels=cpu: {reason}")
+    return dataclasses.replace(config, cpu_kernels=not reason)
+
+
 def decoding_params(config: model.ModelConfig, params: Any) -> Any:
     """Parameters as the decode loop reads them: in its dtype, layers apart and fused.
 
-    A cast, or a layer's slice of a stack, is thereby made once and not at every step.
+    With `config.cpu_kernels`, matrices are packed, too. A cast, or a layer's slice of a stack, is thereby made once and not at every step.
     """
     params = dict(model.compute_params(config, params))
     if config.scan_layers:
@@ -52,7 +77,7 @@ def decoding_params(config: model.ModelConfig, params: Any) -> Any:
     for i in range(config.num_layers):
         name = f"layer_{i}"
         params[name] = model.fuse_projections(config, params[name])
-    return params
+    return model.pack_matrices(config, params) if config.cpu_kernels else params
 
 
 _QUERIES = 256  # whose scores a rejoin holds at once
@@ -161,6 +186,9 @@ def model_decode(config: model.ModelConfig, seats: int) -> decode.DecodeFn:
     """
     config = decoding_config(config)
 
+    if config.cpu_kernels:
+        return _decode_on_cpu(config, seats)
+
     def decode_lanes(params, lanes: Lanes, state: State, num_lanes: int):
         B, P = state.token.shape
         P = 1 if num_lanes == B else P  # no row is inside a block
@@ -183,6 +211,40 @@ def model_decode(config: model.ModelConfig, seats: int) -> decode.DecodeFn:
             out = ungroup_queries(merge(own, shared), q)
             out = out.reshape(B * P, *q.shape[2:])
             return (out[index] if P > 1 else out), (keys, values)
+
+        caches = tuple(zip(state.cache, state.prompts.cache))
+        hidden, cache = model.forward(
+            config, params, lanes.token, lanes.position, attend, caches
+        )
+        return model.logits(params, hidden), cache
+
+    return decode_lanes
+
+
+def _decode_on_cpu(config: model.ModelConfig, seats: int) -> decode.DecodeFn:
+    """`model_decode` with the attention of `cpu_kernels`, by lane and not by row."""
+
+    def decode_lanes(params, lanes: Lanes, state: State, num_lanes: int):
+        B = len(state.phase)
+        if num_lanes == B:  # no row is inside a block
+            paths = jnp.zeros(B, jnp.int32)
+        else:
+            paths = decode.lane_paths(state).ravel()
+            paths = paths.at[lanes.index].get(mode="fill", fill_value=0)
+        blocks = state.blocks.at[lanes.row].get(mode="fill", fill_value=0)
+        blocks = jnp.where(paths > 0, blocks, 0)
+        prompt = jnp.minimum(state.seat // seats, len(state.prompts.length) - 1)
+
+        def attend(q, k, v, cache):
+            own, shared = cache
+            return cpu_kernels.attend(
+                *(q, k, v, own, shared),
+                lanes=(lanes.row, lanes.slot, blocks, paths),
+                filled=state.emitted,
+                slot_labels=(state.slot_block, state.slot_path),
+                prompt=prompt,
+                prompt_length=state.prompts.length,
+            )
 
         caches = tuple(zip(state.cache, state.prompts.cache))
         hidden, cache = model.forward(

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pr1_jax import fusion
+from pr1_jax import cpu_kernels, fusion
 
 # What the backward pass of a layer with `remat` finds kept.
 REMAT_POLICIES = {
@@ -51,6 +51,12 @@ class ModelConfig:
     remat: bool = False  # recompute each layer in the backward pass
     remat_policy: str = "nothing"  # what of it is kept all the same
     fused: bool = False  # parameters as `fuse_projections` makes them, for decoding
+    cpu_kernels: bool = False  # `fused` ones packed, for the kernels of `cpu_kernels`
+
+    @property
+    def packed(self) -> bool:
+        """Whether matrices are in the form that `cpu_kernels.project` reads."""
+        return self.fused and self.cpu_kernels
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -106,10 +112,17 @@ class Projection(nn.Module):
     param_dtype: str
     use_bias: bool = False
     variance: float = 1.0  # of the output at the start, for inputs of variance 1
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
         n_in = len(self.in_shape)
+        lead = x.shape[: x.ndim - n_in]
+        sizes = math.prod(self.in_shape), math.prod(self.out_shape)
+        if self.packed:
+            kernel = _packed_param(self, "kernel", sizes, self.param_dtype)
+            y = cpu_kernels.project(x.reshape(*lead, sizes[0]), kernel, sizes[1])
+            return self._with_bias(y.reshape(*lead, *self.out_shape))
         init = nn.initializers.variance_scaling(
             self.variance,
             "fan_in",
@@ -129,14 +142,23 @@ class Projection(nn.Module):
             y = jnp.tensordot(x, kernel, n_in)
         else:
             # As matrices: gradients of products over several axes are slower on CPU.
-            lead, size = x.shape[: x.ndim - n_in], math.prod(self.in_shape)
-            y = x.reshape(-1, size) @ kernel.reshape(size, -1)
+            y = x.reshape(-1, sizes[0]) @ kernel.reshape(sizes)
             y = y.reshape(*lead, *self.out_shape)
-        if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n_in:])
-            bias = self.param("bias", init, self.out_shape, self.param_dtype)
-            y = y + bias.astype(x.dtype)
-        return y
+        return self._with_bias(y)
+
+    def _with_bias(self, y):
+        if not self.use_bias:
+            return y
+        axes = self.axes[len(self.in_shape) :]
+        init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+        bias = self.param("bias", init, self.out_shape, self.param_dtype)
+        return y + bias.astype(y.dtype)
+
+
+def _packed_param(module: nn.Module, name: str, sizes: tuple[int, int], dtype: str):
+    """A packed matrix of these sizes; they are made from others, never drawn."""
+    init = nn.with_logical_partitioning(nn.initializers.zeros, (None, None, None))
+    return module.param(name, init, cpu_kernels.packed_shape(*sizes), dtype)
 
 
 class Layer(nn.Module):
@@ -149,7 +171,7 @@ class Layer(nn.Module):
     def __call__(self, x, angles, cache):
         c = self.config
         project = lambda name, *args, **kw: Projection(
-            *args, param_dtype=c.param_dtype, name=name, **kw
+            *args, param_dtype=c.param_dtype, packed=c.packed, name=name, **kw
         )
         norm = lambda name, axis: RMSNorm(c.rms_eps, axis, c.param_dtype, name=name)
         D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
@@ -218,7 +240,9 @@ class Decoder(nn.Module):
         )
         shape = (c.vocab_size, c.width)
         embedding = self.param("embedding", init, shape, c.param_dtype)
-        if not c.tie_embeddings:  # used by `logits`
+        if c.packed:  # used by `logits`
+            _packed_param(self, "head", shape[::-1], c.param_dtype)
+        elif not c.tie_embeddings:
             self.param("head", init, shape, c.param_dtype)
         x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
         angles = fusion.made_once(
@@ -259,6 +283,8 @@ def forward(config: ModelConfig, params, tokens, positions, attend, cache=None):
 def logits(params, hidden):
     """Logits [..., V] float32 of final hidden states [..., D]."""
     head = params.get("head", params["embedding"]).astype(hidden.dtype)
+    if head.ndim == 3:  # packed
+        return cpu_kernels.project(hidden, head, params["embedding"].shape[0])
     return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
 
 
@@ -299,6 +325,25 @@ def fuse_projections(config: ModelConfig, layer):
     rest = {name: value for name, value in layer.items() if name not in names}
     both = jax.tree.map(lambda *x: jnp.stack(x, axis=-2), gate, up)
     return rest | {"qkv": jax.tree.map(qkv, q, k, v), "gate_up": both}
+
+
+def pack_matrices(config: ModelConfig, params):
+    """Parameters of unstacked, fused layers as a `packed` config has them."""
+    D, N, H = config.width, config.num_heads, config.head_dim
+    sizes_in = {"qkv": D, "o": N * H, "gate_up": D, "down": config.mlp_width}
+
+    def layer(tree):
+        packed = {
+            name: tree[name]
+            | {"kernel": cpu_kernels.pack(tree[name]["kernel"].reshape(size, -1))}
+            for name, size in sizes_in.items()
+        }
+        return tree | packed
+
+    head = cpu_kernels.pack(params.get("head", params["embedding"]).T)
+    is_layer = lambda name: name.startswith("layer_")
+    layers = {name: layer(tree) for name, tree in params.items() if is_layer(name)}
+    return params | layers | {"head": head}
 
 
 def unbox(params):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from pr1_jax import attention, decode, layout, losses, model, tags
+from pr1_jax import attention, decode, kv_cache, layout, losses, model, tags
 from pr1_jax.bench import (
     decode_limits,
     limits,
@@ -111,17 +111,19 @@ def of_plan(plan):
 
 
 @functools.cache
-def programs():
+def programs(kernels):
+    config = kv_cache.with_kernels(CONFIG, kernels)
     return request_programs.Programs(
-        CONFIG, VOCAB, steps_per_chunk=8, prefill_rows=(2,)
+        config, VOCAB, steps_per_chunk=8, prefill_rows=(2,)
     )
 
 
 @functools.cache
-def requests_of(num_paths, copies, rows):
+def requests_of(num_paths, copies, rows, kernels="xla"):
     planned = drawn_plans(num_paths)
     prompts, how = prompts_of(planned), {"rows": rows, "copies": copies}
-    return requests.decode_requests(programs(), params(), prompts, planned, KEY, **how)
+    made = programs(kernels)
+    return requests.decode_requests(made, params(), prompts, planned, KEY, **how)
 
 
 @jax.jit
@@ -244,6 +246,7 @@ def test_the_sampler_follows_plans():
 
 
 CASES = [(2, False, 8), (3, False, 16), (2, True, 8), (3, True, 16)]
+WITH_KERNELS = [(2, False, 8, "auto"), (3, True, 16, "auto")]
 
 
 @pytest.mark.parametrize("num_paths, copies, rows", CASES)
@@ -259,9 +262,13 @@ def test_requests_follow_plans(num_paths, copies, rows):
     assert result.prefilled_tokens == (alone if copies else contexts)
 
 
-@pytest.mark.parametrize("num_paths, copies, rows", CASES)
-def test_requests_decode_with_the_same_model(num_paths, copies, rows):
-    planned, result = drawn_plans(num_paths), requests_of(num_paths, copies, rows)
+@pytest.mark.parametrize(
+    "num_paths, copies, rows, kernels",
+    [*((*case, "xla") for case in CASES), *WITH_KERNELS],
+)
+def test_requests_decode_with_the_same_model(num_paths, copies, rows, kernels):
+    planned = drawn_plans(num_paths)
+    result = requests_of(num_paths, copies, rows, kernels)
     if copies:  # the sampler's function, over the whole response
         for prompt, tokens, logps in zip(
             prompts_of(planned), result.tokens, result.logps

@@ -278,6 +278,11 @@ WRONG = [
     ({"model__query_chunk": 0}, "model.query_chunk=0"),
     ({"model__attention": "cudnn"}, "model.attention='cudnn'"),
     ({"model__attention": "pallas"}, "model.attention=pallas needs a TPU"),
+    ({"rollout__kernels": "cuda"}, "rollout.kernels='cuda' is not one of"),
+    (
+        {"rollout__kernels": "cpu", "model__dtype": "bfloat16"},
+        "rollout.kernels=cpu: model.dtype=bfloat16 is not float32",
+    ),
     ({"model__logits_chunk": -1}, "model.logits_chunk=-1"),
     ({"model__length_buckets": (0, 108)}, "model.length_buckets=(0, 108)"),
     ({"rl__dynamic_sampling_rounds": 0}, "rl.dynamic_sampling_rounds=0"),

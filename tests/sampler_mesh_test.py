@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from pr1_jax import decode, layout, model, sharding
+from pr1_jax import cpu_kernels, decode, layout, model, sharding
 from pr1_jax.sampler import Sampler
 
 VOCAB = decode.Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
@@ -49,13 +49,13 @@ def random_params():
     return params | {"embedding": params["embedding"] / 2}
 
 
-def sample(variant, mesh=None, **settings):
+def sample(variant, mesh=None, config=CONFIG, **settings):
     params, shards = random_params(), 1
     if mesh is not None:
         params = jax.device_put(params, sharding.param_shardings(CONFIG, mesh))
         shards = sharding.batch_shards(mesh)
     sampler = Sampler(
-        CONFIG,
+        config,
         VOCAB,
         dataclasses.replace(SETTINGS, variant=variant, **settings),
         rows=ROWS,
@@ -96,6 +96,18 @@ def test_eight_devices_sample_what_one_does(variant, sizes):
         for name in ("positions", "block", "path", "forced", "bans"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         assert a.sequential_steps == b.sequential_steps
+
+
+@pytest.mark.skipif(
+    bool(cpu_kernels.why_not("float32")), reason=cpu_kernels.why_not("float32")
+)
+def test_kernels_of_several_devices_sample_what_one_does_without():
+    mesh = sharding.make_mesh(2, 2, 1, devices=jax.devices()[:4])
+    config = dataclasses.replace(CONFIG, cpu_kernels=True)
+    found, _ = sample("structured", mesh, config)
+    for a, b in zip(found, on_one_device("structured"), strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
 
 
 def test_rows_are_split_and_weights_only_over_tensor():

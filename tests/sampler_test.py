@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pr1_jax import attention, decode, layout, losses, model, tags, trajectory
+from pr1_jax import (
+    attention,
+    cpu_kernels,
+    decode,
+    layout,
+    losses,
+    model,
+    tags,
+    trajectory,
+)
 from pr1_jax import sampler as sampler_module
 from pr1_jax.rows import Rows
 from pr1_jax.sampler import Sampler
@@ -29,6 +38,9 @@ QWEN3 = model.ModelConfig(
 )
 LLAMA = dataclasses.replace(
     QWEN3, qk_norm=False, num_heads=3, num_kv_heads=3, tie_embeddings=False
+)
+needs_kernels = pytest.mark.skipif(
+    bool(cpu_kernels.why_not("float32")), reason=cpu_kernels.why_not("float32")
 )
 SETTINGS = decode.Settings(
     max_prompt_tokens=9,
@@ -110,6 +122,12 @@ CASES = [
         {"ban_illegal": False},
         id="qwen2-no-bans",
     ),
+    pytest.param(
+        dataclasses.replace(QWEN3, qkv_bias=True, cpu_kernels=True),
+        {"num_paths": 4, "max_response_tokens": 90, "max_path_tokens": 6},
+        id="cpu-kernels",
+        marks=needs_kernels,
+    ),
 ]
 
 
@@ -125,7 +143,10 @@ def both_variants(cases, slow=()):
             *case.values,
             variant,
             id=f"{case.id or i}-{variant}",
-            marks=[pytest.mark.slow] * (variant == "causal" and i in slow),
+            marks=[
+                *case.marks,
+                *[pytest.mark.slow] * (variant == "causal" and i in slow),
+            ],
         )
         for i, case in enumerate(cases)
         for variant in layout.VARIANTS
@@ -232,6 +253,18 @@ def test_a_prompt_is_prefilled_once_for_its_group(variant, monkeypatch):
     for one, shared in zip(*found, strict=True):
         np.testing.assert_array_equal(one.tokens, shared.tokens)
         np.testing.assert_allclose(one.logps, shared.logps, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("group_size", [1, 5])
+def test_the_kernels_sample_what_xla_does(group_size):
+    params, found = random_params(QWEN3), []
+    for kernels in (False, True):
+        config = dataclasses.replace(QWEN3, cpu_kernels=kernels)
+        found.append(sample(config, params, SETTINGS, samples=5, group_size=group_size))
+    for xla, own in zip(*found, strict=True):
+        np.testing.assert_array_equal(xla.tokens, own.tokens)
+        np.testing.assert_allclose(xla.logps, own.logps, atol=1e-4)
 
 
 def test_slots_grow_with_the_responses_and_change_nothing(monkeypatch):

@@ -38,6 +38,9 @@ _OUT = flags.DEFINE_string(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Least sizes: does everything still run?")
+_KERNELS = flags.DEFINE_string(
+    "kernels", "auto", "Of decode steps: auto, cpu (C++) or xla."
+)
 _TRACES = flags.DEFINE_string(
     "traces",
     None,
@@ -107,10 +110,12 @@ def main(argv: list[str]) -> None:
     del argv
     import rich.console  # these after the flags: JAX is slow to import
 
+    from pr1_jax import cpu_kernels
     from pr1_jax.bench import limits, report, shapes, suites
 
     _check_names(_SUITE, _SUITE.value, ("all", *suites.SUITES))
     _check_names(_SHAPE, [_SHAPE.value], tuple(shapes.SHAPES))
+    _check_names(_KERNELS, [_KERNELS.value], cpu_kernels.IMPLEMENTATIONS)
     traces, traces_from = _traces()
     folder, shape = _folder(), shapes.SHAPES[_SHAPE.value]
     bench = shapes.Bench(
@@ -121,6 +126,7 @@ def main(argv: list[str]) -> None:
         traces=traces,
         traces_from=traces_from,
         quick=_QUICK.value,
+        kernels=_KERNELS.value,
     )
     asked = set(_SUITE.value)
     names = [name for name in suites.SUITES if asked & {name, "all"}]

@@ -228,6 +228,7 @@ def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
         "rl.clip_high": 0.28,
         "checkpoint.keep": 1,
         "checkpoint.keep_best": 0,
+        "rollout.kernels": "xla",  # whether or not there is a C++ compiler
     }
     if cell.kind != "evaluate":
         found["stages"] = (cell.kind,)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pr1_jax import decode, hf, losses, sharding, train_state, trajectory
+from pr1_jax import decode, hf, kv_cache, losses, sharding, train_state, trajectory
 from pr1_jax.model import ModelConfig
 from pr1_jax.sampler import Sampler
 
@@ -72,7 +72,7 @@ def since_process_start() -> float:
 
 
 def load(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any]:
-    config = hf.read_config(folder)
+    config = kv_cache.with_kernels(hf.read_config(folder), mesh=mesh)
     places = sharding.param_shardings(config, mesh)
     return config, hf.load_params(folder, config, shardings=places)
 

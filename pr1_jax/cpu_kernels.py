@@ -1,0 +1,184 @@
+"""Decode steps on CPU in C++: attention over the slots in use, and thin products.
+
+A decode step multiplies few rows by every weight, and reads every key and value once.
+XLA's products of few rows reach half of what they could on CPU, and its attention has
+one shape for all rows: each pays for the slots of the longest response, and for as many
+lanes as there can be. The kernels of `cpu_kernels.cc` read packed weights, and of each
+row just what it has.
+
+They are compiled by the machine's C++ compiler when they are first needed, and kept in
+the user's cache folder, by what they depend on. Where there is no compiler, on other
+platforms and for other types than float32, XLA computes the same (`why_not`).
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+IMPLEMENTATIONS = ("auto", "xla", "cpu")
+
+_SOURCE = pathlib.Path(__file__).with_suffix(".cc")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
+_TARGETS = {"pr1_jax_attend": "AttendHandler", "pr1_jax_project": "ProjectHandler"}
+
+
+def why_not(dtype: str) -> str:
+    """What keeps the kernels from being used on this machine; "" if nothing does.
+
+    Compiles them, if they are not yet.
+
+    Args:
+      dtype: of activations.
+    """
+    if jax.default_backend() != "cpu":
+        return f"the device is a {jax.default_backend()}"
+    if dtype != "float32":
+        return f"model.dtype={dtype} is not float32"
+    try:
+        _library()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+# --- Compiling ----------------------------------------------------------------------
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise OSError("no C++ compiler was found (g++, clang++ or $CXX)")
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x for x in lines if x.startswith(("flags", "Features"))), "")
+
+
+def _folder() -> pathlib.Path:
+    """Where compiled kernels are kept: the user's cache, or else a temporary folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(cache) / "pr1_jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return pathlib.Path(tempfile.mkdtemp(prefix="pr1_jax-"))
+
+
+def build() -> pathlib.Path:
+    """The compiled kernels of this machine; compiles them if they are not there.
+
+    Raises:
+      OSError: there is no compiler, or it fails; with what it said.
+    """
+    compiler, source = _compiler(), _SOURCE.read_bytes()
+    depends = (source, *_FLAGS, compiler, platform.machine(), _processor())
+    depends += (jax.lib.__version__,)
+    key = hashlib.sha256("\0".join(map(str, depends)).encode()).hexdigest()[:16]
+    folder = _folder()
+    path = folder / f"cpu_kernels-{key}.so"
+    if path.exists():
+        return path
+    logging.info("compiling %s with %s (once)", _SOURCE.name, compiler)
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        made = pathlib.Path(inside) / path.name
+        include = ("-isystem", jax.ffi.include_dir())
+        command = [compiler, *_FLAGS, *include, str(_SOURCE), "-o", str(made)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["no message"]
+            raise OSError(f"{compiler} cannot compile {_SOURCE.name}: {said[-1]}")
+        made.replace(path)  # whole, or not at all
+    return path
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The loaded kernels, known to XLA by the names of `_TARGETS`."""
+    library = ctypes.CDLL(str(build()))
+    for name, symbol in _TARGETS.items():
+        handler = jax.ffi.pycapsule(getattr(library, symbol))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    return library
+
+
+# --- Products of few rows -----------------------------------------------------------
+
+
+def packed_shape(size_in: int, size_out: int) -> tuple[int, int, int]:
+    """Shape of a packed matrix [size_in, size_out]."""
+    columns = _library().Columns()
+    return -(-size_out // columns), size_in, columns
+
+
+def pack(matrix: jax.Array) -> jax.Array:
+    """A matrix [I, O] in panels of columns [ceil(O / C), I, C], as `project` reads it."""
+    columns = _library().Columns()
+    matrix = jnp.pad(matrix, [(0, 0), (0, -matrix.shape[1] % columns)])
+    return matrix.reshape(matrix.shape[0], -1, columns).swapaxes(0, 1)
+
+
+def project(x: jax.Array, packed: jax.Array, size_out: int) -> jax.Array:
+    """x [..., I] float32 times a packed matrix [I, size_out].
+
+    A row's result does not depend on which others are there.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.ShapeDtypeStruct((rows.shape[0], size_out), jnp.float32)
+    product = jax.ffi.ffi_call("pr1_jax_project", out)(rows, packed)
+    return product.reshape(*x.shape[:-1], size_out)
+
+
+# --- Attention of a decode step -----------------------------------------------------
+
+
+def attend(q, k, v, own, shared, *, lanes, filled, slot_labels, prompt, prompt_length):
+    """Writes keys and values of live lanes into their slots, and attends.
+
+    A lane sees its prompt, and of the first `filled` slots of its row those that
+    `layout.visible_labels` shows to its labels.
+
+    Args:
+      q: [L, N, H] float32. k, v: [L, K, H], of the lanes' tokens.
+      own: keys [B, K, H, S] and values [B, K, S, H] of the rows.
+      shared: keys [M, K, H, T] and values [M, K, T, H] of prompts.
+      lanes: row, slot, block and path, [L] int32 each. Row B: the lane is not live, and
+        gets zeros. Lanes of a row stand side by side. Slot −1 writes nothing.
+      filled: [B] int32. slot_labels: block and path [B, S] int32.
+      prompt: [B] int32, which one a row has. prompt_length: [M] int32, 1 or more but
+        where all of a row's slots may be hidden.
+
+    Returns:
+      out [L, N, H], and the rows' keys and values.
+    """
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    call = jax.ffi.ffi_call(
+        "pr1_jax_attend",
+        [struct(x) for x in (q, *own)],
+        input_output_aliases={3: 1, 4: 2},
+    )
+    integers = (*lanes, filled, *slot_labels, prompt, prompt_length)
+    out, *own = call(q, k, v, *own, *shared, *(x.astype(jnp.int32) for x in integers))
+    return out, tuple(own)
+
+
+if __name__ == "__main__":
+    print(build())

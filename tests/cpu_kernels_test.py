@@ -1,0 +1,200 @@
+"""The C++ kernels of decode steps compute what XLA does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax import cpu_kernels, decode, kv_cache, layout, model
+from pr1_jax.sampler import Sampler
+
+CONFIG = model.ModelConfig(
+    vocab_size=24,
+    num_layers=1,
+    width=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_width=24,
+)
+needs_kernels = pytest.mark.skipif(
+    bool(cpu_kernels.why_not("float32")), reason=cpu_kernels.why_not("float32")
+)
+
+
+def floats(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 32])
+@pytest.mark.parametrize("sizes", [(3, 1), (16, 16), (33, 50), (256, 97)])
+def test_products_are_those_of_matrices(rows, sizes):
+    rng = np.random.default_rng(rows)
+    x, matrix = floats(rng, rows, sizes[0]), floats(rng, *sizes)
+    packed = cpu_kernels.pack(matrix)
+    assert packed.shape == cpu_kernels.packed_shape(*sizes)
+    got = cpu_kernels.project(x, packed, sizes[1])
+    expected = np.float64(x) @ np.float64(matrix)
+    np.testing.assert_allclose(got, expected, atol=1e-5 * sizes[0] ** 0.5)
+
+
+@needs_kernels
+def test_a_row_s_product_does_not_depend_on_the_others():
+    rng = np.random.default_rng(0)
+    x, packed = floats(rng, 40, 65), cpu_kernels.pack(floats(rng, 65, 70))
+    project = lambda x: np.asarray(cpu_kernels.project(x, packed, 70))
+    for some in (slice(0, 1), slice(3, 11), slice(17, 40)):
+        np.testing.assert_array_equal(project(x)[some], project(x[some]))
+
+
+def reference(q, k, v, own, shared, lanes, filled, slot_labels, prompt, length):
+    """In float64, a lane and head at a time."""
+    (keys, values), out = (np.array(x) for x in own), np.zeros(q.shape)
+    row, slot, block, path = (np.asarray(x) for x in lanes)
+    live = [i for i in range(len(row)) if row[i] < len(keys)]
+    for i in live:
+        if slot[i] >= 0:
+            keys[row[i], :, :, slot[i]] = k[i]
+            values[row[i], :, slot[i]] = v[i]
+    per_head = q.shape[1] // k.shape[1]
+    for i in live:
+        b, n = row[i], int(filled[row[i]])
+        m, T = prompt[b], int(length[prompt[b]])
+        seen = layout.visible_labels(
+            block[i], path[i], slot_labels[0][b, :n], slot_labels[1][b, :n]
+        )
+        for head in range(q.shape[1]):
+            j = head // per_head
+            all_keys = np.concatenate(
+                [np.asarray(shared[0])[m, j, :, :T], keys[b, j, :, :n][:, seen]], 1
+            )
+            all_values = np.concatenate(
+                [np.asarray(shared[1])[m, j, :T], values[b, j, :n][seen]]
+            )
+            scores = np.float64(q[i, head]) @ all_keys / np.sqrt(q.shape[2])
+            probs = np.exp(scores - scores.max())
+            out[i, head] = probs / probs.sum() @ all_values
+    return out, (keys, values)
+
+
+@needs_kernels
+@pytest.mark.parametrize("seed", range(6))
+def test_attention_of_lanes_is_that_of_the_rule(seed):
+    """Rows in and outside blocks, one at its prompt's end, one idle; odd sizes too."""
+    rng = np.random.default_rng(seed)
+    K = int(rng.integers(1, 4))
+    N, H = K * int(rng.integers(1, 4)), int(rng.choice([3, 8, 20, 32, 64]))
+    B, M, S, T = 6, 3, int(rng.integers(20, 90)), int(rng.integers(1, 70))
+    row = np.repeat([0, 1, 2, 4, 5], [1, 8, 3, 1, 2])  # row 3 is idle
+    inside = np.isin(row, (1, 2, 5))
+    path = np.concatenate([[0], 1 + np.arange(8), 1 + np.arange(3), [0], [2, 4]])
+    block = np.where(inside, 2, 0)
+    filled = rng.integers(10, S + 1, B)
+    filled[4] = 0  # its pending token is the prompt's last
+    slot = filled[row] - 1 - np.array([0, *range(8), *range(3), 0, 0, 1])
+    slot[row == 4] = -1
+    slot_block = rng.integers(0, 3, (B, S))
+    slot_path = np.where(slot_block > 0, rng.integers(1, 9, (B, S)), 0)
+    slot_block[row, slot], slot_path[row, slot] = block, path
+    dead = np.full(3, B)
+    pad = lambda x, value: np.concatenate([x, np.full(3, value)]).astype(np.int32)
+    lanes = (np.concatenate([row, dead]).astype(np.int32), pad(slot, 0))
+    lanes += (pad(block, 0), pad(path, 0))
+    L = len(lanes[0])
+    args = (
+        *(floats(rng, L, N, H), floats(rng, L, K, H), floats(rng, L, K, H)),
+        (floats(rng, B, K, H, S), floats(rng, B, K, S, H)),
+        (floats(rng, M, K, H, T), floats(rng, M, K, T, H)),
+    )
+    rest = {
+        "lanes": tuple(map(jnp.asarray, lanes)),
+        "filled": jnp.asarray(filled, jnp.int32),
+        "slot_labels": tuple(
+            jnp.asarray(x, jnp.int32) for x in (slot_block, slot_path)
+        ),
+        "prompt": jnp.asarray(rng.integers(0, M, B), jnp.int32),
+        "prompt_length": jnp.asarray(rng.integers(1, T + 1, M), jnp.int32),
+    }
+    expected, cache = reference(*args, *rest.values())
+    out, own = jax.jit(lambda *args: cpu_kernels.attend(*args, **rest))(*args)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    for got, wanted in zip(own, cache, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@needs_kernels
+def test_far_scores_neither_overflow_nor_vanish():
+    """Softmax of scores hundreds apart, as a trained model may have them."""
+    rng = np.random.default_rng(0)
+    q = jnp.full((1, 1, 8), 30.0)
+    keys = jnp.linspace(-60, 60, 40)[None, None, None].repeat(8, 2)
+    values = floats(rng, 1, 1, 40, 8)
+    one, none = jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32)
+    labels = jnp.zeros((1, 40), jnp.int32)
+    out, _ = cpu_kernels.attend(
+        *(q, q[:, :, :], q[:, :, :], (keys, values)),
+        (jnp.zeros((1, 1, 8, 0)), jnp.zeros((1, 1, 0, 8))),
+        lanes=(none, -one, none, none),
+        filled=40 * one,
+        slot_labels=(labels, labels),
+        prompt=none,
+        prompt_length=none,
+    )
+    np.testing.assert_allclose(out[0, 0], values[0, 0, -1], atol=1e-6)
+
+
+@needs_kernels
+def test_auto_takes_them_and_tensor_parallel_meshes_do_not():
+    assert kv_cache.with_kernels(CONFIG).cpu_kernels
+    assert not kv_cache.with_kernels(CONFIG, "xla").cpu_kernels
+    mesh = jax.make_mesh((1, 1, 2), ("data", "fsdp", "tensor"))
+    assert not kv_cache.with_kernels(CONFIG, mesh=mesh).cpu_kernels
+    with pytest.raises(ValueError, match="rollout.kernels=cpu: mesh.tensor=2"):
+        kv_cache.with_kernels(CONFIG, "cpu", mesh)
+    half = model.ModelConfig(**{**vars(CONFIG), "dtype": "bfloat16"})
+    assert not kv_cache.with_kernels(half).cpu_kernels
+    with pytest.raises(ValueError, match="rollout.kernels=cpu: model.dtype=bfloat16"):
+        kv_cache.with_kernels(half, "cpu")
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Nothing is compiled or loaded yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cpu_kernels._library.cache_clear()
+    yield tmp_path
+    cpu_kernels._library.cache_clear()
+
+
+def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    monkeypatch.delenv("CXX", raising=False)
+    config = kv_cache.with_kernels(CONFIG)
+    assert not config.cpu_kernels
+    vocab = decode.Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
+    settings = decode.Settings(max_prompt_tokens=4, max_response_tokens=6)
+    params = model.unbox(model.init_params(config, jax.random.key(0)))
+    sampler = Sampler(config, vocab, settings, rows=2)
+    (response,) = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
+    assert 1 <= len(response.tokens) <= 6
+    with pytest.raises(ValueError, match="rollout.kernels=cpu: no C.* was found"):
+        kv_cache.with_kernels(CONFIG, "cpu")
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(fresh, monkeypatch):
+    broken = fresh / "broken-g++"
+    broken.write_text("#!/bin/sh\necho 'fatal: out of luck' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    why = cpu_kernels.why_not("float32")
+    assert "broken-g++ cannot compile" in why and why.endswith("fatal: out of luck")
+    assert list((fresh / "cache" / "pr1_jax").iterdir()) == []
+
+
+@needs_kernels
+def test_compiled_once(fresh, monkeypatch):
+    path = cpu_kernels.build()
+    made = path.stat().st_mtime_ns
+    assert cpu_kernels.build() == path and path.stat().st_mtime_ns == made
+    assert [x.name for x in path.parent.iterdir()] == [path.name]
