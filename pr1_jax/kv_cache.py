@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 
 from pr1_jax import attention, cpu_kernels, decode, layout, model
@@ -61,6 +62,8 @@ def with_kernels(
         reason = cpu_kernels.why_not(config.dtype)
     if reason and kernels == "cpu":
         raise ValueError(f"rollout.kernels=cpu: {reason}")
+    if reason:
+        logging.info("XLA's kernels decode: %s", reason)
     return dataclasses.replace(config, cpu_kernels=not reason)
 
 

@@ -7,7 +7,7 @@
 #
 #   WORKS       of "sampling update step"
 #   PEERS       of "ours tunix trl"; trl updates compiled, and also eagerly; those on JAX
-#               with a device a core (ours, tunix_devices), and with one device
+#               with one device, and with a device a core (ours_devices, tunix_devices)
 #   ROUNDS      times that all is run, in turn; 3
 #   REPEATS     units of work that a process times after the first two; 5
 #   OUT         folder of peers.md and peers.json
@@ -60,6 +60,7 @@ export JAX_PLATFORMS=cpu PYTHONPATH=$PWD
 
 make_venv
 install requirements.txt
+"$VENV/bin/python" -m pr1_jax.cpu_kernels # compiled as the peers' wheels are
 declare -A python=([ours]=$VENV/bin/python)
 export PYTHON=$VENV/bin/python # the peers get the same one
 for peer in "${peers[@]}"; do
@@ -80,7 +81,7 @@ run_worker() { # round work row
   local flags=(--weights "$weights" --work "$2" --repeats "$repeats" "${shapes[@]}")
   case $3 in
     *_eager) flags+=(--no-compile) ;;
-    ours | *_devices) xla_flags=$device_flags ;;
+    *_devices) xla_flags=$device_flags ;;
   esac
   mkdir -p "$rounds/round$1"
   # In the foreground, or an interrupt would not reach it.
@@ -102,8 +103,7 @@ for ((round = 1; round <= num_rounds; round++)); do
     for peer in "${peers[@]}"; do
       run_worker "$round" "$work" "$peer"
       case $peer-$work in
-        ours-*) run_worker "$round" "$work" ours_one_device ;;
-        tunix-*) run_worker "$round" "$work" tunix_devices ;;
+        ours-* | tunix-*) run_worker "$round" "$work" "${peer}_devices" ;;
         trl-sampling) ;; # only what it trains is compiled
         trl-*) run_worker "$round" "$work" trl_eager ;;
       esac
