@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from study_verdicts_test import AGREES, world
 
 from pr1_jax import checks, metrics
-from pr1_jax.study import cells, dense, figures, results, runner, tables
+from pr1_jax.study import cells, dense, figures, outcomes, results, runner, tables
 from pr1_jax.study import verdicts as verdicts_module
 from pr1_jax.study.verdicts import HOLDS
 
@@ -155,6 +155,8 @@ def test_a_mistake_is_one_line(arguments, named):
 def finish(workdir, accuracy=0.5):
     evaluations = {"eval_1": {"eval/accuracy": accuracy, "eval/parallel_ratio": 0.25}}
     found = {"finished": True, "evaluations": evaluations}
+    (workdir / "checkpoints" / "00000001").mkdir(parents=True)
+    metrics.write_json(workdir / "config.json", {"eval": {"samples": 1}})
     metrics.write_json(workdir / "summary.json", found)
 
 
@@ -220,8 +222,8 @@ def test_runs_that_need_not_wait_are_run_at_a_time_each_on_its_core(
         (workdir,) = (x.partition("=")[2] for x in command if "workdir" in x)
         name = "/".join(pathlib.Path(workdir).parts[-2:])
         order.append(name)
-        code = f"sleep 0.1; mkdir -p {workdir}; "
-        code += f"echo '{{\"finished\": true}}' > {workdir}/summary.json"
+        code = f"sleep 0.1; cd {workdir}; echo '{{\"finished\": true}}' > summary.json"
+        metrics.write_json(f"{workdir}/config.json", {"eval": {"samples": 1}})
         live[name] = process = subprocess.Popen(["sh", "-c", code]), core
         cores = [c for p, c in live.values() if p.poll() is None]
         assert len({*cores}) == len(cores) and core is not None
@@ -309,7 +311,6 @@ def test_a_run_is_asked_to_save_and_waited_for(tmp_path):
 def write_run(workdir, kind, question="Which?", steps=2):
     """A finished run: two problems, the first solved, in a block."""
     finish(workdir)
-    metrics.write_json(workdir / "config.json", {"eval": {"samples": 1}})
     block = (
         "a <Parallel><Path>b</Path><Path>c 1</Path></Parallel>\n<Summary>d</Summary>"
     )
@@ -345,7 +346,7 @@ def test_runs_are_read_as_they_were_written(tmp_path):
     course = found.courses["late"]
     assert course["accuracy"][1].tolist() == [0.5, 1.0]
     # By character, where a record has no trace.
-    np.testing.assert_allclose(course[results.POSITION][1], [2 / 74, np.nan])
+    np.testing.assert_allclose(course[outcomes.POSITION][1], [2 / 74, np.nan])
     assert "sft" not in found.courses
     workdir = study.workdir(cells.CELLS["accuracy"], 0)
     write_run(workdir, "rl", question="Another?")

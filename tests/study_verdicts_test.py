@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from pr1_jax.study import cells, intervals, results
+from pr1_jax.study import cells, intervals, outcomes, results
 from pr1_jax.study import verdicts as verdicts_module
 from pr1_jax.study.intervals import Interval
 from pr1_jax.study.verdicts import FAILS, HOLDS, OPEN
@@ -64,7 +64,7 @@ def world(ratios, accuracies, *, seeds=3, rise=0.0, fall=0.0, gap=0.0, dense_mor
     rng = np.random.default_rng(0)
     problems, courses = {}, {}
     for name, cell in cells.CELLS.items():
-        for metric in results.METRICS:
+        for metric in outcomes.METRICS:
             mean = {
                 "accuracy": accuracies.get(name, 0.8),
                 "parallel_ratio": ratios.get(name, 0.5),
@@ -81,7 +81,7 @@ def world(ratios, accuracies, *, seeds=3, rise=0.0, fall=0.0, gap=0.0, dense_mor
                 "parallel_ratio": 0.5 - fall * (steps > 0.5),
                 "gap_mean": gap + 1e-6 * steps,
                 "gap_max": 10 * gap + 1e-5 * steps,
-                results.POSITION: 0.3 + rise * steps,
+                outcomes.POSITION: 0.3 + rise * steps,
             }
             courses[name] = {
                 figure: {seed: mean * rng.normal(1, 1e-3, 80) for seed in range(seeds)}

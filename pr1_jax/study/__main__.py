@@ -11,8 +11,13 @@ claim whether it holds here. What is finished is not run again: the same command
     --size=smollm2 --override=model.path=/models/SmolLM2-135M-Instruct \
         --override=rl.steps=100 …
 
-`OUT` then holds results.json, README.md, a picture an experiment, and `runs/`. Two CPU
-cores: about 15 minutes for one seed of the rewards, some 2.5 hours for all of three seeds.
+`OUT` then holds results.json, README.md, a picture an experiment, `found/` and `runs/`.
+`found/` keeps what was read of each finished run, in a small file a seed: copy or commit
+it, and the same command goes on elsewhere, without the runs. A kept cell is run again
+only where another has to start from its checkpoint, or for `--again`.
+
+Two CPU cores: about 15 minutes for one seed of the rewards, some 2.5 hours for all of
+three seeds.
 """
 
 import pathlib
@@ -70,7 +75,10 @@ def main(argv: list[str]) -> None:
         cli.stop(f"--cell={_CELL.value}: not of --size={study.size}")
     dense = "shortcuts" in experiments and not _CELL.value
     if _DRY_RUN.value:
-        _print_commands(study, chosen, dense)
+        try:
+            _print_commands(study, chosen, dense)
+        except ValueError as error:
+            cli.stop(error)
         return
     try:
         study.out.mkdir(parents=True, exist_ok=True)
@@ -103,15 +111,16 @@ def _check(flag: str, name: str, known: tuple[str, ...]) -> None:
 
 def _print_commands(study, chosen, dense: bool) -> None:
     """Every command that is still to be run, and what is expected to be left."""
-    from pr1_jax.study import runner
+    from pr1_jax.study import outcomes, runner
 
     left = 0.0
-    if dense and not study.dense.exists():
+    if dense and not outcomes.of_dense(study):
         print(runner.shown(study.dense_command()))
     for seed in study.seeds:
+        todo = runner.to_run(study, chosen, seed)
         for cell in chosen:
             command = runner.shown(study.command(cell, seed))
-            if runner.is_finished(study.workdir(cell, seed)):
+            if cell.name not in todo:
                 print(f"# done: {command}")
                 continue
             minutes = runner.expected_minutes(study, cell)

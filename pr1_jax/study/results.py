@@ -1,4 +1,4 @@
-"""What runs came to: responses to held-out problems, courses of training, about.
+"""What a study came to: responses to held-out problems, courses of training, about.
 
 `Found` holds all that claims are made of: of each cell the figures of every held-out
 problem by seed, and of every RL step by seed. `summarize` makes of it what is published:
@@ -6,39 +6,17 @@ means with intervals (`intervals`), courses of training, rounded to four digits.
 """
 
 import dataclasses
-import importlib.metadata
 import os
-import pathlib
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pr1_jax import analysis, metrics
-from pr1_jax.study import cells, intervals, runner
-from pr1_jax.study.cells import Cell
+from pr1_jax.study import cells, intervals, outcomes, runner
 from pr1_jax.study.intervals import Interval
-from pr1_jax.study.runner import Study
+from pr1_jax.study.outcomes import POSITION
+from pr1_jax.study.places import Study
 
-# Figures of a response, by the field of its record.
-_OF_RESPONSES = {
-    "accuracy": lambda r: r["verdict"] == "correct",
-    "parallel_ratio": lambda r: r["num_blocks"] > 0,
-    "total_tokens": lambda r: r["total_tokens"],
-    "sequential_steps": lambda r: r["sequential_steps"],
-}
-METRICS = tuple(_OF_RESPONSES)
-
-# Figures of an RL step.
-_OF_STEPS = {
-    "accuracy": "rollout/accuracy",
-    "parallel_ratio": "rollout/parallel_ratio",
-    "gap_max": "rollout/logp_gap_max",
-    "gap_mean": "rollout/logp_gap_mean",
-}
-POSITION = "position"  # and this one, of its responses
 # Courses that are published, of the cells of which experiments.
 _PUBLISHED = {
     "accuracy": ("scaffold",),
@@ -121,82 +99,37 @@ def _mean(course: np.ndarray) -> float:
 
 
 def read(study: Study) -> Found:
-    """All runs of a study that are finished.
+    """All runs of a study that are finished, in their folders or as they are kept.
 
     Raises:
-      ValueError: two runs were evaluated on different problems.
+      ValueError: two runs were evaluated on different problems, or what is kept was
+        made with other settings.
     """
     problems: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     courses: dict[str, dict[str, dict[int, np.ndarray]]] = {}
-    asked: tuple[str, list[str]] | None = None
-    for cell in cells.CELLS.values():
-        for seed in study.seeds:
-            workdir = study.workdir(cell, seed)
-            if not runner.is_finished(workdir):
+    by_seed = {seed: outcomes.of_seed(study, seed) for seed in study.seeds}
+    asked: tuple[str, str] | None = None
+    switch = 0
+    for name in cells.CELLS:
+        for seed, finished in by_seed.items():
+            if name not in finished:
                 continue
-            questions, found = _responses(workdir, cell)
-            asked = asked or (str(workdir), questions)
-            if questions != asked[1]:
+            outcome, key = finished[name], f"{name} seed {seed}"
+            asked = asked or (key, outcome.questions)
+            if outcome.questions != asked[1]:
                 raise ValueError(
-                    f"{workdir} was evaluated on other problems than {asked[0]}"
+                    f"{key} was evaluated on other problems than {asked[0]}"
                 )
-            _put(problems, cell.name, seed, found)
-            if cell.kind == "rl":
-                positions = cell.name in cells.MEMBERS["position"]
-                _put(courses, cell.name, seed, _course(workdir, positions))
-    scaffold = study.workdir(cells.CELLS["scaffold"], study.seeds[0]) / "config.json"
-    config = metrics.read_json(scaffold, {"reward": {"scaffold_steps": 0}})
-    return Found(
-        problems,
-        courses,
-        dense=metrics.read_json(study.dense, []),
-        switch=config["reward"]["scaffold_steps"],
-    )
+            _put(problems, name, seed, outcome.problems)
+            _put(courses, name, seed, outcome.courses)
+            if name == "scaffold":
+                switch = switch or outcome.switch
+    return Found(problems, courses, dense=outcomes.of_dense(study), switch=switch)
 
 
 def _put(all_: dict, cell: str, seed: int, found: Mapping[str, np.ndarray]) -> None:
     for name, values in found.items():
         all_.setdefault(cell, {}).setdefault(name, {})[seed] = values
-
-
-def _responses(
-    workdir: pathlib.Path, cell: Cell
-) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The held-out questions, and figures of the responses to them, [P] each."""
-    if cell.kind == "evaluate":
-        (mode,) = cell.changes["eval.modes"]
-        path = workdir / "samples" / f"hard_{mode}.jsonl"
-    else:
-        path = workdir / "rollouts" / f"eval_1_{cell.kind}.jsonl"
-    records = metrics.read_metrics(path)
-    samples = metrics.read_json(workdir / "config.json", {})["eval"]["samples"]
-    mean = lambda f: (
-        np.array([f(r) for r in records], float).reshape(-1, samples).mean(1)
-    )
-    figures = {name: mean(figure) for name, figure in _OF_RESPONSES.items()}
-    return [r["question"] for r in records[::samples]], figures
-
-
-def _course(workdir: pathlib.Path, positions: bool) -> dict[str, np.ndarray]:
-    """Figures of all RL steps, [steps] each."""
-    lines = metrics.read_metrics(workdir / "metrics.jsonl")
-    lines = [line for line in lines if line["stage"] == "rl"]
-    number = lambda x: float("nan") if x is None else float(x)
-    found = {
-        name: np.array([number(line.get(key)) for line in lines])
-        for name, key in _OF_STEPS.items()
-    }
-    if positions:
-        steps = [
-            analysis.relative_positions(
-                metrics.read_metrics(
-                    workdir / "rollouts" / f"rl_{line['step']:06d}.jsonl"
-                )
-            )
-            for line in lines
-        ]
-        found[POSITION] = np.array([np.mean(x) if x else np.nan for x in steps])
-    return found
 
 
 # --- Writing ------------------------------------------------------------------------
@@ -259,37 +192,20 @@ def _round(value: float, digits: int = 6) -> float | None:
 
 
 def about(study: Study, command: str) -> dict[str, Any]:
-    """What figures depend on, but for where they were made."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")
-    }
+    """What figures depend on, but for where they were made.
+
+    `commits`, by seed, where not all that is kept was made by `commit`.
+    """
+    here, by_seed = outcomes.made(), outcomes.commits(study)
+    commit = here.pop("commit")
+    same = all(found == [commit] for found in by_seed.values())
     return {
         "command": command,
-        "commit": _commit(),
+        "commit": commit,
+        **({} if same else {"commits": by_seed}),
         "size": study.size,
         "seeds": list(study.seeds),
         "overrides": list(study.overrides),
         "cores": os.cpu_count(),
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        **versions,
+        **here,
     }
-
-
-def _commit() -> str:
-    """The commit that the working tree is at; `+ changes` where it differs from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        done = subprocess.run(
-            command, cwd=runner.ROOT, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + (
-            " + changes" if changed else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

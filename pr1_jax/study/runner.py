@@ -4,6 +4,9 @@ A run is `OUT/runs/<cell>/seed<k>`, with what it said in `log.txt`. A finished o
 alone, and a half-done one goes on from its newest checkpoint. Where a run fails it is
 named, what starts from it is left out, and the rest goes on.
 
+What a run came to is kept as it ends (`outcomes`), and a cell that is kept counts as
+finished without its run; only where another has to start from it, it is run again.
+
 The small model gains little from a second core (one takes 1.4 times the seconds of two a
 step, and less to compile), so that its runs have one each: as many at a time as there are
 cores, and the figures of a run depend neither on how many those are nor on what runs
@@ -19,77 +22,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NoReturn
 
 from pr1_jax import metrics
-from pr1_jax.study import cells
+from pr1_jax.study import cells, outcomes
 from pr1_jax.study.cells import Cell
+from pr1_jax.study.places import (
+    DENSE,
+    ROOT,
+    Study,
+    cpu_cores,
+    has_checkpoint,
+    is_finished,
+)
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-DENSE = "dense"  # a run without seeds: `pr1_jax.study.dense`
 Run = tuple[Cell, int]  # with its seed
 _POLL_SEC = 0.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Where a study is, and what all of its runs share.
-
-    Attributes:
-      out: its folder. overrides: `field=value` of the config, behind all others.
-      jobs: runs at a time; 0 = one a CPU core for the small model, one for a real one.
-    """
-
-    out: pathlib.Path
-    seeds: tuple[int, ...] = (0, 1, 2)
-    size: str = "embedded"
-    overrides: tuple[str, ...] = ()
-    jobs: int = 0
-
-    @property
-    def on_one_core(self) -> bool:
-        """Whether each run has a CPU core, rather than all devices of the machine."""
-        return self.size in cells.SYNTHETIC
-
-    @property
-    def runs_at_a_time(self) -> int:
-        """`jobs`, or its default."""
-        return self.jobs or (len(cpu_cores()) if self.on_one_core else 1)
-
-    def workdir(self, cell: Cell, seed: int) -> pathlib.Path:
-        """The folder of a run."""
-        return self.out / "runs" / cell.name / f"seed{seed}"
-
-    def command(
-        self, cell: Cell, seed: int, workdir: pathlib.Path | None = None
-    ) -> list[str]:
-        """The command of a run, without the interpreter."""
-        changed = cells.changes(cell, self.size, seed)
-        if start := cells.start_of(cell, self.size):
-            changed["checkpoint.init"] = self.workdir(cells.CELLS[start], seed)
-        return [
-            *("-m", "pr1_jax.main"),
-            f"--config={cells.config_argument(cell, self.size)}",
-            *(f"--config.{name}={value}" for name, value in changed.items()),
-            *(f"--config.{override}" for override in self.overrides),
-            f"--workdir={workdir or self.workdir(cell, seed)}",
-        ]
-
-    @property
-    def dense(self) -> pathlib.Path:
-        """The file that `pr1_jax.study.dense` writes."""
-        return self.out / "runs" / DENSE / "dense.json"
-
-    def dense_command(self) -> list[str]:
-        """The command that writes it, without the interpreter."""
-        longest = 512 if self.size == "smoke" else 2048
-        return ["-m", "pr1_jax.study.dense", f"--out={self.dense}", f"--max={longest}"]
-
-
-def is_finished(workdir: pathlib.Path) -> bool:
-    """As `curriculum.is_finished`, which would bring all stages with it."""
-    return bool(metrics.read_json(workdir / "summary.json", {}).get("finished"))
 
 
 def shown(command: Sequence[str]) -> str:
@@ -98,8 +47,43 @@ def shown(command: Sequence[str]) -> str:
 
 
 def seconds(study: Study) -> dict[str, float]:
-    """What runs took, by `cell/seedK`."""
+    """What runs that are finished took, by `cell/seedK`, and those that are kept."""
+    here = {
+        name: sec
+        for name, sec in _counted(study).items()
+        if is_finished(study.out / "runs" / name)
+    }
+    return outcomes.kept_seconds(study) | here
+
+
+def _counted(study: Study) -> dict[str, float]:
+    """What runs took here so far, by `cell/seedK`."""
     return metrics.read_json(study.out / "seconds.json", {})
+
+
+def to_run(
+    study: Study, chosen: Sequence[Cell], seed: int, needed: Collection[str] = ()
+) -> set[str]:
+    """Those of the chosen cells that have to be run at a seed.
+
+    Args:
+      chosen: in an order in which starts come first.
+      needed: cells whose checkpoints are needed, as are those that these cells start
+        from.
+
+    Raises:
+      ValueError: one of them is kept, of other settings.
+    """
+    found, needed = set(), {*needed}
+    for cell in reversed(chosen):
+        workdir = study.workdir(cell, seed)
+        done = is_finished(workdir) or outcomes.kept(study, cell, seed) is not None
+        if cell.name in needed:
+            done = is_finished(workdir) and has_checkpoint(workdir)
+        if not done:
+            found.add(cell.name)
+            needed.add(cells.start_of(cell, study.size))
+    return found
 
 
 def expected_minutes(study: Study, cell: Cell) -> float | None:
@@ -111,7 +95,6 @@ def expected_minutes(study: Study, cell: Cell) -> float | None:
     took = [
         (cells.CELLS[name.partition("/")[0]], sec / 60)
         for name, sec in seconds(study).items()
-        if is_finished(study.out / "runs" / name)
     ]
     if own := [minutes for other, minutes in took if other is cell]:
         return sum(own) / len(own)
@@ -139,6 +122,7 @@ class Runner:
         chosen: Sequence[Cell],
         *,
         dense: bool = False,
+        needed: Collection[str] = (),
         after_seed: Callable[[], None] = lambda: None,
     ) -> None:
         """Runs cells, those of a seed before those of the next one.
@@ -147,13 +131,20 @@ class Runner:
           chosen: in an order in which starts come first.
           dense: whether to compare attention with a dense mask, too; alone, since it
             is timed.
+          needed: cells whose checkpoints are needed, though nothing chosen needs them.
         """
+        outcomes.keep_finished(self.study, _counted(self.study))
         if dense:
             self._dense()
         waiting = [(cell, seed) for seed in self.study.seeds for cell in chosen]
         names = {
             _key(*run): f"[{number}/{len(waiting)}] {run[0].name} seed {run[1]}"
             for number, run in enumerate(waiting, 1)
+        }
+        todo = {
+            f"{name}/seed{seed}"
+            for seed in self.study.seeds
+            for name in to_run(self.study, chosen, seed, needed)
         }
         running: list[Job] = []
         try:
@@ -163,7 +154,7 @@ class Runner:
                 for job in ended:
                     self._end(job)
                 before = {seed for _, seed in waiting} | {job.seed for job in ended}
-                waiting = self._start(waiting, running, names)
+                waiting = self._start(waiting, running, names, todo)
                 left = {seed for _, seed in waiting} | {job.seed for job in running}
                 if before - left:
                     after_seed()
@@ -176,19 +167,24 @@ class Runner:
             raise
 
     def _start(
-        self, waiting: list[Run], running: list["Job"], names: dict[str, str]
+        self,
+        waiting: list[Run],
+        running: list["Job"],
+        names: Mapping[str, str],
+        todo: Collection[str],
     ) -> list[Run]:
         """Starts what can be, and says what need not or cannot be; what is left.
 
         Args:
           waiting: runs, by cell and seed. running: is added to.
+          todo: those that have to be run, by `cell/seedK`.
         """
         study, left = self.study, []
         for cell, seed in waiting:
             key, workdir = _key(cell, seed), study.workdir(cell, seed)
             start = cells.start_of(cell, study.size)
             begun = {_key(*run) for run in left} | {job.key for job in running}
-            if is_finished(workdir):
+            if key not in todo:
                 self.say(f"{names[key]}: done before")
             elif f"{start}/seed{seed}" in begun:
                 left.append((cell, seed))
@@ -202,16 +198,20 @@ class Runner:
                 used = [job.core for job in running]
                 cores = cpu_cores() if study.on_one_core else [None]
                 core = min(cores, key=used.count)  # the first of those least used
+                if is_finished(workdir):  # and has no checkpoint any more
+                    _set_aside(workdir)
                 process = start_process(
                     study.command(cell, seed), workdir / "log.txt", study.out, core
                 )
-                running.append(Job(key, names[key], seed, workdir, core, process))
+                running.append(
+                    Job(names[key], cell, seed, workdir, core, process, outcomes.made())
+                )
             else:
                 left.append((cell, seed))
         return left
 
     def _dense(self) -> None:
-        if self.study.dense.exists():
+        if outcomes.of_dense(self.study):
             self.say("dense: done before")
             return
         folder, began = self.study.dense.parent, time.monotonic()
@@ -219,18 +219,29 @@ class Runner:
             self.study.dense_command(), folder / "log.txt", self.study.out
         )
         self._say_end(DENSE, DENSE, folder, code, time.monotonic() - began)
+        if not code:
+            outcomes.keep_dense(self.study)
 
     def _end(self, job: "Job") -> None:
-        """Says what came of a process, and counts its time."""
-        self._count_seconds(job)
+        """Says what came of a process, counts its time, and keeps its outcome."""
+        took = self._count_seconds(job)
         code = job.process.returncode or int(not is_finished(job.workdir))
         self._say_end(job.key, job.name, job.workdir, code, job.seconds)
+        if code:
+            return
+        differing = outcomes.keep(
+            self.study, job.cell, job.seed, seconds=took, made=job.made
+        )
+        if differing:
+            listed = ", ".join(differing)
+            self.say(f"{job.name}: not what was kept, and is kept instead: {listed}")
 
-    def _count_seconds(self, job: "Job") -> None:
-        """Of a run that was cut off, and goes on later, all parts count."""
-        done = seconds(self.study)
+    def _count_seconds(self, job: "Job") -> float:
+        """Of a run that was cut off, and goes on later, all parts count; their sum."""
+        done = _counted(self.study)
         done[job.key] = round(done.get(job.key, 0.0) + job.seconds, 1)
         metrics.write_json(self.study.out / "seconds.json", done)
+        return done[job.key]
 
     def _say_end(
         self, key: str, name: str, folder: pathlib.Path, code: int, took: float
@@ -246,15 +257,25 @@ class Runner:
 
 @dataclasses.dataclass
 class Job:
-    """A process that runs a cell at a seed; `core`: the CPU core that it has, if one."""
+    """A process that runs a cell at a seed.
 
-    key: str
+    Attributes:
+      core: the CPU core that it has, if one. made: commit and versions that it is of.
+    """
+
     name: str
+    cell: Cell
     seed: int
     workdir: pathlib.Path
     core: int | None
     process: subprocess.Popen
+    made: Mapping[str, str]
     began: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> str:
+        """Its cell and seed, as in `seconds.json`."""
+        return _key(self.cell, self.seed)
 
     @property
     def seconds(self) -> float:
@@ -266,6 +287,13 @@ def _key(cell: Cell, seed: int) -> str:
     return f"{cell.name}/seed{seed}"
 
 
+def _set_aside(workdir: pathlib.Path) -> None:
+    """Makes room for another run, and leaves this one beside it."""
+    aside = workdir.with_name(f"{workdir.name}_without_checkpoint")
+    shutil.rmtree(aside, ignore_errors=True)
+    workdir.rename(aside)
+
+
 def outcome(workdir: pathlib.Path) -> str:
     """What a run came to, in a few words."""
     found = metrics.read_json(workdir / "summary.json", {}).get("evaluations", {})
@@ -274,13 +302,6 @@ def outcome(workdir: pathlib.Path) -> str:
         ratio = 100 * evaluation["eval/parallel_ratio"]
         return f", accuracy {accuracy:.1f} %, with a block {ratio:.1f} %"
     return ""
-
-
-def cpu_cores() -> list[int | None]:
-    """Those that this process may use; without numbers where they cannot be chosen."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return sorted(os.sched_getaffinity(0))
-    return [None] * (os.cpu_count() or 1)
 
 
 def start_process(
@@ -358,15 +379,24 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
     """Runs a finished cell once more, elsewhere; whether all came out the same.
 
     Compared are the figures of all steps and evaluations, but for times, and every
-    response to a held-out problem.
+    response to a held-out problem; or, of a run that is only kept, what is kept. What it
+    starts from is run before where it has no checkpoint.
 
     Raises:
-      ValueError: the cell is not finished.
+      ValueError: the cell is not finished, or kept of other settings.
     """
     first, second = study.workdir(cell, seed), study.out / "again" / cell.name
     second = second / f"seed{seed}"
-    if not is_finished(first):
+    kept = None if is_finished(first) else outcomes.kept(study, cell, seed)
+    if not is_finished(first) and kept is None:
         raise ValueError(f"--again={cell.name}: seed {seed} is not finished in {first}")
+    *starts, _ = cells.with_starts([cell.name], study.size)
+    needed = (cells.start_of(cell, study.size),)
+    if to_run(study, starts, seed, needed):
+        running = Runner(dataclasses.replace(study, seeds=(seed,)), say)
+        running.run(starts, needed=needed)
+        if running.failed:
+            return False
     shutil.rmtree(second, ignore_errors=True)
     core = cpu_cores()[0] if study.on_one_core else None
     command = study.command(cell, seed, second)
@@ -374,7 +404,10 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
     if code:
         say(f"{cell.name} seed {seed}: failed with exit code {code}")
         return False
-    differing = differences(first, second)
+    if kept is None:
+        differing = differences(first, second)
+    else:
+        differing = outcomes.differences(kept, outcomes.of_run(second, cell))
     same = ", ".join(differing) + " differ" if differing else "the same to the last bit"
     say(f"{cell.name} seed {seed}{outcome(second)}: {same}")
     return not differing

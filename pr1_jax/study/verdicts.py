@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pr1_jax.study import intervals, results
+from pr1_jax.study import intervals, outcomes, results
 from pr1_jax.study.intervals import Interval
 from pr1_jax.study.results import Found
 
@@ -64,11 +64,11 @@ def _ratio(weights: dict[str, float]) -> Callable:
 
 
 def _position(found: Found) -> Interval | None:
-    courses = found.courses.get("late", {}).get(results.POSITION, {})
+    courses = found.courses.get("late", {}).get(outcomes.POSITION, {})
     steps = min(map(len, courses.values()), default=0)
     quarter = max(1, steps // 4)
     early, late = slice(0, quarter), slice(steps - quarter, steps)
-    return found.change("late", results.POSITION, early, late)
+    return found.change("late", outcomes.POSITION, early, late)
 
 
 def _fall_after_switch(found: Found) -> Interval | None:

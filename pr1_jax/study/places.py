@@ -1,0 +1,98 @@
+"""Where a study and its runs are, what all of them share, and their commands."""
+
+import dataclasses
+import os
+import pathlib
+
+from pr1_jax import metrics
+from pr1_jax.study import cells
+from pr1_jax.study.cells import Cell
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DENSE = "dense"  # a run without seeds: `pr1_jax.study.dense`
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Where a study is, and what all of its runs share.
+
+    Attributes:
+      out: its folder. overrides: `field=value` of the config, behind all others.
+      jobs: runs at a time; 0 = one a CPU core for the small model, one for a real one.
+    """
+
+    out: pathlib.Path
+    seeds: tuple[int, ...] = (0, 1, 2)
+    size: str = "embedded"
+    overrides: tuple[str, ...] = ()
+    jobs: int = 0
+
+    @property
+    def on_one_core(self) -> bool:
+        """Whether each run has a CPU core, rather than all devices of the machine."""
+        return self.size in cells.SYNTHETIC
+
+    @property
+    def runs_at_a_time(self) -> int:
+        """`jobs`, or its default."""
+        return self.jobs or (len(cpu_cores()) if self.on_one_core else 1)
+
+    def workdir(self, cell: Cell, seed: int) -> pathlib.Path:
+        """The folder of a run."""
+        return self.out / "runs" / cell.name / f"seed{seed}"
+
+    def kept(self, seed: int) -> pathlib.Path:
+        """The file that keeps what the runs of a seed came to: `outcomes`."""
+        return self.out / "found" / f"seed{seed}.json"
+
+    @property
+    def kept_dense(self) -> pathlib.Path:
+        """A copy of `dense`, beside those files."""
+        return self.out / "found" / "dense.json"
+
+    def command(
+        self, cell: Cell, seed: int, workdir: pathlib.Path | None = None
+    ) -> list[str]:
+        """The command of a run, without the interpreter."""
+        changed = cells.changes(cell, self.size, seed)
+        if start := cells.start_of(cell, self.size):
+            changed["checkpoint.init"] = self.workdir(cells.CELLS[start], seed)
+        return [
+            *("-m", "pr1_jax.main"),
+            f"--config={cells.config_argument(cell, self.size)}",
+            *(f"--config.{name}={value}" for name, value in changed.items()),
+            *(f"--config.{override}" for override in self.overrides),
+            f"--workdir={workdir or self.workdir(cell, seed)}",
+        ]
+
+    @property
+    def dense(self) -> pathlib.Path:
+        """The file that `pr1_jax.study.dense` writes."""
+        return self.out / "runs" / DENSE / "dense.json"
+
+    @property
+    def dense_tokens(self) -> int:
+        """The longest sequence that it compares."""
+        return 512 if self.size == "smoke" else 2048
+
+    def dense_command(self) -> list[str]:
+        """The command that writes it, without the interpreter."""
+        options = [f"--out={self.dense}", f"--max={self.dense_tokens}"]
+        return ["-m", "pr1_jax.study.dense", *options]
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+    """As `curriculum.is_finished`, which would bring all stages with it."""
+    return bool(metrics.read_json(workdir / "summary.json", {}).get("finished"))
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether other runs can start from this one, as far as its folder tells."""
+    return any(path.name.isdecimal() for path in workdir.glob("checkpoints/*"))
+
+
+def cpu_cores() -> list[int | None]:
+    """Those that this process may use; without numbers where they cannot be chosen."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return [None] * (os.cpu_count() or 1)
