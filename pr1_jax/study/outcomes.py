@@ -44,6 +44,7 @@ POSITION = "position"  # and this one, of its responses
 
 # Fields that configs did not always have: what runs did before.
 _BEFORE = {"rollout.kernels": "xla"}
+_OWN = ("size", "overrides", "config file", "start")  # settings that no config has
 _NOT_SET = "not set"
 UNKNOWN = {"commit": "unknown"}  # what made a run that was not kept as it ended
 
@@ -170,7 +171,7 @@ def keep(
     outcome = of_run(workdir, cell)
     config = metrics.read_json(workdir / "config.json", {})
     settings = {
-        name: _field(config, name) if "." in name else value
+        name: value if name in _OWN else _field(config, name)
         for name, value in _settings(study, cell, seed).items()
     }
     records = _records(study, seed)
