@@ -16,8 +16,8 @@ claim whether it holds here. What is finished is not run again: the same command
 it, and the same command goes on elsewhere, without the runs. A kept cell is run again
 only where another has to start from its checkpoint, or for `--again`.
 
-Two CPU cores: about 15 minutes for one seed of the rewards, some 2.5 hours for all of
-three seeds.
+Two quiet CPU cores: about 20 minutes for one seed of the rewards, an hour for all of a
+seed.
 """
 
 import pathlib
