@@ -86,7 +86,8 @@ def get_config(
     c.rollout.lane_buckets = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     c.rollout.steps_per_chunk = 32  # decode steps between two looks of the host
     c.rollout.refill_share = 0.0625  # refill once so many rows are finished
-    c.rollout.kernels = "auto"  # of decode steps; "cpu" (C++, float32) or "xla"
+    # Of decode steps: "xla", "cpu" (C++, float32), or "auto", "cpu" where it runs.
+    c.rollout.kernels = "xla"
 
     c.reward = ml_collections.ConfigDict()
     c.reward.schedule = "alternating"
