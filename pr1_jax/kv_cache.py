@@ -70,7 +70,8 @@ def with_kernels(
 def decoding_params(config: model.ModelConfig, params: Any) -> Any:
     """Parameters as the decode loop reads them: in its dtype, layers apart and fused.
 
-    With `config.cpu_kernels`, matrices are packed, too. A cast, or a layer's slice of a stack, is thereby made once and not at every step.
+    With `config.cpu_kernels`, matrices are packed, too. A cast, or a layer's slice of a
+    stack, is thereby made once and not at every step.
     """
     params = dict(model.compute_params(config, params))
     if config.scan_layers:
