@@ -103,6 +103,19 @@ def test_a_kept_cell_is_not_run_unless_another_has_to_start_from_it(tmp_path, st
     assert not any("not what was kept" in text for text in said)
 
 
+def test_a_run_that_differs_from_what_was_kept_is_named(tmp_path, started):
+    study, said = kept_study(tmp_path), []
+    records = metrics.read_json(study.kept(0), {})
+    records["sft"]["problems"]["total_tokens"][0] += 1
+    study.kept(0).write_text(json.dumps(records))
+    chosen = cells.with_starts(["scaffold"], "embedded")
+    runner.Runner(study, said.append).run(chosen)
+    (told,) = (text for text in said if "not what was kept" in text)
+    assert "sft seed 0" in told and told.endswith(": total_tokens of problems")
+    again = metrics.read_json(study.kept(0), {})["sft"]["problems"]["total_tokens"]
+    assert again == [20, 10]
+
+
 def test_each_run_is_kept_as_it_ends_with_what_made_it(tmp_path, started, monkeypatch):
     study, kept = runner.Study(tmp_path, seeds=(0,), jobs=1), []
     start = runner.start_process
