@@ -457,7 +457,7 @@ def run_chunk(
 
     Args:
       stop_at_done: scalar int32; stops once so many rows are done (or wait to join).
-      num_lanes: lanes that a step can feed, static; B = no row is inside a block.
+      num_lanes: lanes that a step can feed, static; B = only lane 0 of a row is live.
       axes: mesh axes over which rows are split, each shard with a state of its own;
         all shards stop at the same step.
 

@@ -195,7 +195,7 @@ def model_decode(config: model.ModelConfig, seats: int) -> decode.DecodeFn:
 
     def decode_lanes(params, lanes: Lanes, state: State, num_lanes: int):
         B, P = state.token.shape
-        P = 1 if num_lanes == B else P  # no row is inside a block
+        P = 1 if num_lanes == B else P  # no lane but the first of a row is live
         bias = mask_bias(slot_mask(state)[:, :P], config)
         prompt_bias = _prompt_bias(state.prompts)
         # A prompt's last token is in its cache already: written past the end, dropped.
@@ -229,12 +229,11 @@ def _decode_on_cpu(config: model.ModelConfig, seats: int) -> decode.DecodeFn:
     """`model_decode` with the attention of `cpu_kernels`, by lane and not by row."""
 
     def decode_lanes(params, lanes: Lanes, state: State, num_lanes: int):
-        B = len(state.phase)
-        if num_lanes == B:  # no row is inside a block
-            paths = jnp.zeros(B, jnp.int32)
+        paths = decode.lane_paths(state)
+        if num_lanes == len(paths):  # lane 0 of every row, maybe the last of its block
+            paths = paths[:, 0]
         else:
-            paths = decode.lane_paths(state).ravel()
-            paths = paths.at[lanes.index].get(mode="fill", fill_value=0)
+            paths = paths.ravel().at[lanes.index].get(mode="fill", fill_value=0)
         blocks = state.blocks.at[lanes.row].get(mode="fill", fill_value=0)
         blocks = jnp.where(paths > 0, blocks, 0)
         prompt = jnp.minimum(state.seat // seats, len(state.prompts.length) - 1)
