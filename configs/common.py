@@ -87,7 +87,7 @@ def get_config(
     c.rollout.steps_per_chunk = 32  # decode steps between two looks of the host
     c.rollout.refill_share = 0.0625  # refill once so many rows are finished
     # Of decode steps: "xla", "cpu" (C++, float32), or "auto", "cpu" where it runs.
-    c.rollout.kernels = "xla"
+    c.rollout.kernels = "auto"
 
     c.reward = ml_collections.ConfigDict()
     c.reward.schedule = "alternating"

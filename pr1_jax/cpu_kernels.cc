@@ -50,11 +50,15 @@ inline Vec Exp(Vec x) {
   return x < -87.0f ? Vec{} : y * scale;
 }
 
-// Runs task(0), …, task(count − 1) on the threads of the pool and this one. Waits for
-// none that has not begun, so that it ends also where all other threads are taken.
+constexpr int64_t kGrain = 1 << 17;  // multiply-adds that are worth a thread's waking
+
+// Runs task(0), …, task(count − 1) on the threads of the pool and this one, on as many
+// as `cost`, in multiply-adds, is worth. Waits for none that has not begun, so that it
+// ends also where all other threads are taken.
 template <typename Task>
-void Parallel(ffi::ThreadPool& pool, int64_t count, const Task& task) {
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+void Parallel(ffi::ThreadPool& pool, int64_t count, int64_t cost, const Task& task) {
+  const int64_t threads = std::min<int64_t>(pool.num_threads(), cost / kGrain);
+  const int64_t helpers = std::min(threads, count) - 1;
   if (helpers < 1) {
     for (int64_t i = 0; i < count; ++i) task(i);
     return;
@@ -225,8 +229,13 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(H));
   const int64_t stride = T + S + 2 * W;
+  int64_t slots = 0;  // that lanes attend to, all told
+  for (const auto [first, last] : runs) {
+    const int64_t b = rows[first], m = prompt.typed_data()[b];
+    slots += (last - first) * (prompt_length.typed_data()[m] + filled.typed_data()[b]);
+  }
 
-  Parallel(pool, runs.size() * K, [&](int64_t task) {
+  Parallel(pool, runs.size() * K, 2 * slots * N * H, [&](int64_t task) {
     thread_local std::vector<float> scratch;
     // A head of all rows before the next one: rows that share a prompt stand together.
     const int64_t head = task / runs.size();
@@ -339,7 +348,7 @@ ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed,
   }
   const float* a = x.typed_data();
   const int64_t tiles = (M + kRows - 1) / kRows;
-  Parallel(pool, panels, [&](int64_t panel) {
+  Parallel(pool, panels, M * D * N, [&](int64_t panel) {
     const float* b = packed.typed_data() + panel * D * kColumns;
     float* c = out->typed_data() + panel * kColumns;
     const int64_t columns = std::min<int64_t>(kColumns, N - panel * kColumns);

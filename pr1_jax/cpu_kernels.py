@@ -105,8 +105,10 @@ def build() -> pathlib.Path:
         command = [compiler, *_FLAGS, *include, str(_SOURCE), "-o", str(made)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            said = done.stderr.strip().splitlines() or ["no message"]
-            raise OSError(f"{compiler} cannot compile {_SOURCE.name}: {said[-1]}")
+            lines = done.stderr.strip().splitlines()
+            said = [line for line in lines if "error" in line] or lines[-1:]
+            reason = said[0] if said else f"exit code {done.returncode}"
+            raise OSError(f"{compiler} cannot compile {_SOURCE.name}: {reason}")
         made.replace(path)  # whole, or not at all
     return path
 

@@ -192,6 +192,15 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(fresh, monkeypatch):
     assert list((fresh / "cache" / "pr1_jax").iterdir()) == []
 
 
+def test_a_compiler_that_is_there_compiles_them():
+    """Else all tests of the kernels would be skipped, and none fail."""
+    try:
+        compiler = cpu_kernels._compiler()
+    except OSError as error:
+        pytest.skip(str(error))
+    assert cpu_kernels.why_not("float32") == "", compiler
+
+
 @needs_kernels
 def test_compiled_once(fresh, monkeypatch):
     path = cpu_kernels.build()
