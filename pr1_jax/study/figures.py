@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from pr1_jax import metrics
 from pr1_jax.study import cells
@@ -87,7 +87,13 @@ def _course(results: Results, name: str, figure: str) -> np.ndarray | None:
 
 
 def _draw_courses(
-    axes: Axes, results: Results, names: Sequence[str], figure: str, title: str
+    axes: Axes,
+    results: Results,
+    names: Sequence[str],
+    figure: str,
+    title: str,
+    *,
+    from_zero: bool = False,
 ) -> None:
     """Lines over RL steps, each named at its end."""
     _style(axes, title)
@@ -105,6 +111,8 @@ def _draw_courses(
         ends.append((float(mean[-1]), float(steps[-1]), name))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.set_xlabel("RL step", color=_FAINT, fontsize=9)
+    if from_zero:
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     _name_ends(axes, results, ends)
 
 
@@ -149,7 +157,7 @@ def _name_ends(axes: Axes, results: Results, ends: Sequence[tuple]) -> None:
 
 def _percent(axes: Axes, along: str = "y") -> None:
     axis = axes.yaxis if along == "y" else axes.xaxis
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_major_formatter(lambda x, _: f"{round(100 * x, 2):g}%")
 
 
 def _draw_points(
@@ -233,8 +241,8 @@ def position(results: Results) -> Figure:
     """Figure 3: where blocks start, over training, and how many there are."""
     figure, axes = _figure(2)
     names = ("late", "alternating")
-    _draw_courses(axes[0], results, names, "position", "Where blocks start")
-    axes[0].set_ylim(bottom=-0.02)
+    title = "Where blocks start"
+    _draw_courses(axes[0], results, names, "position", title, from_zero=True)
     axes[0].set_ylabel("share of the response", color=_FAINT, fontsize=9)
     _percent(axes[0])
     _draw_ratio(axes[1], results, names)
