@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 
+import compiling
 import jax
 import ml_collections
 import pytest
@@ -334,7 +335,7 @@ def test_the_nothing_compiles_fixture_would_notice(nothing_compiles):
 
 def stopped(workdir, *arguments):
     """Runs the command; asserts that it stops as it should; returns its one line."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = compiling.on_one_device()
     found = subprocess.run(
         [sys.executable, "-m", "pr1_jax.main", f"--workdir={workdir}", *arguments],
         check=False,

@@ -7,13 +7,13 @@ are shared by all processes through JAX's cache, which changes no result.
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
 
+import compiling
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -68,7 +68,7 @@ class Launched:
 def launch(tmp_path_factory):
     """Starts `pr1_jax.main` on the devices that there are: launch(workdir, *flags)."""
     cache = tmp_path_factory.mktemp("compiled")
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+    environment = compiling.on_one_device() | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

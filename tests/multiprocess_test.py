@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import pytest
 
 from pr1_jax import metrics
@@ -29,11 +30,10 @@ SWITCHES = (
 def start(workdir, processes, *switches):
     """Starts a job, in a process group of its own."""
     command = ["bash", "launch/local_multiprocess.sh", str(processes)]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.Popen(
         [*command, *SWITCHES, *switches, f"--workdir={workdir}"],
         cwd=ROOT,
-        env=environment,
+        env=compiling.on_one_device(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

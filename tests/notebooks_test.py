@@ -2,6 +2,7 @@
 
 import pathlib
 
+import compiling
 import nbclient
 import nbformat
 import pytest
@@ -42,7 +43,8 @@ def test_nothing_that_was_run_is_stored(name):
 @EVERY
 def test_it_runs_from_top_to_bottom(name, monkeypatch):
     monkeypatch.setenv("PR1_JAX_TRY", "1")  # quickstart: all of it, but hardly trained
-    monkeypatch.delenv("XLA_FLAGS")  # one device, or as many as the notebook asks for
+    # One device, or as many as the notebook asks for.
+    monkeypatch.setenv("XLA_FLAGS", compiling.on_one_device()["XLA_FLAGS"])
     notebook = read(name)
     nbclient.NotebookClient(
         notebook,

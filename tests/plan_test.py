@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import json
-import os
 import subprocess
 import sys
 
+import compiling
 import jax
 import pytest
 
@@ -421,9 +421,12 @@ def test_estimate_is_of_the_size_of_the_real_thing():
 
 def run(*args):
     command = [sys.executable, "-m", "pr1_jax.plan", *args]
-    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS",)}
     return subprocess.run(
-        command, capture_output=True, text=True, env=clean, check=False
+        command,
+        capture_output=True,
+        text=True,
+        env=compiling.on_one_device(),
+        check=False,
     )
 
 

@@ -9,7 +9,6 @@ metrics (but times), rollouts and parameters of a job that was left alone.
 import argparse
 import collections
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,7 +35,7 @@ JOB = (
 
 
 def start(workdir: pathlib.Path, cache: pathlib.Path, log) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+    environment = compiling.on_one_device() | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

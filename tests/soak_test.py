@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def test_jobs_that_were_killed_end_as_one_that_was_not(tmp_path):
     done = subprocess.run(
-        [sys.executable, "tests/soak.py", "--kills=3", f"--out={tmp_path / 'soak'}"],
+        [sys.executable, "tests/soak.py", "--kills=2", f"--out={tmp_path / 'soak'}"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
