@@ -180,3 +180,12 @@ def test_again_compares_with_what_is_kept(tmp_path, started):
         assert "accuracy of courses differ" in said[-1] and len(started) == 3
         with pytest.raises(ValueError, match="not finished"):
             runner.again(study, cells.CELLS["forced"], 0, said.append)
+        started.clear()
+        records["accuracy"]["made"] = outcomes.made() | {"processor": "abacus"}
+        kept = json.dumps(records)
+        study.kept(0).write_text(kept)
+        assert runner.again(study, cells.CELLS["accuracy"], 0, said.append)
+        assert "was kept of processor abacus, not " in "".join(said)
+        names = [f"{where}/seed0" for where in ("runs/sft", "runs/accuracy")]
+        assert started == [*names, "again/accuracy/seed0"]
+        assert study.kept(0).read_text() == kept

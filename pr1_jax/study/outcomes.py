@@ -313,14 +313,37 @@ def _check(study: Study, cell: Cell, seed: int, record: Mapping[str, Any]) -> No
 
 
 def made() -> dict[str, str]:
-    """The commit and versions that figures depend on."""
+    """The commit, processor and versions that figures depend on."""
     names = ("jax", "flax", "optax")
     return {
         "commit": _commit(),
-        "processor": platform.machine(),
+        "processor": _processor(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in names},
     }
+
+
+def _processor() -> str:
+    """The processor that XLA compiles for: others round otherwise, and draw otherwise."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
+    known = facts.get("flags", facts.get("Features", "")).split()
+    widest = next((x for x in ("avx512f", "avx2", "sve", "asimd") if x in known), "")
+    parts = (platform.machine(), facts.get("model name", ""), widest)
+    return " ".join(filter(None, parts))
+
+
+def made_elsewhere(study: Study, cell: Cell, seed: int) -> list[str]:
+    """What of the processor and versions that made a kept run is another here."""
+    then = _records(study, seed).get(cell.name, {}).get("made", {})
+    return [
+        f"{name} {then[name]}, not {here}"
+        for name, here in made().items()
+        if name != "commit" and then.get(name, here) != here
+    ]
 
 
 def _commit() -> str:

@@ -380,7 +380,9 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
 
     Compared are the figures of all steps and evaluations, but for times, and every
     response to a held-out problem; or, of a run that is only kept, what is kept. What it
-    starts from is run before where it has no checkpoint.
+    starts from is run before where it has no checkpoint. Where what is kept was made on
+    another processor, or with other versions, the cell and what it starts from are run
+    anew in `OUT/again`, and the cell once more.
 
     Raises:
       ValueError: the cell is not finished, or kept of other settings.
@@ -390,6 +392,12 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
     kept = None if is_finished(first) else outcomes.kept(study, cell, seed)
     if not is_finished(first) and kept is None:
         raise ValueError(f"--again={cell.name}: seed {seed} is not finished in {first}")
+    if kept and (other := outcomes.made_elsewhere(study, cell, seed)):
+        say(f"{cell.name} seed {seed} was kept of {'; '.join(other)}: it is run twice")
+        fresh = dataclasses.replace(study, out=study.out / "again", seeds=(seed,))
+        running = Runner(fresh, say)
+        running.run(cells.with_starts([cell.name], study.size), needed=(cell.name,))
+        return not running.failed and again(fresh, cell, seed, say)
     *starts, _ = cells.with_starts([cell.name], study.size)
     needed = (cells.start_of(cell, study.size),)
     if to_run(study, starts, seed, needed):
