@@ -148,7 +148,8 @@ def _publish(study) -> None:
     if not found.problems:
         return
     out = results.summarize(found, study)
-    given = [f"--out={pathlib.Path(_OUT.value).name}"]
+    folder = pathlib.Path(_OUT.value)
+    given = [f"--out={folder.name if folder.is_absolute() else folder}"]
     given += [arg for arg in sys.argv[1:] if not arg.lstrip("-").startswith("out")]
     command = " ".join(["python -m pr1_jax.study", *given])
     out = {
