@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         cli.stop(error)
     for name, value in hardware.environment(topology).items():
+        if name == "XLA_FLAGS":  # of a flag that is given twice the last counts
+            os.environ[name] = f"{os.environ.get(name, '')} {value}"
         os.environ.setdefault(name, value)
     # After the environment, which JAX reads when it is first imported.
     import rich.console

@@ -16,8 +16,7 @@ claim whether it holds here. What is finished is not run again: the same command
 it, and the same command goes on elsewhere, without the runs. A kept cell is run again
 only where another has to start from its checkpoint, or for `--again`.
 
-Two quiet CPU cores: about 20 minutes for one seed of the rewards, an hour for all of a
-seed.
+Two quiet CPU cores: about 15 minutes for one seed of the rewards, 40 for all of a seed.
 """
 
 import pathlib
