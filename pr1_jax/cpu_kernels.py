@@ -62,13 +62,17 @@ def _compiler() -> str:
     raise OSError("no C++ compiler was found (g++, clang++ or $CXX)")
 
 
-def _processor() -> str:
-    """What `-march=native` depends on."""
+def processor() -> tuple[str, str]:
+    """The processor's name, and what instructions it has, apart by spaces.
+
+    Compilers make other code for another one, which rounds otherwise.
+    """
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((x for x in lines if x.startswith(("flags", "Features"))), "")
+        return platform.processor(), ""
+    facts = {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
+    return facts.get("model name", ""), facts.get("flags", facts.get("Features", ""))
 
 
 def _folder() -> pathlib.Path:
@@ -91,7 +95,7 @@ def build() -> pathlib.Path:
       OSError: there is no compiler, or it fails; with what it said.
     """
     compiler, source = _compiler(), _SOURCE.read_bytes()
-    depends = (source, *_FLAGS, compiler, platform.machine(), _processor())
+    depends = (source, *_FLAGS, compiler, platform.machine(), *processor())
     depends += (importlib.metadata.version("jaxlib"),)
     key = hashlib.sha256("\0".join(map(str, depends)).encode()).hexdigest()[:16]
     folder = _folder()

@@ -192,6 +192,15 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(fresh, monkeypatch):
     assert list((fresh / "cache" / "pr1_jax").iterdir()) == []
 
 
+def test_of_what_a_compiler_says_the_first_error_is_shown(fresh, monkeypatch):
+    said = "In function f:\\nx.cc:1: error: first\\nx.cc:2: error: second\\n  ~~~^~~"
+    broken = fresh / "broken-g++"
+    broken.write_text(f"#!/bin/sh\nprintf '{said}\\n' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert cpu_kernels.why_not("float32").endswith(": x.cc:1: error: first")
+
+
 def test_a_compiler_that_is_there_compiles_them():
     """Else all tests of the kernels would be skipped, and none fail."""
     try:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import analysis, metrics
+from pr1_jax import analysis, cpu_kernels, metrics
 from pr1_jax.study import cells, places
 from pr1_jax.study.cells import Cell
 from pr1_jax.study.places import Study
@@ -325,15 +325,10 @@ def made() -> dict[str, str]:
 
 def _processor() -> str:
     """The processor that XLA compiles for: others round otherwise, and draw otherwise."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    facts = {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
-    known = facts.get("flags", facts.get("Features", "")).split()
-    widest = next((x for x in ("avx512f", "avx2", "sve", "asimd") if x in known), "")
-    parts = (platform.machine(), facts.get("model name", ""), widest)
-    return " ".join(filter(None, parts))
+    name, known = cpu_kernels.processor()
+    vectors = ("avx512f", "avx2", "sve", "asimd")
+    widest = next((x for x in vectors if x in known.split()), "")
+    return " ".join(filter(None, (platform.machine(), name, widest)))
 
 
 def made_elsewhere(study: Study, cell: Cell, seed: int) -> list[str]:
