@@ -1,6 +1,7 @@
 // Kernels of a decode step on CPU, float32; see cpu_kernels.py.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -155,6 +156,7 @@ template <int Q>
 void WeighOf(const float* probs, int64_t stride, const Slots& x, int64_t H,
              float* out) {
   int64_t h = Weigh<Q, Q <= 2 ? 4 : 2>(probs, stride, x.values, H, x.n, out, 0);
+  h = Weigh<Q, 2>(probs, stride, x.values, H, x.n, out, h);
   h = Weigh<Q, 1>(probs, stride, x.values, H, x.n, out, h);
   for (; h < H; ++h) {
     for (int i = 0; i < Q; ++i) {
@@ -303,7 +305,8 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
   return ffi::Error::Success();
 }
 
-constexpr int kRows = 6, kColumns = 2 * W;  // of a tile of sums that registers hold
+constexpr int kRows = W == 16 ? 12 : 6;  // of a tile of sums that registers hold
+constexpr int kColumns = 2 * W;
 constexpr int64_t kAhead = 32;  // rows of a panel that are asked for before their turn
 
 // C [M, kColumns] = A [M, D] · B [D, kColumns]. is_first: B comes from memory.
@@ -333,10 +336,12 @@ void Tile(const float* a, int64_t D, const float* b, float* c, int64_t N,
 }
 
 using TileOf = void (*)(const float*, int64_t, const float*, float*, int64_t, int64_t);
-template <bool is_first>
-constexpr TileOf kTiles[kRows + 1] = {
-    nullptr,           Tile<1, is_first>, Tile<2, is_first>, Tile<3, is_first>,
-    Tile<4, is_first>, Tile<5, is_first>, Tile<6, is_first>};
+template <bool is_first, int... M>
+constexpr std::array<TileOf, sizeof...(M)> TilesOf(std::integer_sequence<int, M...>) {
+  return {Tile<M + 1, is_first>...};
+}
+template <bool is_first>  // of 1, …, kRows rows
+constexpr auto kTiles = TilesOf<is_first>(std::make_integer_sequence<int, kRows>());
 
 // x [M, D] times packed [ceil(N / kColumns), D, kColumns] → [M, N].
 ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed,
@@ -354,7 +359,7 @@ ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed,
     const int64_t columns = std::min<int64_t>(kColumns, N - panel * kColumns);
     for (int64_t tile = 0, i = 0; tile < tiles; ++tile) {
       const int64_t m = M / tiles + (tile < M % tiles);  // as even as can be
-      (tile ? kTiles<false> : kTiles<true>)[m](a + i * D, D, b, c + i * N, N, columns);
+      (tile ? kTiles<false> : kTiles<true>)[m - 1](a + i * D, D, b, c + i * N, N, columns);
       i += m;
     }
   });
