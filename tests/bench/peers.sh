@@ -7,7 +7,9 @@
 #
 #   WORKS       of "sampling update step"
 #   PEERS       of "ours tunix trl"; trl updates compiled, and also eagerly; those on JAX
-#               with one device, and with a device a core (ours_devices, tunix_devices)
+#               with one device, and with a device a core (ours_devices, tunix_devices).
+#               Peers update all sequences at once, as is their default, and also in
+#               micro-batches as small as ours (tunix_micro, trl_micro, trl_eager_micro)
 #   ROUNDS      times that all is run, in turn; 3
 #   REPEATS     units of work that a process times after the first two; 5
 #   OUT         folder of peers.md and peers.json
@@ -28,12 +30,14 @@ limit_sec=${LIMIT_SEC:-1800}
 if [[ ${SMALL:-0} != 0 ]]; then
   weights=$kept/weights/tiny
   model=(--layers 2 --width 64)
-  shapes=(--prompts 8 --prompt_tokens 8 --new_tokens 8 --micro_batch 4)
+  shapes=(--prompts 8 --prompt_tokens 8 --new_tokens 8 --micro_batch 8)
+  micro_batch=4
   num_rounds=${ROUNDS:-1} repeats=${REPEATS:-1} out=${OUT:-$rounds}
 else
   weights=$kept/weights/small
   model=()
   shapes=()
+  micro_batch=8 # as in the configs
   num_rounds=${ROUNDS:-3} repeats=${REPEATS:-5} out=${OUT:-tests/bench/results}
 fi
 for work in "${works[@]}"; do
@@ -80,9 +84,10 @@ run_worker() { # round work row
   local peer=${3%%_*} name=$rounds/round$1/$2-$3 status=0 began=$SECONDS xla_flags=
   local flags=(--weights "$weights" --work "$2" --repeats "$repeats" "${shapes[@]}")
   case $3 in
-    *_eager) flags+=(--no-compile) ;;
+    *_eager | *_eager_*) flags+=(--no-compile) ;;
     *_devices) xla_flags=$device_flags ;;
   esac
+  [[ $3 != *_micro ]] || flags+=(--micro_batch "$micro_batch")
   mkdir -p "$rounds/round$1"
   # In the foreground, or an interrupt would not reach it.
   XLA_FLAGS=$xla_flags timeout --foreground --kill-after=30 "$limit_sec" \
@@ -101,12 +106,14 @@ trap 'exit 130' INT
 for ((round = 1; round <= num_rounds; round++)); do
   for work in "${works[@]}"; do
     for peer in "${peers[@]}"; do
-      run_worker "$round" "$work" "$peer"
+      rows=("$peer")
       case $peer-$work in
-        ours-* | tunix-*) run_worker "$round" "$work" "${peer}_devices" ;;
         trl-sampling) ;; # only what it trains is compiled
-        trl-*) run_worker "$round" "$work" trl_eager ;;
+        trl-*) rows+=(trl_eager trl_micro trl_eager_micro) ;;
+        tunix-sampling | ours-*) rows+=("${peer}_devices") ;;
+        tunix-*) rows+=(tunix_devices tunix_micro) ;;
       esac
+      for row in "${rows[@]}"; do run_worker "$round" "$work" "$row"; done
     done
   done
 done
