@@ -309,10 +309,52 @@ constexpr int kRows = W == 16 ? 12 : 6;  // of a tile of sums that registers hol
 constexpr int kColumns = 2 * W;
 constexpr int64_t kAhead = 32;  // rows of a panel that are asked for before their turn
 
+// silu(x) = x / (1 + exp(−x)).
+inline Vec Silu(Vec x) {
+  const Vec e = Exp(x < 0.0f ? x : -x);
+  return x * (x < 0.0f ? e : Fill(1.0f)) / (e + 1.0f);
+}
+
+// y = x / rms(x) · scale, of D numbers.
+void Normalize(const float* x, const float* scale, int64_t D, float eps, float* y) {
+  Vec sum{};
+  int64_t d = 0;
+  for (; d + W <= D; d += W) sum += Load(x + d) * Load(x + d);
+  float total = 0;
+  for (int i = 0; i < W; ++i) total += sum[i];
+  for (; d < D; ++d) total += x[d] * x[d];
+  const float by = 1.0f / std::sqrt(total / D + eps);
+  for (d = 0; d + W <= D; d += W) Store(y + d, Load(x + d) * by * Load(scale + d));
+  for (; d < D; ++d) y[d] = x[d] * by * scale[d];
+}
+
+// Where a tile's sums go: the first of `columns` of N in a row. Added to those of
+// `plus`, if it is not null. is_gated: half of a panel is silu's, times the other half.
+struct Place {
+  float* c;
+  const float* plus;
+  int64_t N, columns;
+  bool is_gated;
+
+  void Put(int64_t i, Vec left, Vec right) const {
+    float* to = c + i * N;
+    const float* more = plus ? plus + i * N : nullptr;
+    if (is_gated) left = Silu(left) * right;
+    if (columns == (is_gated ? W : kColumns)) {
+      Store(to, more ? Load(more) + left : left);
+      if (!is_gated) Store(to + W, more ? Load(more + W) + right : right);
+      return;
+    }
+    float some[kColumns];
+    Store(some, left);
+    Store(some + W, right);
+    for (int64_t n = 0; n < columns; ++n) to[n] = more ? more[n] + some[n] : some[n];
+  }
+};
+
 // C [M, kColumns] = A [M, D] · B [D, kColumns]. is_first: B comes from memory.
 template <int M, bool is_first>
-void Tile(const float* a, int64_t D, const float* b, float* c, int64_t N,
-          int64_t columns) {
+void Tile(const float* a, int64_t D, const float* b, const Place& place) {
   Vec sum[M][2] = {};
   for (int64_t d = 0; d < D; ++d) {
     if (is_first) __builtin_prefetch(b + (d + kAhead) * kColumns);
@@ -322,20 +364,10 @@ void Tile(const float* a, int64_t D, const float* b, float* c, int64_t N,
       sum[i][1] += right * a[i * D + d];
     }
   }
-  for (int i = 0; i < M; ++i) {
-    if (columns == kColumns) {
-      Store(c + i * N, sum[i][0]);
-      Store(c + i * N + W, sum[i][1]);
-    } else {
-      float some[kColumns];
-      Store(some, sum[i][0]);
-      Store(some + W, sum[i][1]);
-      std::memcpy(c + i * N, some, 4 * columns);
-    }
-  }
+  for (int i = 0; i < M; ++i) place.Put(i, sum[i][0], sum[i][1]);
 }
 
-using TileOf = void (*)(const float*, int64_t, const float*, float*, int64_t, int64_t);
+using TileOf = void (*)(const float*, int64_t, const float*, const Place&);
 template <bool is_first, int... M>
 constexpr std::array<TileOf, sizeof...(M)> TilesOf(std::integer_sequence<int, M...>) {
   return {Tile<M + 1, is_first>...};
@@ -343,24 +375,78 @@ constexpr std::array<TileOf, sizeof...(M)> TilesOf(std::integer_sequence<int, M.
 template <bool is_first>  // of 1, …, kRows rows
 constexpr auto kTiles = TilesOf<is_first>(std::make_integer_sequence<int, kRows>());
 
-// x [M, D] times packed [ceil(N / kColumns), D, kColumns] → [M, N].
-ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed,
-                   ffi::ResultBuffer<ffi::F32> out) {
+// x [M, D], normalised if there is a scale, times packed [panels, D, kColumns], plus
+// what there is to add → [M, N].
+ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed, Floats scale,
+                   Floats plus, ffi::ResultBuffer<ffi::F32> out, float eps,
+                   bool is_gated) {
   const int64_t M = x.dimensions()[0], D = x.dimensions()[1];
   const int64_t N = out->dimensions()[1], panels = packed.dimensions()[0];
   if (packed.dimensions()[2] != kColumns) {
     return ffi::Error::InvalidArgument("packed for another processor");
   }
   const float* a = x.typed_data();
-  const int64_t tiles = (M + kRows - 1) / kRows;
-  Parallel(pool, panels, M * D * N, [&](int64_t panel) {
+  std::vector<float> normalized;
+  if (scale.element_count()) {
+    normalized.resize(M * D);
+    constexpr int64_t kSome = 64;  // rows
+    Parallel(pool, (M + kSome - 1) / kSome, M * D, [&](int64_t task) {
+      for (int64_t i = task * kSome; i < std::min(M, (task + 1) * kSome); ++i) {
+        Normalize(a + i * D, scale.typed_data(), D, eps, normalized.data() + i * D);
+      }
+    });
+    a = normalized.data();
+  }
+  const float* more = plus.element_count() ? plus.typed_data() : nullptr;
+  const int64_t tiles = (M + kRows - 1) / kRows, width = is_gated ? W : kColumns;
+  Parallel(pool, panels, M * D * kColumns * panels, [&](int64_t panel) {
     const float* b = packed.typed_data() + panel * D * kColumns;
-    float* c = out->typed_data() + panel * kColumns;
-    const int64_t columns = std::min<int64_t>(kColumns, N - panel * kColumns);
+    const int64_t n = panel * width, columns = std::min(width, N - n);
     for (int64_t tile = 0, i = 0; tile < tiles; ++tile) {
       const int64_t m = M / tiles + (tile < M % tiles);  // as even as can be
-      (tile ? kTiles<false> : kTiles<true>)[m - 1](a + i * D, D, b, c + i * N, N, columns);
+      const int64_t at = i * N + n;
+      const Place place{out->typed_data() + at, more ? more + at : nullptr, N, columns,
+                        is_gated};
+      (tile ? kTiles<false> : kTiles<true>)[m - 1](a + i * D, D, b, place);
       i += m;
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// qkv [M, K, R + 2, H] → q [M, K · R, H], k and v [M, K, H]; q and k normalised, where
+// there is a scale, and rotated by angles [M, H / 2].
+ffi::Error Split(ffi::ThreadPool pool, Floats qkv, Floats q_scale, Floats k_scale,
+                 Floats sines, Floats cosines, ffi::ResultBuffer<ffi::F32> q,
+                 ffi::ResultBuffer<ffi::F32> k, ffi::ResultBuffer<ffi::F32> v,
+                 float eps) {
+  const int64_t M = qkv.dimensions()[0], K = qkv.dimensions()[1];
+  const int64_t R = qkv.dimensions()[2] - 2, H = qkv.dimensions()[3], half = H / 2;
+  constexpr int64_t kSome = 16;  // rows
+  Parallel(pool, (M + kSome - 1) / kSome, 4 * M * K * (R + 2) * H, [&](int64_t task) {
+    thread_local std::vector<float> head;
+    head.resize(H);
+    auto rotate = [&](const float* x, const Floats& scale, int64_t i, float* to) {
+      if (scale.element_count()) {
+        Normalize(x, scale.typed_data(), H, eps, head.data());
+        x = head.data();
+      }
+      const float* sine = sines.typed_data() + i * half;
+      const float* cosine = cosines.typed_data() + i * half;
+      for (int64_t h = 0; h < half; ++h) {
+        to[h] = x[h] * cosine[h] - x[half + h] * sine[h];
+        to[half + h] = x[half + h] * cosine[h] + x[h] * sine[h];
+      }
+    };
+    for (int64_t i = task * kSome; i < std::min(M, (task + 1) * kSome); ++i) {
+      for (int64_t j = i * K; j < (i + 1) * K; ++j) {
+        const float* from = qkv.typed_data() + j * (R + 2) * H;
+        for (int64_t r = 0; r < R; ++r) {
+          rotate(from + r * H, q_scale, i, q->typed_data() + (j * R + r) * H);
+        }
+        rotate(from + R * H, k_scale, i, k->typed_data() + j * H);
+        std::memcpy(v->typed_data() + j * H, from + (R + 1) * H, 4 * H);
+      }
     }
   });
   return ffi::Error::Success();
@@ -384,4 +470,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ProjectHandler, Project,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>()
+        .Ret<Floats>()
+        .Attr<float>("eps").Attr<bool>("is_gated"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    SplitHandler, Split,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Floats>()  // qkv
+        .Arg<Floats>().Arg<Floats>()  // q_scale, k_scale
+        .Arg<Floats>().Arg<Floats>()  // sines, cosines
+        .Ret<Floats>().Ret<Floats>().Ret<Floats>()
+        .Attr<float>("eps"));

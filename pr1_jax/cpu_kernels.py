@@ -24,13 +24,18 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 IMPLEMENTATIONS = ("auto", "xla", "cpu")
 
 _SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
-_TARGETS = {"pr1_jax_attend": "AttendHandler", "pr1_jax_project": "ProjectHandler"}
+_TARGETS = {
+    "pr1_jax_attend": "AttendHandler",
+    "pr1_jax_project": "ProjectHandler",
+    "pr1_jax_split": "SplitHandler",
+}
 
 
 def why_not(dtype: str) -> str:
@@ -127,13 +132,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-# --- Products of few rows -----------------------------------------------------------
-
-
-def packed_shape(size_in: int, size_out: int) -> tuple[int, int, int]:
-    """Shape of a packed matrix [size_in, size_out]."""
-    columns = _library().Columns()
-    return -(-size_out // columns), size_in, columns
+# --- Products of few rows, and what stands between them ----------------------------
 
 
 def pack(matrix: jax.Array) -> jax.Array:
@@ -143,15 +142,71 @@ def pack(matrix: jax.Array) -> jax.Array:
     return matrix.reshape(matrix.shape[0], -1, columns).swapaxes(0, 1)
 
 
-def project(x: jax.Array, packed: jax.Array, size_out: int) -> jax.Array:
+def pack_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Two matrices [I, O] in panels that are half of the one and half of the other."""
+    half = _library().Columns() // 2
+    padding = [(0, 0), (0, -gate.shape[1] % half)]
+    panels = [jnp.pad(x, padding).reshape(len(x), -1, half) for x in (gate, up)]
+    return jnp.concatenate(panels, axis=-1).swapaxes(0, 1)
+
+
+def project(
+    x: jax.Array,
+    packed: jax.Array,
+    size_out: int,
+    *,
+    scale: jax.Array | None = None,
+    eps: float = 0.0,
+    plus: jax.Array | None = None,
+    gated: bool = False,
+) -> jax.Array:
     """x [..., I] float32 times a packed matrix [I, size_out].
 
     A row's result does not depend on which others are there.
+
+    Args:
+      scale: [I] float32; x is first divided by its rms and multiplied by this.
+      eps: added to the mean square.
+      plus: [..., size_out] float32, added to the product.
+      gated: the matrices are of `pack_gated`; silu(x · gate) · (x · up).
     """
     rows = x.reshape(-1, x.shape[-1])
+    scale = _or_empty(scale)
+    plus = _or_empty(None if plus is None else plus.reshape(-1, size_out))
     out = jax.ShapeDtypeStruct((rows.shape[0], size_out), jnp.float32)
-    product = jax.ffi.ffi_call("pr1_jax_project", out)(rows, packed)
+    call = jax.ffi.ffi_call("pr1_jax_project", out)
+    product = call(rows, packed, scale, plus, eps=np.float32(eps), is_gated=gated)
     return product.reshape(*x.shape[:-1], size_out)
+
+
+def split_heads(qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0):
+    """Queries, keys and values of one product, normalised by head and rotated.
+
+    Args:
+      qkv: [..., K, R + 2, H] float32, as `model.fuse_projections` orders them.
+      angles: sines and cosines [..., H/2], of `model.rotary_angles`.
+      scales: [H] of the norms of queries and of keys, or None without norms.
+      eps: added to their mean squares.
+
+    Returns:
+      q [..., K · R, H], k and v [..., K, H].
+    """
+    *lead, K, both, H = qkv.shape
+    rows = qkv.reshape(-1, K, both, H)
+    heads = (K * (both - 2), K, K)
+    out = [jax.ShapeDtypeStruct((len(rows), n, H), jnp.float32) for n in heads]
+    call = jax.ffi.ffi_call("pr1_jax_split", out)
+    found = call(
+        *(rows, *map(_or_empty, scales)),
+        *(x.reshape(-1, H // 2) for x in angles),
+        eps=np.float32(eps),
+    )
+    return tuple(x.reshape(*lead, n, H) for x, n in zip(found, heads))
+
+
+def _or_empty(x: jax.Array | None) -> jax.Array:
+    """What the kernels take for None."""
+    return jnp.zeros(0, jnp.float32) if x is None else x
 
 
 # --- Attention of a decode step -----------------------------------------------------

@@ -112,17 +112,12 @@ class Projection(nn.Module):
     param_dtype: str
     use_bias: bool = False
     variance: float = 1.0  # of the output at the start, for inputs of variance 1
-    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
         n_in = len(self.in_shape)
         lead = x.shape[: x.ndim - n_in]
         sizes = math.prod(self.in_shape), math.prod(self.out_shape)
-        if self.packed:
-            kernel = _packed_param(self, "kernel", sizes, self.param_dtype)
-            y = cpu_kernels.project(x.reshape(*lead, sizes[0]), kernel, sizes[1])
-            return self._with_bias(y.reshape(*lead, *self.out_shape))
         init = nn.initializers.variance_scaling(
             self.variance,
             "fan_in",
@@ -144,21 +139,12 @@ class Projection(nn.Module):
             # As matrices: gradients of products over several axes are slower on CPU.
             y = x.reshape(-1, sizes[0]) @ kernel.reshape(sizes)
             y = y.reshape(*lead, *self.out_shape)
-        return self._with_bias(y)
-
-    def _with_bias(self, y):
         if not self.use_bias:
             return y
-        axes = self.axes[len(self.in_shape) :]
+        axes = self.axes[n_in:]
         init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
         bias = self.param("bias", init, self.out_shape, self.param_dtype)
         return y + bias.astype(y.dtype)
-
-
-def _packed_param(module: nn.Module, name: str, sizes: tuple[int, int], dtype: str):
-    """A packed matrix of these sizes; they are made from others, never drawn."""
-    init = nn.with_logical_partitioning(nn.initializers.zeros, (None, None, None))
-    return module.param(name, init, cpu_kernels.packed_shape(*sizes), dtype)
 
 
 class Layer(nn.Module):
@@ -171,7 +157,7 @@ class Layer(nn.Module):
     def __call__(self, x, angles, cache):
         c = self.config
         project = lambda name, *args, **kw: Projection(
-            *args, param_dtype=c.param_dtype, packed=c.packed, name=name, **kw
+            *args, param_dtype=c.param_dtype, name=name, **kw
         )
         norm = lambda name, axis: RMSNorm(c.rms_eps, axis, c.param_dtype, name=name)
         D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
@@ -240,9 +226,7 @@ class Decoder(nn.Module):
         )
         shape = (c.vocab_size, c.width)
         embedding = self.param("embedding", init, shape, c.param_dtype)
-        if c.packed:  # used by `logits`
-            _packed_param(self, "head", shape[::-1], c.param_dtype)
-        elif not c.tie_embeddings:
+        if not c.tie_embeddings:  # used by `logits`
             self.param("head", init, shape, c.param_dtype)
         x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
         angles = fusion.made_once(
@@ -276,6 +260,8 @@ class Decoder(nn.Module):
 
 def forward(config: ModelConfig, params, tokens, positions, attend, cache=None):
     """`Decoder.__call__` as a pure function of unboxed parameters."""
+    if config.packed:
+        return _packed_forward(config, params, tokens, positions, attend, cache)
     variables = {"params": params}
     return Decoder(config).apply(variables, tokens, positions, attend, cache)
 
@@ -327,10 +313,13 @@ def fuse_projections(config: ModelConfig, layer):
     return rest | {"qkv": jax.tree.map(qkv, q, k, v), "gate_up": both}
 
 
+# --- In the kernels of `cpu_kernels` ------------------------------------------------
+
+
 def pack_matrices(config: ModelConfig, params):
-    """Parameters of unstacked, fused layers as a `packed` config has them."""
+    """Parameters of unstacked, fused layers as `forward` has them of a packed config."""
     D, N, H = config.width, config.num_heads, config.head_dim
-    sizes_in = {"qkv": D, "o": N * H, "gate_up": D, "down": config.mlp_width}
+    sizes_in = {"qkv": D, "o": N * H, "down": config.mlp_width}
 
     def layer(tree):
         packed = {
@@ -338,12 +327,45 @@ def pack_matrices(config: ModelConfig, params):
             | {"kernel": cpu_kernels.pack(tree[name]["kernel"].reshape(size, -1))}
             for name, size in sizes_in.items()
         }
+        gate, up = jnp.unstack(tree["gate_up"]["kernel"], axis=1)
+        packed["gate_up"] = {"kernel": cpu_kernels.pack_gated(gate, up)}
         return tree | packed
 
     head = cpu_kernels.pack(params.get("head", params["embedding"]).T)
     is_layer = lambda name: name.startswith("layer_")
     layers = {name: layer(tree) for name, tree in params.items() if is_layer(name)}
     return params | layers | {"head": head}
+
+
+def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache=None):
+    """What `Decoder` computes; its layers are products and what is fused with them."""
+    D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
+    scale = lambda norm: norm["scale"].astype(jnp.float32)
+
+    def project(x, name, size_out, norm=None, **kwargs):
+        if norm is not None:
+            kwargs |= {"scale": scale(layer[norm]), "eps": c.rms_eps}
+        return cpu_kernels.project(x, layer[name]["kernel"], size_out, **kwargs)
+
+    x = jnp.take(params["embedding"], tokens, axis=0)
+    angles = rotary_angles(positions, H, c.rope_base)
+    new_cache = []
+    for i, entry in enumerate(cache or (None,) * c.num_layers):
+        layer = params[f"layer_{i}"]
+        qkv = project(x, "qkv", (N + 2 * K) * H, "attn_norm")
+        qkv = qkv.reshape(*x.shape[:-1], K, N // K + 2, H)
+        if c.qkv_bias:
+            qkv = qkv + layer["qkv"]["bias"]
+        norms = ("q_norm", "k_norm") if c.qk_norm else ()
+        scales = [scale(layer[norm]) for norm in norms] or (None, None)
+        q, k, v = cpu_kernels.split_heads(qkv, angles, scales, c.rms_eps)
+        out, entry = attend(q, k, v, entry)
+        new_cache.append(entry)
+        x = project(out.reshape(*x.shape[:-1], N * H), "o", D, plus=x)
+        h = project(x, "gate_up", F, "mlp_norm", gated=True)
+        x = project(h, "down", D, plus=x)
+    final_norm = RMSNorm(c.rms_eps, "embed", c.param_dtype)
+    return final_norm.apply({"params": params["final_norm"]}, x), tuple(new_cache)
 
 
 def unbox(params):

@@ -376,11 +376,12 @@ class _Programs:
             if config is not None:
                 if config.num_kv_heads % mesh.shape["tensor"] == 0:
                     heads = NamedSharding(mesh, PartitionSpec(*rows.spec, "tensor"))
-                self._weights = sharding.param_shardings(
-                    kv_cache.decoding_config(config),
-                    whole_mesh,
-                    sharding.SAMPLING_RULES,
-                )
+                decoding = kv_cache.decoding_config(config)
+                self._weights = sharding.replicated(whole_mesh)
+                if not decoding.packed:  # else they are not split
+                    self._weights = sharding.param_shardings(
+                        decoding, whole_mesh, sharding.SAMPLING_RULES
+                    )
             self._places = jax.tree.map(lambda x: heads if x.ndim == 4 else rows, state)
         shards = sharding.batch_shards(self._mesh) if self._mesh else 1
         if shards != sampler.shards:
@@ -423,7 +424,9 @@ class _Programs:
         """What `convert` gives, as jax.ShapeDtypeStruct."""
         convert = functools.partial(kv_cache.decoding_params, self._config)
         struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-        return jax.tree.map(struct, jax.eval_shape(convert, params), self._weights)
+        abstract = jax.eval_shape(convert, params)
+        places = jax.tree.broadcast(self._weights, abstract)
+        return jax.tree.map(struct, abstract, places)
 
     def place(self, state) -> Any:
         """An abstract state with its shardings."""

@@ -1,5 +1,7 @@
 """The C++ kernels of decode steps compute what XLA does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,10 +35,53 @@ def test_products_are_those_of_matrices(rows, sizes):
     rng = np.random.default_rng(rows)
     x, matrix = floats(rng, rows, sizes[0]), floats(rng, *sizes)
     packed = cpu_kernels.pack(matrix)
-    assert packed.shape == cpu_kernels.packed_shape(*sizes)
     got = cpu_kernels.project(x, packed, sizes[1])
     expected = np.float64(x) @ np.float64(matrix)
     np.testing.assert_allclose(got, expected, atol=1e-5 * sizes[0] ** 0.5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 7, 32, 200])
+@pytest.mark.parametrize("sizes", [(3, 1), (16, 16), (33, 50), (256, 97)])
+def test_products_with_what_stands_around_them(rows, sizes):
+    """Normalised before, gated, and added to something after."""
+    rng = np.random.default_rng(rows)
+    (x, scale), eps = (floats(rng, rows, sizes[0]), floats(rng, sizes[0])), 0.03
+    gate, up = floats(rng, *sizes), floats(rng, *sizes)
+    plus = floats(rng, rows, sizes[1])
+    x64 = np.float64(x)
+    h = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + eps) * np.float64(scale)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3)
+
+    around = {"scale": scale, "eps": eps}
+    got = cpu_kernels.project(x, cpu_kernels.pack(up), sizes[1], **around, plus=plus)
+    close(got, h @ np.float64(up) + plus)
+    packed = cpu_kernels.pack_gated(gate, up)
+    got = cpu_kernels.project(x, packed, sizes[1], **around, gated=True)
+    g = h @ np.float64(gate)
+    close(got, g / (1 + np.exp(-g)) * (h @ np.float64(up)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("has_norms", [True, False])
+@pytest.mark.parametrize("H", [2, 8, 34])
+def test_heads_are_split_normalised_and_rotated(H, has_norms):
+    rng, (K, R), lead, eps = np.random.default_rng(H), (3, 2), (5, 7), 0.03
+    qkv = floats(rng, *lead, K, R + 2, H)
+    angles = model.rotary_angles(jnp.asarray(rng.integers(0, 99, lead)), H, 1e4)
+    scales = (floats(rng, H), floats(rng, H)) if has_norms else (None, None)
+
+    def expected(x, scale):
+        norm = model.RMSNorm(eps, "head_dim", "float32")
+        if scale is not None:
+            x = norm.apply({"params": {"scale": scale}}, x)
+        return model.rotate(x, angles)
+
+    q, k, v = cpu_kernels.split_heads(qkv, angles, scales, eps)
+    queries = qkv[..., :R, :].reshape(*lead, K * R, H)
+    np.testing.assert_allclose(q, expected(queries, scales[0]), atol=1e-5)
+    np.testing.assert_allclose(k, expected(qkv[..., R, :], scales[1]), atol=1e-5)
+    np.testing.assert_array_equal(v, qkv[..., R + 1, :])
 
 
 @needs_kernels
