@@ -4,7 +4,7 @@ A decode step multiplies few rows by every weight, and reads every key and value
 XLA's products of few rows reach half of what they could on CPU, and its attention has
 one shape for all rows: each pays for the slots of the longest response, and for as many
 lanes as there can be. The kernels of `cpu_kernels.cc` read packed weights, and of each
-row just what it has.
+row just what it has. What stands between the products is computed in the same passes.
 
 They are compiled by the machine's C++ compiler when they are first needed, and kept in
 the user's cache folder, by what they depend on. Where there is no compiler, on other
