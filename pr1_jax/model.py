@@ -2,7 +2,8 @@
 
 One forward pass serves training, prefill and decoding: attention is a function that
 the caller hands in, so what a token may see, and where keys and values are kept, is
-decided outside. Axis letters, used in docstrings, comments and einsums throughout:
+decided outside. On CPU, `_packed_forward` computes the same in kernels for prefill and
+decoding. Axis letters, used in docstrings, comments and einsums throughout:
 
   B sequences, T tokens, S key/value slots, D width, N query heads, K key/value heads,
   R = N/K, H head dim, F MLP width, V vocab, L lanes, G responses a prompt, P paths.

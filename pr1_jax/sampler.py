@@ -377,8 +377,9 @@ class _Programs:
                 if config.num_kv_heads % mesh.shape["tensor"] == 0:
                     heads = NamedSharding(mesh, PartitionSpec(*rows.spec, "tensor"))
                 decoding = kv_cache.decoding_config(config)
-                self._weights = sharding.replicated(whole_mesh)
-                if not decoding.packed:  # else they are not split
+                if decoding.packed:  # never split
+                    self._weights = sharding.replicated(whole_mesh)
+                else:
                     self._weights = sharding.param_shardings(
                         decoding, whole_mesh, sharding.SAMPLING_RULES
                     )

@@ -1,5 +1,6 @@
 """The C++ kernels of decode steps compute what XLA does."""
 
+import dataclasses
 import functools
 
 import jax
@@ -82,6 +83,50 @@ def test_heads_are_split_normalised_and_rotated(H, has_norms):
     np.testing.assert_allclose(q, expected(queries, scales[0]), atol=1e-5)
     np.testing.assert_allclose(k, expected(qkv[..., R, :], scales[1]), atol=1e-5)
     np.testing.assert_array_equal(v, qkv[..., R + 1, :])
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # Qwen3
+        {"qk_norm": False, "qkv_bias": True},  # Qwen2
+        {"qk_norm": False, "num_kv_heads": 2, "tie_embeddings": False},  # Llama
+        {"param_dtype": "bfloat16", "num_layers": 2, "mlp_width": 41},
+    ],
+)
+def test_a_packed_decoder_computes_what_others_do(changes):
+    """Also where scales are not 1 and biases not 0, as they are at the start."""
+    config = dataclasses.replace(CONFIG, **changes)
+    rng = np.random.default_rng(0)
+    params = model.unbox(model.init_params(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), params
+    )
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (3, 5)))
+    positions = jnp.asarray(rng.integers(0, 50, (3, 5)))
+
+    def attend(q, k, v, cache):
+        groups = config.num_heads // config.num_kv_heads
+        k, v = (jnp.repeat(x, groups, axis=-2) for x in (k, v))
+        return jnp.sin(q * k) + v, cache + q.sum()
+
+    def outputs(config):
+        decoding = kv_cache.decoding_config(config)
+        weights = kv_cache.decoding_params(config, params)
+        cache = (jnp.zeros(()),) * config.num_layers
+        hidden, cache = model.forward(
+            decoding, weights, tokens, positions, attend, cache
+        )
+        return hidden, model.logits(weights, hidden), cache
+
+    expected = outputs(config)
+    got = outputs(dataclasses.replace(config, cpu_kernels=True))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        got,
+        expected,
+    )
 
 
 @needs_kernels

@@ -87,7 +87,7 @@ run_worker() { # round work row
     *_eager | *_eager_*) flags+=(--no-compile) ;;
     *_devices) xla_flags=$device_flags ;;
   esac
-  [[ $3 != *_micro ]] || flags+=(--micro_batch "$micro_batch")
+  [[ $3 != *_micro && $peer != ours ]] || flags+=(--micro_batch "$micro_batch")
   mkdir -p "$rounds/round$1"
   # In the foreground, or an interrupt would not reach it.
   XLA_FLAGS=$xla_flags timeout --foreground --kill-after=30 "$limit_sec" \
