@@ -42,6 +42,9 @@ def get_config(
     c.model.remat = False  # recompute layers in the backward pass
     c.model.remat_policy = "nothing"  # kept all the same; or "dots", matrix products
     c.model.attention = "auto"  # "pallas" (TPU) or "xla"
+    # Of updates: "xla", "cpu" (C++, float32, one device, attention as well), or "auto",
+    # "cpu" where it runs.
+    c.model.kernels = "auto"
     c.model.query_chunk = 512  # of "xla": queries whose scores are held at once
     c.model.logits_chunk = 0  # positions whose logits are held at once; 0 = all
     c.model.length_buckets = (60, 76, 92)  # micro-batches are cut to the next of these

@@ -35,7 +35,6 @@ from pr1_jax import (
     experiment,
     hf,
     hf_tensors,
-    kv_cache,
     layout,
     model,
     rollout,
@@ -241,7 +240,7 @@ class Chat:
         settings = self._decoding
         if settings not in self._samplers:
             sampler = Sampler(
-                None if self._decode_fn else kv_cache.with_kernels(self.model),
+                None if self._decode_fn else model.with_kernels(self.model),
                 decode.Vocab.of(self.tokenizer),
                 settings,
                 rows=1,

@@ -47,6 +47,7 @@ _CHOICES = {
     "model.param_dtype": _DTYPES,
     "model.remat_policy": tuple(model.REMAT_POLICIES),
     "model.attention": attention.IMPLEMENTATIONS,
+    "model.kernels": cpu_kernels.IMPLEMENTATIONS,
     "rollout.kernels": cpu_kernels.IMPLEMENTATIONS,
 }
 _TOO_LARGE = 2**31  # and neither are inf and nan below it

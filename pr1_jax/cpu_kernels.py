@@ -29,12 +29,22 @@ from absl import logging
 
 IMPLEMENTATIONS = ("auto", "xla", "cpu")
 
-_SOURCE = pathlib.Path(__file__).with_suffix(".cc")
+_FOLDER = pathlib.Path(__file__).parent
+_SOURCES = ("cpu_kernels.cc", "cpu_training.cc", "cpu_attention.cc")
+_HEADERS = ("cpu_kernels.h", "cpu_training.h")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 _TARGETS = {
     "pr1_jax_attend": "AttendHandler",
     "pr1_jax_project": "ProjectHandler",
     "pr1_jax_split": "SplitHandler",
+    # of `cpu_training`
+    "pr1_jax_linear": "LinearHandler",
+    "pr1_jax_linear_back": "LinearBackHandler",
+    "pr1_jax_mlp": "MlpHandler",
+    "pr1_jax_mlp_back": "MlpBackHandler",
+    "pr1_jax_split_back": "SplitBackHandler",
+    "pr1_jax_attention": "AttentionHandler",
+    "pr1_jax_attention_back": "AttentionBackHandler",
 }
 
 
@@ -99,25 +109,32 @@ def build() -> pathlib.Path:
     Raises:
       OSError: there is no compiler, or it fails; with what it said.
     """
-    compiler, source = _compiler(), _SOURCE.read_bytes()
-    depends = (source, *_FLAGS, compiler, platform.machine(), *processor())
+    compiler = _compiler()
+    sources = [(_FOLDER / name).read_bytes() for name in _HEADERS + _SOURCES]
+    depends = (*sources, *_FLAGS, compiler, platform.machine(), *processor())
     depends += (importlib.metadata.version("jaxlib"),)
     key = hashlib.sha256("\0".join(map(str, depends)).encode()).hexdigest()[:16]
     folder = _folder()
     path = folder / f"cpu_kernels-{key}.so"
     if path.exists():
         return path
-    logging.info("compiling %s with %s (once)", _SOURCE.name, compiler)
+    names = ", ".join(_SOURCES)
+    logging.info("compiling %s with %s (once)", names, compiler)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         made = pathlib.Path(inside) / path.name
         include = ("-isystem", jax.ffi.include_dir())
-        command = [compiler, *_FLAGS, *include, str(_SOURCE), "-o", str(made)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        # All as one, since what they have in common takes longest.
+        *first, last = _SOURCES
+        others = [word for name in first for word in ("-include", name)]
+        command = [compiler, *_FLAGS, *include, *others, last, "-o", str(made)]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, cwd=_FOLDER
+        )
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             said = [line for line in lines if "error" in line] or lines[-1:]
             reason = said[0] if said else f"exit code {done.returncode}"
-            raise OSError(f"{compiler} cannot compile {_SOURCE.name}: {reason}")
+            raise OSError(f"{compiler} cannot compile {names}: {reason}")
         made.replace(path)  # whole, or not at all
     return path
 
@@ -171,8 +188,8 @@ def project(
       gated: the matrices are of `pack_gated`; silu(x · gate) · (x · up).
     """
     rows = x.reshape(-1, x.shape[-1])
-    scale = _or_empty(scale)
-    plus = _or_empty(None if plus is None else plus.reshape(-1, size_out))
+    scale = or_empty(scale)
+    plus = or_empty(None if plus is None else plus.reshape(-1, size_out))
     out = jax.ShapeDtypeStruct((rows.shape[0], size_out), jnp.float32)
     call = jax.ffi.ffi_call("pr1_jax_project", out)
     product = call(rows, packed, scale, plus, eps=np.float32(eps), is_gated=gated)
@@ -197,14 +214,14 @@ def split_heads(qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0):
     out = [jax.ShapeDtypeStruct((len(rows), n, H), jnp.float32) for n in heads]
     call = jax.ffi.ffi_call("pr1_jax_split", out)
     found = call(
-        *(rows, *map(_or_empty, scales)),
+        *(rows, *map(or_empty, scales)),
         *(x.reshape(-1, H // 2) for x in angles),
         eps=np.float32(eps),
     )
     return tuple(x.reshape(*lead, n, H) for x, n in zip(found, heads))
 
 
-def _or_empty(x: jax.Array | None) -> jax.Array:
+def or_empty(x: jax.Array | None) -> jax.Array:
     """What the kernels take for None."""
     return jnp.zeros(0, jnp.float32) if x is None else x
 

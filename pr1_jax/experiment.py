@@ -16,7 +16,6 @@ from pr1_jax import (
     decode,
     embedded,
     hf,
-    kv_cache,
     model,
     sharding,
     tokenizer,
@@ -43,7 +42,14 @@ class Experiment:
     @functools.cached_property
     def sampling_model(self) -> model.ModelConfig:
         """The model as samplers decode it, with the kernels of `rollout.kernels`."""
-        return kv_cache.with_kernels(self.model, self.config.rollout.kernels, self.mesh)
+        kernels = self.config.rollout.kernels
+        return model.with_kernels(self.model, kernels, self.mesh)
+
+    @functools.cached_property
+    def training_model(self) -> model.ModelConfig:
+        """The model as updates compute it, with the kernels of `model.kernels`."""
+        kernels = self.config.model.kernels
+        return model.with_kernels(self.model, kernels, self.mesh, training=True)
 
     @functools.cached_property
     def samplers(self) -> dict[tuple[str, int], Sampler]:
@@ -216,8 +222,9 @@ def build(
         mesh=sharding.make_mesh(**config.mesh, devices=devices),
         settings=checks.decode_settings(config),
     )
-    if config.rollout.kernels == "cpu":  # whether they run, before anything compiles
-        kv_cache.with_kernels(made.model, "cpu", made.mesh)
+    for kernels, training in ((config.rollout.kernels, 0), (config.model.kernels, 1)):
+        if kernels == "cpu":  # whether they run, before anything compiles
+            model.with_kernels(made.model, "cpu", made.mesh, training=bool(training))
     if config.checkpoint.init:
         about = {"tokenizer": made.tokenizer.fingerprint}
         checkpoint.check_params(

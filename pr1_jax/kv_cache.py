@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import logging
-from jax.sharding import Mesh
 
 from pr1_jax import attention, cpu_kernels, decode, layout, model
 from pr1_jax.attention import group_queries, ungroup_queries
@@ -39,32 +37,6 @@ def empty(config: model.ModelConfig, rows: int, slots: int):
 def decoding_config(config: model.ModelConfig) -> model.ModelConfig:
     """The config that goes with `decoding_params`."""
     return dataclasses.replace(config, scan_layers=False, remat=False, fused=True)
-
-
-def with_kernels(
-    config: model.ModelConfig, kernels: str = "auto", mesh: Mesh | None = None
-) -> model.ModelConfig:
-    """The config for a sampler on a mesh, or on JAX's default device.
-
-    Args:
-      kernels: of `cpu_kernels.IMPLEMENTATIONS`; `auto` takes `cpu` where it runs.
-
-    Raises:
-      ValueError: `cpu` cannot run here, and why.
-    """
-    if kernels == "xla":
-        return config
-    if mesh is not None and mesh.shape["tensor"] > 1:
-        reason = f"mesh.tensor={mesh.shape['tensor']} splits heads"
-    elif mesh is not None and (platform := mesh.devices.flat[0].platform) != "cpu":
-        reason = f"the device is a {platform}"
-    else:
-        reason = cpu_kernels.why_not(config.dtype)
-    if reason and kernels == "cpu":
-        raise ValueError(f"rollout.kernels=cpu: {reason}")
-    if reason:
-        logging.info("XLA's kernels decode: %s", reason)
-    return dataclasses.replace(config, cpu_kernels=not reason)
 
 
 def decoding_params(config: model.ModelConfig, params: Any) -> Any:

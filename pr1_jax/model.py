@@ -3,7 +3,7 @@
 One forward pass serves training, prefill and decoding: attention is a function that
 the caller hands in, so what a token may see, and where keys and values are kept, is
 decided outside. On CPU, `_packed_forward` computes the same in kernels for prefill and
-decoding. Axis letters, used in docstrings, comments and einsums throughout:
+decoding, and `_training_forward` for updates. Axis letters, used in docstrings, comments and einsums throughout:
 
   B sequences, T tokens, S key/value slots, D width, N query heads, K key/value heads,
   R = N/K, H head dim, F MLP width, V vocab, L lanes, G responses a prompt, P paths.
@@ -17,8 +17,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
 
-from pr1_jax import cpu_kernels, fusion
+from pr1_jax import cpu_kernels, cpu_training, fusion
 
 # What the backward pass of a layer with `remat` finds kept.
 REMAT_POLICIES = {
@@ -52,7 +54,7 @@ class ModelConfig:
     remat: bool = False  # recompute each layer in the backward pass
     remat_policy: str = "nothing"  # what of it is kept all the same
     fused: bool = False  # parameters as `fuse_projections` makes them, for decoding
-    cpu_kernels: bool = False  # `fused` ones packed, for the kernels of `cpu_kernels`
+    cpu_kernels: bool = False  # of `cpu_training`, or with `fused` of `cpu_kernels`
 
     @property
     def packed(self) -> bool:
@@ -263,6 +265,8 @@ def forward(config: ModelConfig, params, tokens, positions, attend, cache=None):
     """`Decoder.__call__` as a pure function of unboxed parameters."""
     if config.packed:
         return _packed_forward(config, params, tokens, positions, attend, cache)
+    if config.cpu_kernels:
+        return _training_forward(config, params, tokens, positions, attend), None
     variables = {"params": params}
     return Decoder(config).apply(variables, tokens, positions, attend, cache)
 
@@ -303,18 +307,58 @@ def fuse_projections(config: ModelConfig, layer):
     """
     names = ("q", "k", "v", "gate", "up")
     q, k, v, gate, up = (layer[name] for name in names)
+    rest = {name: value for name, value in layer.items() if name not in names}
+    both = jax.tree.map(lambda *x: jnp.stack(x, axis=-2), gate, up)
+    return rest | {"qkv": _fuse_heads(config, q, k, v), "gate_up": both}
+
+
+def _fuse_heads(config: ModelConfig, *qkv):
+    """Trees of [..., heads, H] for q, k, v as one of [..., K, R + 2, H]."""
     K, H = config.num_kv_heads, config.head_dim
 
-    def qkv(q, k, v):  # [..., heads, H] each
+    def fuse(q, k, v):
         q = q.reshape(*q.shape[:-2], K, -1, H)
         return jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=-2)
 
-    rest = {name: value for name, value in layer.items() if name not in names}
-    both = jax.tree.map(lambda *x: jnp.stack(x, axis=-2), gate, up)
-    return rest | {"qkv": jax.tree.map(qkv, q, k, v), "gate_up": both}
+    return jax.tree.map(fuse, *qkv)
 
 
-# --- In the kernels of `cpu_kernels` ------------------------------------------------
+# --- In the kernels of `cpu_kernels` and `cpu_training` ------------------------------
+
+
+def with_kernels(
+    config: ModelConfig,
+    kernels: str = "auto",
+    mesh: Mesh | None = None,
+    *,
+    training: bool = False,
+) -> ModelConfig:
+    """The config for a sampler, or for updates, on a mesh or on JAX's default device.
+
+    Args:
+      kernels: of `cpu_kernels.IMPLEMENTATIONS`; `auto` takes `cpu` where it runs.
+      training: for updates, whose kernels run on one device alone.
+
+    Raises:
+      ValueError: `cpu` cannot run here, and why.
+    """
+    if kernels == "xla":
+        return config
+    if training and mesh is not None and mesh.size > 1:
+        reason = f"the mesh has {mesh.size} devices"
+    elif mesh is not None and mesh.shape["tensor"] > 1:
+        reason = f"mesh.tensor={mesh.shape['tensor']} splits heads"
+    elif mesh is not None and (platform := mesh.devices.flat[0].platform) != "cpu":
+        reason = f"the device is a {platform}"
+    else:
+        reason = cpu_kernels.why_not(config.dtype)
+    if reason and kernels == "cpu":
+        field = "model.kernels" if training else "rollout.kernels"
+        raise ValueError(f"{field}=cpu: {reason}")
+    if reason:
+        what = "compute updates" if training else "decode"
+        logging.info("XLA's kernels %s: %s", what, reason)
+    return dataclasses.replace(config, cpu_kernels=not reason)
 
 
 def pack_matrices(config: ModelConfig, params):
@@ -367,6 +411,42 @@ def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache=Non
         x = project(h, "down", D, plus=x)
     final_norm = RMSNorm(c.rms_eps, "embed", c.param_dtype)
     return final_norm.apply({"params": params["final_norm"]}, x), tuple(new_cache)
+
+
+def _training_forward(c: ModelConfig, params, tokens, positions, attend):
+    """What `Decoder` computes, in operations of `cpu_training`; keeps no cache."""
+    D, K, H = c.width, c.num_kv_heads, c.head_dim
+
+    def layer(x, tree):
+        tree = compute_params(c, tree)
+        scale = lambda name: tree[name]["scale"].astype(jnp.float32)
+        qkv = _fuse_heads(c, tree["q"], tree["k"], tree["v"])
+        kernel = qkv["kernel"].reshape(D, -1)
+        heads = cpu_training.linear(x, kernel, scale("attn_norm"), None, c.rms_eps)
+        heads = heads.reshape(*tokens.shape, K, -1, H)
+        if c.qkv_bias:
+            heads = heads + qkv["bias"]
+        names = ("q_norm", "k_norm")
+        scales = tuple(scale(name) if c.qk_norm else None for name in names)
+        q, k, v = cpu_training.split_heads(heads, angles, scales, c.rms_eps)
+        out, _ = attend(q, k, v, None)
+        kernel = tree["o"]["kernel"].reshape(-1, D)
+        x = cpu_training.linear(out.reshape(len(x), -1), kernel, None, x)
+        matrices = (tree[name]["kernel"] for name in ("gate", "up", "down"))
+        return cpu_training.mlp(x, scale("mlp_norm"), *matrices, c.rms_eps)
+
+    if c.remat:
+        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat_policy])
+    x = jnp.take(params["embedding"], tokens.reshape(-1), axis=0).astype(c.dtype)
+    angles = rotary_angles(positions, H, c.rope_base)
+    if c.scan_layers:
+        x, _ = jax.lax.scan(lambda x, tree: (layer(x, tree), None), x, params["layers"])
+    else:
+        for i in range(c.num_layers):
+            x = layer(x, params[f"layer_{i}"])
+    final_norm = RMSNorm(c.rms_eps, "embed", c.param_dtype)
+    x = final_norm.apply({"params": params["final_norm"]}, x)
+    return x.reshape(*tokens.shape, D)
 
 
 def unbox(params):

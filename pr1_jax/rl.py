@@ -73,7 +73,7 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
     optimizer, _ = experiment.optimizer("rl")
     update = functools.partial(
         train_state.grpo_update,
-        config=experiment.model,
+        config=experiment.training_model,
         optimizer=optimizer,
         policy=experiment.policy(sampling=True),
         grpo=train_state.GrpoSettings(
@@ -107,7 +107,7 @@ class _Updater:
         if self.recomputes or self._reference is not None:
             policy = experiment.policy(sampling=True)
             logps = functools.partial(
-                train_state.trained_logps, experiment.model, policy=policy
+                train_state.trained_logps, experiment.training_model, policy=policy
             )
             place = sharding.batch_sharding(experiment.mesh, axis=1)
             bare = _abstract_batch(experiment).replace(importance=None)

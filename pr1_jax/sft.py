@@ -57,7 +57,7 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
     optimizer, _ = experiment.optimizer("sft")
     update = functools.partial(
         train_state.sft_update,
-        config=experiment.model,
+        config=experiment.training_model,
         optimizer=optimizer,
         policy=experiment.policy(sampling=False),
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from pr1_jax import attention, losses, model, sharding
+from pr1_jax import attention, cpu_training, losses, model, sharding
 from pr1_jax.trajectory import Batch
 
 SCHEDULES = ("constant", "cosine")
@@ -163,6 +163,8 @@ def policy_logps(
     """
 
     def attend(q, k, v, cache):
+        if config.cpu_kernels:
+            return cpu_training.attention(q, k, v, batch.block, batch.path), cache
         out = attention.label_attention(
             q,
             k,

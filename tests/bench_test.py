@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from pr1_jax import attention, decode, kv_cache, layout, losses, model, tags
+from pr1_jax import attention, decode, layout, losses, model, tags
 from pr1_jax.bench import (
     decode_limits,
     limits,
@@ -112,7 +112,7 @@ def of_plan(plan):
 
 @functools.cache
 def programs(kernels):
-    config = kv_cache.with_kernels(CONFIG, kernels)
+    config = model.with_kernels(CONFIG, kernels)
     return request_programs.Programs(
         config, VOCAB, steps_per_chunk=8, prefill_rows=(2,)
     )

@@ -236,16 +236,16 @@ def test_far_scores_neither_overflow_nor_vanish():
 
 @needs_kernels
 def test_auto_takes_them_and_tensor_parallel_meshes_do_not():
-    assert kv_cache.with_kernels(CONFIG).cpu_kernels
-    assert not kv_cache.with_kernels(CONFIG, "xla").cpu_kernels
+    assert model.with_kernels(CONFIG).cpu_kernels
+    assert not model.with_kernels(CONFIG, "xla").cpu_kernels
     mesh = jax.make_mesh((1, 1, 2), ("data", "fsdp", "tensor"))
-    assert not kv_cache.with_kernels(CONFIG, mesh=mesh).cpu_kernels
+    assert not model.with_kernels(CONFIG, mesh=mesh).cpu_kernels
     with pytest.raises(ValueError, match="rollout.kernels=cpu: mesh.tensor=2"):
-        kv_cache.with_kernels(CONFIG, "cpu", mesh)
+        model.with_kernels(CONFIG, "cpu", mesh)
     half = model.ModelConfig(**{**vars(CONFIG), "dtype": "bfloat16"})
-    assert not kv_cache.with_kernels(half).cpu_kernels
+    assert not model.with_kernels(half).cpu_kernels
     with pytest.raises(ValueError, match="rollout.kernels=cpu: model.dtype=bfloat16"):
-        kv_cache.with_kernels(half, "cpu")
+        model.with_kernels(half, "cpu")
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def fresh(monkeypatch, tmp_path):
 def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
     monkeypatch.setenv("PATH", str(fresh))
     monkeypatch.delenv("CXX", raising=False)
-    config = kv_cache.with_kernels(CONFIG)
+    config = model.with_kernels(CONFIG)
     assert not config.cpu_kernels
     vocab = decode.Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
     settings = decode.Settings(max_prompt_tokens=4, max_response_tokens=6)
@@ -269,7 +269,7 @@ def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
     (response,) = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
     assert 1 <= len(response.tokens) <= 6
     with pytest.raises(ValueError, match="rollout.kernels=cpu: no C.* was found"):
-        kv_cache.with_kernels(CONFIG, "cpu")
+        model.with_kernels(CONFIG, "cpu")
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_nothing(fresh, monkeypatch):

@@ -39,7 +39,7 @@ _OUT = flags.DEFINE_string(
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Least sizes: does everything still run?")
 _KERNELS = flags.DEFINE_string(
-    "kernels", "auto", "Of decode steps: auto, cpu (C++) or xla."
+    "kernels", "auto", "Of decode steps and updates: auto, cpu (C++) or xla."
 )
 _TRACES = flags.DEFINE_string(
     "traces",

@@ -1,6 +1,7 @@
 """Suites of parallel blocks: against requests, a step's cost in a block, refilling."""
 
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -84,10 +85,12 @@ def _schemes(bench: Bench, programs: Programs, num_paths: int) -> list[dict]:
         }
         runs = timing.alternate(tried, 1)
         best = min(tried, key=lambda rows: runs[rows].sec.median)
+        _tell(num_paths, f"{name}, by rows", runs)
         fastest[name] = int(best)
         works[name] = tried[best]
     works[_SEQUENTIAL] = functools.partial(sample, one_stream)
     runs = timing.alternate(works, bench.repeats)
+    _tell(num_paths, "all", runs)
 
     rows = []
     for name, run in runs.items():
@@ -108,6 +111,12 @@ def _schemes(bench: Bench, programs: Programs, num_paths: int) -> list[dict]:
         )
     assert len({row["tokens"] for row in rows}) == 1
     return rows
+
+
+def _tell(num_paths: int, what: str, runs: Mapping[str, timing.Runs]) -> None:
+    """Says how far a suite of many minutes has come."""
+    sec = ", ".join(f"{name} {run.sec.median:.2f} s" for name, run in runs.items())
+    print(f"  {num_paths} paths, {what}: {sec}", file=sys.stderr, flush=True)
 
 
 def _critical(plan: Plan, copies: bool) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import decode, kv_cache, model
+from pr1_jax import decode, model
 from pr1_jax.bench.limits import Limits
 from pr1_jax.bench.plans import Trace
 
@@ -164,12 +164,12 @@ class Bench:
     traces: tuple[Trace, ...]
     traces_from: str
     quick: bool = False
-    kernels: str = "auto"  # of decode steps, as of `rollout.kernels`
+    kernels: str = "auto"  # of decode steps and updates, as of `rollout.kernels`
 
     @functools.cached_property
     def config(self) -> model.ModelConfig:
         """The model."""
-        return kv_cache.with_kernels(self.shape.model, self.kernels)
+        return model.with_kernels(self.shape.model, self.kernels)
 
     @property
     def plan_tokens(self) -> int:

@@ -1,6 +1,6 @@
 """The GRPO update: speed, share of the matmul peak, memory.
 
-`python -m pr1_jax.bench.update SHAPE ROWS TOKENS MICRO_BATCH` makes one update in a
+`python -m pr1_jax.bench.update SHAPE KERNELS ROWS TOKENS MICRO_BATCH` makes one update in a
 process of its own and prints its peak memory.
 """
 
@@ -55,6 +55,7 @@ class Update:
         shape: shapes.Shape,
         vocab: decode.Vocab,
         *,
+        kernels: str,
         rows: int,
         tokens: int,
         micro_batch: int,
@@ -63,6 +64,7 @@ class Update:
         optimizer = train_state.make_optimizer(
             train_state.OptimizerSettings(lr=1e-6, steps=1000)
         )
+        config = model.with_kernels(shape.model, kernels, training=True)
         policy = train_state.PolicySettings(
             special_ids=vocab.special_ids,
             logits_chunk=shape.logits_chunk,
@@ -70,7 +72,7 @@ class Update:
         )
         update = functools.partial(
             train_state.grpo_update,
-            config=shape.model,
+            config=config,
             optimizer=optimizer,
             policy=policy,
             grpo=train_state.GrpoSettings(),
@@ -130,7 +132,7 @@ def _device_peak() -> int | None:
 
 def measure(bench: Bench, chain: Chain, **sizes: int) -> tuple[Update, timing.Work]:
     """An update of so many `rows` and `tokens` in micro-batches of `micro_batch`."""
-    update = Update(bench.shape, bench.vocab, **sizes)
+    update = Update(bench.shape, bench.vocab, kernels=bench.kernels, **sizes)
     return update, chain.work(update)
 
 
@@ -184,7 +186,8 @@ def update(bench: Bench) -> list[Table]:
 def _peak_in_own_process(
     bench: Bench, rows: int, tokens: int, micro_batch: int
 ) -> int | None:
-    command = [sys.executable, "-m", "pr1_jax.bench.update", bench.shape.name]
+    command = [sys.executable, "-m", "pr1_jax.bench.update"]
+    command += [bench.shape.name, bench.kernels]
     command += map(str, (rows, tokens, micro_batch))
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
@@ -200,12 +203,14 @@ def _resident_bytes(peak: bool = False) -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def _print_peak(shape: str, rows: int, tokens: int, micro_batch: int) -> None:
+def _print_peak(
+    shape: str, kernels: str, rows: int, tokens: int, micro_batch: int
+) -> None:
     """Prints by how many bytes one update makes the resident memory grow."""
     chosen = shapes.SHAPES[shape]
     vocab = shapes.vocab_of(chosen.model)
     sizes = {"rows": rows, "tokens": tokens, "micro_batch": micro_batch}
-    update = Update(chosen, vocab, **sizes)
+    update = Update(chosen, vocab, kernels=kernels, **sizes)
     state = update.fresh_state()
     peak = None
     if _resident_bytes() is not None:
@@ -220,4 +225,4 @@ def _print_peak(shape: str, rows: int, tokens: int, micro_batch: int) -> None:
 
 
 if __name__ == "__main__":
-    _print_peak(sys.argv[1], *map(int, sys.argv[2:]))
+    _print_peak(*sys.argv[1:3], *map(int, sys.argv[3:]))

@@ -65,8 +65,9 @@ def build(
     if config.model.attention == "auto":  # would ask for the machine that plans
         on_tpu = devices[0].platform == "tpu"
         config.model.attention = "pallas" if on_tpu else "xla"
-    if config.rollout.kernels == "auto":  # these devices stand for accelerators
-        config.rollout.kernels = "xla"
+    for section in (config.model, config.rollout):
+        if section.kernels == "auto":  # these devices stand for accelerators
+            section.kernels = "xla"
     if not config.model.path:
         return experiment.build(config, devices=devices)
     checks.check(config, devices=devices)

@@ -228,7 +228,9 @@ def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
         "rl.clip_high": 0.28,
         "checkpoint.keep": 1,
         "checkpoint.keep_best": 0,
-        "rollout.kernels": "xla",  # whether or not there is a C++ compiler
+        # Whether or not there is a C++ compiler.
+        "model.kernels": "xla",
+        "rollout.kernels": "xla",
     }
     if cell.kind != "evaluate":
         found["stages"] = (cell.kind,)

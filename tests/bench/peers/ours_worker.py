@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pr1_jax import decode, hf, kv_cache, losses, sharding, train_state, trajectory
+from pr1_jax import decode, hf, losses, model, sharding, train_state, trajectory
 from pr1_jax.model import ModelConfig
 from pr1_jax.sampler import Sampler
 
@@ -72,7 +72,7 @@ def since_process_start() -> float:
 
 
 def load(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Any]:
-    config = kv_cache.with_kernels(hf.read_config(folder), mesh=mesh)
+    config = hf.read_config(folder)
     places = sharding.param_shardings(config, mesh)
     return config, hf.load_params(folder, config, shardings=places)
 
@@ -85,7 +85,9 @@ def vocabulary(size: int) -> decode.Vocab:
     return decode.Vocab(special_ids=(*range(size - TAGS, size), size), newline_id=0)
 
 
-def make_sampler(config: ModelConfig, args: argparse.Namespace, **kwargs) -> Sampler:
+def make_sampler(
+    config: ModelConfig, mesh: Mesh, args: argparse.Namespace, **kwargs
+) -> Sampler:
     """Temperature 1 without limits; log-probs are always recorded."""
     settings = decode.Settings(
         max_prompt_tokens=args.prompt_tokens,
@@ -94,16 +96,16 @@ def make_sampler(config: ModelConfig, args: argparse.Namespace, **kwargs) -> Sam
     )
     vocab = vocabulary(config.vocab_size)
     shards = jax.device_count()
+    config = model.with_kernels(config, mesh=mesh)
     return Sampler(config, vocab, settings, rows=args.prompts, shards=shards, **kwargs)
 
 
 def sampling(
     config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace
 ) -> Run:
-    del mesh  # the weights lie on it
     shape = (args.prompts, args.prompt_tokens)
     prompts = np.random.default_rng(0).integers(0, PROMPT_IDS, size=shape)
-    sampler = make_sampler(config, args)
+    sampler = make_sampler(config, mesh, args)
     ends, outputs = [], []
     for repeat in range(2 + args.repeats):
         responses = sampler.sample(params, prompts, 1, jax.random.key(repeat))
@@ -136,7 +138,7 @@ def begin(
     state = train_state.from_params(params, optimizer, mesh)
     one_update = functools.partial(
         train_state.grpo_update,
-        config=config,
+        config=model.with_kernels(config, mesh=mesh, training=True),
         optimizer=optimizer,
         policy=make_policy(config, args),
         grpo=train_state.GrpoSettings(),
@@ -190,7 +192,9 @@ def update(
     state, apply = begin(config, params, mesh, args)
     start = time.perf_counter()
     logps = functools.partial(
-        train_state.trained_logps, config, policy=make_policy(config, args)
+        train_state.trained_logps,
+        model.with_kernels(config, mesh=mesh, training=True),
+        policy=make_policy(config, args),
     )
     old_logps = jnp.where(batch.loss_mask, jax.jit(logps)(params, batch), 0.0)
     batch = jax.block_until_ready(batch.replace(old_logps=old_logps))
@@ -230,7 +234,7 @@ def step(config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace)
     steps, groups = 2 + args.repeats, args.prompts // args.group_size
     shape = (steps, groups, args.prompt_tokens)
     prompts = np.random.default_rng(0).integers(0, PROMPT_IDS, size=shape)
-    sampler = make_sampler(config, args, group_size=args.group_size)
+    sampler = make_sampler(config, mesh, args, group_size=args.group_size)
     state, jitted = begin(config, params, mesh, args)
     nothing = packed([None] * args.prompts, np.zeros(args.prompts), mesh, args)
     threads = ThreadPoolExecutor(1)

@@ -1,0 +1,194 @@
+// What the kernels on CPU have in common: vectors, threads, tiles of a matrix product.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int W = 16;
+#else
+constexpr int W = 8;
+#endif
+typedef float Vec __attribute__((vector_size(4 * W), aligned(4)));
+typedef int32_t Int __attribute__((vector_size(4 * W), aligned(4)));
+
+inline Vec Load(const float* x) { return *reinterpret_cast<const Vec*>(x); }
+inline void Store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
+inline Vec Fill(float x) { return Vec{} + x; }
+
+constexpr float kHidden = -1e30f;  // score of a slot that is not seen
+
+// exp(x) of x ≤ 0 to 2 units in the last place; 0 below −87.
+inline Vec Exp(Vec x) {
+  const Vec magic = Fill(12582912.0f);  // 1.5 · 2^23: rounds to an integer
+  const Vec safe = x < -87.0f ? Fill(-87.0f) : x;
+  const Vec n = (safe * 1.44269504088896341f + magic) - magic;
+  const Vec r = (safe - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec y = Fill(1.9875691500e-4f);
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  const Int power = (__builtin_convertvector(n, Int) + 127) << 23;
+  Vec scale;
+  std::memcpy(&scale, &power, sizeof(scale));
+  return x < -87.0f ? Vec{} : y * scale;
+}
+
+// x = exp(x − max x) of n scores, a multiple of W; their greatest, and the sum.
+inline std::pair<float, float> Softmax(float* x, int64_t n) {
+  Vec top = Load(x);
+  for (int64_t s = W; s < n; s += W) {
+    const Vec y = Load(x + s);
+    top = y > top ? y : top;
+  }
+  float most = top[0];
+  for (int i = 1; i < W; ++i) most = std::max(most, top[i]);
+  Vec sum{};
+  for (int64_t s = 0; s < n; s += W) {
+    const Vec y = Exp(Load(x + s) - most);
+    Store(x + s, y);
+    sum += y;
+  }
+  float total = 0;
+  for (int i = 0; i < W; ++i) total += sum[i];
+  return {most, total};
+}
+
+constexpr int64_t kGrain = 1 << 17;  // multiply-adds that are worth a thread's waking
+
+// Runs task(0), …, task(count − 1) on the threads of the pool and this one, on as many
+// as `cost`, in multiply-adds, is worth. Waits for none that has not begun, so that it
+// ends also where all other threads are taken.
+template <typename Task>
+void Parallel(ffi::ThreadPool& pool, int64_t count, int64_t cost, const Task& task) {
+  const int64_t threads = std::min<int64_t>(pool.num_threads(), cost / kGrain);
+  const int64_t helpers = std::min(threads, count) - 1;
+  if (helpers < 1) {
+    for (int64_t i = 0; i < count; ++i) task(i);
+    return;
+  }
+  struct Shared {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, count, &task] {
+    // `task` lives as long as some index is not done.
+    for (int64_t i; (i = shared->next.fetch_add(1)) < count;) {
+      task(i);
+      shared->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
+  work();
+  while (shared->done.load(std::memory_order_acquire) < count) {
+    std::this_thread::yield();
+  }
+}
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+
+constexpr int kRows = W == 16 ? 12 : 6;  // of a tile of sums that registers hold
+constexpr int kColumns = 2 * W;
+constexpr int64_t kAhead = 32;  // rows of a panel that are asked for before their turn
+
+// silu(x) = x / (1 + exp(−x)).
+inline Vec Silu(Vec x) {
+  const Vec e = Exp(x < 0.0f ? x : -x);
+  return x * (x < 0.0f ? e : Fill(1.0f)) / (e + 1.0f);
+}
+
+// y = x / rms(x) · scale, of D numbers.
+inline void Normalize(const float* x, const float* scale, int64_t D, float eps, float* y) {
+  Vec sum{};
+  int64_t d = 0;
+  for (; d + W <= D; d += W) sum += Load(x + d) * Load(x + d);
+  float total = 0;
+  for (int i = 0; i < W; ++i) total += sum[i];
+  for (; d < D; ++d) total += x[d] * x[d];
+  const float by = 1.0f / std::sqrt(total / D + eps);
+  for (d = 0; d + W <= D; d += W) Store(y + d, Load(x + d) * by * Load(scale + d));
+  for (; d < D; ++d) y[d] = x[d] * by * scale[d];
+}
+
+// Where a tile's sums go: the first of `columns` of N in a row. Added to those of
+// `plus`, if it is not null. is_gated: half of a panel is silu's, times the other half.
+struct Place {
+  float* c;
+  const float* plus;
+  int64_t N, columns;
+  bool is_gated;
+
+  void Put(int64_t i, Vec left, Vec right) const {
+    float* to = c + i * N;
+    const float* more = plus ? plus + i * N : nullptr;
+    if (is_gated) left = Silu(left) * right;
+    if (columns == (is_gated ? W : kColumns)) {
+      Store(to, more ? Load(more) + left : left);
+      if (!is_gated) Store(to + W, more ? Load(more + W) + right : right);
+      return;
+    }
+    float some[kColumns];
+    Store(some, left);
+    Store(some + W, right);
+    for (int64_t n = 0; n < columns; ++n) to[n] = more ? more[n] + some[n] : some[n];
+  }
+};
+
+// C [M, kColumns] = A [M, D] · B [D, kColumns]. is_first: B comes from memory.
+template <int M, bool is_first>
+void Tile(const float* a, int64_t stride, int64_t D, const float* b,
+          const Place& place) {
+  Vec sum[M][2] = {};
+  for (int64_t d = 0; d < D; ++d) {
+    if (is_first) __builtin_prefetch(b + (d + kAhead) * kColumns);
+    const Vec left = Load(b + d * kColumns), right = Load(b + d * kColumns + W);
+    for (int i = 0; i < M; ++i) {
+      sum[i][0] += left * a[i * stride + d];
+      sum[i][1] += right * a[i * stride + d];
+    }
+  }
+  for (int i = 0; i < M; ++i) place.Put(i, sum[i][0], sum[i][1]);
+}
+
+using TileOf = void (*)(const float*, int64_t, int64_t, const float*, const Place&);
+template <bool is_first, int... M>
+constexpr std::array<TileOf, sizeof...(M)> TilesOf(std::integer_sequence<int, M...>) {
+  return {Tile<M + 1, is_first>...};
+}
+template <bool is_first>  // of 1, …, kRows rows
+constexpr auto kTiles = TilesOf<is_first>(std::make_integer_sequence<int, kRows>());
+
+// The same of any number of rows, which stand `stride` apart.
+inline void TimesPanel(const float* a, int64_t stride, int64_t M, int64_t D,
+                       const float* b, Place place) {
+  const int64_t tiles = (M + kRows - 1) / kRows;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t m = M / tiles + (tile < M % tiles);  // as even as can be
+    (tile ? kTiles<false> : kTiles<true>)[m - 1](a, stride, D, b, place);
+    a += m * stride;
+    place.c += m * place.N;
+    if (place.plus) place.plus += m * place.N;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,86 @@
+// What the kernels of training on CPU have in common: memory, panels, Aᵀ · B.
+
+#pragma once
+
+#include "cpu_kernels.h"
+
+namespace {
+
+using Out = ffi::ResultBuffer<ffi::F32>;
+
+constexpr int kTransposed = W == 16 ? 8 : 6;  // rows of a tile of Aᵀ · B
+constexpr int64_t kDepth = 128;               // summed before a tile is put back
+
+// A thread's memory, kept from call to call: new pages cost as much as what is done in
+// them. What was asked for by the same number before is gone.
+template <int number>
+float* Kept(int64_t size) {
+  thread_local std::vector<float> memory;
+  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+  return memory.data();
+}
+
+inline int64_t Padded(int64_t N) { return (N + kColumns - 1) / kColumns * kColumns; }
+
+// A panel of B [D, N]: columns n to n + kColumns, zeros behind the last. B's rows, or
+// with is_transposed its columns, stand `stride` apart.
+inline void PackPanel(const float* b, int64_t stride, int64_t D, int64_t N, bool is_transposed,
+               int64_t n, float* to) {
+  const int64_t columns = std::min<int64_t>(kColumns, N - n);
+  if (columns < kColumns) std::fill(to, to + D * kColumns, 0.0f);
+  for (int64_t d = 0; d < D; ++d) {
+    float* row = to + d * kColumns;
+    if (is_transposed) {
+      for (int64_t i = 0; i < columns; ++i) row[i] = b[(n + i) * stride + d];
+    } else {
+      std::memcpy(row, b + d * stride + n, 4 * columns);
+    }
+  }
+}
+
+// C [I, columns] += A [T, I]ᵀ · B [T, kColumns].
+template <int I>
+void TransposedTile(const float* a, int64_t stride, const float* b, int64_t T, float* c,
+                    int64_t N, int64_t columns) {
+  Vec sum[I][2] = {};
+  for (int64_t t = 0; t < T; ++t) {
+    const Vec left = Load(b + t * kColumns), right = Load(b + t * kColumns + W);
+    for (int i = 0; i < I; ++i) {
+      sum[i][0] += left * a[t * stride + i];
+      sum[i][1] += right * a[t * stride + i];
+    }
+  }
+  for (int i = 0; i < I; ++i) {
+    const float* to = c + i * N;
+    Place{c + i * N, to, N, columns, false}.Put(0, sum[i][0], sum[i][1]);
+  }
+}
+
+using TransposedTileOf = void (*)(const float*, int64_t, const float*, int64_t, float*,
+                                  int64_t, int64_t);
+template <int... I>
+constexpr std::array<TransposedTileOf, sizeof...(I)> TransposedTilesOf(
+    std::integer_sequence<int, I...>) {
+  return {TransposedTile<I + 1>...};
+}
+constexpr auto kTransposedTiles =
+    TransposedTilesOf(std::make_integer_sequence<int, kTransposed>());
+
+// C [I, J] += A [T, I]ᵀ · B [T, J], each with the distance of its rows.
+inline void AddTransposed(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                   int64_t T, int64_t I, int64_t J, float* c, int64_t N) {
+  float* some = Kept<0>(kDepth * kColumns);
+  for (int64_t j = 0; j < J; j += kColumns) {
+    for (int64_t t = 0; t < T; t += kDepth) {
+      const int64_t depth = std::min(kDepth, T - t);
+      PackPanel(b + t * b_stride, b_stride, depth, J, false, j, some);
+      for (int64_t i = 0; i < I; i += kTransposed) {
+        kTransposedTiles[std::min<int64_t>(kTransposed, I - i) - 1](
+            a + t * a_stride + i, a_stride, some, depth, c + i * N + j, N,
+            std::min<int64_t>(kColumns, J - j));
+      }
+    }
+  }
+}
+
+}  // namespace

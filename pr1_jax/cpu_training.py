@@ -1,0 +1,141 @@
+"""Layers of a decoder on CPU in C++, forward and backward.
+
+XLA runs each product and each loop of a training step by itself: threads wait for each
+other hundreds of times a layer, gradients of weights transpose their operands first, and
+what is between products goes through memory. The operations here (`cpu_training.cc`)
+give every thread rows of its own, norms and SwiGLU included. They are differentiable,
+float32, and compiled with the kernels of `cpu_kernels`, which says where they run.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pr1_jax import cpu_kernels
+
+_empty = cpu_kernels.or_empty
+
+
+def _call(name: str, shapes, *args, **attributes):
+    out = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.ffi.ffi_call(f"pr1_jax_{name}", out)(*args, **attributes)
+
+
+def _gradient(like, value):
+    """The gradient of what may be None."""
+    return None if like is None else value
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def linear(x, kernel, scale=None, plus=None, eps: float = 0.0):
+    """x [M, D] times kernel [D, N], plus `plus` [M, N] if there is one: [M, N].
+
+    Args:
+      scale: [D]; x is first divided by its rms and multiplied by this. None: it is not.
+      eps: added to the mean square.
+    """
+    return _linear(x, kernel, scale, plus, eps)[0]
+
+
+def _linear(x, kernel, scale, plus, eps):
+    shapes = [(len(x), kernel.shape[1])]
+    args = (x, kernel, _empty(scale), _empty(plus))
+    (y,) = _call("linear", shapes, *args, eps=np.float32(eps))
+    return y, (x, kernel, scale, plus)
+
+
+def _linear_back(eps, residuals, dy):
+    x, kernel, scale, plus = residuals
+    scales = _empty(scale)
+    dx, dkernel, dscale = _call(
+        *("linear_back", [x.shape, kernel.shape, scales.shape], x, kernel, scales, dy),
+        eps=np.float32(eps),
+    )
+    return dx, dkernel, _gradient(scale, dscale), _gradient(plus, dy)
+
+
+linear.defvjp(_linear, _linear_back)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def mlp(x, scale, gate, up, down, eps: float):
+    """x [M, D] + (silu(h · gate) · (h · up)) · down, with h = x / rms(x) · scale [D].
+
+    Args:
+      gate, up: [D, F]. down: [F, D].
+    """
+    return _mlp(x, scale, gate, up, down, eps)[0]
+
+
+def _mlp(x, scale, gate, up, down, eps):
+    hidden = (len(x), gate.shape[1])
+    args = (x, scale, gate, up, down)
+    y, *both = _call("mlp", [x.shape, hidden, hidden], *args, eps=np.float32(eps))
+    return y, (*args, *both)
+
+
+def _mlp_back(eps, residuals, dy):
+    shapes = [x.shape for x in residuals[:5]]
+    return tuple(_call("mlp_back", shapes, *residuals, dy, eps=np.float32(eps)))
+
+
+mlp.defvjp(_mlp, _mlp_back)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def split_heads(qkv, angles, scales, eps: float):
+    """`cpu_kernels.split_heads`, with gradients of qkv and scales."""
+    return cpu_kernels.split_heads(qkv, angles, scales, eps)
+
+
+def _split(qkv, angles, scales, eps):
+    return split_heads(qkv, angles, scales, eps), (qkv, angles, scales)
+
+
+def _split_back(eps, residuals, gradients):
+    qkv, angles, scales = residuals
+    rows = qkv.reshape(-1, *qkv.shape[-3:])
+    M, *_, H = rows.shape
+    given = [_empty(scale) for scale in scales]
+    dqkv, *dscales = _call(
+        *("split_back", [rows.shape, *(x.shape for x in given)], rows, *given),
+        *(x.reshape(M, H // 2) for x in angles),
+        *(x.reshape(M, -1, H) for x in gradients),
+        eps=np.float32(eps),
+    )
+    angles = jax.tree.map(jnp.zeros_like, angles)
+    return dqkv.reshape(qkv.shape), angles, tuple(map(_gradient, scales, dscales))
+
+
+split_heads.defvjp(_split, _split_back)
+
+
+@jax.custom_vjp
+def attention(q, k, v, block, path):
+    """Causal attention in which siblings do not see each other (spec section 2).
+
+    Args:
+      q: [B, T, N, H]. k, v: [B, T, K, H], N a multiple of K.
+      block, path: [B, T] int32 labels.
+
+    Returns:
+      [B, T, N, H].
+    """
+    return _attention(q, k, v, block, path)[0]
+
+
+def _attention(q, k, v, block, path):
+    B, T, N, _ = q.shape
+    args = (q, k, v, block.astype(jnp.int32), path.astype(jnp.int32))
+    out, normaliser = _call("attention", [q.shape, (B, N, T)], *args)
+    return out, (*args, out, normaliser)
+
+
+def _attention_back(residuals, gradient):
+    shapes = [x.shape for x in residuals[:3]]
+    return *_call("attention_back", shapes, *residuals, gradient), None, None
+
+
+attention.defvjp(_attention, _attention_back)

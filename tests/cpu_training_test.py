@@ -1,0 +1,310 @@
+"""The C++ operations of updates: those of XLA, forward and backward."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax import attention, cpu_kernels, cpu_training, model, train_state
+from pr1_jax.trajectory import Batch
+
+pytestmark = pytest.mark.skipif(
+    bool(cpu_kernels.why_not("float32")), reason=cpu_kernels.why_not("float32")
+)
+CONFIG = model.ModelConfig(
+    vocab_size=24,
+    num_layers=2,
+    width=20,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=41,
+)
+SPECIAL_IDS = (10, 11, 12, 13, 14, 15, 1)
+EPS = 0.03
+
+
+def floats(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def close(got, expected, **tolerance):
+    """Relative to the largest number of each array, if it is not small itself."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        scale = max(float(jnp.abs(y).max()), 0.1)
+        np.testing.assert_allclose(x / scale, y / scale, rtol=0, atol=1e-5, **tolerance)
+
+
+def with_gradients(function, *args):
+    """What a function gives, and its arguments' gradients for random ones of that."""
+
+    def both(*args):
+        out, back = jax.vjp(function, *args)
+        rng = np.random.default_rng(1)
+        return out, back(jax.tree.map(lambda x: floats(rng, *x.shape), out))
+
+    return jax.jit(both)(*args)
+
+
+def normalised(x, scale):
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPS) * scale
+
+
+# Rows: less than a tile, more than a task's; sizes: below, at and behind a panel's.
+@pytest.mark.parametrize("rows", [1, 13, 230])
+@pytest.mark.parametrize("sizes", [(3, 1), (32, 64), (41, 70)])
+def test_products(rows, sizes):
+    rng = np.random.default_rng(rows)
+    x, kernel = floats(rng, rows, sizes[0]), floats(rng, *sizes)
+    scale, plus = floats(rng, sizes[0]), floats(rng, rows, sizes[1])
+    close(
+        with_gradients(
+            lambda *args: cpu_training.linear(*args, EPS), x, kernel, scale, plus
+        ),
+        with_gradients(
+            lambda x, kernel, scale, plus: normalised(x, scale) @ kernel + plus,
+            *(x, kernel, scale, plus),
+        ),
+    )
+    close(
+        with_gradients(cpu_training.linear, x, kernel),
+        with_gradients(jnp.matmul, x, kernel),
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 13, 230])
+@pytest.mark.parametrize("sizes", [(3, 1), (32, 64), (41, 70)])
+def test_mlp(rows, sizes):
+    rng = np.random.default_rng(rows)
+    args = (floats(rng, rows, sizes[0]), floats(rng, sizes[0]))
+    args += (floats(rng, *sizes), floats(rng, *sizes), floats(rng, *sizes[::-1]))
+
+    def expected(x, scale, gate, up, down):
+        h = normalised(x, scale)
+        return x + (jax.nn.silu(h @ gate) * (h @ up)) @ down
+
+    close(
+        with_gradients(lambda *args: cpu_training.mlp(*args, EPS), *args),
+        with_gradients(expected, *args),
+    )
+
+
+@pytest.mark.parametrize("has_norms", [True, False])
+@pytest.mark.parametrize("H", [2, 34])
+def test_split_heads(H, has_norms):
+    rng, (K, R), lead = np.random.default_rng(H), (3, 2), (5, 30)
+    qkv = floats(rng, *lead, K, R + 2, H)
+    angles = model.rotary_angles(jnp.asarray(rng.integers(0, 99, lead)), H, 1e4)
+    scales = (floats(rng, H), floats(rng, H)) if has_norms else (None, None)
+
+    def expected(qkv, scales):
+        q, k = qkv[..., :R, :].reshape(*lead, K * R, H), qkv[..., R, :]
+        if has_norms:
+            q, k = normalised(q, scales[0]), normalised(k, scales[1])
+        return model.rotate(q, angles), model.rotate(k, angles), qkv[..., R + 1, :]
+
+    close(
+        with_gradients(
+            lambda qkv, scales: cpu_training.split_heads(qkv, angles, scales, EPS),
+            *(qkv, scales),
+        ),
+        with_gradients(expected, qkv, scales),
+    )
+
+
+def random_labels(rng, B, T):
+    """Blocks one after another, with paths in no order; and the main stream."""
+    block = np.sort(rng.integers(0, 4, (B, T)), axis=1) * rng.integers(0, 2, (B, T))
+    path = np.where(block > 0, rng.integers(1, 4, (B, T)), 0)
+    return jnp.asarray(block, jnp.int32), jnp.asarray(path, jnp.int32)
+
+
+@pytest.mark.parametrize("heads", [(1, 1, 4), (2, 3, 40), (4, 2, 32), (1, 60, 8)])
+@pytest.mark.parametrize("T", [2, 96, 203])
+def test_attention(T, heads):
+    rng, B, (K, R, H) = np.random.default_rng(T), 2, heads
+    block, path = random_labels(rng, B, T)
+    args = floats(rng, B, T, K * R, H), floats(rng, B, T, K, H), floats(rng, B, T, K, H)
+    expected = functools.partial(attention.label_attention, implementation="xla")
+    close(
+        with_gradients(lambda *x: cpu_training.attention(*x, block, path), *args),
+        with_gradients(lambda *x: expected(*x, block, path), *args),
+    )
+
+
+def test_siblings_and_the_future_are_not_seen():
+    """To the last bit, and their gradients are 0."""
+    rng, T = np.random.default_rng(0), 80
+    q, k, v = (floats(rng, 1, T, 2, 8) for _ in range(3))
+    at = jnp.arange(T)[None]
+    block = jnp.where((at >= 10) & (at < 70), 1, 0)
+    path = jnp.where(block == 1, jnp.where(at < 40, 1, 2), 0)
+    hidden = (at[0] >= 10) & (at[0] < 40)  # from path 2
+    hidden |= at[0] > 60  # the future of token 60
+
+    def token_60(k, v):
+        return cpu_training.attention(q, k, v, block, path)[0, 60]
+
+    other = jnp.where(hidden[None, :, None, None], 100 * floats(rng, 1, T, 2, 8), 0)
+    np.testing.assert_array_equal(token_60(k + other, v - other), token_60(k, v))
+    gradients = jax.grad(lambda *x: (token_60(*x) ** 2).sum(), (0, 1))(k, v)
+    for gradient in gradients:
+        moved = np.abs(gradient[0]).max(axis=(1, 2)) > 0
+        np.testing.assert_array_equal(moved, ~hidden)
+
+
+def test_far_scores_neither_overflow_nor_vanish():
+    rng = np.random.default_rng(0)
+    q, k, v = (60 * floats(rng, 1, 50, 1, 8) for _ in range(3))
+    zeros = jnp.zeros((1, 50), jnp.int32)
+    expected = functools.partial(attention.label_attention, implementation="xla")
+    close(
+        with_gradients(lambda *x: cpu_training.attention(*x, zeros, zeros), q, k, v),
+        with_gradients(lambda *x: expected(*x, zeros, zeros), q, k, v),
+    )
+    gate = jnp.array([[-300.0, -90.0, 0.0, 90.0, 300.0]])
+    one, ones = jnp.ones((1, 1)), jnp.ones((1, 5))
+    mlp = lambda gate: cpu_training.mlp(one, one[0], gate, ones, ones.T, 0.0)
+    silu = lambda gate: 1 + (jax.nn.silu(gate) @ ones.T)
+    close(with_gradients(mlp, gate), with_gradients(silu, gate))
+
+
+def test_a_row_does_not_depend_on_the_others():
+    """To the last bit: what the sampler recorded is what the trainer finds."""
+    rng = np.random.default_rng(0)
+    x, kernel, scale = floats(rng, 120, 33), floats(rng, 33, 70), floats(rng, 33)
+    linear = lambda x: cpu_training.linear(x, kernel, scale, None, EPS)
+    for some in (slice(0, 1), slice(3, 11), slice(50, 120)):
+        np.testing.assert_array_equal(linear(x)[some], linear(x[some]))
+    packed = cpu_kernels.pack(kernel)
+    decoded = cpu_kernels.project(x[:9], packed, 70, scale=scale, eps=EPS)
+    np.testing.assert_array_equal(linear(x)[:9], decoded)
+
+
+def random_params(config):
+    """No scale is 1 and no bias 0, as they are at the start."""
+    rng = np.random.default_rng(0)
+    params = model.unbox(model.init_params(config, jax.random.key(0)))
+    draw = lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype)
+    return jax.tree.map(draw, params)
+
+
+def random_batch(micro_batches=2, B=3, T=30):
+    rng = np.random.default_rng(0)
+    shape = (micro_batches, B, T)
+    block, path = random_labels(rng, micro_batches * B, T)
+    trained = np.broadcast_to(np.arange(T) >= 5, shape)
+    return Batch(
+        tokens=jnp.asarray(rng.integers(0, 10, shape), jnp.int32),
+        positions=jnp.asarray(rng.integers(0, 50, shape), jnp.int32),
+        block=block.reshape(shape),
+        path=path.reshape(shape),
+        bans=jnp.zeros(shape, jnp.int32),
+        loss_mask=jnp.asarray(trained),
+        old_logps=jnp.where(trained, floats(rng, *shape) * 0.1 - 3, 0),
+        advantages=floats(rng, micro_batches, B),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # Qwen3
+        {"qk_norm": False, "qkv_bias": True},  # Qwen2
+        {"qk_norm": False, "num_kv_heads": 6, "tie_embeddings": False},  # Llama
+        {"param_dtype": "bfloat16"},
+        {"scan_layers": True},
+        {"remat": True},
+        {"scan_layers": True, "remat": True, "remat_policy": "dots"},
+    ],
+    ids=str,
+)
+def test_log_probs_and_gradients_are_those_of_the_flax_decoder(changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    params = random_params(config)
+    batch = jax.tree.map(lambda x: x[0], random_batch())
+    policy = train_state.PolicySettings(special_ids=SPECIAL_IDS, max_trained=25)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def found(config, params):
+        def loss(params):
+            logps, entropies = train_state.policy_logps(config, params, batch, policy)
+            return (
+                logps * jnp.sin(jnp.arange(logps.size).reshape(logps.shape))
+            ).sum(), (
+                logps,
+                entropies,
+            )
+
+        (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return out, jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+
+    (out, gradients), (expected, wanted) = (
+        found(dataclasses.replace(config, cpu_kernels=kernels), params)
+        for kernels in (True, False)
+    )
+    close(out, expected)
+    if config.param_dtype == "bfloat16":  # of which XLA rounds sums of parts
+        pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True)
+        for x, y in pairs:
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-2 * jnp.abs(y).max())
+    else:
+        close(gradients, wanted)
+
+
+@functools.cache
+def update(kernels: bool):
+    optimizer = train_state.make_optimizer(
+        # A large eps: Adam's first step would else be the sign of rounding errors.
+        train_state.OptimizerSettings(lr=1e-2, steps=10, eps=1e-3)
+    )
+    params = random_params(CONFIG)
+    state = train_state.TrainState(jnp.int32(0), params, optimizer.init(params))
+    grpo_update = functools.partial(
+        train_state.grpo_update,
+        config=dataclasses.replace(CONFIG, cpu_kernels=kernels),
+        optimizer=optimizer,
+        policy=train_state.PolicySettings(special_ids=SPECIAL_IDS, lengths=(20, 26)),
+        grpo=train_state.GrpoSettings(),
+    )
+    return jax.jit(grpo_update), state
+
+
+def test_an_update_is_xla_s_and_always_the_same():
+    batch = random_batch()
+    # One micro-batch is cut: of the lengths one is run.
+    cut = batch.loss_mask.at[1, :, 18:].set(False)
+    batch = batch.replace(loss_mask=cut)
+    apply, state = update(kernels=True)
+    once, metrics = apply(state, batch)
+    again, _ = apply(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+    expected, others = update(kernels=False)[0](state, batch)
+    close(once.params, expected.params)
+    close(metrics, others)
+
+
+def test_micro_batches_add_up():
+    batch = random_batch(micro_batches=1, B=6)
+    split = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[2:]), batch)
+    apply, state = update(kernels=True)
+    close(apply(state, split)[0].params, apply(state, batch)[0].params)
+
+
+def test_they_run_on_one_device_alone():
+    kernels = functools.partial(model.with_kernels, CONFIG, training=True)
+    one = jax.make_mesh(
+        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1]
+    )
+    assert kernels(mesh=one).cpu_kernels
+    assert not kernels("xla", one).cpu_kernels
+    two = jax.make_mesh(
+        (2, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:2]
+    )
+    assert not kernels(mesh=two).cpu_kernels
+    with pytest.raises(ValueError, match="model.kernels=cpu: the mesh has 2 devices"):
+        kernels("cpu", two)
