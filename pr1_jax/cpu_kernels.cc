@@ -204,12 +204,17 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
   return ffi::Error::Success();
 }
 
+// How many of M rows are wanted, the first ones: all, if nothing is said.
+int64_t Live(const Ints& live, int64_t M) {
+  return live.element_count() ? std::clamp<int64_t>(live.typed_data()[0], 0, M) : M;
+}
+
 // x [M, D], normalised if there is a scale, times packed [panels, D, kColumns], plus
-// what there is to add → [M, N].
+// what there is to add → [M, N]. Rows that are not live are left as they were.
 ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed, Floats scale,
-                   Floats plus, ffi::ResultBuffer<ffi::F32> out, float eps,
+                   Floats plus, Ints live, ffi::ResultBuffer<ffi::F32> out, float eps,
                    bool is_gated) {
-  const int64_t M = x.dimensions()[0], D = x.dimensions()[1];
+  const int64_t M = Live(live, x.dimensions()[0]), D = x.dimensions()[1];
   const int64_t N = out->dimensions()[1], panels = packed.dimensions()[0];
   if (packed.dimensions()[2] != kColumns) {
     return ffi::Error::InvalidArgument("packed for another processor");
@@ -238,12 +243,12 @@ ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed, Floats scale,
 }
 
 // qkv [M, K, R + 2, H] → q [M, K · R, H], k and v [M, K, H]; q and k normalised, where
-// there is a scale, and rotated by angles [M, H / 2].
+// there is a scale, and rotated by angles [M, H / 2]. Of live rows.
 ffi::Error Split(ffi::ThreadPool pool, Floats qkv, Floats q_scale, Floats k_scale,
-                 Floats sines, Floats cosines, ffi::ResultBuffer<ffi::F32> q,
-                 ffi::ResultBuffer<ffi::F32> k, ffi::ResultBuffer<ffi::F32> v,
-                 float eps) {
-  const int64_t M = qkv.dimensions()[0], K = qkv.dimensions()[1];
+                 Floats sines, Floats cosines, Ints live,
+                 ffi::ResultBuffer<ffi::F32> q, ffi::ResultBuffer<ffi::F32> k,
+                 ffi::ResultBuffer<ffi::F32> v, float eps) {
+  const int64_t M = Live(live, qkv.dimensions()[0]), K = qkv.dimensions()[1];
   const int64_t R = qkv.dimensions()[2] - 2, H = qkv.dimensions()[3], half = H / 2;
   constexpr int64_t kSome = 16;  // rows
   Parallel(pool, (M + kSome - 1) / kSome, 4 * M * K * (R + 2) * H, [&](int64_t task) {
@@ -275,6 +280,52 @@ ffi::Error Split(ffi::ThreadPool pool, Floats qkv, Floats q_scale, Floats k_scal
   return ffi::Error::Success();
 }
 
+// A draw from the softmax of each live row of logits [M, V], by inversion of its
+// distribution function at a number below 1: tokens, and their log-probs.
+ffi::Error Draw(ffi::ThreadPool pool, Floats logits, Floats uniform, Ints live,
+                ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> logps) {
+  const int64_t M = Live(live, logits.dimensions()[0]), V = logits.dimensions()[1];
+  constexpr int64_t kGroup = 4 * W;  // tokens whose probabilities are summed first
+  const int64_t groups = (V + kGroup - 1) / kGroup;
+  std::fill_n(tokens->typed_data(), logits.dimensions()[0], 0);
+  std::fill_n(logps->typed_data(), logits.dimensions()[0], 0.0f);
+  Parallel(pool, M, 8 * M * V, [&](int64_t i) {
+    thread_local std::vector<float> probs, sums;
+    probs.assign(groups * kGroup, kHidden);
+    sums.resize(groups);
+    std::copy_n(logits.typed_data() + i * V, V, probs.begin());
+    const auto [top, total] = Softmax(probs.data(), groups * kGroup);
+    float all = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      const float* p = probs.data() + g * kGroup;
+      const Vec sum = (Load(p) + Load(p + W)) + (Load(p + 2 * W) + Load(p + 3 * W));
+      sums[g] = 0;
+      for (int w = 0; w < W; ++w) sums[g] += sum[w];
+      all += sums[g];
+    }
+    // The first at which the running sum is above the target; where rounding leaves
+    // none, the last that adds to it.
+    auto find = [](const float* x, int64_t n, float target, float* before) {
+      int64_t found = 0;
+      float sum = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        if (sum + x[j] > sum) found = j, *before = sum;
+        sum += x[j];
+        if (sum > target) break;
+      }
+      return found;
+    };
+    const float target = uniform.typed_data()[i] * all;
+    float before = 0, within = 0;
+    const int64_t g = find(sums.data(), groups, target, &before);
+    const int64_t token =
+        g * kGroup + find(probs.data() + g * kGroup, kGroup, target - before, &within);
+    tokens->typed_data()[i] = token;
+    logps->typed_data()[i] = logits.typed_data()[i * V + token] - (top + std::log(total));
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 extern "C" int Columns() { return kColumns; }
@@ -295,7 +346,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ProjectHandler, Project,
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
-        .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>()
+        .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Ints>()
         .Ret<Floats>()
         .Attr<float>("eps").Attr<bool>("is_gated"));
 
@@ -306,5 +357,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<Floats>()  // qkv
         .Arg<Floats>().Arg<Floats>()  // q_scale, k_scale
         .Arg<Floats>().Arg<Floats>()  // sines, cosines
+        .Arg<Ints>()                  // live
         .Ret<Floats>().Ret<Floats>().Ret<Floats>()
         .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    DrawHandler, Draw,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Floats>().Arg<Floats>().Arg<Ints>()  // logits, uniform, live
+        .Ret<Ints>().Ret<Floats>());

@@ -111,11 +111,13 @@ constexpr int kRows = W == 16 ? 12 : 6;  // of a tile of sums that registers hol
 constexpr int kColumns = 2 * W;
 constexpr int64_t kAhead = 32;  // rows of a panel that are asked for before their turn
 
-// silu(x) = x / (1 + exp(−x)).
-inline Vec Silu(Vec x) {
+// 1 / (1 + exp(−x)).
+inline Vec Sigmoid(Vec x) {
   const Vec e = Exp(x < 0.0f ? x : -x);
-  return x * (x < 0.0f ? e : Fill(1.0f)) / (e + 1.0f);
+  return (x < 0.0f ? e : Fill(1.0f)) / (e + 1.0f);
 }
+
+inline Vec Silu(Vec x) { return x * Sigmoid(x); }
 
 // y = x / rms(x) · scale, of D numbers.
 inline void Normalize(const float* x, const float* scale, int64_t D, float eps, float* y) {

@@ -6,9 +6,10 @@ one shape for all rows: each pays for the slots of the longest response, and for
 lanes as there can be. The kernels of `cpu_kernels.cc` read packed weights, and of each
 row just what it has. What stands between the products is computed in the same passes.
 
-They are compiled by the machine's C++ compiler when they are first needed, and kept in
-the user's cache folder, by what they depend on. Where there is no compiler, on other
-platforms and for other types than float32, XLA computes the same (`why_not`).
+They, and those of `cpu_training`, are compiled by the machine's C++ compiler when they
+are first needed, and kept in the user's cache folder, by what they depend on. Where there
+is no compiler, on other platforms and for other types than float32, XLA computes the same
+(`why_not`).
 """
 
 import ctypes
@@ -37,6 +38,7 @@ _TARGETS = {
     "pr1_jax_attend": "AttendHandler",
     "pr1_jax_project": "ProjectHandler",
     "pr1_jax_split": "SplitHandler",
+    "pr1_jax_draw": "DrawHandler",
     # of `cpu_training`
     "pr1_jax_linear": "LinearHandler",
     "pr1_jax_linear_back": "LinearBackHandler",
@@ -176,6 +178,7 @@ def project(
     eps: float = 0.0,
     plus: jax.Array | None = None,
     gated: bool = False,
+    live: jax.Array | None = None,
 ) -> jax.Array:
     """x [..., I] float32 times a packed matrix [I, size_out].
 
@@ -186,17 +189,25 @@ def project(
       eps: added to the mean square.
       plus: [..., size_out] float32, added to the product.
       gated: the matrices are of `pack_gated`; silu(x · gate) · (x · up).
+      live: scalar int32, rows that are wanted, the first ones; others mean nothing.
+        None: all.
     """
     rows = x.reshape(-1, x.shape[-1])
     scale = or_empty(scale)
     plus = or_empty(None if plus is None else plus.reshape(-1, size_out))
     out = jax.ShapeDtypeStruct((rows.shape[0], size_out), jnp.float32)
     call = jax.ffi.ffi_call("pr1_jax_project", out)
-    product = call(rows, packed, scale, plus, eps=np.float32(eps), is_gated=gated)
+    product = call(
+        *(rows, packed, scale, plus, _live(live)),
+        eps=np.float32(eps),
+        is_gated=gated,
+    )
     return product.reshape(*x.shape[:-1], size_out)
 
 
-def split_heads(qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0):
+def split_heads(
+    qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0, *, live=None
+):
     """Queries, keys and values of one product, normalised by head and rotated.
 
     Args:
@@ -204,6 +215,7 @@ def split_heads(qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0):
       angles: sines and cosines [..., H/2], of `model.rotary_angles`.
       scales: [H] of the norms of queries and of keys, or None without norms.
       eps: added to their mean squares.
+      live: as of `project`.
 
     Returns:
       q [..., K · R, H], k and v [..., K, H].
@@ -216,6 +228,7 @@ def split_heads(qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0):
     found = call(
         *(rows, *map(or_empty, scales)),
         *(x.reshape(-1, H // 2) for x in angles),
+        _live(live),
         eps=np.float32(eps),
     )
     return tuple(x.reshape(*lead, n, H) for x, n in zip(found, heads))
@@ -224,6 +237,25 @@ def split_heads(qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0):
 def or_empty(x: jax.Array | None) -> jax.Array:
     """What the kernels take for None."""
     return jnp.zeros(0, jnp.float32) if x is None else x
+
+
+def _live(live: jax.Array | None) -> jax.Array:
+    return jnp.zeros(0, jnp.int32) if live is None else live.astype(jnp.int32)[None]
+
+
+def draw(logits: jax.Array, uniform: jax.Array, live: jax.Array | None = None):
+    """Draws from the softmax of each row, where its running sum passes `uniform`.
+
+    Args:
+      logits: [L, V] float32. uniform: [L] float32 from 0 to 1.
+      live: as of `project`.
+
+    Returns:
+      tokens [L] int32 and their log-probs [L] float32; 0 of rows that are not live.
+    """
+    struct = functools.partial(jax.ShapeDtypeStruct, uniform.shape)
+    call = jax.ffi.ffi_call("pr1_jax_draw", [struct(jnp.int32), struct(jnp.float32)])
+    return tuple(call(logits, uniform, _live(live)))
 
 
 # --- Attention of a decode step -----------------------------------------------------

@@ -4,8 +4,8 @@
 
 namespace {
 
-constexpr int64_t kBlock = 8 * kRows;  // rows of activations that a task has
-constexpr int64_t kGradientRows = 32 * kColumns / 4;  // of a task's part of a gradient
+constexpr int64_t kBlock = 8 * kRows;     // rows of activations that a task has
+constexpr int64_t kGradientRows = 256;  // of a task's part of a weight's gradient
 
 int64_t Blocks(int64_t M) { return (M + kBlock - 1) / kBlock; }
 
@@ -91,6 +91,18 @@ void NormalizeBack(const float* x, const float* scale, int64_t D, float eps,
   }
 }
 
+void NormalizeRows(const float* x, const float* scale, int64_t m, int64_t D, float eps,
+                   float* y) {
+  for (int64_t i = 0; i < m * D; i += D) Normalize(x + i, scale, D, eps, y + i);
+}
+
+void NormalizeRowsBack(const float* x, const float* scale, int64_t m, int64_t D,
+                       float eps, const float* dy, float* dx, float* dscale) {
+  for (int64_t i = 0; i < m * D; i += D) {
+    NormalizeBack(x + i, scale, D, eps, dy + i, dx + i, dscale);
+  }
+}
+
 // Sums over rows, kept apart by task, so that their order is always the same.
 template <int number>
 struct Sums {
@@ -122,9 +134,7 @@ ffi::Error Linear(ffi::ThreadPool pool, Floats x, Floats kernel, Floats scale,
     const float* a = x.typed_data() + i * D;
     if (scale.element_count()) {
       float* h = Kept<2>(kBlock * D);
-      for (int64_t row = 0; row < m; ++row) {
-        Normalize(a + row * D, scale.typed_data(), D, eps, h + row * D);
-      }
+      NormalizeRows(a, scale.typed_data(), m, D, eps, h);
       a = h;
     }
     Times(a, D, m, D, panels, N, y->typed_data() + i * N,
@@ -152,22 +162,14 @@ ffi::Error LinearBack(ffi::ThreadPool pool, Floats x, Floats kernel, Floats scal
     float* dh = Kept<2>(kBlock * D);
     Times(dy.typed_data() + i * N, N, m, N, panels, D, dh);
     std::fill(to, to + m * D, 0.0f);
-    for (int64_t row = 0; row < m; ++row) {
-      const float* from = x.typed_data() + (i + row) * D;
-      Normalize(from, scale.typed_data(), D, eps, h + (i + row) * D);
-      NormalizeBack(from, scale.typed_data(), D, eps, dh + row * D, to + row * D,
-                    scales.Of(task));
-    }
+    const float* from = x.typed_data() + i * D;
+    NormalizeRows(from, scale.typed_data(), m, D, eps, h + i * D);
+    NormalizeRowsBack(from, scale.typed_data(), m, D, eps, dh, to, scales.Of(task));
   });
   const float* a = is_normalized ? h : x.typed_data();
   Gradients(pool, M, {{a, D, dy.typed_data(), N, dkernel->typed_data()}});
   if (is_normalized) scales.Put(dscale->typed_data());
   return ffi::Error::Success();
-}
-
-inline Vec Sigmoid(Vec x) {
-  const Vec e = Exp(x < 0.0f ? x : -x);
-  return (x < 0.0f ? e : Fill(1.0f)) / (e + 1.0f);
 }
 
 // y = x + (silu(h · gate) · (h · up)) · down with h = x / rms(x) · scale; x [M, D], gate
@@ -183,9 +185,7 @@ ffi::Error Mlp(ffi::ThreadPool pool, Floats x, Floats scale, Floats gate, Floats
     const int64_t i = task * kBlock, m = std::min(kBlock, M - i);
     const float* from = x.typed_data() + i * D;
     float* h = Kept<2>(kBlock * D);
-    for (int64_t row = 0; row < m; ++row) {
-      Normalize(from + row * D, scale.typed_data(), D, eps, h + row * D);
-    }
+    NormalizeRows(from, scale.typed_data(), m, D, eps, h);
     float* g = gates->typed_data() + i * F;
     float* u = ups->typed_data() + i * F;
     float* a = Kept<5>(kBlock * F);
@@ -238,12 +238,9 @@ ffi::Error MlpBack(ffi::ThreadPool pool, Floats x, Floats scale, Floats gate, Fl
     Times(du + i * F, F, m, F, up_panels, D, dh, dh);
     float* to = dx->typed_data() + i * D;
     std::memcpy(to, dy.typed_data() + i * D, 4 * m * D);
-    for (int64_t row = 0; row < m; ++row) {
-      const float* from = x.typed_data() + (i + row) * D;
-      Normalize(from, scale.typed_data(), D, eps, h + (i + row) * D);
-      NormalizeBack(from, scale.typed_data(), D, eps, dh + row * D, to + row * D,
-                    scales.Of(task));
-    }
+    const float* from = x.typed_data() + i * D;
+    NormalizeRows(from, scale.typed_data(), m, D, eps, h + i * D);
+    NormalizeRowsBack(from, scale.typed_data(), m, D, eps, dh, to, scales.Of(task));
   });
   Gradients(pool, M, {{h, D, dg, F, dgate->typed_data()},
                       {h, D, du, F, dup->typed_data()},

@@ -168,13 +168,17 @@ class Emission:
 
 @flax.struct.dataclass
 class Lanes:
-    """Flat list of the L lanes to feed. `index` is row · P + lane, B · P = unused."""
+    """Flat list of the L lanes to feed. `index` is row · P + lane, B · P = unused.
+
+    The first `live` of them are in use, or any where `live` is None.
+    """
 
     index: jax.Array  # [L] int32
     row: jax.Array  # [L] int32, B = unused
     token: jax.Array  # [L] int32
     position: jax.Array  # [L] int32
     slot: jax.Array  # [L] int32
+    live: jax.Array | None = None  # scalar int32
 
 
 # decode(params, lanes, state, num_lanes) -> logits [L, V], cache
@@ -264,9 +268,8 @@ def _live_lanes(state: State, num_lanes: int) -> Lanes:
         return Lanes(jnp.arange(B), row, *lane0)
     index = jnp.nonzero(state.live.ravel(), size=num_lanes, fill_value=B * P)[0]
     take = lambda x: x.ravel().at[index].get(mode="fill", fill_value=0)
-    return Lanes(
-        index, index // P, take(state.token), take(state.position), take(state.slot)
-    )
+    fields = take(state.token), take(state.position), take(state.slot)
+    return Lanes(index, index // P, *fields, state.live.sum(dtype=jnp.int32))
 
 
 def _next_bans(state: State, settings: Settings) -> jax.Array:
@@ -282,9 +285,16 @@ def _next_bans(state: State, settings: Settings) -> jax.Array:
 
 
 def step(
-    params, state: State, *, decode: DecodeFn, num_lanes: int, vocab: Vocab, settings
+    params,
+    state: State,
+    *,
+    decode: DecodeFn,
+    num_lanes: int,
+    vocab: Vocab,
+    settings: Settings,
+    kernels: bool = False,
 ) -> tuple[State, Emission]:
-    """Feeds every live lane and emits the next tokens."""
+    """Feeds every live lane and emits the next tokens; arguments as of `run_chunk`."""
     B, P = state.token.shape
     lanes = _live_lanes(state, num_lanes)
     logits, cache = decode(params, lanes, state, num_lanes)
@@ -299,7 +309,12 @@ def step(
     )
     logits = losses.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)
     greedy = settings.temperature == 0
-    draws = draw.draw(logits, state.key[row], lanes.slot + 1, greedy=greedy)
+    draws = draw.draw(
+        *(logits, state.key[row], lanes.slot + 1),
+        greedy=greedy,
+        live=lanes.live,
+        kernels=kernels,
+    )
     if num_lanes == B:
         pad = [(0, 0), (0, P - 1)]
         drawn, logps = (jnp.pad(x[:, None], pad) for x in draws)
@@ -451,6 +466,7 @@ def run_chunk(
     num_lanes: int,
     vocab: Vocab,
     settings: Settings,
+    kernels: bool = False,
     axes: Sequence[str] = (),
 ) -> tuple[State, Emission, jax.Array]:
     """Up to `steps` steps; stops early when there is nothing to do or no room.
@@ -458,6 +474,7 @@ def run_chunk(
     Args:
       stop_at_done: scalar int32; stops once so many rows are done (or wait to join).
       num_lanes: lanes that a step can feed, static; B = only lane 0 of a row is live.
+      kernels: whether those of `cpu_kernels` run here.
       axes: mesh axes over which rows are split, each shard with a state of its own;
         all shards stop at the same step.
 
@@ -467,7 +484,12 @@ def run_chunk(
     B, P = state.token.shape
     S = state.slot_path.shape[1]
     one = functools.partial(
-        step, params, decode=decode, num_lanes=num_lanes, vocab=vocab, settings=settings
+        *(step, params),
+        decode=decode,
+        num_lanes=num_lanes,
+        vocab=vocab,
+        settings=settings,
+        kernels=kernels,
     )
     blank = jax.eval_shape(one, state)[1]
     log = jax.tree.map(lambda x: jnp.full((steps, *x.shape), -1, x.dtype), blank)

@@ -5,10 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from pr1_jax import losses
+from pr1_jax import cpu_kernels, losses
 
 
-def draw(logits, keys, counts, *, greedy: bool = False):
+def draw(
+    logits, keys, counts, *, greedy: bool = False, live=None, kernels: bool = False
+):
     """Draws a token a lane and its log-prob.
 
     The randomness of a draw is a function of its lane's key and count alone, so what
@@ -19,6 +21,8 @@ def draw(logits, keys, counts, *, greedy: bool = False):
       keys: [L] PRNG keys.
       counts: [L] int32, folded into the keys.
       greedy: take the most likely token instead.
+      live: scalar int32, lanes that are wanted, the first ones; None = all.
+      kernels: whether those of `cpu_kernels` run here.
 
     Returns:
       tokens [L] int32 and log-probs [L] float32.
@@ -27,7 +31,10 @@ def draw(logits, keys, counts, *, greedy: bool = False):
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
         keys = jax.vmap(jax.random.fold_in)(keys, counts)
-        tokens = _inverse_cdf(logits, jax.vmap(jax.random.uniform)(keys))
+        uniform = jax.vmap(jax.random.uniform)(keys)
+        if kernels:
+            return cpu_kernels.draw(logits, uniform, live)
+        tokens = _inverse_cdf(logits, uniform)
     return tokens, losses.token_logps(logits, tokens)
 
 

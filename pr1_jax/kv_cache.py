@@ -223,9 +223,10 @@ def _decode_on_cpu(config: model.ModelConfig, seats: int) -> decode.DecodeFn:
 
         caches = tuple(zip(state.cache, state.prompts.cache))
         hidden, cache = model.forward(
-            config, params, lanes.token, lanes.position, attend, caches
+            *(config, params, lanes.token, lanes.position, attend, caches),
+            live=lanes.live,
         )
-        return model.logits(params, hidden), cache
+        return model.logits(params, hidden, lanes.live), cache
 
     return decode_lanes
 

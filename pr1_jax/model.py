@@ -261,21 +261,29 @@ class Decoder(nn.Module):
         return RMSNorm(c.rms_eps, "embed", c.param_dtype, name="final_norm")(x), cache
 
 
-def forward(config: ModelConfig, params, tokens, positions, attend, cache=None):
-    """`Decoder.__call__` as a pure function of unboxed parameters."""
+def forward(
+    config: ModelConfig, params, tokens, positions, attend, cache=None, *, live=None
+):
+    """`Decoder.__call__` as a pure function of unboxed parameters.
+
+    Args:
+      live: scalar int32, tokens that are wanted, the first ones: packed parameters save
+        the others. None = all.
+    """
     if config.packed:
-        return _packed_forward(config, params, tokens, positions, attend, cache)
+        return _packed_forward(config, params, tokens, positions, attend, cache, live)
     if config.cpu_kernels:
         return _training_forward(config, params, tokens, positions, attend), None
     variables = {"params": params}
     return Decoder(config).apply(variables, tokens, positions, attend, cache)
 
 
-def logits(params, hidden):
-    """Logits [..., V] float32 of final hidden states [..., D]."""
+def logits(params, hidden, live=None):
+    """Logits [..., V] float32 of final hidden states [..., D]; `live` as of `forward`."""
     head = params.get("head", params["embedding"]).astype(hidden.dtype)
     if head.ndim == 3:  # packed
-        return cpu_kernels.project(hidden, head, params["embedding"].shape[0])
+        size = params["embedding"].shape[0]
+        return cpu_kernels.project(hidden, head, size, live=live)
     return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
 
 
@@ -382,7 +390,7 @@ def pack_matrices(config: ModelConfig, params):
     return params | layers | {"head": head}
 
 
-def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache=None):
+def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache, live):
     """What `Decoder` computes; its layers are products and what is fused with them."""
     D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
     scale = lambda norm: norm["scale"].astype(jnp.float32)
@@ -390,7 +398,8 @@ def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache=Non
     def project(x, name, size_out, norm=None, **kwargs):
         if norm is not None:
             kwargs |= {"scale": scale(layer[norm]), "eps": c.rms_eps}
-        return cpu_kernels.project(x, layer[name]["kernel"], size_out, **kwargs)
+        kernel = layer[name]["kernel"]
+        return cpu_kernels.project(x, kernel, size_out, live=live, **kwargs)
 
     x = jnp.take(params["embedding"], tokens, axis=0)
     angles = rotary_angles(positions, H, c.rope_base)
@@ -403,7 +412,7 @@ def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache=Non
             qkv = qkv + layer["qkv"]["bias"]
         norms = ("q_norm", "k_norm") if c.qk_norm else ()
         scales = [scale(layer[norm]) for norm in norms] or (None, None)
-        q, k, v = cpu_kernels.split_heads(qkv, angles, scales, c.rms_eps)
+        q, k, v = cpu_kernels.split_heads(qkv, angles, scales, c.rms_eps, live=live)
         out, entry = attend(q, k, v, entry)
         new_cache.append(entry)
         x = project(out.reshape(*x.shape[:-1], N * H), "o", D, plus=x)

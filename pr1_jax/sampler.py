@@ -97,6 +97,7 @@ class Sampler:
             decode=decode_fn or kv_cache.model_decode(config, self.seats),
             vocab=vocab,
             settings=settings,
+            kernels=config is not None and config.cpu_kernels,
             axes=sharding.RULES["batch"] if shards > 1 else (),
         )
         self._made: _Programs | None = None

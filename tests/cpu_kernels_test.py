@@ -138,6 +138,38 @@ def test_a_row_s_product_does_not_depend_on_the_others():
         np.testing.assert_array_equal(project(x)[some], project(x[some]))
 
 
+@needs_kernels
+@pytest.mark.parametrize("live", [0, 1, 13, 20, 99])
+def test_rows_that_are_not_live_change_nothing(live):
+    """Whatever they hold, and however many there are."""
+    rng, wanted = np.random.default_rng(live), slice(0, min(live, 20))
+    x, packed = floats(rng, 20, 33), cpu_kernels.pack(floats(rng, 33, 70))
+    qkv = floats(rng, 20, 2, 4, 8)
+    angles = model.rotary_angles(jnp.arange(20), 8, 1e4)
+
+    def outputs(x, qkv, live):
+        product = cpu_kernels.project(x, packed, 70, live=live)
+        return product, *cpu_kernels.split_heads(qkv, angles, live=live)
+
+    broken = (x.at[live:].set(jnp.nan), qkv.at[live:].set(jnp.nan))
+    some = jax.jit(outputs)(*broken, jnp.int32(live))
+    for got, expected in zip(some, outputs(x, qkv, None), strict=True):
+        np.testing.assert_array_equal(got[wanted], expected[wanted])
+
+
+@needs_kernels
+def test_of_lanes_that_are_not_live_nothing_is_drawn():
+    rng = np.random.default_rng(0)
+    logits, uniform = floats(rng, 9, 100), jnp.asarray(rng.random(9), jnp.float32)
+    tokens, logps = cpu_kernels.draw(logits, uniform)
+    np.testing.assert_allclose(
+        logps, jax.nn.log_softmax(logits)[jnp.arange(9), tokens], atol=1e-6
+    )
+    some = cpu_kernels.draw(logits.at[4:].set(jnp.nan), uniform, jnp.int32(4))
+    for got, expected in zip(some, (tokens, logps), strict=True):
+        np.testing.assert_array_equal(got, np.where(np.arange(9) < 4, expected, 0))
+
+
 def reference(q, k, v, own, shared, lanes, filled, slot_labels, prompt, length):
     """In float64, a lane and head at a time."""
     (keys, values), out = (np.array(x) for x in own), np.zeros(q.shape)

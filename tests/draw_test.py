@@ -5,26 +5,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pr1_jax import draw, losses
+from pr1_jax import cpu_kernels, draw, losses
 
 DRAWS = 20_000
+WHY_NOT = cpu_kernels.why_not("float32")
+both = pytest.mark.parametrize(
+    "kernels",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)),
+    ],
+)
 
 
-def draw_many(logits, *, greedy=False, key=0):
+def draw_many(logits, *, greedy=False, key=0, kernels=False):
     keys = jnp.broadcast_to(jax.random.key(key), (DRAWS,))
     rows = jnp.broadcast_to(logits, (DRAWS, len(logits)))
-    draws = jax.jit(draw.draw, static_argnames="greedy")
-    return draws(rows, keys, jnp.arange(DRAWS), greedy=greedy)
+    draws = jax.jit(draw.draw, static_argnames=("greedy", "kernels"))
+    return draws(rows, keys, jnp.arange(DRAWS), greedy=greedy, kernels=kernels)
 
 
+@both
 @pytest.mark.parametrize("vocab_size", [1, 2, 5, 16, 24, 63, 65, 300])
-def test_draws_follow_the_softmax(vocab_size):
+def test_draws_follow_the_softmax(vocab_size, kernels):
     rng = np.random.default_rng(vocab_size)
     logits = rng.normal(size=vocab_size).astype(np.float32) * 1.5
     banned = rng.random(vocab_size) < 0.3
     banned[rng.integers(vocab_size)] = False
     logits[banned] = losses.NEG_INF
-    tokens, logps = draw_many(logits)
+    tokens, logps = draw_many(logits, kernels=kernels)
     probs = np.asarray(jax.nn.softmax(logits), np.float64)
     counts = np.bincount(tokens, minlength=vocab_size)
     assert counts[banned].sum() == 0
@@ -33,13 +42,29 @@ def test_draws_follow_the_softmax(vocab_size):
     np.testing.assert_allclose(logps, np.log(probs[tokens]), atol=1e-5)
 
 
+@both
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - 2**-24, 1.0])
 @pytest.mark.parametrize("allowed", [(0,), (7,), (0, 7), (3, 4), (6,)])
-def test_a_token_of_probability_0_is_never_taken(uniform, allowed):
+def test_a_token_of_probability_0_is_never_taken(uniform, allowed, kernels):
     logits = np.full((1, 8), losses.NEG_INF, np.float32)
     logits[0, list(allowed)] = [0.0, -30.0][: len(allowed)]
-    token = draw._inverse_cdf(jnp.asarray(logits), jnp.asarray([uniform], jnp.float32))
+    args = jnp.asarray(logits), jnp.asarray([uniform], jnp.float32)
+    token = cpu_kernels.draw(*args)[0] if kernels else draw._inverse_cdf(*args)
     assert int(token[0]) in allowed
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+@pytest.mark.parametrize("vocab_size", [7, 100, 1000])
+def test_kernels_draw_what_xla_does(vocab_size):
+    """But for numbers that fall on the bounds between two tokens, by rounding."""
+    key, n = jax.random.key(vocab_size), 2000
+    logits = 2 * jax.random.normal(key, (n, vocab_size))
+    keys = jax.random.split(key, n)
+    tokens, logps = draw.draw(logits, keys, jnp.arange(n), kernels=True)
+    expected, wanted = draw.draw(logits, keys, jnp.arange(n))
+    same = tokens == expected
+    assert same.mean() > 0.995
+    np.testing.assert_allclose(logps[same], wanted[same], atol=1e-5)
 
 
 def test_a_draw_depends_on_its_own_key_and_count_alone():

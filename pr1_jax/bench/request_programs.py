@@ -76,7 +76,7 @@ def _step(
         special_ids=vocab.special_ids,
         num_tokens=vocab.num_tokens,
     )
-    drawn, logps = draw.draw(logits, state.key, state.count)
+    drawn, logps = draw.draw(logits, state.key, state.count, kernels=config.cpu_kernels)
     forced = jnp.where(
         state.wait == 2, vocab.newline_id, vocab.special_ids[decode.SUMMARY_OPEN]
     )
