@@ -284,6 +284,8 @@ WRONG = [
         {"rollout__kernels": "cpu", "model__dtype": "bfloat16"},
         "rollout.kernels=cpu: model.dtype=bfloat16 is not float32",
     ),
+    ({"model__kernels": "cuda"}, "model.kernels='cuda' is not one of"),
+    ({"model__kernels": "cpu"}, "model.kernels=cpu: the mesh has 8 devices"),
     ({"model__logits_chunk": -1}, "model.logits_chunk=-1"),
     ({"model__length_buckets": (0, 108)}, "model.length_buckets=(0, 108)"),
     ({"rl__dynamic_sampling_rounds": 0}, "rl.dynamic_sampling_rounds=0"),
