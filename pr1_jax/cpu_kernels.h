@@ -162,7 +162,9 @@ void Tile(const float* a, int64_t stride, int64_t D, const float* b,
           const Place& place) {
   Vec sum[M][2] = {};
   for (int64_t d = 0; d < D; ++d) {
-    if (is_first) __builtin_prefetch(b + (d + kAhead) * kColumns);
+    if (is_first) {
+      for (int c = 0; c < kColumns; c += 16) __builtin_prefetch(b + (d + kAhead) * kColumns + c);
+    }
     const Vec left = Load(b + d * kColumns), right = Load(b + d * kColumns + W);
     for (int i = 0; i < M; ++i) {
       sum[i][0] += left * a[i * stride + d];
