@@ -120,7 +120,8 @@ inline Vec Sigmoid(Vec x) {
 inline Vec Silu(Vec x) { return x * Sigmoid(x); }
 
 // y = x / rms(x) · scale, of D numbers.
-inline void Normalize(const float* x, const float* scale, int64_t D, float eps, float* y) {
+inline void Normalize(const float* x, const float* scale, int64_t D, float eps,
+                      float* y) {
   Vec sum{};
   int64_t d = 0;
   for (; d + W <= D; d += W) sum += Load(x + d) * Load(x + d);
@@ -163,7 +164,8 @@ void Tile(const float* a, int64_t stride, int64_t D, const float* b,
   Vec sum[M][2] = {};
   for (int64_t d = 0; d < D; ++d) {
     if (is_first) {
-      for (int c = 0; c < kColumns; c += 16) __builtin_prefetch(b + (d + kAhead) * kColumns + c);
+      const float* ahead = b + (d + kAhead) * kColumns;
+      for (int line = 0; line < kColumns; line += 16) __builtin_prefetch(ahead + line);
     }
     const Vec left = Load(b + d * kColumns), right = Load(b + d * kColumns + W);
     for (int i = 0; i < M; ++i) {

@@ -24,8 +24,8 @@ inline int64_t Padded(int64_t N) { return (N + kColumns - 1) / kColumns * kColum
 
 // A panel of B [D, N]: columns n to n + kColumns, zeros behind the last. B's rows, or
 // with is_transposed its columns, stand `stride` apart.
-inline void PackPanel(const float* b, int64_t stride, int64_t D, int64_t N, bool is_transposed,
-               int64_t n, float* to) {
+inline void PackPanel(const float* b, int64_t stride, int64_t D, int64_t N,
+                      bool is_transposed, int64_t n, float* to) {
   const int64_t columns = std::min<int64_t>(kColumns, N - n);
   if (columns < kColumns) std::fill(to, to + D * kColumns, 0.0f);
   for (int64_t d = 0; d < D; ++d) {
@@ -67,8 +67,9 @@ constexpr auto kTransposedTiles =
     TransposedTilesOf(std::make_integer_sequence<int, kTransposed>());
 
 // C [I, J] += A [T, I]ᵀ · B [T, J], each with the distance of its rows.
-inline void AddTransposed(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-                   int64_t T, int64_t I, int64_t J, float* c, int64_t N) {
+inline void AddTransposed(const float* a, int64_t a_stride, const float* b,
+                          int64_t b_stride, int64_t T, int64_t I, int64_t J, float* c,
+                          int64_t N) {
   float* some = Kept<0>(kDepth * kColumns);
   for (int64_t j = 0; j < J; j += kColumns) {
     for (int64_t t = 0; t < T; t += kDepth) {

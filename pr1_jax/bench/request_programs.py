@@ -40,7 +40,14 @@ def _step(
     mine = (slots >= state.start[:, None]) & (slots <= state.slot[:, None])
     seen = mine | (slots < state.base[:, None])
     bias = kv_cache.mask_bias(seen[:, None], config)
-    row = jnp.where(state.live, jnp.arange(B), B)
+    if config.cpu_kernels:  # for which live rows, if they come first, are all there is
+        row = jnp.nonzero(state.live, size=B, fill_value=B)[0]
+        place = jnp.clip(jnp.cumsum(state.live) - 1, 0)
+        live = state.live.sum(dtype=jnp.int32)
+    else:
+        row = jnp.where(state.live, jnp.arange(B), B)
+        place, live = jnp.arange(B), None
+    index = jnp.minimum(row, B - 1)
     # For the kernels: all is one block, of which a row with a gap sees path 1.
     block, path = jnp.ones((B, S), jnp.int32), jnp.where(seen, 1, 2)
     gap = (state.start > state.base).astype(jnp.int32)
@@ -50,7 +57,7 @@ def _step(
         if config.cpu_kernels:
             return cpu_kernels.attend(
                 *(q, k, v, cache, kv_cache.empty(config, 1, 0)[0]),
-                lanes=(row, state.slot, gap, gap),
+                lanes=(row, state.slot[index], gap[index], gap[index]),
                 filled=state.slot + 1,
                 slot_labels=(block, path),
                 prompt=none,
@@ -66,17 +73,21 @@ def _step(
         return out[:, 0], (keys, values)
 
     hidden, cache = model.forward(
-        config, params, state.token, state.position, attend, state.cache
+        *(config, params, state.token[index], state.position[index], attend),
+        state.cache,
+        live=live,
     )
     draws = state.live & (state.wait == 0) & (state.left > 0)
     wanted = jnp.where(draws & (state.left == 1), state.last, -1)
     logits = losses.policy_logits(
-        follow(model.logits(params, hidden), wanted, vocab),
+        follow(model.logits(params, hidden, live), wanted[index], vocab),
         jnp.zeros(B, jnp.int32),
         special_ids=vocab.special_ids,
         num_tokens=vocab.num_tokens,
     )
-    drawn, logps = draw.draw(logits, state.key, state.count, kernels=config.cpu_kernels)
+    draw_all = functools.partial(draw.draw, live=live, kernels=config.cpu_kernels)
+    found = draw_all(logits, state.key[index], state.count[index])
+    drawn, logps = (x[place] for x in found)
     forced = jnp.where(
         state.wait == 2, vocab.newline_id, vocab.special_ids[decode.SUMMARY_OPEN]
     )
