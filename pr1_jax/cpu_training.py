@@ -49,10 +49,9 @@ def _linear(x, kernel, scale, plus, eps):
 def _linear_back(eps, residuals, dy):
     x, kernel, scale, plus = residuals
     scales = _empty(scale)
-    dx, dkernel, dscale = _call(
-        *("linear_back", [x.shape, kernel.shape, scales.shape], x, kernel, scales, dy),
-        eps=np.float32(eps),
-    )
+    args = (x, kernel, scales)
+    shapes = [a.shape for a in args]
+    dx, dkernel, dscale = _call("linear_back", shapes, *args, dy, eps=np.float32(eps))
     return dx, dkernel, _gradient(scale, dscale), _gradient(plus, dy)
 
 
@@ -98,9 +97,11 @@ def _split_back(eps, residuals, gradients):
     qkv, angles, scales = residuals
     rows = qkv.reshape(-1, *qkv.shape[-3:])
     M, *_, H = rows.shape
-    given = [_empty(scale) for scale in scales]
+    given = (rows, *map(_empty, scales))
     dqkv, *dscales = _call(
-        *("split_back", [rows.shape, *(x.shape for x in given)], rows, *given),
+        "split_back",
+        [x.shape for x in given],
+        *given,
         *(x.reshape(M, H // 2) for x in angles),
         *(x.reshape(M, -1, H) for x in gradients),
         eps=np.float32(eps),

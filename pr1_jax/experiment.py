@@ -222,9 +222,9 @@ def build(
         mesh=sharding.make_mesh(**config.mesh, devices=devices),
         settings=checks.decode_settings(config),
     )
-    for kernels, training in ((config.rollout.kernels, 0), (config.model.kernels, 1)):
-        if kernels == "cpu":  # whether they run, before anything compiles
-            model.with_kernels(made.model, "cpu", made.mesh, training=bool(training))
+    for section, training in ((config.rollout, False), (config.model, True)):
+        if section.kernels == "cpu":  # whether they run, before anything compiles
+            model.with_kernels(made.model, "cpu", made.mesh, training=training)
     if config.checkpoint.init:
         about = {"tokenizer": made.tokenizer.fingerprint}
         checkpoint.check_params(

@@ -423,7 +423,10 @@ def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache, li
 
 
 def _training_forward(c: ModelConfig, params, tokens, positions, attend):
-    """What `Decoder` computes, in operations of `cpu_training`; keeps no cache."""
+    """What `Decoder` computes, in operations of `cpu_training`; keeps no cache.
+
+    Their products are none to `jax.checkpoint`: with `remat`, all policies keep nothing.
+    """
     D, K, H = c.width, c.num_kv_heads, c.head_dim
 
     def layer(x, tree):

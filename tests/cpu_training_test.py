@@ -31,12 +31,12 @@ def floats(rng, *shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-def close(got, expected, **tolerance):
+def close(got, expected):
     """Relative to the largest number of each array, if it is not small itself."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         scale = max(float(jnp.abs(y).max()), 0.1)
-        np.testing.assert_allclose(x / scale, y / scale, rtol=0, atol=1e-5, **tolerance)
+        np.testing.assert_allclose(x / scale, y / scale, rtol=0, atol=1e-5)
 
 
 def with_gradients(function, *args):

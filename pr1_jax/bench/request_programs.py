@@ -85,8 +85,11 @@ def _step(
         special_ids=vocab.special_ids,
         num_tokens=vocab.num_tokens,
     )
-    draw_all = functools.partial(draw.draw, live=live, kernels=config.cpu_kernels)
-    found = draw_all(logits, state.key[index], state.count[index])
+    found = draw.draw(
+        *(logits, state.key[index], state.count[index]),
+        live=live,
+        kernels=config.cpu_kernels,
+    )
     drawn, logps = (x[place] for x in found)
     forced = jnp.where(
         state.wait == 2, vocab.newline_id, vocab.special_ids[decode.SUMMARY_OPEN]
