@@ -113,6 +113,11 @@ def get_config(
     c.rl.group_size = 8  # responses to a prompt
     c.rl.mini_batches = 2  # updates a step
     c.rl.micro_batch_size = 8  # responses
+    # First tokens of a prompt that are computed once for its responses in a micro-batch,
+    # where that is cheaper than to sort responses by length. Of several numbers the
+    # largest that no prompt falls short of; each makes as many programs again as there
+    # are lengths. () = never.
+    c.rl.shared_prompt_tokens = (19,)
     c.rl.lr = 3e-4
     c.rl.lr_schedule = "cosine"
     c.rl.warmup_share = 0.0
@@ -196,7 +201,7 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
     """All stages in well under 90 seconds on two cores; learns nothing."""
     c.model.num_layers, c.model.width, c.model.mlp_width = 2, 64, 128
     c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 32
-    c.model.length_buckets = (76,)
+    c.model.length_buckets, c.rl.shared_prompt_tokens = (76,), ()
     c.rollout.rows, c.rollout.prompts_per_prefill = 12, 4
     c.sft.steps, c.sft.batch_size, c.sft.micro_batch_size = 12, 16, 16
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 4, 4, 4
@@ -230,6 +235,7 @@ def _smollm2(c: ml_collections.ConfigDict) -> None:
     c.sft.lr = 1e-4
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 2, 2, 4
     c.rl.mini_batches, c.rl.micro_batch_size = 1, 2
+    c.rl.shared_prompt_tokens = ()
     c.rl.lr, c.rl.lr_schedule = 1e-6, "constant"
     c.reward.window, c.reward.tiered_steps = 2, 1
     c.coldstart.mode, c.coldstart.problems, c.coldstart.samples = "ordinary", 8, 1
@@ -260,6 +266,7 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.sft.batch_size, c.sft.micro_batch_size, c.sft.lr = 128, 4, 1e-5
     c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 300, 512, 8
     c.rl.mini_batches, c.rl.micro_batch_size = 4, 4
+    c.rl.shared_prompt_tokens = ()  # two rows a device, of which prompts are little
     c.rl.lr, c.rl.lr_schedule = 1e-6, "constant"
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 1, -1, 4
     c.eval.problems, c.eval.samples, c.eval.banned = 256, 1, False

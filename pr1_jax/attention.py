@@ -48,7 +48,7 @@ def label_attention(
     """Causal attention in which siblings do not see each other (spec section 2).
 
     Args:
-      q: [B, T, N, H].
+      q: [B, Q, N, H], of the last Q of T tokens.
       k, v: [B, T, K, H], N a multiple of K.
       block, path: [B, T] int32 labels; all zero for plain causal attention.
       query_chunk: most queries whose scores are held at once by `xla`.
@@ -56,7 +56,7 @@ def label_attention(
         takes it if that is JAX's default backend, else `xla`.
 
     Returns:
-      [B, T, N, H] in q's dtype; the softmax is float32.
+      [B, Q, N, H] in q's dtype; the softmax is float32.
 
     Raises:
       ValueError: an unknown implementation.
@@ -65,10 +65,12 @@ def label_attention(
         raise ValueError(f"{implementation=} is not one of {IMPLEMENTATIONS}")
     if implementation == "auto":
         implementation = "pallas" if jax.default_backend() == "tpu" else "xla"
+    Q = q.shape[1]
     if implementation == "pallas":
-        return flash.flash_attention(q, k, v, block, path)
-    T = q.shape[1]
-    chunk = min(query_chunk, max(_SMALLEST_CHUNK, -(-T // 4)))
+        before = k.shape[1] - Q
+        q = jnp.pad(q, [(0, 0), (before, 0), (0, 0), (0, 0)])
+        return flash.flash_attention(q, k, v, block, path)[:, before:]
+    chunk = min(query_chunk, max(_SMALLEST_CHUNK, -(-Q // 4)))
     return _attention(q, k, v, block, path, chunk)
 
 
@@ -77,15 +79,18 @@ def _attention(q, k, v, block, path, chunk):
     return _forward(q, k, v, block, path, chunk)[0]
 
 
-def _chunks(T: int, chunk: int) -> list[slice]:
-    return [slice(first, min(first + chunk, T)) for first in range(0, T, chunk)]
+def _chunks(q, k, chunk: int) -> list[tuple[slice, slice]]:
+    """Chunks of queries, as places among queries and among all tokens."""
+    Q, T = q.shape[1], k.shape[1]
+    places = [(first, min(first + chunk, Q)) for first in range(0, Q, chunk)]
+    return [(slice(*place), slice(*(T - Q + i for i in place))) for place in places]
 
 
 def _scores(q, keys, block, path, some: slice):
     """Scores [B, K, C, R, e] float32 of the chunk `some` against the keys up to its end.
 
     Args:
-      q: [B, K, C · R, H], the chunk's. keys: [B, K, T, H].
+      q: [B, K, C · R, H], the chunk's. keys: [B, K, T, H]. some: among all tokens.
     """
     B, K = q.shape[:2]
     end = some.stop
@@ -113,11 +118,11 @@ def _by_head(x):
 
 
 def _forward(q, k, v, block, path, chunk):
-    (B, T), K = q.shape[:2], k.shape[2]
+    B, K = len(q), k.shape[2]
     keys, values = _by_head(k), _by_head(v)
     outs, normalisers = [], []
-    for some in _chunks(T, chunk):
-        scores = _scores(group_queries(q[:, some], K), keys, block, path, some)
+    for own, some in _chunks(q, k, chunk):
+        scores = _scores(group_queries(q[:, own], K), keys, block, path, some)
         top = scores.max(axis=-1, keepdims=True)
         probs = jnp.exp(scores - top)
         total = probs.sum(axis=-1, keepdims=True)
@@ -128,7 +133,7 @@ def _forward(q, k, v, block, path, chunk):
             preferred_element_type=jnp.float32,
         )
         out = out / total.reshape(B, K, -1, 1)
-        outs.append(ungroup_queries(out, q[:, some]))
+        outs.append(ungroup_queries(out, q[:, own]))
         normalisers.append(top + jnp.log(total))
     out = jnp.concatenate(outs, axis=1)
     return out, (q, k, v, block, path, out, normalisers)
@@ -136,7 +141,7 @@ def _forward(q, k, v, block, path, chunk):
 
 def _backward(chunk, residuals, gradient):
     q, k, v, block, path, out, normalisers = residuals
-    (B, T), (K, H) = q.shape[:2], k.shape[2:]
+    B, (K, H) = len(q), k.shape[2:]
     keys, values = _by_head(k), _by_head(v)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     # What a score's own output takes back from its gradient.
@@ -144,14 +149,14 @@ def _backward(chunk, residuals, gradient):
     d_keys = jnp.zeros(keys.shape, jnp.float32)
     d_values = jnp.zeros(values.shape, jnp.float32)
     d_queries = []
-    for some, normaliser in zip(_chunks(T, chunk), normalisers):
+    for (own, some), normaliser in zip(_chunks(q, k, chunk), normalisers):
         end = some.stop
-        queries = group_queries(q[:, some], K)
-        back = group_queries(gradient[:, some], K)
+        queries = group_queries(q[:, own], K)
+        back = group_queries(gradient[:, own], K)
         probs = jnp.exp(_scores(queries, keys, block, path, some) - normaliser)
         probs = probs.reshape(B, K, -1, end)
         d_probs = product("BKQH,BKSH->BKQS", back, values[:, :, :end])
-        d_scores = probs * (d_probs - group_queries(shared[:, some], K)) * H**-0.5
+        d_scores = probs * (d_probs - group_queries(shared[:, own], K)) * H**-0.5
         probs, d_scores = probs.astype(v.dtype), d_scores.astype(q.dtype)
         d_values = d_values.at[:, :, :end].add(product("BKQS,BKQH->BKSH", probs, back))
         d_keys = d_keys.at[:, :, :end].add(
@@ -159,7 +164,7 @@ def _backward(chunk, residuals, gradient):
         )
         d_queries.append(
             ungroup_queries(
-                product("BKQS,BKSH->BKQH", d_scores, keys[:, :, :end]), q[:, some]
+                product("BKQS,BKSH->BKQH", d_scores, keys[:, :, :end]), q[:, own]
             )
         )
     d_queries = jnp.concatenate(d_queries, axis=1)

@@ -195,9 +195,9 @@ def _check_mesh(
 
 def _check_lengths(config: ml_collections.ConfigDict) -> None:
     settings = decode_settings(config)
-    buckets = config.model.length_buckets
-    whole = all(isinstance(n, int) and n >= 1 for n in buckets)
-    need(config, "model.length_buckets", whole, "must hold positive whole numbers")
+    for name in ("model.length_buckets", "rl.shared_prompt_tokens"):
+        whole = all(isinstance(n, int) and n >= 1 for n in field(config, name))
+        need(config, name, whole, "must hold positive whole numbers")
     most = float(settings.num_paths)
     need(
         config,

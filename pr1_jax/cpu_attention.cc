@@ -13,27 +13,28 @@ void Pack(const float* b, int64_t stride, int64_t D, int64_t N, bool is_transpos
   }
 }
 
-// One sequence and key/value head of attention: T tokens, R queries each.
+// One sequence and key/value head of attention: T tokens, of which those from `first`
+// on have R queries each.
 struct Head {
-  int64_t b, k, T, N, K, H, R;
+  int64_t b, k, Q, T, N, K, H, R, first;
   const int32_t *block, *path;  // [T]
 
   Head(const Floats& q, const Floats& keys, const Ints& blocks, const Ints& paths,
        int64_t task)
-      : T(q.dimensions()[1]), N(q.dimensions()[2]), K(keys.dimensions()[2]),
-        H(q.dimensions()[3]), R(N / K) {
+      : Q(q.dimensions()[1]), T(keys.dimensions()[1]), N(q.dimensions()[2]),
+        K(keys.dimensions()[2]), H(q.dimensions()[3]), R(N / K), first(T - Q) {
     b = task / K, k = task % K;
     block = blocks.typed_data() + b * T, path = paths.typed_data() + b * T;
   }
   // Rows of queries that are handled together, of whole tokens.
   int64_t Tokens() const { return std::max<int64_t>(1, 4 * kRows / R); }
-  int64_t Query(int64_t t, int64_t r) const {  // place in [B, T, N, H]
-    return ((b * T + t) * N + k * R + r) * H;
+  int64_t Query(int64_t t, int64_t r) const {  // place in [B, Q, N, H]
+    return ((b * Q + t - first) * N + k * R + r) * H;
   }
   int64_t Key() const { return (b * T * K + k) * H; }  // place in [B, T, K, H]
   int64_t KeyStride() const { return K * H; }
-  int64_t Normaliser(int64_t t, int64_t r) const {  // place in [B, N, T]
-    return (b * N + k * R + r) * T + t;
+  int64_t Normaliser(int64_t t, int64_t r) const {  // place in [B, N, Q]
+    return (b * N + k * R + r) * Q + t - first;
   }
 
   // Copies queries, or what is shaped like them, of tokens from `t` on.
@@ -71,8 +72,8 @@ struct Head {
   }
 };
 
-// q [B, T, N, H], k and v [B, T, K, H], block and path [B, T] → out like q, and the
-// logarithm of each softmax's sum [B, N, T].
+// q [B, Q, N, H] of the last tokens, k and v [B, T, K, H], block and path [B, T] → out
+// like q, and the logarithm of each softmax's sum [B, N, Q].
 ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints block,
                      Ints path, Out out, Out normaliser) {
   const int64_t tasks = q.dimensions()[0] * k.dimensions()[2];
@@ -89,7 +90,7 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints bl
     const int64_t from = head.Key(), apart = head.KeyStride();
     Pack(k.typed_data() + from, apart, H, T, true, keys);
     Pack(v.typed_data() + from, apart, T, H, false, values);
-    for (int64_t t = 0; t < T; t += head.Tokens()) {
+    for (int64_t t = head.first; t < T; t += head.Tokens()) {
       const int64_t end = std::min(T, t + head.Tokens()), n = (end - t) * R;
       head.Take(q.typed_data(), t, n, scale, rows);
       head.Against(rows, n, keys, end, scores);
@@ -138,7 +139,7 @@ ffi::Error AttentionBack(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Int
       std::fill_n(dk->typed_data() + from + s * apart, H, 0.0f);
       std::fill_n(dv->typed_data() + from + s * apart, H, 0.0f);
     }
-    for (int64_t t = 0; t < T; t += head.Tokens()) {
+    for (int64_t t = head.first; t < T; t += head.Tokens()) {
       const int64_t end = std::min(T, t + head.Tokens()), n = (end - t) * R;
       head.Take(q.typed_data(), t, n, scale, queries);
       head.Take(out.typed_data(), t, n, 1.0f, outs);

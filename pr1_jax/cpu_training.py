@@ -118,19 +118,20 @@ def attention(q, k, v, block, path):
     """Causal attention in which siblings do not see each other (spec section 2).
 
     Args:
-      q: [B, T, N, H]. k, v: [B, T, K, H], N a multiple of K.
+      q: [B, Q, N, H], of the last Q of T tokens.
+      k, v: [B, T, K, H], N a multiple of K.
       block, path: [B, T] int32 labels.
 
     Returns:
-      [B, T, N, H].
+      [B, Q, N, H].
     """
     return _attention(q, k, v, block, path)[0]
 
 
 def _attention(q, k, v, block, path):
-    B, T, N, _ = q.shape
+    B, Q, N, _ = q.shape
     args = (q, k, v, block.astype(jnp.int32), path.astype(jnp.int32))
-    out, normaliser = _call("attention", [q.shape, (B, N, T)], *args)
+    out, normaliser = _call("attention", [q.shape, (B, N, Q)], *args)
     return out, (*args, out, normaliser)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,11 @@ class Experiment:
         s = self.settings
         drawing = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
         drawing["max_trained"] = s.max_response_tokens
+        rl, shards = self.config.rl, sharding.batch_shards(self.mesh)
+        drawing["group_rows"] = math.gcd(rl.group_size, rl.micro_batch_size // shards)
+        drawing["shared_lengths"] = tuple(
+            n for n in rl.shared_prompt_tokens if n <= s.max_prompt_tokens
+        )
         return train_state.PolicySettings(
             special_ids=self.vocab.special_ids,
             num_tokens=self.vocab.num_tokens,

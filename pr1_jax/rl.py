@@ -18,6 +18,7 @@ import numpy as np
 from pr1_jax import (
     data,
     losses,
+    micro_batches,
     processes,
     rewards,
     rollout,
@@ -102,6 +103,7 @@ class _Updater:
         c = experiment.config
         self._experiment, self.recomputes = experiment, _recomputes(c)
         self.shortcut = c.rollout.shortcut
+        self._micro_batch = c.rl.micro_batch_size // jax.process_count()
         self._reference = run.reference(params) if c.rl.kl_coef else None
         self._update = threads.submit(lower_update(experiment).compile)
         if self.recomputes or self._reference is not None:
@@ -121,7 +123,7 @@ class _Updater:
         """update(state, batch, ref_logps) -> (state, metrics), once it is compiled."""
         return self._update.result()
 
-    def _pack(self, trajectories, advantages) -> Batch:
+    def _pack(self, trajectories, advantages, shared) -> Batch:
         c = self._experiment.config
         batch = pack(
             trajectories,
@@ -129,9 +131,10 @@ class _Updater:
             variant=c.variant,
             train_on_forced=c.rl.train_on_forced,
             advantages=advantages,
+            shared=shared,
         )
-        size = c.rl.micro_batch_size // jax.process_count()
-        return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+        split = lambda x: x.reshape(-1, self._micro_batch, *x.shape[1:])
+        return jax.tree.map(split, batch)
 
     def _put(self, batch: Batch) -> Batch:
         return sharding.put_batch(batch, self._experiment.mesh)
@@ -148,13 +151,21 @@ class _Updater:
         log-probs are those of `params`, recomputed where the sampler's will not do; then
         the gap between the two is measured over all responses.
         """
-        out, mismatches = [], []
-        order = np.arange(len(trajectories))
-        for chosen in np.split(order, self._experiment.config.rl.mini_batches):
-            # Short and long ones apart: a micro-batch is cut to its longest.
-            chosen = sorted(chosen, key=lambda i: len(trajectories[i]))
+        experiment, out, mismatches = self._experiment, [], []
+        tokens = 0
+        rows = np.arange(len(trajectories))
+        for chosen in np.split(rows, experiment.config.rl.mini_batches):
+            order = micro_batches.arrange(
+                [trajectories[i] for i in chosen],
+                experiment.policy(sampling=True),
+                group_size=experiment.config.rl.group_size,
+                micro_batch=self._micro_batch,
+                max_tokens=experiment.settings.max_tokens,
+            )
+            tokens += order.computed_tokens
+            chosen = chosen[order.rows]
             picked = [trajectories[i] for i in chosen]
-            batch, ref = self._pack(picked, advantages[chosen]), None
+            batch, ref = self._pack(picked, advantages[chosen], order.shared), None
             if self.recomputes:
                 batch, mismatch = self._recompute(params, batch, picked)
                 mismatches.append(mismatch)
@@ -163,7 +174,10 @@ class _Updater:
                 bare = batch.replace(importance=None)
                 ref = self._logps(self._reference, bare)
             out.append((batch, ref))
-        return out, _mismatch_metrics(mismatches) if self.recomputes else {}
+        metrics = {"perf/update_tokens": float(tokens)}
+        if self.recomputes:
+            metrics |= _mismatch_metrics(mismatches)
+        return out, metrics
 
     def _recompute(
         self, params: Any, batch: Batch, picked: Sequence[Trajectory]

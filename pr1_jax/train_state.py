@@ -12,6 +12,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -72,6 +73,25 @@ class PolicySettings:
     query_chunk: int = 512
     attention: str = "auto"  # of `attention.IMPLEMENTATIONS`
     lengths: tuple[int, ...] = ()  # a micro-batch is cut to the shortest that holds it
+    # Rows of a micro-batch come in groups of so many. First tokens that the rows of each
+    # group share are computed once, as many as the largest of these numbers allows.
+    group_rows: int = 1
+    shared_lengths: tuple[int, ...] = ()
+
+    def sizes(self, max_tokens: int) -> list[tuple[int, tuple[int, ...]]]:
+        """What micro-batches are cut to, ascending, each with what rows may share."""
+        numbers = (0, *sorted(self.shared_lengths)) if self.group_rows > 1 else (0,)
+        lengths = (*sorted(n for n in self.lengths if n < max_tokens), max_tokens)
+        return [(n, tuple(s for s in numbers if s < n)) for n in lengths]
+
+    def size_of(self, used: int, common: int, max_tokens: int) -> tuple[int, int]:
+        """What a micro-batch is cut to, and how many first tokens are shared.
+
+        Args:
+          used: tokens of its longest row. common: first tokens that rows have in common.
+        """
+        size, numbers = next(x for x in self.sizes(max_tokens) if x[0] >= used)
+        return size, max(s for s in numbers if s <= common)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,35 +174,29 @@ def shardings_of(tree: Any) -> Any:
 
 
 def policy_logps(
-    config: model.ModelConfig, params: Any, batch: Batch, policy: PolicySettings
+    config: model.ModelConfig,
+    params: Any,
+    batch: Batch,
+    policy: PolicySettings,
+    shared: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Teacher-forced log-probs and entropies of a batch, both [B, T] float32.
 
     Entry t speaks of token t, predicted at t − 1; entry 0 is 0. So are those before the
     first trained token where `policy.max_trained` is set: prompts need no logits.
+
+    Args:
+      shared: first tokens, untrained, that the rows of each group of
+        `policy.group_rows` have in common: they are computed once for all of them.
     """
-
-    def attend(q, k, v, cache):
-        if config.cpu_kernels:
-            return cpu_training.attention(q, k, v, batch.block, batch.path), cache
-        out = attention.label_attention(
-            q,
-            k,
-            v,
-            batch.block,
-            batch.path,
-            query_chunk=policy.query_chunk,
-            implementation=policy.attention,
-        )
-        return out, cache
-
-    hidden, _ = model.forward(config, params, batch.tokens, batch.positions, attend)
-    wanted, restore = _trained_span(batch.loss_mask[:, 1:], policy.max_trained)
+    hidden = _predicting(config, params, batch, policy, shared)
+    first = max(shared, 1)
+    wanted, restore = _trained_span(batch.loss_mask[:, first:], policy.max_trained)
     out = losses.sequence_logps(
-        wanted(hidden[:, :-1]),
+        wanted(hidden),
         lambda hidden: model.logits(params, hidden),
-        wanted(batch.tokens[:, 1:]),
-        wanted(batch.bans[:, 1:]),
+        wanted(batch.tokens[:, first:]),
+        wanted(batch.bans[:, first:]),
         special_ids=policy.special_ids,
         num_tokens=policy.num_tokens,
         temperature=policy.temperature or 1.0,
@@ -190,8 +204,68 @@ def policy_logps(
         top_p=policy.top_p,
         chunk=policy.logits_chunk,
     )
-    logps, entropies = (jnp.pad(restore(x), [(0, 0), (1, 0)]) for x in out)
+    logps, entropies = (jnp.pad(restore(x), [(0, 0), (first, 0)]) for x in out)
     return logps, entropies
+
+
+def _predicting(
+    config: model.ModelConfig,
+    params: Any,
+    batch: Batch,
+    policy: PolicySettings,
+    shared: int,
+) -> jax.Array:
+    """Final hidden states that predict the tokens from max(shared, 1) on, [B, …, D]."""
+
+    def attention_of(q, k, v, block, path):
+        if config.cpu_kernels:
+            return cpu_training.attention(q, k, v, block, path)
+        return attention.label_attention(
+            q,
+            k,
+            v,
+            block,
+            path,
+            query_chunk=policy.query_chunk,
+            implementation=policy.attention,
+        )
+
+    if not shared:
+        attend = lambda q, k, v, cache: (
+            attention_of(q, k, v, batch.block, batch.path),
+            cache,
+        )
+        tokens, positions = batch.tokens, batch.positions
+        return model.forward(config, params, tokens, positions, attend)[0][:, :-1]
+
+    # A row of the forward pass is a group: what its rows share, then the rest of each.
+    (B, T), G = batch.tokens.shape, policy.group_rows
+
+    def grouped(x):  # [B, T] to [B / G, shared + G (T − shared)]
+        rows = x.reshape(B // G, G, T)
+        rest = rows[:, :, shared:].reshape(B // G, -1)
+        return jnp.concatenate([rows[:, 0, :shared], rest], axis=1)
+
+    rest = lambda x: x[:, shared:].reshape(B, T - shared, *x.shape[2:])
+
+    def to_all(x):  # [B / G, …] to [B, …]
+        shape = (B // G, G, *x.shape[1:])
+        return jnp.broadcast_to(x[:, None], shape).reshape(B, *x.shape[1:])
+
+    def attend(q, k, v, cache):
+        first = [x[:, :shared] for x in (q, k, v)]
+        whole = lambda x: jnp.concatenate([to_all(x[:, :shared]), rest(x)], axis=1)
+        nothing = jnp.zeros((B // G, shared), jnp.int32)
+        of_shared = attention_of(*first, nothing, nothing)
+        labels = batch.block, batch.path
+        of_rest = attention_of(rest(q), whole(k), whole(v), *labels)
+        of_rest = of_rest.reshape(B // G, -1, *q.shape[2:])
+        return jnp.concatenate([of_shared, of_rest], axis=1), cache
+
+    tokens, positions = grouped(batch.tokens), grouped(batch.positions)
+    hidden, _ = model.forward(config, params, tokens, positions, attend)
+    last = to_all(hidden[:, shared - 1 : shared])
+    return jnp.concatenate([last, rest(hidden)[:, :-1]], axis=1)
 
 
 def _trained_span(loss_mask: jax.Array, size: int) -> tuple[Callable, Callable]:
@@ -232,39 +306,47 @@ def trained_logps(
     def one(batch):
         T = batch.tokens.shape[-1]
 
-        def logps(batch):
-            found, _ = policy_logps(config, params, batch, policy)
+        def logps(batch, *, shared):
+            found, _ = policy_logps(config, params, batch, policy, shared)
             return jnp.pad(found, [(0, 0), (0, T - found.shape[1])])
 
-        return _at_length(logps, policy.lengths, batch.loss_mask, batch)
+        return _at_lengths(logps, policy, batch)
 
     return jax.lax.map(one, batch)
 
 
-def _at_length(
-    function: Callable[..., Any],
-    lengths: tuple[int, ...],
-    loss_mask: jax.Array,
-    *inputs: Any,
+def _at_lengths(
+    function: Callable[..., Any], policy: PolicySettings, batch: Batch, *inputs: Any
 ) -> Any:
     """Calls a function on inputs that are cut behind the last trained token.
 
     What stands behind it changes no earlier logit. The cut is at the shortest of
-    `lengths` that will do, so that all of them are compiled, and one is run.
+    `policy.lengths` that will do, and first tokens are shared by the largest of
+    `policy.shared_lengths` that all rows of the batch allow. All pairs of the two are
+    compiled, and one is run.
 
     Args:
-      loss_mask: bool [B, T]. inputs: trees of [B, T, …] and [B].
+      function: called with the batch, `inputs`, and `shared` by name.
+      inputs: trees of [B, T, …] and [B].
     """
-    T = loss_mask.shape[1]
-    lengths = (*sorted(n for n in lengths if n < T), T)
-    used = jnp.max(jnp.where(loss_mask, jnp.arange(1, T + 1), 0))
+    T = batch.loss_mask.shape[1]
+    used = jnp.max(jnp.where(batch.loss_mask, jnp.arange(1, T + 1), 0))
 
-    def branch(n):
+    def branch(n, shared):
         cut = lambda x: x[:, :n] if x.ndim > 1 else x
-        return lambda *inputs: function(*jax.tree.map(cut, inputs))
+        shape = functools.partial(function, shared=shared)
+        return lambda *inputs: shape(*jax.tree.map(cut, inputs))
 
-    index = jnp.searchsorted(jnp.array(lengths), used)
-    return jax.lax.switch(index, [branch(n) for n in lengths], *inputs)
+    lengths, numbers = zip(*policy.sizes(T))
+    branches = [branch(n, s) for n, some in zip(lengths, numbers) for s in some]
+    # A longer row may share all that a shorter one may.
+    counts = np.array([len(some) for some in numbers])
+    length = jnp.searchsorted(jnp.array(lengths), used)
+    common = jnp.min(batch.shared)
+    index = jnp.searchsorted(jnp.array(numbers[-1]), common, side="right") - 1
+    index = jnp.minimum(index, jnp.array(counts - 1)[length])
+    first = jnp.array(np.cumsum(counts) - counts)[length]
+    return jax.lax.switch(first + index, branches, batch, *inputs)
 
 
 def sft_update(
@@ -277,13 +359,13 @@ def sft_update(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One SFT step on a batch with leading axes [micro-batches, B]."""
 
-    def loss_fn(params, batch, weights):
-        logps, _ = policy_logps(config, params, batch, policy)
+    def loss_fn(params, batch, weights, *, shared):
+        logps, _ = policy_logps(config, params, batch, policy, shared)
         return losses.sft_loss(logps, weights), {}
 
     weights = _batch_weights(batch.loss_mask)
     inputs = (batch, weights)
-    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy.lengths)
+    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
     return state, {"loss/sft": loss, **metrics}
 
 
@@ -299,8 +381,8 @@ def grpo_update(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One GRPO step on a mini-batch with leading axes [micro-batches, B]."""
 
-    def loss_fn(params, batch, weights, ref_logps):
-        logps, entropies = policy_logps(config, params, batch, policy)
+    def loss_fn(params, batch, weights, ref_logps, *, shared):
+        logps, entropies = policy_logps(config, params, batch, policy, shared)
         loss, metrics = losses.grpo_loss(
             logps,
             batch.old_logps,
@@ -326,7 +408,7 @@ def grpo_update(
         batch.loss_mask, aggregation=grpo.aggregation, constant=grpo.constant
     )
     inputs = (batch, weights, ref_logps)
-    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy.lengths)
+    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
     return state, {"loss/grpo": loss, **metrics}
 
 
@@ -336,21 +418,21 @@ def _batch_weights(loss_mask: jax.Array, **kwargs: Any) -> jax.Array:
     return losses.token_weights(flat, **kwargs).reshape(loss_mask.shape)
 
 
-def _update(state, loss_fn, inputs, optimizer, lengths):
+def _update(state, loss_fn, inputs, optimizer, policy):
     """Sums gradients over micro-batches and applies them."""
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def micro_step(total, inputs):
-        at_length = functools.partial(grad_fn, state.params)
-        loss_mask = inputs[0].loss_mask
-        (loss, metrics), grads = _at_length(at_length, lengths, loss_mask, *inputs)
+        at_lengths = functools.partial(grad_fn, state.params)
+        (loss, metrics), grads = _at_lengths(at_lengths, policy, *inputs)
         maxima = {k: v for k, v in metrics.items() if k.endswith(("_max", "max_error"))}
         sums = {k: v for k, v in metrics.items() if k not in maxima}
         added = jax.tree.map(jnp.add, total[0], (loss, sums, grads))
         return (added, jax.tree.map(jnp.maximum, total[1], maxima)), None
 
     first = jax.tree.map(lambda x: x[0], inputs)
-    (_, metrics), _ = jax.eval_shape(grad_fn, state.params, *first)
+    whole = functools.partial(grad_fn, shared=0)
+    (_, metrics), _ = jax.eval_shape(whole, state.params, *first)
     zero = lambda keep: {
         k: jnp.zeros(()) for k in metrics if k.endswith(("_max", "max_error")) == keep
     }

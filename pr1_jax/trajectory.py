@@ -108,6 +108,9 @@ class Batch:
     loss_mask: jax.Array  # bool
     old_logps: jax.Array  # float32, 0 where masked
     advantages: jax.Array  # [B] float32, 0 in SFT
+    # [B] int32, first tokens that the rows of a group have in common, all of the prompt.
+    # 0 where rows stand alone.
+    shared: jax.Array
     importance: jax.Array | None = None  # float32, weights of the policy's gain; 1
 
 
@@ -118,10 +121,14 @@ def pack(
     variant: str,
     train_on_forced: bool = False,
     advantages: Sequence[float] | None = None,
+    shared: Sequence[int] | None = None,
 ) -> Batch:
     """Packs trajectories into one NumPy batch of `length` tokens a row.
 
     None makes an empty row: nothing of it is trained on.
+
+    Args:
+      advantages, shared: of each row, as `Batch` has them; None = 0.
 
     Raises:
       ValueError: a trajectory is longer than `length`, or the variant is unknown.
@@ -148,11 +155,13 @@ def pack(
             ints["path"][row, start:end] = t.path
         loss_mask[row, start:end] = True if train_on_forced else ~t.forced
         old_logps[row, start:end] = t.logps
-    if advantages is None:
-        advantages = np.zeros(shape[0])
+    nothing = np.zeros(shape[0])
     return Batch(
         **ints,
         loss_mask=loss_mask,
         old_logps=old_logps,
-        advantages=np.asarray(advantages, np.float32),
+        advantages=np.asarray(
+            nothing if advantages is None else advantages, np.float32
+        ),
+        shared=np.asarray(nothing if shared is None else shared, np.int32),
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pr1_jax import attention, layout, model, sharding, tags, train_state
+from pr1_jax import attention, flash, layout, model, sharding, tags, train_state
 from pr1_jax.trajectory import Batch
 
 TAG_IDS = {tag: 10 + i for i, tag in enumerate(tags.TAGS)}
@@ -86,6 +86,24 @@ def test_siblings_are_isolated(query_chunk):
     assert (moved[PATH_1] > 1e-2).all() and (moved[PATH_2.stop :] > 1e-2).all()
 
 
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+def test_queries_of_the_last_tokens_alone(implementation, monkeypatch):
+    interpreted = functools.partial(flash.flash_attention, interpret=True)
+    monkeypatch.setattr(flash, "flash_attention", interpreted)
+    attend = functools.partial(
+        attention.label_attention, query_chunk=5, implementation=implementation
+    )
+    q, k, v, cotangent = random_inputs(4, 2)
+    q, cotangent = q[:, 7:], cotangent[:, 7:]
+    labels_ = stacked(labels())
+    visible = np.stack([layout.visible(row) for row in labels()])[:, 7:]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+        value_and_gradient(lambda *x: attend(*x, *labels_), q, k, v, cotangent),
+        value_and_gradient(lambda *x: dense(*x, visible), q, k, v, cotangent),
+    )
+
+
 def test_zero_labels_are_plain_causal_attention():
     q, k, v, _ = random_inputs(4, 2)
     zeros = np.zeros((2, T), np.int32)
@@ -124,7 +142,8 @@ def test_the_update_takes_what_its_policy_says():
     config = model.ModelConfig(**dict.fromkeys(sizes, 8), num_layers=1, num_kv_heads=2)
     ints = np.zeros((2, T), np.int32)
     fields = ("tokens", "positions", "block", "path", "bans", "loss_mask", "old_logps")
-    batch = Batch(**dict.fromkeys(fields, ints), advantages=np.zeros(2))
+    zeros = np.zeros(2)
+    batch = Batch(**dict.fromkeys(fields, ints), advantages=zeros, shared=zeros)
     init = lambda: model.unbox(model.init_params(config, jax.random.key(0)))
     params = jax.eval_shape(init)
     for implementation in ("pallas", "xla"):

@@ -136,6 +136,19 @@ def test_attention(T, heads):
     )
 
 
+@pytest.mark.parametrize("heads", [(1, 1, 4), (4, 2, 32), (1, 60, 8)])
+@pytest.mark.parametrize("Q", [1, 60, 201])
+def test_attention_of_the_last_queries(Q, heads):
+    rng, B, T, (K, R, H) = np.random.default_rng(Q), 2, 203, heads
+    block, path = random_labels(rng, B, T)
+    args = floats(rng, B, Q, K * R, H), floats(rng, B, T, K, H), floats(rng, B, T, K, H)
+    expected = functools.partial(attention.label_attention, implementation="xla")
+    close(
+        with_gradients(lambda *x: cpu_training.attention(*x, block, path), *args),
+        with_gradients(lambda *x: expected(*x, block, path), *args),
+    )
+
+
 def test_siblings_and_the_future_are_not_seen():
     """To the last bit, and their gradients are 0."""
     rng, T = np.random.default_rng(0), 80
@@ -207,6 +220,7 @@ def random_batch(micro_batches=2, B=3, T=30):
         loss_mask=jnp.asarray(trained),
         old_logps=jnp.where(trained, floats(rng, *shape) * 0.1 - 3, 0),
         advantages=floats(rng, micro_batches, B),
+        shared=jnp.zeros((micro_batches, B), jnp.int32),
     )
 
 
@@ -227,12 +241,19 @@ def test_log_probs_and_gradients_are_those_of_the_flax_decoder(changes):
     config = dataclasses.replace(CONFIG, **changes)
     params = random_params(config)
     batch = jax.tree.map(lambda x: x[0], random_batch())
-    policy = train_state.PolicySettings(special_ids=SPECIAL_IDS, max_trained=25)
+    policy = train_state.PolicySettings(
+        special_ids=SPECIAL_IDS, max_trained=25, group_rows=3
+    )
+    batch = jax.tree.map(
+        lambda x: x.at[:, :5].set(x[:1, :5]) if x.ndim > 1 else x, batch
+    )
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def found(config, params):
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def found(config, params, shared):
         def loss(params):
-            logps, entropies = train_state.policy_logps(config, params, batch, policy)
+            logps, entropies = train_state.policy_logps(
+                config, params, batch, policy, shared
+            )
             return (
                 logps * jnp.sin(jnp.arange(logps.size).reshape(logps.shape))
             ).sum(), (
@@ -243,9 +264,10 @@ def test_log_probs_and_gradients_are_those_of_the_flax_decoder(changes):
         (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return out, jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
 
+    # The kernels compute the group's prompt once, the Flax decoder with each row.
     (out, gradients), (expected, wanted) = (
-        found(dataclasses.replace(config, cpu_kernels=kernels), params)
-        for kernels in (True, False)
+        found(dataclasses.replace(config, cpu_kernels=kernels), params, shared)
+        for kernels, shared in ((True, 5), (False, 0))
     )
     close(out, expected)
     if config.param_dtype == "bfloat16":  # of which XLA rounds sums of parts

@@ -40,6 +40,7 @@ def rl_steps(tmp_path_factory):
         config.rollout.max_response_tokens = RESPONSE_TOKENS
         config.model.length_buckets = ()
         config.rl.update(steps=1, group_size=4, micro_batch_size=8, mini_batches=1)
+        config.rl.shared_prompt_tokens = ()
         config.rl.update(switches)
         config.rollout.update(rollout)
         made = experiment.build(config.lock(), devices=jax.devices()[:1])
@@ -86,6 +87,18 @@ def test_kl_starts_at_zero_and_holds_the_policy_back(rl_steps):
         assert found[1]["policy/ref_kl"] > 1e-4
         last.append(found[-1]["policy/ref_kl"])
     assert last[1] < 0.5 * last[0]
+
+
+def test_a_prompt_is_computed_once_for_its_group(rl_steps, plain):
+    (alone,), sampled, expected = plain
+    # No prompt is shorter than 11 tokens.
+    (line,), again, moved = rl_steps({"shared_prompt_tokens": (11,)})
+    assert sampled == again
+    saved = alone["perf/update_tokens"] - line["perf/update_tokens"]
+    assert saved == PROMPTS * (4 - 1) * 11
+    assert line["loss/grpo"] == pytest.approx(alone["loss/grpo"], abs=1e-6)
+    assert line["rollout/logp_gap_max"] < 1e-4
+    assert difference(moved, expected) < 0.01 * np.abs(moved["embedding"]).max()
 
 
 def test_forced_tokens_are_trained_on_when_asked(rl_steps, plain):

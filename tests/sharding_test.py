@@ -64,6 +64,7 @@ def random_batch(micro_batches=2, rows=8, T=16):
         loss_mask=rng.random(shape) < 0.5,
         old_logps=rng.normal(-3, 0.2, shape).astype(np.float32),
         advantages=rng.normal(size=shape[:2]).astype(np.float32),
+        shared=np.zeros(shape[:2], np.int32),
         **labels,
     )
 
@@ -74,10 +75,10 @@ def sharded_state(mesh):
     return train_state.from_params(params, OPTIMIZER, mesh)
 
 
-def run(kind, state, batch, mesh=None):
+def run(kind, state, batch, mesh=None, policy=POLICY):
     """A jitted update, its result placed as `state` is."""
     update = functools.partial(
-        UPDATES[kind], config=CONFIG, optimizer=OPTIMIZER, policy=POLICY
+        UPDATES[kind], config=CONFIG, optimizer=OPTIMIZER, policy=policy
     )
     places = train_state.shardings_of(state), None
     args = (batch.old_logps,) if kind == "grpo" else ()
@@ -247,6 +248,30 @@ def test_eight_devices_compute_what_one_does(kind, sizes):
     assert_moments_lie_where_parameters_do(new)
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 4)])
+def test_a_prompt_computed_once_for_its_group_on_eight_devices(sizes):
+    mesh, prompt = sharding.make_mesh(*sizes), 5
+    batch = random_batch()
+    batch.tokens[:, 1::2, :prompt] = batch.tokens[:, ::2, :prompt]
+    batch.loss_mask[..., :prompt] = False
+    batch.shared[:] = prompt
+    params = jax.tree.map(jnp.asarray, random_params())
+    alone = train_state.TrainState(jnp.int32(0), params, OPTIMIZER.init(params))
+    expected, expected_metrics = run("grpo", alone, batch)
+    policy = dataclasses.replace(POLICY, group_rows=2, shared_lengths=(prompt,))
+    state, batch = sharded_state(mesh), sharding.put_batch(batch, mesh)
+    new, metrics = run("grpo", state, batch, mesh, policy)
+    assert expected_metrics["grad_norm"] > 1e-2
+    np.testing.assert_allclose(
+        metrics["grad_norm"], expected_metrics["grad_norm"], rtol=1e-4
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        jax.device_get(new),
+        jax.device_get(expected),
+    )
 
 
 def test_the_devices_of_a_process_stay_together():

@@ -162,6 +162,80 @@ def test_cutting_micro_batches_to_their_length_changes_nothing(kind):
     assert (np.asarray(logps)[0, :, T // 2 :] == 0).all()  # it was cut there
 
 
+PROMPT_TOKENS = 5
+
+
+def grouped_batch(prompts=PROMPT_TOKENS, **kwargs):
+    """Two micro-batches of two groups of two rows, all of a group with its prompt."""
+    rng = np.random.default_rng(0)
+    rows = [random_trajectory(rng) for _ in range(8)]
+    for i, row in enumerate(rows):
+        prompt = np.random.default_rng(i // 2).integers(16, VOCAB_SIZE, prompts)
+        moved = row.positions - len(row.prompt) + prompts
+        rows[i] = dataclasses.replace(row, prompt=prompt, positions=moved)
+    batch = pack(
+        rows, 20, variant="structured", advantages=rng.normal(size=8), **kwargs
+    )
+    return jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
+
+
+def grouped_policy(*shared_lengths, **kwargs):
+    return dataclasses.replace(
+        POLICY, group_rows=2, shared_lengths=shared_lengths, **kwargs
+    )
+
+
+def test_a_prompt_computed_once_for_its_group_changes_nothing():
+    batch = grouped_batch(shared=[PROMPT_TOKENS] * 8)
+    whole, whole_metrics = run("grpo", fresh_state(), batch)
+    for policy in (
+        grouped_policy(PROMPT_TOKENS),
+        grouped_policy(3, PROMPT_TOKENS + 1),  # a part of it
+        grouped_policy(2, PROMPT_TOKENS, lengths=(5, 19), max_trained=15),
+    ):
+        found, metrics = run("grpo", fresh_state(), batch, policy=policy)
+        assert largest_difference(whole.params, fresh_state().params) > 1e-3
+        assert largest_difference(whole.params, found.params) < 1e-5
+        for name, value in whole_metrics.items():
+            np.testing.assert_allclose(
+                value, metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
+            )
+        logps = train_state.trained_logps(CONFIG, random_params(), batch, policy)
+        np.testing.assert_allclose(
+            np.where(batch.loss_mask, logps, 0),
+            np.where(batch.loss_mask, policy_logps(random_params(), batch), 0),
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    "allowed, shared_lengths, computed_once",
+    [
+        ([5, 5, 5, 5, 5, 5, 5, 5], (3, 5), 5),
+        ([5, 4, 5, 5, 3, 3, 3, 3], (3, 5), 3),
+        ([5, 5, 5, 2, 2, 5, 5, 5], (3, 5), 0),
+        ([0, 0, 0, 0, 0, 0, 0, 0], (3, 5), 0),
+        ([5, 5, 5, 5, 5, 5, 5, 5], (), 0),
+    ],
+)
+def test_no_more_is_shared_than_all_rows_allow(allowed, shared_lengths, computed_once):
+    """What is computed once is read from the first row of a group alone."""
+    batch = grouped_batch(shared=allowed)
+    policy = grouped_policy(*shared_lengths)
+    logps = jax.jit(
+        functools.partial(train_state.trained_logps, CONFIG, policy=policy),
+    )
+    before = np.where(batch.loss_mask, logps(random_params(), batch), 0)
+    for place in range(PROMPT_TOKENS):
+        tokens = batch.tokens.copy()
+        tokens[:, 1::2, place] = 3
+        other = batch.replace(tokens=tokens)
+        after = np.where(batch.loss_mask, logps(random_params(), other), 0)
+        moved = (np.abs(after - before) > 1e-5).any(axis=-1)
+        assert not moved[:, ::2].any()
+        assert (moved[:, 1::2] == (place >= computed_once)).all()
+
+
 def test_logits_of_prompts_are_not_needed():
     """Log-probs and the update are the same where only trained tokens have logits."""
     batch = make_batch(micro_batches=2)

@@ -39,6 +39,7 @@ def make_batch(vocab_size: int, rows: int, tokens: int, micro_batch: int) -> Bat
         loss_mask=trained,
         old_logps=np.where(trained, -np.log(vocab_size), 0).astype(np.float32),
         advantages=rng.normal(size=rows).astype(np.float32),
+        shared=np.zeros(rows, np.int32),
     )
     return jax.tree.map(lambda x: x.reshape(-1, micro_batch, *x.shape[1:]), batch)
 

@@ -9,6 +9,7 @@ the first unit includes all that compiles: as there, a thread begins with the up
 import argparse
 import functools
 import json
+import math
 import os
 import resource
 import time
@@ -24,7 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pr1_jax import decode, hf, losses, model, sharding, train_state, trajectory
+from pr1_jax import (
+    decode,
+    hf,
+    losses,
+    micro_batches,
+    model,
+    sharding,
+    train_state,
+    trajectory,
+)
 from pr1_jax.model import ModelConfig
 from pr1_jax.sampler import Sampler
 
@@ -123,8 +133,12 @@ def sampling(
 def make_policy(
     config: ModelConfig, args: argparse.Namespace
 ) -> train_state.PolicySettings:
-    special_ids = vocabulary(config.vocab_size).special_ids
-    return train_state.PolicySettings(special_ids, max_trained=args.new_tokens)
+    return train_state.PolicySettings(
+        vocabulary(config.vocab_size).special_ids,
+        max_trained=args.new_tokens,
+        group_rows=math.gcd(args.group_size, args.micro_batch // jax.device_count()),
+        shared_lengths=(args.prompt_tokens,) if args.work == "step" else (),
+    )
 
 
 def begin(
@@ -169,11 +183,15 @@ def packed(
     advantages: np.ndarray,
     mesh: Mesh,
     args: argparse.Namespace,
+    shared: np.ndarray | None = None,
 ) -> trajectory.Batch:
     """A batch with leading axes [micro-batches, B], on its devices."""
-    length = args.prompt_tokens + args.new_tokens
     batch = trajectory.pack(
-        responses, length, variant="structured", advantages=advantages
+        responses,
+        args.prompt_tokens + args.new_tokens,
+        variant="structured",
+        advantages=advantages,
+        shared=shared,
     )
     split = lambda x: x.reshape(-1, args.micro_batch, *x.shape[1:])
     place = sharding.batch_sharding(mesh, axis=1)
@@ -245,7 +263,16 @@ def step(config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace)
         responses = sampler.sample(state.params, asked, args.group_size, key)
         rewards.append([share_of_odd(response) for response in responses])
         advantages = losses.advantages(np.reshape(rewards[-1], (groups, -1)))
-        batch = packed(responses, np.ravel(advantages), mesh, args)
+        order = micro_batches.arrange(
+            responses,
+            make_policy(config, args),
+            group_size=args.group_size,
+            micro_batch=args.micro_batch,
+            max_tokens=args.prompt_tokens + args.new_tokens,
+        )
+        ordered = [responses[row] for row in order.rows]
+        advantages = np.ravel(advantages)[order.rows]
+        batch = packed(ordered, advantages, mesh, args, order.shared)
         state, metrics = jax.block_until_ready(update.result()(state, batch))
         ends.append(time.perf_counter())
         found.append(metrics)
