@@ -238,11 +238,12 @@ def prefill(
 
     Args:
       tokens: [W, T] int32, right-padded. lengths: [W] int32.
-      places: [W] int32 among the M prompts; M = unused.
+      places: [W] int32 among the M prompts; M = unused, and so are all that follow.
     """
     config = decoding_config(config)
     zeros = jnp.zeros_like(tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    live = tokens.shape[1] * jnp.sum(places < len(prompts.length))
 
     def attend(q, k, v, cache):
         out = attention.label_attention(q, k, v, zeros, zeros, implementation="xla")
@@ -251,7 +252,8 @@ def prefill(
             old.at[places].set(new, mode="drop") for old, new in zip(cache, fresh)
         )
 
-    _, cache = model.forward(config, params, tokens, positions, attend, prompts.cache)
+    args = tokens, positions, attend, prompts.cache
+    _, cache = model.forward(config, params, *args, live=live)
     length = prompts.length.at[places].set(lengths, mode="drop")
     return Prompts(length, cache)
 
@@ -293,7 +295,7 @@ def rejoin(
     """Causal variant: recomputes closed blocks' keys and values in canonical order.
 
     Args:
-      rows: [W] int32, waiting rows; B = unused.
+      rows: [W] int32, waiting rows; B = unused, and so are all that follow.
       tokens: [W, T] int32, each block's path tokens in canonical order.
       first_slot: [W] int32, slot of the first of them; they lie side by side.
       length: [W] int32.
@@ -328,7 +330,8 @@ def rejoin(
 
         positions = (state.prompt_length[row] + first_slot)[:, None] + offset
         caches = tuple(zip(state.cache, state.prompts.cache))
-        cache = model.forward(config, params, tokens, positions, attend, caches)[1]
+        args = tokens, positions, attend, caches
+        cache = model.forward(config, params, *args, live=T * jnp.sum(rows < B))[1]
 
     lane0 = jnp.zeros((B, P), bool).at[rows, 0].set(True, mode="drop")
     joined = lane0.any(axis=1)
