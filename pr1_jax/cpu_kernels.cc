@@ -71,13 +71,13 @@ struct Slots {
 
 template <int Q>
 void ScoresOf(const float* q, int64_t H, const Slots& x, float* out, int64_t stride) {
-  Scores<Q, Q == 3 ? 3 : Q == 4 ? 2 : 4>(q, H, x.keys, x.S, x.n, out, stride);
+  Scores<Q, W == 16 || Q < 3 ? 4 : Q == 3 ? 3 : 2>(q, H, x.keys, x.S, x.n, out, stride);
 }
 
 template <int Q>
 void WeighOf(const float* probs, int64_t stride, const Slots& x, int64_t H,
              float* out) {
-  int64_t h = Weigh<Q, Q <= 2 ? 4 : 2>(probs, stride, x.values, H, x.n, out, 0);
+  int64_t h = Weigh<Q, W == 16 || Q <= 2 ? 4 : 2>(probs, stride, x.values, H, x.n, out, 0);
   h = Weigh<Q, 2>(probs, stride, x.values, H, x.n, out, h);
   h = Weigh<Q, 1>(probs, stride, x.values, H, x.n, out, h);
   for (; h < H; ++h) {

@@ -53,8 +53,8 @@ inline Vec Exp(Vec x) {
   return x < -87.0f ? Vec{} : y * scale;
 }
 
-// x = exp(x − max x) of n scores, a multiple of W; their greatest, and the sum.
-inline std::pair<float, float> Softmax(float* x, int64_t n) {
+// The greatest of n numbers, a multiple of W.
+inline float Greatest(const float* x, int64_t n) {
   Vec top = Load(x);
   for (int64_t s = W; s < n; s += W) {
     const Vec y = Load(x + s);
@@ -62,6 +62,12 @@ inline std::pair<float, float> Softmax(float* x, int64_t n) {
   }
   float most = top[0];
   for (int i = 1; i < W; ++i) most = std::max(most, top[i]);
+  return most;
+}
+
+// x = exp(x − max x) of n scores, a multiple of W; their greatest, and the sum.
+inline std::pair<float, float> Softmax(float* x, int64_t n) {
+  const float most = Greatest(x, n);
   Vec sum{};
   for (int64_t s = 0; s < n; s += W) {
     const Vec y = Exp(Load(x + s) - most);
@@ -161,7 +167,8 @@ struct Place {
 template <int M, bool is_first>
 void Tile(const float* a, int64_t stride, int64_t D, const float* b,
           const Place& place) {
-  Vec sum[M][2] = {};
+  Vec sum[M][2];  // zeroed one by one: all at once, they would begin in memory
+  for (int i = 0; i < M; ++i) sum[i][0] = sum[i][1] = Vec{};
   for (int64_t d = 0; d < D; ++d) {
     if (is_first) {
       const float* ahead = b + (d + kAhead) * kColumns;

@@ -31,7 +31,7 @@ from absl import logging
 IMPLEMENTATIONS = ("auto", "xla", "cpu")
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCES = ("cpu_kernels.cc", "cpu_training.cc", "cpu_attention.cc")
+_SOURCES = ("cpu_kernels.cc", "cpu_training.cc", "cpu_attention.cc", "cpu_logps.cc")
 _HEADERS = ("cpu_kernels.h", "cpu_training.h")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 _TARGETS = {
@@ -47,6 +47,8 @@ _TARGETS = {
     "pr1_jax_split_back": "SplitBackHandler",
     "pr1_jax_attention": "AttentionHandler",
     "pr1_jax_attention_back": "AttentionBackHandler",
+    "pr1_jax_logps": "LogpsHandler",
+    "pr1_jax_logps_back": "LogpsBackHandler",
 }
 
 

@@ -5,21 +5,8 @@
 namespace {
 
 constexpr int64_t kBlock = 8 * kRows;     // rows of activations that a task has
-constexpr int64_t kGradientRows = 256;  // of a task's part of a weight's gradient
 
 int64_t Blocks(int64_t M) { return (M + kBlock - 1) / kBlock; }
-
-// All panels of B [D, N], one after another; B is whole in memory.
-template <int number>
-const float* Pack(ffi::ThreadPool& pool, const float* b, int64_t D, int64_t N,
-                  bool is_transposed) {
-  float* to = Kept<number>(D * Padded(N));
-  Parallel(pool, Padded(N) / kColumns, D * N, [&](int64_t panel) {
-    const int64_t n = panel * kColumns;
-    PackPanel(b, is_transposed ? D : N, D, N, is_transposed, n, to + n * D);
-  });
-  return to;
-}
 
 // C [M, N] = A [M, D] · panels [D, N], plus what there is to add; rows of A stand
 // `stride` apart.
@@ -30,40 +17,6 @@ void Times(const float* a, int64_t stride, int64_t M, int64_t D, const float* pa
     TimesPanel(a, stride, M, D, panels + n * D,
                {c + n, plus ? plus + n : nullptr, N, columns, false});
   }
-}
-
-// A weight's gradient: c [I, J] = a [M, I]ᵀ · b [M, J].
-struct Gradient {
-  const float* a;
-  int64_t I;
-  const float* b;
-  int64_t J;
-  float* c;
-};
-
-void Gradients(ffi::ThreadPool& pool, int64_t M, const std::vector<Gradient>& all) {
-  struct Part {
-    const Gradient* of;
-    int64_t i, j;
-  };
-  std::vector<Part> parts;
-  int64_t cost = 0;
-  for (const Gradient& g : all) {
-    cost += M * g.I * g.J;
-    for (int64_t j = 0; j < g.J; j += kColumns) {
-      for (int64_t i = 0; i < g.I; i += kGradientRows) parts.push_back({&g, i, j});
-    }
-  }
-  Parallel(pool, parts.size(), cost, [&](int64_t task) {
-    const auto [g, i, j] = parts[task];
-    const int64_t rows = std::min(kGradientRows, g->I - i);
-    const int64_t columns = std::min<int64_t>(kColumns, g->J - j);
-    float* c = g->c + i * g->J + j;
-    for (int64_t row = 0; row < rows; ++row) {
-      std::fill(c + row * g->J, c + row * g->J + columns, 0.0f);
-    }
-    AddTransposed(g->a + i, g->I, g->b + j, g->J, M, rows, columns, c, g->J);
-  });
 }
 
 // Of `Normalize`: adds x's gradient to dx, and the scale's to dscale.

@@ -10,6 +10,7 @@ using Out = ffi::ResultBuffer<ffi::F32>;
 
 constexpr int kTransposed = W == 16 ? 8 : 6;  // rows of a tile of Aᵀ · B
 constexpr int64_t kDepth = 128;               // summed before a tile is put back
+constexpr int64_t kGradientRows = 256;  // of a task's part of a weight's gradient
 
 // A thread's memory, kept from call to call: new pages cost as much as what is done in
 // them. What was asked for by the same number before is gone.
@@ -32,6 +33,9 @@ inline void PackPanel(const float* b, int64_t stride, int64_t D, int64_t N,
     float* row = to + d * kColumns;
     if (is_transposed) {
       for (int64_t i = 0; i < columns; ++i) row[i] = b[(n + i) * stride + d];
+    } else if (columns == kColumns) {
+      Store(row, Load(b + d * stride + n));
+      Store(row + W, Load(b + d * stride + n + W));
     } else {
       std::memcpy(row, b + d * stride + n, 4 * columns);
     }
@@ -42,7 +46,8 @@ inline void PackPanel(const float* b, int64_t stride, int64_t D, int64_t N,
 template <int I>
 void TransposedTile(const float* a, int64_t stride, const float* b, int64_t T, float* c,
                     int64_t N, int64_t columns) {
-  Vec sum[I][2] = {};
+  Vec sum[I][2];  // as in `Tile`
+  for (int i = 0; i < I; ++i) sum[i][0] = sum[i][1] = Vec{};
   for (int64_t t = 0; t < T; ++t) {
     const Vec left = Load(b + t * kColumns), right = Load(b + t * kColumns + W);
     for (int i = 0; i < I; ++i) {
@@ -82,6 +87,52 @@ inline void AddTransposed(const float* a, int64_t a_stride, const float* b,
       }
     }
   }
+}
+
+// All panels of B [D, N], one after another; B is whole in memory.
+template <int number>
+const float* Pack(ffi::ThreadPool& pool, const float* b, int64_t D, int64_t N,
+                  bool is_transposed) {
+  float* to = Kept<number>(D * Padded(N));
+  Parallel(pool, Padded(N) / kColumns, D * N, [&](int64_t panel) {
+    const int64_t n = panel * kColumns;
+    PackPanel(b, is_transposed ? D : N, D, N, is_transposed, n, to + n * D);
+  });
+  return to;
+}
+
+// A weight's gradient: c [I, J] = a [M, I]ᵀ · b [M, J].
+struct Gradient {
+  const float* a;
+  int64_t I;
+  const float* b;
+  int64_t J;
+  float* c;
+};
+
+inline void Gradients(ffi::ThreadPool& pool, int64_t M, const std::vector<Gradient>& all) {
+  struct Part {
+    const Gradient* of;
+    int64_t i, j;
+  };
+  std::vector<Part> parts;
+  int64_t cost = 0;
+  for (const Gradient& g : all) {
+    cost += M * g.I * g.J;
+    for (int64_t j = 0; j < g.J; j += kColumns) {
+      for (int64_t i = 0; i < g.I; i += kGradientRows) parts.push_back({&g, i, j});
+    }
+  }
+  Parallel(pool, parts.size(), cost, [&](int64_t task) {
+    const auto [g, i, j] = parts[task];
+    const int64_t rows = std::min(kGradientRows, g->I - i);
+    const int64_t columns = std::min<int64_t>(kColumns, g->J - j);
+    float* c = g->c + i * g->J + j;
+    for (int64_t row = 0; row < rows; ++row) {
+      std::fill(c + row * g->J, c + row * g->J + columns, 0.0f);
+    }
+    AddTransposed(g->a + i, g->I, g->b + j, g->J, M, rows, columns, c, g->J);
+  });
 }
 
 }  // namespace

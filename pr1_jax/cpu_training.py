@@ -141,3 +141,51 @@ def _attention_back(residuals, gradient):
 
 
 attention.defvjp(_attention, _attention_back)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def token_logps(
+    hidden,
+    head,
+    tokens,
+    bans,
+    special_ids: tuple[int, ...],
+    num_tokens: int | None = None,
+    temperature: float = 1.0,
+):
+    """Log-probs and entropies of tokens, as `losses` defines them, without truncation.
+
+    Args:
+      hidden: [M, D]. head: [V, D].
+      tokens, bans: [M] int32.
+      special_ids, num_tokens, temperature: as of `losses.policy_logits`.
+
+    Returns:
+      Log-probs and entropies [M]; these have no gradient.
+    """
+    options = special_ids, num_tokens, temperature
+    return _token_logps(hidden, head, tokens, bans, *options)[0]
+
+
+def _token_logps(hidden, head, tokens, bans, special_ids, num_tokens, temperature):
+    M, V = len(hidden), len(head)
+    logps, entropies, probs, back = _call(
+        "logps",
+        [(M,), (M,), (M, V), hidden.shape],
+        *(hidden, head, tokens.astype(jnp.int32), bans.astype(jnp.int32)),
+        jnp.array(special_ids, jnp.int32),
+        temperature=np.float32(temperature),
+        num_tokens=np.int64(min(num_tokens or V, V)),
+    )
+    return (logps, entropies), (hidden, head, tokens, probs, back)
+
+
+def _token_logps_back(special_ids, num_tokens, temperature, residuals, gradients):
+    hidden, head, tokens, probs, back = residuals
+    dlogps = gradients[0] / temperature
+    args = hidden, tokens.astype(jnp.int32), probs, dlogps
+    (dhead,) = _call("logps_back", [head.shape], *args)
+    return dlogps[:, None] * back, dhead, None, None
+
+
+token_logps.defvjp(_token_logps, _token_logps_back)

@@ -79,47 +79,37 @@ def entropy(logits):
     return -jnp.sum(jnp.where(logits > NEG_INF / 2, jnp.exp(logps) * logps, 0.0), -1)
 
 
-def sequence_logps(
-    hidden,
-    head_logits,
-    tokens,
-    bans,
-    *,
-    special_ids: tuple[int, ...],
-    num_tokens: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    chunk: int = 0,
+def logps_and_entropies(
+    logits, tokens, bans, *, top_k: int = 0, top_p: float = 1.0, **policy
 ):
+    """Log-probs [...] float32 of tokens [...], and entropies [...] without gradient.
+
+    Args:
+      logits, bans, policy: as of `policy_logits`.
+      top_k, top_p: as of `truncated`.
+    """
+    logits = policy_logits(logits, bans, **policy)
+    logits = truncated(logits, top_k=top_k, top_p=top_p, keep=tokens)
+    return token_logps(logits, tokens), entropy(jax.lax.stop_gradient(logits))
+
+
+def sequence_logps(hidden, logps_of, tokens, bans, *, chunk: int = 0):
     """Log-probs and entropies of a batch without holding [B, T, V] at once.
 
     Args:
       hidden: [B, T, D]; position t predicts tokens[:, t].
-      head_logits: maps hidden [..., D] to logits [..., V].
+      logps_of: maps hidden [n, D], tokens [n] and bans [n] to log-probs and entropies,
+        both [n] float32.
       tokens, bans: [B, T] int32.
       chunk: positions whose logits are held at once; 0 = all.
 
     Returns:
-      logps [B, T] float32 and entropies [B, T] float32 (no gradient).
+      logps [B, T] float32 and entropies [B, T] float32.
     """
     B, T, D = hidden.shape
-
-    def one(args):
-        hidden, tokens, bans = args
-        logits = policy_logits(
-            head_logits(hidden),
-            bans,
-            special_ids=special_ids,
-            num_tokens=num_tokens,
-            temperature=temperature,
-        )
-        logits = truncated(logits, top_k=top_k, top_p=top_p, keep=tokens)
-        return token_logps(logits, tokens), entropy(jax.lax.stop_gradient(logits))
-
     flat = (hidden.reshape(-1, D), tokens.reshape(-1), bans.reshape(-1))
     if not chunk or B * T <= chunk:
-        logps, entropies = one(flat)
+        logps, entropies = logps_of(*flat)
     else:
         pad = -(B * T) % chunk
         flat = jax.tree.map(
@@ -128,7 +118,8 @@ def sequence_logps(
             ),
             flat,
         )
-        out = jax.lax.map(jax.checkpoint(one), flat)
+        one = jax.checkpoint(logps_of)
+        out = jax.lax.map(lambda args: one(*args), flat)
         logps, entropies = jax.tree.map(lambda x: x.reshape(-1)[: B * T], out)
     return logps.reshape(B, T), entropies.reshape(B, T)
 

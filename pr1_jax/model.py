@@ -278,13 +278,20 @@ def forward(
     return Decoder(config).apply(variables, tokens, positions, attend, cache)
 
 
+def head(params):
+    """The matrix that makes logits, [V, D] unless it is packed."""
+    return params.get("head", params["embedding"])
+
+
 def logits(params, hidden, live=None):
     """Logits [..., V] float32 of final hidden states [..., D]; `live` as of `forward`."""
-    head = params.get("head", params["embedding"]).astype(hidden.dtype)
-    if head.ndim == 3:  # packed
+    matrix = head(params).astype(hidden.dtype)
+    if matrix.ndim == 3:  # packed
         size = params["embedding"].shape[0]
-        return cpu_kernels.project(hidden, head, size, live=live)
-    return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+        return cpu_kernels.project(hidden, matrix, size, live=live)
+    return jnp.einsum(
+        "...D,VD->...V", hidden, matrix, preferred_element_type=jnp.float32
+    )
 
 
 def init_params(config: ModelConfig, key: jax.Array):

@@ -192,16 +192,25 @@ def policy_logps(
     hidden = _predicting(config, params, batch, policy, shared)
     first = max(shared, 1)
     wanted, restore = _trained_span(batch.loss_mask[:, first:], policy.max_trained)
+    settings = {
+        "special_ids": policy.special_ids,
+        "num_tokens": policy.num_tokens,
+        "temperature": policy.temperature or 1.0,
+    }
+    limits = {"top_k": policy.top_k, "top_p": policy.top_p}
+
+    def logps_of(hidden, *targets):
+        if config.cpu_kernels and not policy.top_k and policy.top_p >= 1.0:
+            head = model.head(params).astype(hidden.dtype)
+            return cpu_training.token_logps(hidden, head, *targets, **settings)
+        logits = model.logits(params, hidden)
+        return losses.logps_and_entropies(logits, *targets, **settings, **limits)
+
     out = losses.sequence_logps(
         wanted(hidden),
-        lambda hidden: model.logits(params, hidden),
+        logps_of,
         wanted(batch.tokens[:, first:]),
         wanted(batch.bans[:, first:]),
-        special_ids=policy.special_ids,
-        num_tokens=policy.num_tokens,
-        temperature=policy.temperature or 1.0,
-        top_k=policy.top_k,
-        top_p=policy.top_p,
         chunk=policy.logits_chunk,
     )
     logps, entropies = (jnp.pad(restore(x), [(0, 0), (first, 0)]) for x in out)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pr1_jax import attention, cpu_kernels, cpu_training, model, train_state
+from pr1_jax import attention, cpu_kernels, cpu_training, losses, model, train_state
 from pr1_jax.trajectory import Batch
 
 pytestmark = pytest.mark.skipif(
@@ -198,6 +198,40 @@ def test_a_row_does_not_depend_on_the_others():
     np.testing.assert_array_equal(linear(x)[:9], decoded)
 
 
+# Tokens: less than a task's, more than one; sizes: below, at and behind a panel's.
+@pytest.mark.parametrize("sizes", [(3, 19, 5), (60, 64, 32), (130, 157, 41)])
+@pytest.mark.parametrize("num_tokens, temperature", [(None, 1.0), (17, 0.6)])
+def test_log_probs_are_those_of_the_policy(sizes, num_tokens, temperature):
+    (M, V, D), rng = sizes, np.random.default_rng(0)
+    hidden, head = floats(rng, M, D), floats(rng, V, D) / D**0.5
+    special_ids = (1, 16, V, 0)  # of which one is no token
+    bans = jnp.asarray(rng.integers(0, 16, M), jnp.int32).at[0].set(0)
+    tokens = jnp.asarray(rng.integers(2, 16, M), jnp.int32)  # none that is banned
+    policy = special_ids, num_tokens, temperature
+
+    def expected(hidden, head):
+        names = ("special_ids", "num_tokens", "temperature")
+        options = dict(zip(names, policy))
+        logits = hidden @ head.T
+        return losses.logps_and_entropies(logits, tokens, bans, **options)
+
+    found = lambda *x: cpu_training.token_logps(*x, tokens, bans, *policy)
+    got, wanted = (with_gradients(f, hidden, head) for f in (found, expected))
+    assert np.ptp(wanted[0][0]) > 1
+    close(got, wanted)
+
+
+def test_banned_tokens_and_far_logits():
+    """A banned token's log-prob is that of no token; others take all of the mass."""
+    hidden = jnp.array([[1.0], [1.0], [-1.0], [jnp.nan]])
+    head = 200.0 * jnp.arange(20.0)[:, None]
+    tokens, bans = jnp.array([19, 19, 0, 3]), jnp.array([1, 0, 0, 0])
+    logps, entropies = cpu_training.token_logps(hidden, head, tokens, bans, (19,))
+    assert logps[0] < -1e29 and np.allclose(logps[1:3], 0)
+    assert np.allclose(entropies[:3], 0)
+    assert np.isnan(logps[3]) and np.isnan(entropies[3])  # not hidden: updates look
+
+
 def random_params(config):
     """No scale is 1 and no bias 0, as they are at the start."""
     rng = np.random.default_rng(0)
@@ -238,11 +272,28 @@ def random_batch(micro_batches=2, B=3, T=30):
     ids=str,
 )
 def test_log_probs_and_gradients_are_those_of_the_flax_decoder(changes):
+    assert_as_the_flax_decoder(changes)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"top_k": 5},
+        {"top_p": 0.8},
+        {"temperature": 0.6, "num_tokens": 22, "logits_chunk": 7},
+    ],
+    ids=str,
+)
+def test_policies_are_those_of_the_flax_decoder(limits):
+    assert_as_the_flax_decoder({"num_layers": 1}, **limits)
+
+
+def assert_as_the_flax_decoder(changes, **limits):
     config = dataclasses.replace(CONFIG, **changes)
     params = random_params(config)
     batch = jax.tree.map(lambda x: x[0], random_batch())
     policy = train_state.PolicySettings(
-        special_ids=SPECIAL_IDS, max_trained=25, group_rows=3
+        special_ids=SPECIAL_IDS, max_trained=25, group_rows=3, **limits
     )
     batch = jax.tree.map(
         lambda x: x.at[:, :5].set(x[:1, :5]) if x.ndim > 1 else x, batch

@@ -134,16 +134,15 @@ def test_sequence_logps_in_chunks_equal_all_at_once(limits):
     @functools.partial(jax.jit, static_argnums=1)
     def value_and_gradient(hidden, chunk):
         def total(hidden):
-            out = losses.sequence_logps(
-                hidden,
-                lambda h: h @ head.T,
+            logps_of = lambda h, tokens, bans: losses.logps_and_entropies(
+                h @ head.T,
                 tokens,
                 bans,
                 special_ids=SPECIAL_IDS,
                 temperature=1.5,
-                chunk=chunk,
                 **limits,
             )
+            out = losses.sequence_logps(hidden, logps_of, tokens, bans, chunk=chunk)
             return (out[0] * np.arange(14).reshape(2, 7)).sum() + out[1].sum(), out
 
         return jax.value_and_grad(total, has_aux=True)(hidden)

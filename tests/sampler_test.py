@@ -82,17 +82,17 @@ def teacher_forced(config, params, trajectories, settings, length=130):
             return attention.label_attention(q, k, v, *labels, query_chunk=32), cache
 
         hidden, _ = model.forward(config, params, batch.tokens, batch.positions, attend)
-        logps, _ = losses.sequence_logps(
-            hidden[:, :-1],
-            lambda h: model.logits(params, h),
-            batch.tokens[:, 1:],
-            batch.bans[:, 1:],
+        logps_of = lambda hidden, tokens, bans: losses.logps_and_entropies(
+            model.logits(params, hidden),
+            tokens,
+            bans,
             special_ids=VOCAB.special_ids,
             temperature=settings.temperature or 1.0,
             top_k=settings.top_k,
             top_p=settings.top_p,
-            chunk=64,
         )
+        targets = batch.tokens[:, 1:], batch.bans[:, 1:]
+        logps, _ = losses.sequence_logps(hidden[:, :-1], logps_of, *targets, chunk=64)
         return jnp.pad(logps, [(0, 0), (1, 0)])
 
     return batch, np.asarray(compute(params, batch))
