@@ -175,6 +175,9 @@ def test_costs_of_steps_prompts_and_updates_by_hand():
     assert prompt == forward(tokens=6, pairs=2 * (1 + 2 + 3), cached=0, logits=0)
     flops = limits.update_flops(CONFIG, rows=2, tokens=3, trained=2)
     assert flops == 6 * (6 * 1920 + 4 * 1024) + 3 * 4 * 16 * 2 * (1 + 2 + 3)
+    flops = limits.update_flops(CONFIG, rows=4, tokens=3, trained=1, group_rows=2)
+    pairs = 2 * (1 + 2) + 4 * 3  # of two prompts, and of four responses to them
+    assert flops == 6 * ((2 * 2 + 4) * 1920 + 4 * 1024) + 3 * 4 * 16 * pairs
 
 
 def test_the_limit_is_the_slower_of_both_at_every_step():

@@ -122,7 +122,12 @@ def decode_seconds(
 
 
 def update_flops(
-    config: model.ModelConfig, *, rows: int, tokens: int, trained: int
+    config: model.ModelConfig,
+    *,
+    rows: int,
+    tokens: int,
+    trained: int,
+    group_rows: int = 1,
 ) -> float:
     """FLOPs of an update: 6 a weight and token, and causal attention.
 
@@ -130,10 +135,16 @@ def update_flops(
 
     Args:
       trained: tokens of a row that have a log-prob; the head is not needed elsewhere.
+      group_rows: so many rows share the tokens before those, which count once.
     """
-    pairs = rows * tokens * (tokens + 1) // 2
+    pairs = lambda n: n * (n + 1) // 2
+    shared, copies = tokens - trained, rows - rows // group_rows
     cost = forward_cost(
-        config, tokens=rows * tokens, pairs=pairs, cached=0, logits=rows * trained
+        config,
+        tokens=rows * tokens - copies * shared,
+        pairs=rows * pairs(tokens) - copies * pairs(shared),
+        cached=0,
+        logits=rows * trained,
     )
     return 3 * cost.flops
 

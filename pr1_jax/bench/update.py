@@ -23,15 +23,30 @@ from pr1_jax.bench.shapes import Bench
 from pr1_jax.trajectory import Batch
 
 _PROMPT_SHARE = 1 / 3  # of a sequence's tokens
+_PROMPT_SHARES = (0.25, 0.5, 0.75)  # of those with a group's prompt
 
 
-def make_batch(vocab_size: int, rows: int, tokens: int, micro_batch: int) -> Batch:
-    """Random sequences in micro-batches, as if sampled without blocks."""
+def make_batch(
+    vocab_size: int,
+    rows: int,
+    tokens: int,
+    micro_batch: int,
+    *,
+    prompt: int,
+    group_rows: int = 1,
+) -> Batch:
+    """Random sequences in micro-batches, as if sampled without blocks.
+
+    Args:
+      prompt: tokens of a sequence that are not trained, the same in `group_rows` rows.
+    """
     rng = np.random.default_rng(0)
     ints = lambda x: np.broadcast_to(x, (rows, tokens)).astype(np.int32)
-    trained = ints(np.arange(tokens)) >= _prompt_tokens(tokens)
+    trained = ints(np.arange(tokens)) >= prompt
+    ids = rng.integers(0, vocab_size, (rows // group_rows, group_rows, tokens))
+    ids[:, :, :prompt] = ids[:, :1, :prompt]
     batch = Batch(
-        tokens=ints(rng.integers(0, vocab_size, (rows, tokens))),
+        tokens=ints(ids.reshape(rows, tokens)),
         positions=ints(np.arange(tokens)),
         block=ints(0),
         path=ints(0),
@@ -39,13 +54,9 @@ def make_batch(vocab_size: int, rows: int, tokens: int, micro_batch: int) -> Bat
         loss_mask=trained,
         old_logps=np.where(trained, -np.log(vocab_size), 0).astype(np.float32),
         advantages=rng.normal(size=rows).astype(np.float32),
-        shared=np.zeros(rows, np.int32),
+        shared=np.full(rows, prompt if group_rows > 1 else 0, np.int32),
     )
     return jax.tree.map(lambda x: x.reshape(-1, micro_batch, *x.shape[1:]), batch)
-
-
-def _prompt_tokens(tokens: int) -> int:
-    return round(tokens * _PROMPT_SHARE)
 
 
 class Update:
@@ -60,8 +71,19 @@ class Update:
         rows: int,
         tokens: int,
         micro_batch: int,
+        prompt_share: float = _PROMPT_SHARE,
+        group_rows: int = 1,
+        shares: bool = False,
     ):
-        self.trained = tokens - _prompt_tokens(tokens)  # of a row
+        """Compiles it.
+
+        Args:
+          prompt_share: of a row's tokens. group_rows: rows with the same prompt.
+          shares: compute it once for them.
+        """
+        prompt = round(tokens * prompt_share)
+        self.trained = tokens - prompt  # of a row
+        self.computes = group_rows if shares else 1  # rows with one prompt
         optimizer = train_state.make_optimizer(
             train_state.OptimizerSettings(lr=1e-6, steps=1000)
         )
@@ -70,6 +92,8 @@ class Update:
             special_ids=vocab.special_ids,
             logits_chunk=shape.logits_chunk,
             max_trained=self.trained,
+            group_rows=self.computes,
+            shared_lengths=(prompt,),
         )
         update = functools.partial(
             train_state.grpo_update,
@@ -86,7 +110,9 @@ class Update:
 
         self._init = jax.jit(init)
         vocab_size = shape.model.vocab_size
-        self.batch = make_batch(vocab_size, rows, tokens, micro_batch)
+        self.batch = make_batch(
+            vocab_size, rows, tokens, micro_batch, prompt=prompt, group_rows=group_rows
+        )
         abstract = jax.eval_shape(init)
         jitted = jax.jit(update, donate_argnums=0)
         self.program = jitted.lower(abstract, self.batch).compile()
@@ -131,8 +157,12 @@ def _device_peak() -> int | None:
     return stats.get("peak_bytes_in_use")
 
 
-def measure(bench: Bench, chain: Chain, **sizes: int) -> tuple[Update, timing.Work]:
-    """An update of so many `rows` and `tokens` in micro-batches of `micro_batch`."""
+def measure(bench: Bench, chain: Chain, **sizes: Any) -> tuple[Update, timing.Work]:
+    """An update of so many `rows` and `tokens` in micro-batches of `micro_batch`.
+
+    Args:
+      sizes: of `Update`.
+    """
     update = Update(bench.shape, bench.vocab, kernels=bench.kernels, **sizes)
     return update, chain.work(update)
 
@@ -141,7 +171,11 @@ def figures(bench: Bench, update: Update, run: timing.Runs) -> dict[str, Any]:
     """Columns of a table that all updates have."""
     assert not any(f["skipped"] for f in run.figures), "an update was not finite"
     flops = limits.update_flops(
-        bench.config, rows=update.rows, tokens=update.tokens, trained=update.trained
+        bench.config,
+        rows=update.rows,
+        tokens=update.tokens,
+        trained=update.trained,
+        group_rows=update.computes,
     )
     per_sec = run.sec.rate(flops)
     return {
@@ -181,7 +215,34 @@ def update(bench: Bench) -> list[Table]:
         "most that the whole process has held so far."
     )
     plot = Plot("micro-batch", ("seconds",), ("limit seconds",))
-    return [Table(f"GRPO update of {rows} × {tokens} tokens", table, note, plot)]
+    title = f"GRPO update of {rows} × {tokens} tokens"
+    return [Table(title, table, note, plot), _shared_prompts(bench, chain)]
+
+
+def _shared_prompts(bench: Bench, chain: Chain) -> Table:
+    """Groups with one prompt, which is computed once or with every response."""
+    rows, tokens = bench.sizes.update_rows, bench.sizes.update_tokens
+    group = bench.sizes.group_size
+    sizes = {"rows": rows, "tokens": tokens, "micro_batch": group, "group_rows": group}
+    table = []
+    for share in _PROMPT_SHARES:
+        updates, works = {}, {}
+        for name in ("once", "each"):
+            updates[name], works[name] = measure(
+                bench, chain, prompt_share=share, shares=name == "once", **sizes
+            )
+        runs = timing.alternate(works, bench.repeats)
+        for name, made in updates.items():
+            row = {"prompt tokens": tokens - made.trained, "computed": name}
+            ratio = runs[name].sec.median / runs["each"].sec.median
+            row |= figures(bench, made, runs[name]) | {"ratio": ratio}
+            table.append(row)
+    title = f"{rows} × {tokens} tokens in groups of {group} with one prompt"
+    note = (
+        "computed: the prompt once for its group, or with each response. ratio: of "
+        "seconds, to the latter. MFU counts what is computed."
+    )
+    return Table(title, table, note)
 
 
 def _peak_in_own_process(
