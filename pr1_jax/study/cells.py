@@ -228,9 +228,10 @@ def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
         "rl.clip_high": 0.28,
         "checkpoint.keep": 1,
         "checkpoint.keep_best": 0,
-        # Whether or not there is a C++ compiler.
+        # As ever, whether or not there is a C++ compiler: other sums round otherwise.
         "model.kernels": "xla",
         "rollout.kernels": "xla",
+        "rl.shared_prompt_tokens": (),
     }
     if cell.kind != "evaluate":
         found["stages"] = (cell.kind,)

@@ -43,7 +43,11 @@ _OF_STEPS = {
 POSITION = "position"  # and this one, of its responses
 
 # Fields that configs did not always have: what runs did before.
-_BEFORE = {"model.kernels": "xla", "rollout.kernels": "xla"}
+_BEFORE = {
+    "model.kernels": "xla",
+    "rollout.kernels": "xla",
+    "rl.shared_prompt_tokens": [],
+}
 _OWN = ("size", "overrides", "config file", "start")  # settings that no config has
 _NOT_SET = "not set"
 UNKNOWN = {"commit": "unknown"}  # what made a run that was not kept as it ended
