@@ -1,6 +1,6 @@
 """Prompts in, trajectories out: the host's side of decoding (spec section 3).
 
-Decoding runs in jitted chunks of steps (`decode.run_chunk`). Between chunks the host
+Decoding runs in jitted chunks of steps (`decode_loop`). Between chunks the host
 collects finished rows, refills them with waiting responses, and picks the shapes of
 the next chunk: how many rows, lanes and slots it has. In the causal variant it also
 lays closed blocks out anew. Shapes come from short lists, so few are ever compiled.
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pr1_jax import decode, kv_cache, model, sharding
+from pr1_jax import decode, decode_loop, kv_cache, model, sharding
 from pr1_jax.rows import Admission, Queue, Shards
 from pr1_jax.trajectory import Trajectory
 
@@ -92,9 +92,9 @@ class Sampler:
             self._lane_shares = [1.0]
         self._refill_rows = refill_rows
         self.run_chunk = functools.partial(
-            decode.run_chunk,
+            decode_loop.run_chunk,
             steps=steps_per_chunk,
-            decode=decode_fn or kv_cache.model_decode(config, self.seats),
+            decode_fn=decode_fn or kv_cache.model_decode(config, self.seats),
             vocab=vocab,
             settings=settings,
             kernels=config is not None and config.cpu_kernels,
@@ -461,7 +461,7 @@ class _Programs:
         return run
 
     def chunk(self, num_lanes: int) -> Callable[..., Any]:
-        """`decode.run_chunk` for so many lanes of each shard."""
+        """`decode_loop.run_chunk` for so many lanes of each shard."""
         if num_lanes not in self._chunks:
             run = functools.partial(self._run_chunk, num_lanes=num_lanes)
             # The number of idle rows to stop at is whole.

@@ -13,6 +13,7 @@ from pr1_jax import (
     attention,
     cpu_kernels,
     decode,
+    decode_loop,
     layout,
     losses,
     model,
@@ -272,13 +273,13 @@ def test_slots_grow_with_the_responses_and_change_nothing(monkeypatch):
     settings = dataclasses.replace(SETTINGS, max_response_tokens=150, max_blocks=0)
     late = dataclasses.replace(VOCAB, special_ids=(*VOCAB.special_ids[:-1], 17))
     params, seen, slots = random_params(QWEN3), [], []
-    chunk = decode.run_chunk
+    chunk = decode_loop.run_chunk
 
     def watched(params, state, *args, **kwargs):
         slots[-1].append(state.slot_path.shape[1])
         return chunk(params, state, *args, **kwargs)
 
-    monkeypatch.setattr(decode, "run_chunk", watched)
+    monkeypatch.setattr(decode_loop, "run_chunk", watched)
     monkeypatch.setattr(sampler_module, "_FEWEST_SLOTS", 64)
     for room in (150, 600):
         larger = dataclasses.replace(settings, max_response_tokens=room)
