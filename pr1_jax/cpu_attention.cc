@@ -13,29 +13,28 @@ void Pack(const float* b, int64_t stride, int64_t D, int64_t N, bool is_transpos
   }
 }
 
-// One sequence and key/value head of attention: T tokens, of which those from `first`
-// on have R queries each.
+// One sequence and key/value head of attention: T tokens, R queries each. Sequences come
+// in rows of G, whose first S tokens stand there once: S, then T − S of each sequence.
 struct Head {
-  int64_t b, k, Q, T, N, K, H, R, first;
+  int64_t G, S, T, N, K, H, R, b, k;
   const int32_t *block, *path;  // [T]
 
   Head(const Floats& q, const Floats& keys, const Ints& blocks, const Ints& paths,
-       int64_t task)
-      : Q(q.dimensions()[1]), T(keys.dimensions()[1]), N(q.dimensions()[2]),
-        K(keys.dimensions()[2]), H(q.dimensions()[3]), R(N / K), first(T - Q) {
-    b = task / K, k = task % K;
+       int64_t shared, int64_t task)
+      : G(blocks.dimensions()[0] / q.dimensions()[0]), S(shared),
+        T(blocks.dimensions()[1]), N(q.dimensions()[2]), K(keys.dimensions()[2]),
+        H(q.dimensions()[3]), R(N / K), b(task / K), k(task % K) {
     block = blocks.typed_data() + b * T, path = paths.typed_data() + b * T;
   }
+  // Queries of shared tokens are the first sequence's.
+  int64_t First() const { return b % G ? S : 0; }
   // Rows of queries that are handled together, of whole tokens.
   int64_t Tokens() const { return std::max<int64_t>(1, 4 * kRows / R); }
-  int64_t Query(int64_t t, int64_t r) const {  // place in [B, Q, N, H]
-    return ((b * Q + t - first) * N + k * R + r) * H;
+  int64_t Token(int64_t t) const {  // place among all of them
+    return b / G * (S + G * (T - S)) + (t < S ? t : b % G * (T - S) + t);
   }
-  int64_t Key() const { return (b * T * K + k) * H; }  // place in [B, T, K, H]
-  int64_t KeyStride() const { return K * H; }
-  int64_t Normaliser(int64_t t, int64_t r) const {  // place in [B, N, Q]
-    return (b * N + k * R + r) * Q + t - first;
-  }
+  int64_t Query(int64_t t, int64_t r) const { return (Token(t) * N + k * R + r) * H; }
+  int64_t Key(int64_t t) const { return (Token(t) * K + k) * H; }
 
   // Copies queries, or what is shaped like them, of tokens from `t` on.
   void Take(const float* from, int64_t t, int64_t n, float by, float* to) const {
@@ -43,6 +42,12 @@ struct Head {
       const float* x = from + Query(t + i / R, i % R);
       for (int64_t h = 0; h < H; ++h) to[i * H + h] = x[h] * by;
     }
+  }
+  // Keys, or values, of all tokens, side by side [T, H].
+  const float* All(const float* from) const {
+    float* to = Kept<10>(T * H);
+    for (int64_t t = 0; t < T; ++t) std::memcpy(to + t * H, from + Key(t), 4 * H);
+    return to;
   }
   // Products of n rows with all keys, or values, up to a token's.
   void Against(const float* rows, int64_t n, const float* panels, int64_t end,
@@ -72,25 +77,24 @@ struct Head {
   }
 };
 
-// q [B, Q, N, H] of the last tokens, k and v [B, T, K, H], block and path [B, T] → out
-// like q, and the logarithm of each softmax's sum [B, N, Q].
+// q [B / G, S + G (T − S), N, H], k and v [B / G, …, K, H], block and path [B, T] → out
+// like q, and the logarithm of each softmax's sum.
 ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints block,
-                     Ints path, Out out, Out normaliser) {
-  const int64_t tasks = q.dimensions()[0] * k.dimensions()[2];
-  const int64_t cost = q.element_count() * q.dimensions()[1];
+                     Ints path, Out out, Out normaliser, int64_t shared) {
+  const int64_t tasks = block.dimensions()[0] * k.dimensions()[2];
+  const int64_t cost = q.element_count() * block.dimensions()[1];
   const float scale = 1.0f / std::sqrt(static_cast<float>(q.dimensions()[3]));
   Parallel(pool, tasks, cost, [&](int64_t task) {
-    const Head head(q, k, block, path, task);
+    const Head head(q, k, block, path, shared, task);
     const int64_t T = head.T, H = head.H, R = head.R, stride = Padded(T);
     const int64_t most = head.Tokens() * R;
     float* keys = Kept<1>(stride * H);
     float* values = Kept<2>(T * Padded(H));
     float* rows = Kept<3>(most * H);
     float* scores = Kept<4>(most * stride);
-    const int64_t from = head.Key(), apart = head.KeyStride();
-    Pack(k.typed_data() + from, apart, H, T, true, keys);
-    Pack(v.typed_data() + from, apart, T, H, false, values);
-    for (int64_t t = head.first; t < T; t += head.Tokens()) {
+    Pack(head.All(k.typed_data()), H, H, T, true, keys);
+    Pack(head.All(v.typed_data()), H, T, H, false, values);
+    for (int64_t t = head.First(); t < T; t += head.Tokens()) {
       const int64_t end = std::min(T, t + head.Tokens()), n = (end - t) * R;
       head.Take(q.typed_data(), t, n, scale, rows);
       head.Against(rows, n, keys, end, scores);
@@ -98,7 +102,7 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints bl
         float* x = scores + i * stride;
         head.Hide(x, t + i / R, Padded(end));
         const auto [top, total] = Softmax(x, Padded(end));
-        normaliser->typed_data()[head.Normaliser(t + i / R, i % R)] =
+        normaliser->typed_data()[head.Query(t + i / R, i % R) / H] =
             top + std::log(total);
         for (int64_t s = 0; s < Padded(end); s += W) Store(x + s, Load(x + s) / total);
       }
@@ -112,16 +116,17 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints bl
   return ffi::Error::Success();
 }
 
-// Gradients of queries, keys and values for out's, dout.
+// Gradients of queries, keys and values for out's, dout. parts [2, B, K, S, H]: what each
+// sequence adds to those of shared keys and values.
 ffi::Error AttentionBack(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints block,
                          Ints path, Floats out, Floats normaliser, Floats dout, Out dq,
-                         Out dk, Out dv) {
-  const int64_t tasks = q.dimensions()[0] * k.dimensions()[2];
-  const int64_t cost = q.element_count() * q.dimensions()[1];
+                         Out dk, Out dv, Out parts, int64_t shared) {
+  const int64_t tasks = block.dimensions()[0] * k.dimensions()[2];
+  const int64_t cost = q.element_count() * block.dimensions()[1];
   const float scale = 1.0f / std::sqrt(static_cast<float>(q.dimensions()[3]));
   Parallel(pool, tasks, 3 * cost, [&](int64_t task) {
-    const Head head(q, k, block, path, task);
-    const int64_t T = head.T, H = head.H, R = head.R, stride = Padded(T);
+    const Head head(q, k, block, path, shared, task);
+    const int64_t S = head.S, T = head.T, H = head.H, R = head.R, stride = Padded(T);
     const int64_t most = head.Tokens() * R;
     float* keys = Kept<1>(stride * H);  // [H, T]
     float* values = Kept<2>(stride * H);
@@ -131,15 +136,13 @@ ffi::Error AttentionBack(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Int
     float* gradients = Kept<6>(most * H);
     float* probs = Kept<7>(most * stride);
     float* dscores = Kept<8>(most * stride);
-    const int64_t from = head.Key(), apart = head.KeyStride();
-    Pack(k.typed_data() + from, apart, H, T, true, keys);
-    Pack(v.typed_data() + from, apart, H, T, true, values);
-    Pack(k.typed_data() + from, apart, T, H, false, keys_back);
-    for (int64_t s = 0; s < T; ++s) {
-      std::fill_n(dk->typed_data() + from + s * apart, H, 0.0f);
-      std::fill_n(dv->typed_data() + from + s * apart, H, 0.0f);
-    }
-    for (int64_t t = head.first; t < T; t += head.Tokens()) {
+    float* sums = Kept<9>(2 * T * H);  // of keys and of values
+    Pack(head.All(v.typed_data()), H, H, T, true, values);
+    const float* all_keys = head.All(k.typed_data());
+    Pack(all_keys, H, H, T, true, keys);
+    Pack(all_keys, H, T, H, false, keys_back);
+    std::fill_n(sums, 2 * T * H, 0.0f);
+    for (int64_t t = head.First(); t < T; t += head.Tokens()) {
       const int64_t end = std::min(T, t + head.Tokens()), n = (end - t) * R;
       head.Take(q.typed_data(), t, n, scale, queries);
       head.Take(out.typed_data(), t, n, 1.0f, outs);
@@ -149,23 +152,46 @@ ffi::Error AttentionBack(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Int
       for (int64_t i = 0; i < n; ++i) {
         float *x = probs + i * stride, *y = dscores + i * stride;
         head.Hide(x, t + i / R, Padded(end));
-        const float by = normaliser.typed_data()[head.Normaliser(t + i / R, i % R)];
-        float shared = 0;  // what a score's own output takes back
-        for (int64_t h = 0; h < H; ++h) shared += outs[i * H + h] * gradients[i * H + h];
+        const float by = normaliser.typed_data()[head.Query(t + i / R, i % R) / H];
+        float own = 0;  // what a score's own output takes back
+        for (int64_t h = 0; h < H; ++h) own += outs[i * H + h] * gradients[i * H + h];
         for (int64_t s = 0; s < Padded(end); s += W) {
           const Vec prob = Exp(Load(x + s) - by);
           Store(x + s, prob);
-          Store(y + s, prob * (Load(y + s) - shared));
+          Store(y + s, prob * (Load(y + s) - own));
         }
       }
-      AddTransposed(probs, stride, gradients, H, n, end, H, dv->typed_data() + from,
-                    apart);
-      AddTransposed(dscores, stride, queries, H, n, end, H, dk->typed_data() + from,
-                    apart);
+      AddTransposed(dscores, stride, queries, H, n, end, H, sums, H);
+      AddTransposed(probs, stride, gradients, H, n, end, H, sums + T * H, H);
       head.Weigh(dscores, n, keys_back, end, outs);
       for (int64_t i = 0; i < n; ++i) {
         float* to = dq->typed_data() + head.Query(t + i / R, i % R);
         for (int64_t h = 0; h < H; ++h) to[h] = outs[i * H + h] * scale;
+      }
+    }
+    for (int64_t t = S; t < T; ++t) {
+      std::memcpy(dk->typed_data() + head.Key(t), sums + t * H, 4 * H);
+      std::memcpy(dv->typed_data() + head.Key(t), sums + (T + t) * H, 4 * H);
+    }
+    float* part = parts->typed_data() + task * S * H;
+    std::memcpy(part, sums, 4 * S * H);
+    std::memcpy(part + tasks * S * H, sums + T * H, 4 * S * H);
+  });
+  // The first sequence of each row adds up what all of them gave, in their order.
+  Parallel(pool, shared ? tasks : 0, cost, [&](int64_t task) {
+    const Head head(q, k, block, path, shared, task);
+    if (head.First()) return;
+    for (int64_t is_value = 0; is_value < 2; ++is_value) {
+      const float* part =
+          parts->typed_data() + (is_value * tasks + task) * head.S * head.H;
+      for (int64_t t = 0; t < head.S; ++t) {
+        float* to = (is_value ? dv : dk)->typed_data() + head.Key(t);
+        for (int64_t h = 0; h < head.H; ++h) {
+          to[h] = 0;
+          for (int64_t g = 0; g < head.G; ++g) {
+            to[h] += part[(g * head.K * head.S + t) * head.H + h];
+          }
+        }
       }
     }
   });
@@ -179,7 +205,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
         .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<Ints>()
-        .Ret<Floats>().Ret<Floats>());
+        .Ret<Floats>().Ret<Floats>()
+        .Attr<int64_t>("shared"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     AttentionBackHandler, AttentionBack,
@@ -187,4 +214,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Ctx<ffi::ThreadPool>()
         .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Ints>().Arg<Ints>()
         .Arg<Floats>().Arg<Floats>().Arg<Floats>()  // out, normaliser, dout
-        .Ret<Floats>().Ret<Floats>().Ret<Floats>());
+        .Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>()
+        .Attr<int64_t>("shared"));

@@ -113,31 +113,38 @@ def _split_back(eps, residuals, gradients):
 split_heads.defvjp(_split, _split_back)
 
 
-@jax.custom_vjp
-def attention(q, k, v, block, path):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attention(q, k, v, block, path, shared: int = 0):
     """Causal attention in which siblings do not see each other (spec section 2).
 
+    Of B sequences of T tokens, G in a row have their first S tokens in common. Those
+    stand there once, in front of what is left of each.
+
     Args:
-      q: [B, Q, N, H], of the last Q of T tokens.
-      k, v: [B, T, K, H], N a multiple of K.
-      block, path: [B, T] int32 labels.
+      q: [B / G, S + G (T − S), N, H]. k, v: the same with K heads, N a multiple of K.
+      block, path: [B, T] int32 labels; all zero in the first S.
+      shared: S. 0 with G = 1 for sequences that stand alone.
 
     Returns:
-      [B, Q, N, H].
+      Like q.
     """
-    return _attention(q, k, v, block, path)[0]
+    return _attention(q, k, v, block, path, shared)[0]
 
 
-def _attention(q, k, v, block, path):
-    B, Q, N, _ = q.shape
+def _attention(q, k, v, block, path, shared):
     args = (q, k, v, block.astype(jnp.int32), path.astype(jnp.int32))
-    out, normaliser = _call("attention", [q.shape, (B, N, Q)], *args)
+    shapes = [q.shape, q.shape[:-1]]
+    out, normaliser = _call("attention", shapes, *args, shared=np.int64(shared))
     return out, (*args, out, normaliser)
 
 
-def _attention_back(residuals, gradient):
+def _attention_back(shared, residuals, gradient):
     shapes = [x.shape for x in residuals[:3]]
-    return *_call("attention_back", shapes, *residuals, gradient), None, None
+    *_, K, H = shapes[1]
+    parts = (2, len(residuals[3]), K, shared, H)
+    args = *residuals, gradient
+    found = _call("attention_back", [*shapes, parts], *args, shared=np.int64(shared))
+    return *found[:3], None, None
 
 
 attention.defvjp(_attention, _attention_back)

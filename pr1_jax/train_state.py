@@ -226,55 +226,47 @@ def _predicting(
 ) -> jax.Array:
     """Final hidden states that predict the tokens from max(shared, 1) on, [B, …, D]."""
 
-    def attention_of(q, k, v, block, path):
-        if config.cpu_kernels:
-            return cpu_training.attention(q, k, v, block, path)
-        return attention.label_attention(
-            q,
-            k,
-            v,
-            block,
-            path,
-            query_chunk=policy.query_chunk,
-            implementation=policy.attention,
-        )
-
-    if not shared:
-        attend = lambda q, k, v, cache: (
-            attention_of(q, k, v, batch.block, batch.path),
-            cache,
-        )
-        tokens, positions = batch.tokens, batch.positions
-        return model.forward(config, params, tokens, positions, attend)[0][:, :-1]
-
     # A row of the forward pass is a group: what its rows share, then the rest of each.
-    (B, T), G = batch.tokens.shape, policy.group_rows
-
-    def grouped(x):  # [B, T] to [B / G, shared + G (T − shared)]
-        rows = x.reshape(B // G, G, T)
-        rest = rows[:, :, shared:].reshape(B // G, -1)
-        return jnp.concatenate([rows[:, 0, :shared], rest], axis=1)
-
+    (B, T), G = batch.tokens.shape, policy.group_rows if shared else 1
+    grouped = lambda x: _grouped(x, shared, G)
     rest = lambda x: x[:, shared:].reshape(B, T - shared, *x.shape[2:])
 
     def to_all(x):  # [B / G, …] to [B, …]
-        shape = (B // G, G, *x.shape[1:])
-        return jnp.broadcast_to(x[:, None], shape).reshape(B, *x.shape[1:])
+        every = jnp.broadcast_to(x[:, None], (B // G, G, *x.shape[1:]))
+        return every.reshape(B, *x.shape[1:])
 
     def attend(q, k, v, cache):
+        labels = batch.block, batch.path
+        if config.cpu_kernels:
+            return cpu_training.attention(q, k, v, *labels, shared), cache
+        attention_of = functools.partial(
+            attention.label_attention,
+            query_chunk=policy.query_chunk,
+            implementation=policy.attention,
+        )
+        if not shared:
+            return attention_of(q, k, v, *labels), cache
         first = [x[:, :shared] for x in (q, k, v)]
-        whole = lambda x: jnp.concatenate([to_all(x[:, :shared]), rest(x)], axis=1)
         nothing = jnp.zeros((B // G, shared), jnp.int32)
         of_shared = attention_of(*first, nothing, nothing)
-        labels = batch.block, batch.path
+        whole = lambda x: jnp.concatenate([to_all(x[:, :shared]), rest(x)], axis=1)
         of_rest = attention_of(rest(q), whole(k), whole(v), *labels)
         of_rest = of_rest.reshape(B // G, -1, *q.shape[2:])
         return jnp.concatenate([of_shared, of_rest], axis=1), cache
 
     tokens, positions = grouped(batch.tokens), grouped(batch.positions)
     hidden, _ = model.forward(config, params, tokens, positions, attend)
+    if not shared:
+        return hidden[:, :-1]
     last = to_all(hidden[:, shared - 1 : shared])
     return jnp.concatenate([last, rest(hidden)[:, :-1]], axis=1)
+
+
+def _grouped(x: jax.Array, shared: int, group_rows: int) -> jax.Array:
+    """[B, T] to [B / G, shared + G (T − shared)]: G rows in one, what they share once."""
+    rows = x.reshape(-1, group_rows, x.shape[1])
+    rest = rows[:, :, shared:].reshape(len(rows), -1)
+    return jnp.concatenate([rows[:, 0, :shared], rest], axis=1)
 
 
 def _trained_span(loss_mask: jax.Array, size: int) -> tuple[Callable, Callable]:

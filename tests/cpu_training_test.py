@@ -137,15 +137,30 @@ def test_attention(T, heads):
 
 
 @pytest.mark.parametrize("heads", [(1, 1, 4), (4, 2, 32), (1, 60, 8)])
-@pytest.mark.parametrize("Q", [1, 60, 201])
-def test_attention_of_the_last_queries(Q, heads):
-    rng, B, T, (K, R, H) = np.random.default_rng(Q), 2, 203, heads
-    block, path = random_labels(rng, B, T)
-    args = floats(rng, B, Q, K * R, H), floats(rng, B, T, K, H), floats(rng, B, T, K, H)
-    expected = functools.partial(attention.label_attention, implementation="xla")
+@pytest.mark.parametrize("G, S", [(1, 30), (3, 1), (2, 70), (4, 96)])
+def test_attention_of_sequences_that_begin_alike(G, S, heads):
+    """Each is as if it stood alone; gradients of what they share add up."""
+    rng, rows, T, (K, R, H) = np.random.default_rng(S), 2, 103, heads
+    block, path = (
+        x.at[:, :S].set(0).astype(jnp.int32) for x in random_labels(rng, rows * G, T)
+    )
+    args = [floats(rng, rows, S + G * (T - S), n, H) for n in (K * R, K, K)]
+
+    def expected(q, k, v):
+        def apart(x):  # [rows · G, T, …]
+            first = jnp.repeat(x[:, :S], G, axis=0)
+            rest = x[:, S:].reshape(rows * G, T - S, *x.shape[2:])
+            return jnp.concatenate([first, rest], axis=1)
+
+        out = attention.label_attention(
+            *map(apart, (q, k, v)), block, path, implementation="xla"
+        )
+        rest = out[:, S:].reshape(rows, -1, *q.shape[2:])
+        return jnp.concatenate([out[::G, :S], rest], axis=1)
+
     close(
-        with_gradients(lambda *x: cpu_training.attention(*x, block, path), *args),
-        with_gradients(lambda *x: expected(*x, block, path), *args),
+        with_gradients(lambda *x: cpu_training.attention(*x, block, path, S), *args),
+        with_gradients(expected, *args),
     )
 
 
