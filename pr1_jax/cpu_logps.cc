@@ -9,9 +9,8 @@ constexpr float kLeast = -1e25f;           // logit of what is not banned
 
 // Rows of hidden [M, D] times headᵀ [D, V], divided by the temperature, are logits, of
 // which those of banned special ids and from num_tokens on are hidden → log-probs of
-// tokens [M], entropies [M], probabilities [M, V], and what those hide of a token's row
-// of head: head[token] − probabilities · head [M, D], the gradient of a log-prob for
-// hidden, but for the temperature.
+// tokens [M], entropies [M], probabilities [M, V], and back [M, D] = head[token] −
+// probabilities · head, which over the temperature is a log-prob's gradient of hidden.
 ffi::Error Logps(ffi::ThreadPool pool, Floats hidden, Floats head, Ints tokens,
                  Ints bans, Ints special_ids, Out logps, Out entropies, Out probs,
                  Out back, float temperature, int64_t num_tokens) {

@@ -225,7 +225,6 @@ def _predicting(
     shared: int,
 ) -> jax.Array:
     """Final hidden states that predict the tokens from max(shared, 1) on, [B, …, D]."""
-
     # A row of the forward pass is a group: what its rows share, then the rest of each.
     (B, T), G = batch.tokens.shape, policy.group_rows if shared else 1
     grouped = lambda x: _grouped(x, shared, G)

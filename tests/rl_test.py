@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import rl_alternating
-from pr1_jax import answers, experiment, metrics, rl
+from pr1_jax import answers, experiment, metrics, rl, trajectory
 from pr1_jax.run import Run
 
 PROMPTS = 4
@@ -91,9 +91,18 @@ def test_kl_starts_at_zero_and_holds_the_policy_back(rl_steps):
 
 def test_a_prompt_is_computed_once_for_its_group(rl_steps, plain):
     (alone,), sampled, expected = plain
-    # No prompt is shorter than 11 tokens.
-    (line,), again, moved = rl_steps({"shared_prompt_tokens": (11,)})
+    packed = []
+
+    def pack(*args, **kwargs):
+        packed.append(kwargs["shared"])
+        return trajectory.pack(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl, "pack", pack)
+        # No prompt is shorter than 11 tokens.
+        (line,), again, moved = rl_steps({"shared_prompt_tokens": (11,)})
     assert sampled == again
+    assert np.unique(packed) == [11]
     saved = alone["perf/update_tokens"] - line["perf/update_tokens"]
     assert saved == PROMPTS * (4 - 1) * 11
     assert line["loss/grpo"] == pytest.approx(alone["loss/grpo"], abs=1e-6)

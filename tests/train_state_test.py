@@ -119,6 +119,13 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def assert_same_metrics(found, expected):
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            value, found[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
+
+
 # --- Updates ------------------------------------------------------------------------
 
 
@@ -130,10 +137,7 @@ def test_micro_batches_only_add_up(kind):
     assert largest_difference(one.params, two.params) < 1e-5
     assert int(one.step) == int(two.step) == 1
     assert one_metrics["grad_norm"] > 1e-2 and one_metrics["skipped"] == 0
-    for name, value in one_metrics.items():
-        np.testing.assert_allclose(
-            value, two_metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
-        )
+    assert_same_metrics(two_metrics, one_metrics)
 
 
 @pytest.mark.parametrize("kind", ["grpo", pytest.param("sft", marks=pytest.mark.slow)])
@@ -148,10 +152,7 @@ def test_cutting_micro_batches_to_their_length_changes_nothing(kind):
     found, metrics = run(kind, fresh_state(), batch, policy=cut)
     assert largest_difference(whole.params, fresh_state().params) > 1e-3
     assert largest_difference(whole.params, found.params) < 1e-5
-    for name, value in whole_metrics.items():
-        np.testing.assert_allclose(
-            value, metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
-        )
+    assert_same_metrics(metrics, whole_metrics)
     trained_logps = functools.partial(train_state.trained_logps, CONFIG, policy=cut)
     logps = jax.jit(trained_logps)(random_params(), batch)
     np.testing.assert_allclose(
@@ -196,10 +197,7 @@ def test_a_prompt_computed_once_for_its_group_changes_nothing():
         found, metrics = run("grpo", fresh_state(), batch, policy=policy)
         assert largest_difference(whole.params, fresh_state().params) > 1e-3
         assert largest_difference(whole.params, found.params) < 1e-5
-        for name, value in whole_metrics.items():
-            np.testing.assert_allclose(
-                value, metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
-            )
+        assert_same_metrics(metrics, whole_metrics)
         logps = train_state.trained_logps(CONFIG, random_params(), batch, policy)
         np.testing.assert_allclose(
             np.where(batch.loss_mask, logps, 0),
@@ -255,10 +253,7 @@ def test_logits_of_prompts_are_not_needed():
     found, metrics = run("grpo", fresh_state(), batch, policy=cut)
     assert largest_difference(whole.params, fresh_state().params) > 1e-3
     assert largest_difference(whole.params, found.params) < 1e-5
-    for name, value in whole_metrics.items():
-        np.testing.assert_allclose(
-            value, metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
-        )
+    assert_same_metrics(metrics, whole_metrics)
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
