@@ -161,8 +161,8 @@ ffi::Error AttentionBack(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Int
           Store(y + s, prob * (Load(y + s) - own));
         }
       }
-      AddTransposed(dscores, stride, queries, H, n, end, H, sums, H);
-      AddTransposed(probs, stride, gradients, H, n, end, H, sums + T * H, H);
+      TransposedTimes(dscores, stride, queries, H, n, end, H, sums, H, true);
+      TransposedTimes(probs, stride, gradients, H, n, end, H, sums + T * H, H, true);
       head.Weigh(dscores, n, keys_back, end, outs);
       for (int64_t i = 0; i < n; ++i) {
         float* to = dq->typed_data() + head.Query(t + i / R, i % R);

@@ -233,11 +233,14 @@ ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed, Floats scale,
   }
   const float* more = plus.element_count() ? plus.typed_data() : nullptr;
   const int64_t width = is_gated ? W : kColumns;
-  Parallel(pool, panels, M * D * kColumns * panels, [&](int64_t panel) {
-    const int64_t n = panel * width;
-    TimesPanel(a, D, M, D, packed.typed_data() + panel * D * kColumns,
+  const int64_t cost = M * D * kColumns * panels, threads = Threads(pool, cost);
+  Parallel(pool, panels, cost, [&](int64_t panel) {
+    const int64_t n = panel * width, next = panel + threads;  // most likely this thread's
+    const float* all = packed.typed_data();
+    TimesPanel(a, D, M, D, all + panel * D * kColumns,
                {out->typed_data() + n, more ? more + n : nullptr, N,
-                std::min(width, N - n), is_gated});
+                std::min(width, N - n), is_gated},
+               next < panels ? all + next * D * kColumns : nullptr);
   });
   return ffi::Error::Success();
 }

@@ -81,13 +81,16 @@ inline std::pair<float, float> Softmax(float* x, int64_t n) {
 
 constexpr int64_t kGrain = 1 << 17;  // multiply-adds that are worth a thread's waking
 
-// Runs task(0), …, task(count − 1) on the threads of the pool and this one, on as many
-// as `cost`, in multiply-adds, is worth. Waits for none that has not begun, so that it
-// ends also where all other threads are taken.
+// As many threads of the pool as `cost`, in multiply-adds, is worth.
+inline int64_t Threads(ffi::ThreadPool& pool, int64_t cost) {
+  return std::clamp<int64_t>(cost / kGrain, 1, pool.num_threads());
+}
+
+// Runs task(0), …, task(count − 1) on so many threads, this one among them. Waits for none
+// that has not begun, so that it ends also where all other threads are taken.
 template <typename Task>
 void Parallel(ffi::ThreadPool& pool, int64_t count, int64_t cost, const Task& task) {
-  const int64_t threads = std::min<int64_t>(pool.num_threads(), cost / kGrain);
-  const int64_t helpers = std::min(threads, count) - 1;
+  const int64_t helpers = std::min(Threads(pool, cost), count) - 1;
   if (helpers < 1) {
     for (int64_t i = 0; i < count; ++i) task(i);
     return;
@@ -163,9 +166,10 @@ struct Place {
   }
 };
 
-// C [M, kColumns] = A [M, D] · B [D, kColumns]. is_first: B comes from memory.
+// C [M, kColumns] = A [M, D] · B [D, kColumns]. is_first: B comes from memory. Asks for
+// as much of `next` as B has, unless it is null.
 template <int M, bool is_first>
-void Tile(const float* a, int64_t stride, int64_t D, const float* b,
+void Tile(const float* a, int64_t stride, int64_t D, const float* b, const float* next,
           const Place& place) {
   Vec sum[M][2];  // zeroed one by one: all at once, they would begin in memory
   for (int i = 0; i < M; ++i) sum[i][0] = sum[i][1] = Vec{};
@@ -173,6 +177,9 @@ void Tile(const float* a, int64_t stride, int64_t D, const float* b,
     if (is_first) {
       const float* ahead = b + (d + kAhead) * kColumns;
       for (int line = 0; line < kColumns; line += 16) __builtin_prefetch(ahead + line);
+    } else if (next) {
+      const float* ahead = next + d * kColumns;
+      for (int line = 0; line < kColumns; line += 16) __builtin_prefetch(ahead + line, 0, 2);
     }
     const Vec left = Load(b + d * kColumns), right = Load(b + d * kColumns + W);
     for (int i = 0; i < M; ++i) {
@@ -183,7 +190,8 @@ void Tile(const float* a, int64_t stride, int64_t D, const float* b,
   for (int i = 0; i < M; ++i) place.Put(i, sum[i][0], sum[i][1]);
 }
 
-using TileOf = void (*)(const float*, int64_t, int64_t, const float*, const Place&);
+using TileOf = void (*)(const float*, int64_t, int64_t, const float*, const float*,
+                        const Place&);
 template <bool is_first, int... M>
 constexpr std::array<TileOf, sizeof...(M)> TilesOf(std::integer_sequence<int, M...>) {
   return {Tile<M + 1, is_first>...};
@@ -191,13 +199,14 @@ constexpr std::array<TileOf, sizeof...(M)> TilesOf(std::integer_sequence<int, M.
 template <bool is_first>  // of 1, …, kRows rows
 constexpr auto kTiles = TilesOf<is_first>(std::make_integer_sequence<int, kRows>());
 
-// The same of any number of rows, which stand `stride` apart.
+// The same of any number of rows, which stand `stride` apart. next: the panel that will be
+// read after this one, or null.
 inline void TimesPanel(const float* a, int64_t stride, int64_t M, int64_t D,
-                       const float* b, Place place) {
+                       const float* b, Place place, const float* next = nullptr) {
   const int64_t tiles = (M + kRows - 1) / kRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t m = M / tiles + (tile < M % tiles);  // as even as can be
-    (tile ? kTiles<false> : kTiles<true>)[m - 1](a, stride, D, b, place);
+    (tile ? kTiles<false> : kTiles<true>)[m - 1](a, stride, D, b, tile == 1 ? next : nullptr, place);
     a += m * stride;
     place.c += m * place.N;
     if (place.plus) place.plus += m * place.N;

@@ -19,28 +19,34 @@ void Times(const float* a, int64_t stride, int64_t M, int64_t D, const float* pa
   }
 }
 
-// Of `Normalize`: adds x's gradient to dx, and the scale's to dscale.
+// h = x / rms(x) · scale of D numbers, and back from its gradient dh: dx, plus what there
+// is to add; the scale's is added to dscale. h may be null.
 void NormalizeBack(const float* x, const float* scale, int64_t D, float eps,
-                   const float* dy, float* dx, float* dscale) {
+                   const float* dh, const float* plus, float* h, float* dx,
+                   float* dscale) {
   Vec squares{}, products{};
   float square = 0, product = 0;
   int64_t d = 0;
   for (; d + W <= D; d += W) {
     squares += Load(x + d) * Load(x + d);
-    products += Load(x + d) * Load(scale + d) * Load(dy + d);
+    products += Load(x + d) * Load(scale + d) * Load(dh + d);
   }
   for (int i = 0; i < W; ++i) square += squares[i], product += products[i];
-  for (; d < D; ++d) square += x[d] * x[d], product += x[d] * scale[d] * dy[d];
+  for (; d < D; ++d) square += x[d] * x[d], product += x[d] * scale[d] * dh[d];
   const float by = 1.0f / std::sqrt(square / D + eps);
   const float back = product * by * by * by / D;
   for (d = 0; d + W <= D; d += W) {
-    const Vec gradient = Load(dy + d), from = Load(x + d);
-    Store(dx + d, Load(dx + d) + gradient * Load(scale + d) * by - from * back);
-    Store(dscale + d, Load(dscale + d) + gradient * from * by);
+    const Vec y = Load(x + d) * by, gradient = Load(dh + d);
+    const Vec from = gradient * Load(scale + d) * by - Load(x + d) * back;
+    if (h) Store(h + d, y * Load(scale + d));
+    Store(dx + d, plus ? Load(plus + d) + from : from);
+    Store(dscale + d, Load(dscale + d) + gradient * y);
   }
   for (; d < D; ++d) {
-    dx[d] += dy[d] * scale[d] * by - x[d] * back;
-    dscale[d] += dy[d] * x[d] * by;
+    const float y = x[d] * by;
+    if (h) h[d] = y * scale[d];
+    dx[d] = dh[d] * scale[d] * by - x[d] * back + (plus ? plus[d] : 0.0f);
+    dscale[d] += dh[d] * y;
   }
 }
 
@@ -50,9 +56,11 @@ void NormalizeRows(const float* x, const float* scale, int64_t m, int64_t D, flo
 }
 
 void NormalizeRowsBack(const float* x, const float* scale, int64_t m, int64_t D,
-                       float eps, const float* dy, float* dx, float* dscale) {
+                       float eps, const float* dh, const float* plus, float* h,
+                       float* dx, float* dscale) {
   for (int64_t i = 0; i < m * D; i += D) {
-    NormalizeBack(x + i, scale, D, eps, dy + i, dx + i, dscale);
+    NormalizeBack(x + i, scale, D, eps, dh + i, plus ? plus + i : nullptr, h + i, dx + i,
+                  dscale);
   }
 }
 
@@ -114,10 +122,8 @@ ffi::Error LinearBack(ffi::ThreadPool pool, Floats x, Floats kernel, Floats scal
     }
     float* dh = Kept<2>(kBlock * D);
     Times(dy.typed_data() + i * N, N, m, N, panels, D, dh);
-    std::fill(to, to + m * D, 0.0f);
-    const float* from = x.typed_data() + i * D;
-    NormalizeRows(from, scale.typed_data(), m, D, eps, h + i * D);
-    NormalizeRowsBack(from, scale.typed_data(), m, D, eps, dh, to, scales.Of(task));
+    NormalizeRowsBack(x.typed_data() + i * D, scale.typed_data(), m, D, eps, dh, nullptr,
+                      h + i * D, to, scales.Of(task));
   });
   const float* a = is_normalized ? h : x.typed_data();
   Gradients(pool, M, {{a, D, dy.typed_data(), N, dkernel->typed_data()}});
@@ -189,11 +195,9 @@ ffi::Error MlpBack(ffi::ThreadPool pool, Floats x, Floats scale, Floats gate, Fl
     float* dh = Kept<2>(kBlock * D);
     Times(dg + i * F, F, m, F, gate_panels, D, dh);
     Times(du + i * F, F, m, F, up_panels, D, dh, dh);
-    float* to = dx->typed_data() + i * D;
-    std::memcpy(to, dy.typed_data() + i * D, 4 * m * D);
-    const float* from = x.typed_data() + i * D;
-    NormalizeRows(from, scale.typed_data(), m, D, eps, h + i * D);
-    NormalizeRowsBack(from, scale.typed_data(), m, D, eps, dh, to, scales.Of(task));
+    NormalizeRowsBack(x.typed_data() + i * D, scale.typed_data(), m, D, eps, dh,
+                      dy.typed_data() + i * D, h + i * D, dx->typed_data() + i * D,
+                      scales.Of(task));
   });
   Gradients(pool, M, {{h, D, dg, F, dgate->typed_data()},
                       {h, D, du, F, dup->typed_data()},
@@ -222,8 +226,8 @@ ffi::Error SplitBack(ffi::ThreadPool pool, Floats qkv, Floats q_scale, Floats k_
         to[half + h] = dy[half + h] * cosine[h] - dy[h] * sine[h];
       }
       if (!scale.element_count()) return;
-      std::fill(dx, dx + H, 0.0f);
-      NormalizeBack(x, scale.typed_data(), H, eps, straight, dx, dscale);
+      NormalizeBack(x, scale.typed_data(), H, eps, straight, nullptr, nullptr, dx,
+                    dscale);
     };
     for (int64_t i = task * kBlock; i < std::min(M, (task + 1) * kBlock); ++i) {
       for (int64_t j = i * K; j < (i + 1) * K; ++j) {

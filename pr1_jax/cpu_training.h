@@ -9,7 +9,8 @@ namespace {
 using Out = ffi::ResultBuffer<ffi::F32>;
 
 constexpr int kTransposed = W == 16 ? 8 : 6;  // rows of a tile of Aᵀ · B
-constexpr int64_t kDepth = 128;               // summed before a tile is put back
+constexpr int64_t kDepth = 2048;               // summed before a tile is put back
+constexpr int64_t kRowsAhead = 16;            // of A that are asked for before their turn
 constexpr int64_t kGradientRows = 256;  // of a task's part of a weight's gradient
 
 // A thread's memory, kept from call to call: new pages cost as much as what is done in
@@ -42,13 +43,14 @@ inline void PackPanel(const float* b, int64_t stride, int64_t D, int64_t N,
   }
 }
 
-// C [I, columns] += A [T, I]ᵀ · B [T, kColumns].
+// C [I, columns] = A [T, I]ᵀ · B [T, kColumns]; is_more: added to what is there.
 template <int I>
 void TransposedTile(const float* a, int64_t stride, const float* b, int64_t T, float* c,
-                    int64_t N, int64_t columns) {
+                    int64_t N, int64_t columns, bool is_more) {
   Vec sum[I][2];  // as in `Tile`
   for (int i = 0; i < I; ++i) sum[i][0] = sum[i][1] = Vec{};
   for (int64_t t = 0; t < T; ++t) {
+    __builtin_prefetch(a + (t + kRowsAhead) * stride);
     const Vec left = Load(b + t * kColumns), right = Load(b + t * kColumns + W);
     for (int i = 0; i < I; ++i) {
       sum[i][0] += left * a[t * stride + i];
@@ -56,13 +58,13 @@ void TransposedTile(const float* a, int64_t stride, const float* b, int64_t T, f
     }
   }
   for (int i = 0; i < I; ++i) {
-    const float* to = c + i * N;
-    Place{c + i * N, to, N, columns, false}.Put(0, sum[i][0], sum[i][1]);
+    float* to = c + i * N;
+    Place{to, is_more ? to : nullptr, N, columns, false}.Put(0, sum[i][0], sum[i][1]);
   }
 }
 
 using TransposedTileOf = void (*)(const float*, int64_t, const float*, int64_t, float*,
-                                  int64_t, int64_t);
+                                  int64_t, int64_t, bool);
 template <int... I>
 constexpr std::array<TransposedTileOf, sizeof...(I)> TransposedTilesOf(
     std::integer_sequence<int, I...>) {
@@ -71,10 +73,11 @@ constexpr std::array<TransposedTileOf, sizeof...(I)> TransposedTilesOf(
 constexpr auto kTransposedTiles =
     TransposedTilesOf(std::make_integer_sequence<int, kTransposed>());
 
-// C [I, J] += A [T, I]ᵀ · B [T, J], each with the distance of its rows.
-inline void AddTransposed(const float* a, int64_t a_stride, const float* b,
-                          int64_t b_stride, int64_t T, int64_t I, int64_t J, float* c,
-                          int64_t N) {
+// C [I, J] = A [T, I]ᵀ · B [T, J], each with the distance of its rows; is_more: added to
+// what is there.
+inline void TransposedTimes(const float* a, int64_t a_stride, const float* b,
+                            int64_t b_stride, int64_t T, int64_t I, int64_t J, float* c,
+                            int64_t N, bool is_more) {
   float* some = Kept<0>(kDepth * kColumns);
   for (int64_t j = 0; j < J; j += kColumns) {
     for (int64_t t = 0; t < T; t += kDepth) {
@@ -83,7 +86,7 @@ inline void AddTransposed(const float* a, int64_t a_stride, const float* b,
       for (int64_t i = 0; i < I; i += kTransposed) {
         kTransposedTiles[std::min<int64_t>(kTransposed, I - i) - 1](
             a + t * a_stride + i, a_stride, some, depth, c + i * N + j, N,
-            std::min<int64_t>(kColumns, J - j));
+            std::min<int64_t>(kColumns, J - j), is_more || t > 0);
       }
     }
   }
@@ -127,11 +130,8 @@ inline void Gradients(ffi::ThreadPool& pool, int64_t M, const std::vector<Gradie
     const auto [g, i, j] = parts[task];
     const int64_t rows = std::min(kGradientRows, g->I - i);
     const int64_t columns = std::min<int64_t>(kColumns, g->J - j);
-    float* c = g->c + i * g->J + j;
-    for (int64_t row = 0; row < rows; ++row) {
-      std::fill(c + row * g->J, c + row * g->J + columns, 0.0f);
-    }
-    AddTransposed(g->a + i, g->I, g->b + j, g->J, M, rows, columns, c, g->J);
+    TransposedTimes(g->a + i, g->I, g->b + j, g->J, M, rows, columns,
+                    g->c + i * g->J + j, g->J, false);
   });
 }
 
