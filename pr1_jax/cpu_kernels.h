@@ -172,7 +172,12 @@ template <int M, bool is_first>
 void Tile(const float* a, int64_t stride, int64_t D, const float* b, const float* next,
           const Place& place) {
   Vec sum[M][2];  // zeroed one by one: all at once, they would begin in memory
-  for (int i = 0; i < M; ++i) sum[i][0] = sum[i][1] = Vec{};
+  for (int i = 0; i < M; ++i) {
+    sum[i][0] = sum[i][1] = Vec{};
+    for (int line = 0; line < kColumns; line += 16) {
+      __builtin_prefetch(place.c + i * place.N + line, 1);
+    }
+  }
   for (int64_t d = 0; d < D; ++d) {
     if (is_first) {
       const float* ahead = b + (d + kAhead) * kColumns;
