@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr int64_t kLogitRows = 4 * kRows;  // that a task holds logits of
+constexpr int64_t kLogitRows = 3 * kRows;  // that a task holds logits of
 constexpr float kLeast = -1e25f;           // logit of what is not banned
 
 // Rows of hidden [M, D] times headᵀ [D, V], divided by the temperature, are logits, of
@@ -16,19 +16,20 @@ ffi::Error Logps(ffi::ThreadPool pool, Floats hidden, Floats head, Ints tokens,
                  Out back, float temperature, int64_t num_tokens) {
   const int64_t M = hidden.dimensions()[0], D = hidden.dimensions()[1];
   const int64_t V = head.dimensions()[0], width = Padded(V);
+  const int64_t stride = width + W;  // rows a power of two apart would share cache lines
   const float* h = head.typed_data();
   const float* panels = Pack<1>(pool, h, D, V, true);
   const float* back_panels = Pack<3>(pool, h, V, D, false);
   const int64_t tasks = (M + kLogitRows - 1) / kLogitRows;
   Parallel(pool, tasks, 2 * M * D * V, [&](int64_t task) {
     const int64_t first = task * kLogitRows, m = std::min(kLogitRows, M - first);
-    float* rows = Kept<2>(kLogitRows * width);
+    float* rows = Kept<2>(kLogitRows * stride);
     for (int64_t n = 0; n < V; n += kColumns) {
       TimesPanel(hidden.typed_data() + first * D, D, m, D, panels + n * D,
-                 {rows + n, nullptr, width, kColumns, false});
+                 {rows + n, nullptr, stride, kColumns, false});
     }
     for (int64_t i = first; i < first + m; ++i) {
-      float* x = rows + (i - first) * width;
+      float* x = rows + (i - first) * stride;
       for (int64_t n = 0; n < width; n += W) {
         const Vec y = Load(x + n) / temperature;
         Store(x + n, y < kLeast ? Fill(kLeast) : y);
@@ -50,14 +51,19 @@ ffi::Error Logps(ffi::ThreadPool pool, Floats hidden, Floats head, Ints tokens,
         products += prob * y;
       }
       for (int w = 0; w < W; ++w) total += sums[w], product += products[w];
-      for (int64_t n = 0; n < width; n += W) Store(x + n, Load(x + n) / total);
-      std::memcpy(probs->typed_data() + i * V, x, 4 * V);
+      float* kept = probs->typed_data() + i * V;
+      for (int64_t n = 0; n < width; n += W) {
+        const Vec prob = Load(x + n) / total;
+        Store(x + n, prob);
+        if (n + W <= V) Store(kept + n, prob);
+      }
+      std::copy(x + V / W * W, x + V, kept + V / W * W);
       logps->typed_data()[i] = chosen - top - std::log(total);
       entropies->typed_data()[i] = std::log(total) - product / total;
     }
     float* to = back->typed_data() + first * D;
     for (int64_t d = 0; d < D; d += kColumns) {
-      TimesPanel(rows, width, m, V, back_panels + d * V,
+      TimesPanel(rows, stride, m, V, back_panels + d * V,
                  {to + d, nullptr, D, std::min<int64_t>(kColumns, D - d), false});
     }
     for (int64_t i = 0; i < m; ++i) {
@@ -79,7 +85,7 @@ ffi::Error LogpsBack(ffi::ThreadPool pool, Floats hidden, Ints tokens, Floats pr
       against[i * D + d] = -dlogps.typed_data()[i] * hidden.typed_data()[i * D + d];
     }
   }
-  Gradients(pool, M, {{probs.typed_data(), V, against, D, dhead->typed_data()}});
+  Gradients(pool, M, {{against, D, probs.typed_data(), V, dhead->typed_data(), true}});
   for (int64_t i = 0; i < M; ++i) {
     float* row = dhead->typed_data() + tokens.typed_data()[i] * D;
     for (int64_t d = 0; d < D; ++d) row[d] -= against[i * D + d];

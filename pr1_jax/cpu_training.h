@@ -104,13 +104,15 @@ const float* Pack(ffi::ThreadPool& pool, const float* b, int64_t D, int64_t N,
   return to;
 }
 
-// A weight's gradient: c [I, J] = a [M, I]ᵀ · b [M, J].
+// A weight's gradient: c = a [M, I]ᵀ · b [M, J], as [I, J] or, if it is flipped, [J, I].
+// a is best the one with shorter rows.
 struct Gradient {
   const float* a;
   int64_t I;
   const float* b;
   int64_t J;
   float* c;
+  bool is_flipped = false;
 };
 
 inline void Gradients(ffi::ThreadPool& pool, int64_t M, const std::vector<Gradient>& all) {
@@ -130,8 +132,15 @@ inline void Gradients(ffi::ThreadPool& pool, int64_t M, const std::vector<Gradie
     const auto [g, i, j] = parts[task];
     const int64_t rows = std::min(kGradientRows, g->I - i);
     const int64_t columns = std::min<int64_t>(kColumns, g->J - j);
-    TransposedTimes(g->a + i, g->I, g->b + j, g->J, M, rows, columns,
-                    g->c + i * g->J + j, g->J, false);
+    float* some = Kept<13>(kGradientRows * kColumns);
+    float* c = g->is_flipped ? some : g->c + i * g->J + j;
+    TransposedTimes(g->a + i, g->I, g->b + j, g->J, M, rows, columns, c,
+                    g->is_flipped ? kColumns : g->J, false);
+    if (!g->is_flipped) return;
+    for (int64_t column = 0; column < columns; ++column) {
+      float* to = g->c + (j + column) * g->I + i;
+      for (int64_t row = 0; row < rows; ++row) to[row] = some[row * kColumns + column];
+    }
   });
 }
 
