@@ -157,6 +157,9 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
                        prompt_values.typed_data() + shared, T,
                        prompt_length.typed_data()[prompt.typed_data()[b]]};
     const Slots after{own_keys + own, own_values + own, S, filled.typed_data()[b]};
+    for (int64_t line = 0; line < after.n * H; line += 16) {
+      __builtin_prefetch(after.values + line, 0, 2);
+    }
     const int64_t middle = (before.n + W - 1) / W * W;
     const int64_t width = middle + (after.n + W - 1) / W * W;
 
