@@ -62,11 +62,21 @@ int64_t Weigh(const float* probs, int64_t stride, const float* values, int64_t H
   return h;
 }
 
+// Asks for the first n of S numbers in each of some rows.
+inline void Ask(const float* x, int64_t num_rows, int64_t S, int64_t n) {
+  for (int64_t row = 0; row < num_rows; ++row) {
+    for (int64_t s = 0; s < n; s += 16) __builtin_prefetch(x + row * S + s, 0, 2);
+  }
+}
+
 // Keys [H, S] and values [S, H] of one head, of which the first n are seen.
 struct Slots {
   const float* keys;
   const float* values;
   int64_t S, n;
+
+  void AskKeys(int64_t H) const { Ask(keys, H, S, n); }
+  void AskValues(int64_t H) const { Ask(values, 1, 0, n * H); }
 };
 
 template <int Q>
@@ -136,11 +146,23 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
     slots += (last - first) * (prompt_length.typed_data()[m] + filled.typed_data()[b]);
   }
 
-  Parallel(pool, runs.size() * K, 2 * slots * N * H, [&](int64_t task) {
+  // A head of all rows before the next one: rows that share a prompt stand together.
+  const int64_t tasks = runs.size() * K, cost = 2 * slots * N * H;
+  auto lanes_of = [&](int64_t task) { return runs[task % runs.size()]; };
+  auto slots_of = [&](int64_t task) {
+    const int64_t b = rows[lanes_of(task).first], head = task / runs.size();
+    const int64_t own = (b * K + head) * H * S, m = prompt.typed_data()[b];
+    const int64_t shared = (m * K + head) * H * T;
+    return std::pair{Slots{prompt_keys.typed_data() + shared,
+                           prompt_values.typed_data() + shared, T,
+                           prompt_length.typed_data()[m]},
+                     Slots{own_keys + own, own_values + own, S, filled.typed_data()[b]}};
+  };
+  const int64_t threads = Threads(pool, cost);
+  Parallel(pool, tasks, cost, [&](int64_t task) {
     thread_local std::vector<float> scratch;
-    // A head of all rows before the next one: rows that share a prompt stand together.
     const int64_t head = task / runs.size();
-    const auto [first, last] = runs[task % runs.size()];
+    const auto [first, last] = lanes_of(task);
     const int64_t b = rows[first], Q = (last - first) * R;
     const int64_t own = (b * K + head) * H * S;
     for (int64_t i = first; i < last; ++i) {
@@ -151,15 +173,9 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
       for (int64_t h = 0; h < H; ++h) own_keys[own + h * S + s] = key[h];
       std::memcpy(own_values + own + s * H, value, 4 * H);
     }
-    const int64_t shared =
-        (static_cast<int64_t>(prompt.typed_data()[b]) * K + head) * H * T;
-    const Slots before{prompt_keys.typed_data() + shared,
-                       prompt_values.typed_data() + shared, T,
-                       prompt_length.typed_data()[prompt.typed_data()[b]]};
-    const Slots after{own_keys + own, own_values + own, S, filled.typed_data()[b]};
-    for (int64_t line = 0; line < after.n * H; line += 16) {
-      __builtin_prefetch(after.values + line, 0, 2);
-    }
+    const auto [before, after] = slots_of(task);
+    before.AskValues(H);
+    after.AskValues(H);
     const int64_t middle = (before.n + W - 1) / W * W;
     const int64_t width = middle + (after.n + W - 1) / W * W;
 
@@ -192,6 +208,11 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
         }
       }
       total[i] = Softmax(x, width).second;
+    }
+    if (task + threads < tasks) {  // most likely this thread's next
+      const auto [next_before, next_after] = slots_of(task + threads);
+      next_before.AskKeys(H);
+      next_after.AskKeys(H);
     }
     std::fill(queries, queries + Q * H, 0.0f);  // outputs take their place
     ByFour(Q, [&](auto four, int64_t i) {
