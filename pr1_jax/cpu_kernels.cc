@@ -259,7 +259,8 @@ ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed, Floats scale,
   const int64_t width = is_gated ? W : kColumns;
   const int64_t cost = M * D * kColumns * panels, threads = Threads(pool, cost);
   Parallel(pool, panels, cost, [&](int64_t panel) {
-    const int64_t n = panel * width, next = panel + threads;  // most likely this thread's
+    const int64_t n = panel * width;
+    const int64_t next = panel + threads;  // most likely this thread's
     const float* all = packed.typed_data();
     TimesPanel(a, D, M, D, all + panel * D * kColumns,
                {out->typed_data() + n, more ? more + n : nullptr, N,

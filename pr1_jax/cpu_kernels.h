@@ -86,8 +86,8 @@ inline int64_t Threads(ffi::ThreadPool& pool, int64_t cost) {
   return std::clamp<int64_t>(cost / kGrain, 1, pool.num_threads());
 }
 
-// Runs task(0), …, task(count − 1) on so many threads, this one among them. Waits for none
-// that has not begun, so that it ends also where all other threads are taken.
+// Runs task(0), …, task(count − 1) on so many threads, this one among them. Waits for
+// none that has not begun, so that it ends also where all other threads are taken.
 template <typename Task>
 void Parallel(ffi::ThreadPool& pool, int64_t count, int64_t cost, const Task& task) {
   const int64_t helpers = std::min(Threads(pool, cost), count) - 1;
@@ -208,7 +208,8 @@ inline void TimesPanel(const float* a, int64_t stride, int64_t M, int64_t D,
   const int64_t tiles = (M + kRows - 1) / kRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t m = M / tiles + (tile < M % tiles);  // as even as can be
-    (next && tile == 1 ? kTiles<true> : kTiles<false>)[m - 1](a, stride, D, b, next, place);
+    const auto& of_rows = next && tile == 1 ? kTiles<true> : kTiles<false>;
+    of_rows[m - 1](a, stride, D, b, next, place);
     a += m * stride;
     place.c += m * place.N;
     if (place.plus) place.plus += m * place.N;

@@ -9,7 +9,7 @@ namespace {
 using Out = ffi::ResultBuffer<ffi::F32>;
 
 constexpr int kTransposed = W == 16 ? 8 : 6;  // rows of a tile of Aᵀ · B
-constexpr int64_t kDepth = 2048;               // summed before a tile is put back
+constexpr int64_t kDepth = 2048;              // summed before a tile is put back
 constexpr int64_t kRowsAhead = 16;            // of A that are asked for before their turn
 constexpr int64_t kGradientRows = 256;  // of a task's part of a weight's gradient
 
@@ -80,7 +80,7 @@ inline void TransposedTimes(const float* a, int64_t a_stride, const float* b,
                             int64_t N, bool is_more) {
   float* some = Kept<0>(kDepth * kColumns);
   for (int64_t j = 0; j < J; j += kColumns) {
-    for (int64_t t = 0; t < T; t += kDepth) {
+    for (int64_t t = 0; t == 0 || t < T; t += kDepth) {  // zeros, if there are no rows
       const int64_t depth = std::min(kDepth, T - t);
       PackPanel(b + t * b_stride, b_stride, depth, J, false, j, some);
       for (int64_t i = 0; i < I; i += kTransposed) {
