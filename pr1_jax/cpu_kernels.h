@@ -83,7 +83,7 @@ constexpr int64_t kGrain = 1 << 17;  // multiply-adds that are worth a thread's 
 
 // As many threads of the pool as `cost`, in multiply-adds, is worth.
 inline int64_t Threads(ffi::ThreadPool& pool, int64_t cost) {
-  return std::clamp<int64_t>(cost / kGrain, 1, pool.num_threads());
+  return std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), cost / kGrain));
 }
 
 // Runs task(0), …, task(count − 1) on so many threads, this one among them. Waits for

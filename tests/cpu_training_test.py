@@ -54,8 +54,9 @@ def normalised(x, scale):
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPS) * scale
 
 
-# Rows: less than a tile, more than a task's; sizes: below, at and behind a panel's.
-@pytest.mark.parametrize("rows", [1, 13, 230])
+# Rows: less than a tile, more than a task's, more than a gradient sums in registers;
+# sizes: below, at and behind a panel's.
+@pytest.mark.parametrize("rows", [1, 13, 230, 2100])
 @pytest.mark.parametrize("sizes", [(3, 1), (32, 64), (41, 70)])
 def test_products(rows, sizes):
     rng = np.random.default_rng(rows)
