@@ -4,307 +4,174 @@
 
 namespace {
 
-// out[i, s] = q[i] · keys[:, s] for s < n; also writes what is up to W past them.
-template <int Q, int V>
-void Scores(const float* q, int64_t H, const float* keys, int64_t S, int64_t n,
-            float* out, int64_t stride) {
-  int64_t s = 0;
-  for (; s + V * W <= S && s < n; s += V * W) {
-    Vec sum[Q][V] = {};
-    for (int64_t h = 0; h < H; ++h) {
-      for (int v = 0; v < V; ++v) {
-        const Vec key = Load(keys + h * S + s + v * W);
-        for (int i = 0; i < Q; ++i) sum[i][v] += key * q[i * H + h];
-      }
-    }
-    for (int i = 0; i < Q; ++i) {
-      for (int v = 0; v < V; ++v) Store(out + i * stride + s + v * W, sum[i][v]);
-    }
-  }
-  for (; s + W <= S && s < n; s += W) {
-    Vec sum[Q] = {};
-    for (int64_t h = 0; h < H; ++h) {
-      const Vec key = Load(keys + h * S + s);
-      for (int i = 0; i < Q; ++i) sum[i] += key * q[i * H + h];
-    }
-    for (int i = 0; i < Q; ++i) Store(out + i * stride + s, sum[i]);
-  }
-  for (; s < n; ++s) {
-    for (int i = 0; i < Q; ++i) {
-      float sum = 0;
-      for (int64_t h = 0; h < H; ++h) sum += keys[h * S + s] * q[i * H + h];
-      out[i * stride + s] = sum;
-    }
-  }
-}
-
-// out[i, h] += sum over s < n of probs[i, s] · values[s, h], for h from `first` on; how
-// far it came.
-template <int Q, int V>
-int64_t Weigh(const float* probs, int64_t stride, const float* values, int64_t H,
-              int64_t n, float* out, int64_t first) {
-  int64_t h = first;
-  for (; h + V * W <= H; h += V * W) {
-    Vec sum[Q][V];
-    for (int i = 0; i < Q; ++i) {
-      for (int v = 0; v < V; ++v) sum[i][v] = Load(out + i * H + h + v * W);
-    }
-    for (int64_t s = 0; s < n; ++s) {
-      for (int v = 0; v < V; ++v) {
-        const Vec value = Load(values + s * H + h + v * W);
-        for (int i = 0; i < Q; ++i) sum[i][v] += value * probs[i * stride + s];
-      }
-    }
-    for (int i = 0; i < Q; ++i) {
-      for (int v = 0; v < V; ++v) Store(out + i * H + h + v * W, sum[i][v]);
-    }
-  }
-  return h;
-}
-
-// Asks for the first n of S numbers in each of some rows.
-inline void Ask(const float* x, int64_t num_rows, int64_t S, int64_t n) {
-  for (int64_t row = 0; row < num_rows; ++row) {
-    for (int64_t s = 0; s < n; s += 16) __builtin_prefetch(x + row * S + s, 0, 2);
-  }
-}
-
-// Keys [H, S] and values [S, H] of one head, of which the first n are seen.
-struct Slots {
-  const float* keys;
-  const float* values;
-  int64_t S, n;
-
-  void AskKeys(int64_t H) const { Ask(keys, H, S, n); }
-  void AskValues(int64_t H) const { Ask(values, 1, 0, n * H); }
-};
-
-template <int Q>
-void ScoresOf(const float* q, int64_t H, const Slots& x, float* out, int64_t stride) {
-  Scores<Q, W == 16 || Q < 3 ? 4 : Q == 3 ? 3 : 2>(q, H, x.keys, x.S, x.n, out, stride);
-}
-
-template <int Q>
-void WeighOf(const float* probs, int64_t stride, const Slots& x, int64_t H,
-             float* out) {
-  int64_t h = Weigh<Q, W == 16 || Q <= 2 ? 4 : 2>(probs, stride, x.values, H, x.n, out, 0);
-  h = Weigh<Q, 2>(probs, stride, x.values, H, x.n, out, h);
-  h = Weigh<Q, 1>(probs, stride, x.values, H, x.n, out, h);
-  for (; h < H; ++h) {
-    for (int i = 0; i < Q; ++i) {
-      for (int64_t s = 0; s < x.n; ++s) {
-        out[i * H + h] += x.values[s * H + h] * probs[i * stride + s];
-      }
-    }
-  }
-}
-
-// Calls f with 4, 3, 2 or 1 as constant and the place of the first, until `count` are
-// done.
-template <typename F>
-void ByFour(int64_t count, const F& f) {
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) f(std::integral_constant<int, 4>(), i);
-  if (count - i == 3) f(std::integral_constant<int, 3>(), i);
-  if (count - i == 2) f(std::integral_constant<int, 2>(), i);
-  if (count - i == 1) f(std::integral_constant<int, 1>(), i);
-}
-
-// Attention of live lanes; names and shapes as in cpu_kernels.attend.
-ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats keys,
-                  Floats values, Floats prompt_keys, Floats prompt_values, Ints row,
-                  Ints slot, Ints block, Ints path, Ints filled, Ints slot_block,
-                  Ints slot_path, Ints prompt, Ints prompt_length,
-                  ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> new_keys,
-                  ffi::ResultBuffer<ffi::F32> new_values) {
-  const int64_t L = q.dimensions()[0], N = q.dimensions()[1], H = q.dimensions()[2];
-  const int64_t B = keys.dimensions()[0], K = keys.dimensions()[1], R = N / K;
-  const int64_t S = keys.dimensions()[3], T = prompt_keys.dimensions()[3];
-  float* own_keys = new_keys->typed_data();
-  float* own_values = new_values->typed_data();
-  if (own_keys != keys.typed_data()) {
-    std::memcpy(own_keys, keys.typed_data(), keys.size_bytes());
-  }
-  if (own_values != values.typed_data()) {
-    std::memcpy(own_values, values.typed_data(), values.size_bytes());
-  }
-  const int32_t* rows = row.typed_data();
-  std::memset(out->typed_data(), 0, out->size_bytes());
-  std::vector<std::pair<int64_t, int64_t>> runs;  // lanes of a row stand side by side
-  for (int64_t i = 0; i < L; ++i) {
-    if (rows[i] >= B) continue;
-    if (runs.empty() || runs.back().second != i || rows[i - 1] != rows[i]) {
-      runs.emplace_back(i, i);
-    }
-    runs.back().second = i + 1;
-  }
-  const float scale = 1.0f / std::sqrt(static_cast<float>(H));
-  const int64_t stride = T + S + 2 * W;
-  int64_t slots = 0;  // that lanes attend to, all told
-  for (const auto& [first, last] : runs) {
-    const int64_t b = rows[first], m = prompt.typed_data()[b];
-    slots += (last - first) * (prompt_length.typed_data()[m] + filled.typed_data()[b]);
-  }
-
-  // A head of all rows before the next one: rows that share a prompt stand together.
-  const int64_t tasks = runs.size() * K, cost = 2 * slots * N * H;
-  auto lanes_of = [&](int64_t task) { return runs[task % runs.size()]; };
-  auto slots_of = [&](int64_t task) {
-    const int64_t b = rows[lanes_of(task).first], head = task / runs.size();
-    const int64_t own = (b * K + head) * H * S, m = prompt.typed_data()[b];
-    const int64_t shared = (m * K + head) * H * T;
-    return std::pair{Slots{prompt_keys.typed_data() + shared,
-                           prompt_values.typed_data() + shared, T,
-                           prompt_length.typed_data()[m]},
-                     Slots{own_keys + own, own_values + own, S, filled.typed_data()[b]}};
-  };
-  const int64_t threads = Threads(pool, cost);
-  Parallel(pool, tasks, cost, [&](int64_t task) {
-    thread_local std::vector<float> scratch;
-    const int64_t head = task / runs.size();
-    const auto [first, last] = lanes_of(task);
-    const int64_t b = rows[first], Q = (last - first) * R;
-    const int64_t own = (b * K + head) * H * S;
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t s = slot.typed_data()[i];
-      if (s < 0 || s >= S) continue;
-      const float* key = k.typed_data() + (i * K + head) * H;
-      const float* value = v.typed_data() + (i * K + head) * H;
-      for (int64_t h = 0; h < H; ++h) own_keys[own + h * S + s] = key[h];
-      std::memcpy(own_values + own + s * H, value, 4 * H);
-    }
-    const auto [before, after] = slots_of(task);
-    before.AskValues(H);
-    after.AskValues(H);
-    const int64_t middle = (before.n + W - 1) / W * W;
-    const int64_t width = middle + (after.n + W - 1) / W * W;
-
-    scratch.resize(Q * (stride + H + 1));
-    float* scores = scratch.data();
-    float* queries = scores + Q * stride;
-    float* total = queries + Q * H;
-    for (int64_t i = 0; i < Q; ++i) {
-      const float* from =
-          q.typed_data() + ((first + i / R) * N + head * R + i % R) * H;
-      for (int64_t h = 0; h < H; ++h) queries[i * H + h] = from[h] * scale;
-    }
-    ByFour(Q, [&](auto four, int64_t i) {
-      float* x = scores + i * stride;
-      ScoresOf<four>(queries + i * H, H, before, x, stride);
-      ScoresOf<four>(queries + i * H, H, after, x + middle, stride);
-    });
-    for (int64_t i = 0; i < Q; ++i) {
-      float* x = scores + i * stride;
-      std::fill(x + before.n, x + middle, kHidden);
-      std::fill(x + middle + after.n, x + width, kHidden);
-      const int32_t lane_block = block.typed_data()[first + i / R];
-      const int32_t lane_path = path.typed_data()[first + i / R];
-      if (lane_path) {
-        const int32_t* blocks = slot_block.typed_data() + b * S;
-        const int32_t* paths = slot_path.typed_data() + b * S;
-        for (int64_t s = 0; s < after.n; ++s) {
-          const bool seen = blocks[s] != lane_block || paths[s] == lane_path;
-          x[middle + s] = seen ? x[middle + s] : kHidden;
-        }
-      }
-      total[i] = Softmax(x, width).second;
-    }
-    if (task + threads < tasks) {  // most likely this thread's next
-      const auto [next_before, next_after] = slots_of(task + threads);
-      next_before.AskKeys(H);
-      next_after.AskKeys(H);
-    }
-    std::fill(queries, queries + Q * H, 0.0f);  // outputs take their place
-    ByFour(Q, [&](auto four, int64_t i) {
-      const float* x = scores + i * stride;
-      WeighOf<four>(x, stride, before, H, queries + i * H);
-      WeighOf<four>(x + middle, stride, after, H, queries + i * H);
-    });
-    for (int64_t i = 0; i < Q; ++i) {
-      float* to = out->typed_data() + ((first + i / R) * N + head * R + i % R) * H;
-      for (int64_t h = 0; h < H; ++h) to[h] = queries[i * H + h] / total[i];
-    }
-  });
-  return ffi::Error::Success();
-}
-
 // How many of M rows are wanted, the first ones: all, if nothing is said.
 int64_t Live(const Ints& live, int64_t M) {
   return live.element_count() ? std::clamp<int64_t>(live.typed_data()[0], 0, M) : M;
 }
 
-// x [M, D], normalised if there is a scale, times packed [panels, D, kColumns], plus
-// what there is to add → [M, N]. Rows that are not live are left as they were.
-ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed, Floats scale,
-                   Floats plus, Ints live, ffi::ResultBuffer<ffi::F32> out, float eps,
-                   bool is_gated) {
-  const int64_t M = Live(live, x.dimensions()[0]), D = x.dimensions()[1];
-  const int64_t N = out->dimensions()[1], panels = packed.dimensions()[0];
-  if (packed.dimensions()[2] != kColumns) {
-    return ffi::Error::InvalidArgument("packed for another processor");
+// A matrix [D, N] in panels [count, D, kColumns], zeros behind the last column.
+struct Packed {
+  const float* panels;
+  int64_t count, D;
+
+  explicit Packed(const Floats& x)
+      : panels(x.typed_data()), count(x.dimensions()[0]), D(x.dimensions()[1]) {}
+  const float* Panel(int64_t i) const {
+    return i < count ? panels + i * D * kColumns : nullptr;
   }
-  const float* a = x.typed_data();
-  std::vector<float> normalized;
-  if (scale.element_count()) {
-    normalized.resize(M * D);
-    constexpr int64_t kSome = 64;  // rows
-    Parallel(pool, (M + kSome - 1) / kSome, M * D, [&](int64_t task) {
-      for (int64_t i = task * kSome; i < std::min(M, (task + 1) * kSome); ++i) {
-        Normalize(a + i * D, scale.typed_data(), D, eps, normalized.data() + i * D);
-      }
-    });
-    a = normalized.data();
-  }
-  const float* more = plus.element_count() ? plus.typed_data() : nullptr;
+};
+
+bool ArePacked(std::initializer_list<const Floats*> all) {
+  return std::all_of(all.begin(), all.end(),
+                     [](const Floats* x) { return x->dimensions()[2] == kColumns; });
+}
+
+const ffi::Error NotPacked() {
+  return ffi::Error::InvalidArgument("packed for another processor");
+}
+
+// c [M, N] = a [M, D] · b, a task a panel; plus what there is to add, or gated, as of
+// `Place`.
+Phase Product(const float* a, int64_t M, const Packed& b, int64_t N, float* c,
+              const float* plus = nullptr, bool is_gated = false) {
   const int64_t width = is_gated ? W : kColumns;
-  const int64_t cost = M * D * kColumns * panels, threads = Threads(pool, cost);
-  Parallel(pool, panels, cost, [&](int64_t panel) {
-    const int64_t n = panel * width;
-    const int64_t next = panel + threads;  // most likely this thread's
-    const float* all = packed.typed_data();
-    TimesPanel(a, D, M, D, all + panel * D * kColumns,
-               {out->typed_data() + n, more ? more + n : nullptr, N,
-                std::min(width, N - n), is_gated},
-               next < panels ? all + next * D * kColumns : nullptr);
-  });
+  return {b.count, [=](int64_t panel, int64_t next) {
+            const int64_t n = panel * width;
+            TimesPanel(a, b.D, M, b.D, b.Panel(panel),
+                       {c + n, plus ? plus + n : nullptr, N, std::min(width, N - n),
+                        is_gated},
+                       b.Panel(next));
+          }};
+}
+
+// y = x / rms(x) · scale, of M rows of D.
+Phase Norm(const float* x, const float* scale, int64_t M, int64_t D, float eps, float* y) {
+  constexpr int64_t kSome = 8;  // rows
+  return {(M + kSome - 1) / kSome, [=](int64_t task, int64_t) {
+            for (int64_t i = task * kSome; i < std::min(M, (task + 1) * kSome); ++i) {
+              Normalize(x + i * D, scale, D, eps, y + i * D);
+            }
+          }};
+}
+
+// x [M, D] · packed → [M, N]. Here and below, rows that are not live are left as they were.
+ffi::Error Project(ffi::ThreadPool pool, Floats x, Floats packed, Ints live,
+                   ffi::ResultBuffer<ffi::F32> out) {
+  if (!ArePacked({&packed})) return NotPacked();
+  const int64_t M = Live(live, x.dimensions()[0]), cost = M * packed.element_count();
+  Parallel(pool, cost, {Product(x.typed_data(), M, Packed(packed), out->dimensions()[1],
+                                out->typed_data())});
   return ffi::Error::Success();
 }
 
-// qkv [M, K, R + 2, H] → q [M, K · R, H], k and v [M, K, H]; q and k normalised, where
-// there is a scale, and rotated by angles [M, H / 2]. Of live rows.
-ffi::Error Split(ffi::ThreadPool pool, Floats qkv, Floats q_scale, Floats k_scale,
-                 Floats sines, Floats cosines, Ints live,
-                 ffi::ResultBuffer<ffi::F32> q, ffi::ResultBuffer<ffi::F32> k,
-                 ffi::ResultBuffer<ffi::F32> v, float eps) {
-  const int64_t M = Live(live, qkv.dimensions()[0]), K = qkv.dimensions()[1];
-  const int64_t R = qkv.dimensions()[2] - 2, H = qkv.dimensions()[3], half = H / 2;
-  constexpr int64_t kSome = 16;  // rows
-  Parallel(pool, (M + kSome - 1) / kSome, 4 * M * K * (R + 2) * H, [&](int64_t task) {
-    thread_local std::vector<float> head;
-    head.resize(H);
-    auto rotate = [&](const float* x, const Floats& scale, int64_t i, float* to) {
-      if (scale.element_count()) {
-        Normalize(x, scale.typed_data(), H, eps, head.data());
-        x = head.data();
+// x [M, D], normalised, · packed, plus a bias, as [M, K, R + 2, H] → q [M, K · R, H], k and
+// v [M, K, H]; q and k normalised, where there is a scale, and rotated by angles
+// [M, H / 2].
+ffi::Error ProjectHeads(ffi::ThreadPool pool, Floats x, Floats packed, Floats scale,
+                        Floats bias, Floats q_scale, Floats k_scale, Floats sines,
+                        Floats cosines, Ints live, ffi::ResultBuffer<ffi::F32> q,
+                        ffi::ResultBuffer<ffi::F32> k, ffi::ResultBuffer<ffi::F32> v,
+                        float eps) {
+  if (!ArePacked({&packed})) return NotPacked();
+  const int64_t M = Live(live, x.dimensions()[0]), D = x.dimensions()[1];
+  const int64_t K = k->dimensions()[1], H = k->dimensions()[2];
+  const int64_t R = q->dimensions()[1] / K, heads = K * (R + 2);
+  const Packed b(packed);
+  float* normalized = Kept<21>(M * D);
+  // Head `head` of row i, of the product.
+  auto put = [&](int64_t i, int64_t head, const float* from) {
+    const int64_t kv = i * K + head / (R + 2), r = head % (R + 2);
+    const float* sine = sines.typed_data() + i * (H / 2);
+    const float* cosine = cosines.typed_data() + i * (H / 2);
+    if (r < R) {
+      float* to = q->typed_data() + (kv * R + r) * H;
+      RotateHead(from, OrNull(q_scale), sine, cosine, H, eps, to);
+    } else if (r == R) {
+      float* to = k->typed_data() + kv * H;
+      RotateHead(from, OrNull(k_scale), sine, cosine, H, eps, to);
+    } else {
+      std::memcpy(v->typed_data() + kv * H, from, 4 * H);
+    }
+  };
+  // A task has whole heads and whole panels.
+  const int64_t columns = std::lcm<int64_t>(H, kColumns), panels = columns / kColumns;
+  const int64_t tasks = (b.count + panels - 1) / panels;
+  auto product = [&](int64_t task, int64_t next) {
+    float* some = Kept<22>(kBlock * columns);
+    const int64_t first = task * panels, last = std::min(b.count, first + panels);
+    const int64_t head = task * columns / H;
+    const int64_t end = std::min(heads, head + columns / H);
+    for (int64_t i = 0; i < M; i += kBlock) {
+      const int64_t m = std::min(kBlock, M - i);
+      for (int64_t panel = first; panel < last; ++panel) {
+        TimesPanel(normalized + i * D, D, m, D, b.Panel(panel),
+                   {some + (panel - first) * kColumns, nullptr, columns, kColumns, false},
+                   b.Panel(panel + 1 < last ? panel + 1 : next * panels));
       }
-      const float* sine = sines.typed_data() + i * half;
-      const float* cosine = cosines.typed_data() + i * half;
-      for (int64_t h = 0; h < half; ++h) {
-        to[h] = x[h] * cosine[h] - x[half + h] * sine[h];
-        to[half + h] = x[half + h] * cosine[h] + x[h] * sine[h];
-      }
-    };
-    for (int64_t i = task * kSome; i < std::min(M, (task + 1) * kSome); ++i) {
-      for (int64_t j = i * K; j < (i + 1) * K; ++j) {
-        const float* from = qkv.typed_data() + j * (R + 2) * H;
-        for (int64_t r = 0; r < R; ++r) {
-          rotate(from + r * H, q_scale, i, q->typed_data() + (j * R + r) * H);
+      for (int64_t row = 0; row < m; ++row) {
+        for (int64_t j = head; j < end; ++j) {
+          float* from = some + row * columns + (j - head) * H;
+          const float* add = bias.typed_data() + j * H;
+          if (bias.element_count()) {
+            for (int64_t h = 0; h < H; ++h) from[h] += add[h];
+          }
+          put(i + row, j, from);
         }
-        rotate(from + R * H, k_scale, i, k->typed_data() + j * H);
-        std::memcpy(v->typed_data() + j * H, from + (R + 1) * H, 4 * H);
       }
     }
-  });
+  };
+  Parallel(pool, M * packed.element_count(),
+           {Norm(x.typed_data(), scale.typed_data(), M, D, eps, normalized),
+            {tasks, product}});
+  return ffi::Error::Success();
+}
+
+// What comes after attention in a layer: y = z + (silu(h · gate) · (h · up)) · down, with
+// z = x + heads · o and h = z / rms(z) · scale; x and y [M, D], heads [M, N · H].
+ffi::Error FinishLayer(ffi::ThreadPool pool, Floats x, Floats heads, Floats scale,
+                       Floats o, Floats gate_up, Floats down, Ints live,
+                       ffi::ResultBuffer<ffi::F32> y, float eps) {
+  if (!ArePacked({&o, &gate_up, &down})) return NotPacked();
+  const int64_t M = Live(live, x.dimensions()[0]), D = x.dimensions()[1];
+  const int64_t F = down.dimensions()[1];
+  const int64_t cost =
+      M * (o.element_count() + gate_up.element_count() + down.element_count());
+  float *h = Kept<21>(M * D), *a = Kept<23>(M * F), *to = y->typed_data();
+  Parallel(pool, cost,
+           {Product(heads.typed_data(), M, Packed(o), D, to, x.typed_data()),
+            Norm(to, scale.typed_data(), M, D, eps, h),
+            Product(h, M, Packed(gate_up), F, a, nullptr, true),
+            Product(a, M, Packed(down), D, to, to)});
+  return ffi::Error::Success();
+}
+
+// A number from 0 to 1 of each key, into which a count is folded: the same as
+// jax.random.uniform(jax.random.fold_in(key, count)), which loops on CPU.
+ffi::Error Uniform(ffi::Buffer<ffi::U32> keys, Ints counts,
+                   ffi::ResultBuffer<ffi::F32> out) {
+  // Threefry-2x32 with 20 rounds (Salmon et al., 2011).
+  using Pair = std::array<uint32_t, 2>;
+  auto threefry = [](const Pair& key, Pair x) {
+    constexpr int kTurns[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
+    const uint32_t all[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA};
+    x[0] += all[0], x[1] += all[1];
+    for (uint32_t i = 0; i < 5; ++i) {
+      for (int turn : kTurns[i % 2]) {
+        x[0] += x[1];
+        x[1] = (x[1] << turn | x[1] >> (32 - turn)) ^ x[0];
+      }
+      x[0] += all[(i + 1) % 3];
+      x[1] += all[(i + 2) % 3] + i + 1;
+    }
+    return x;
+  };
+  for (size_t i = 0; i < counts.element_count(); ++i) {
+    const uint32_t* key = keys.typed_data() + 2 * i;
+    const uint32_t count = counts.typed_data()[i];
+    const Pair bits = threefry(threefry({key[0], key[1]}, {0, count}), {0, 0});
+    // The 23 highest bits are behind the point.
+    out->typed_data()[i] = ((bits[0] ^ bits[1]) >> 9) * 0x1p-23f;
+  }
   return ffi::Error::Success();
 }
 
@@ -359,35 +226,38 @@ ffi::Error Draw(ffi::ThreadPool pool, Floats logits, Floats uniform, Ints live,
 extern "C" int Columns() { return kColumns; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    AttendHandler, Attend,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Arg<Floats>().Arg<Floats>().Arg<Floats>()  // q, k, v
-        .Arg<Floats>().Arg<Floats>()  // keys, values
-        .Arg<Floats>().Arg<Floats>()  // prompt_keys, prompt_values
-        .Arg<Ints>().Arg<Ints>().Arg<Ints>().Arg<Ints>()  // row, slot, block, path
-        .Arg<Ints>().Arg<Ints>().Arg<Ints>()  // filled, slot_block, slot_path
-        .Arg<Ints>().Arg<Ints>()  // prompt, prompt_length
-        .Ret<Floats>().Ret<Floats>().Ret<Floats>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
     ProjectHandler, Project,
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
-        .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Ints>()
-        .Ret<Floats>()
-        .Attr<float>("eps").Attr<bool>("is_gated"));
+        .Arg<Floats>().Arg<Floats>().Arg<Ints>()  // x, packed, live
+        .Ret<Floats>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    SplitHandler, Split,
+    ProjectHeadsHandler, ProjectHeads,
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
-        .Arg<Floats>()  // qkv
+        .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>()  // x, packed, scale, bias
         .Arg<Floats>().Arg<Floats>()  // q_scale, k_scale
         .Arg<Floats>().Arg<Floats>()  // sines, cosines
         .Arg<Ints>()                  // live
         .Ret<Floats>().Ret<Floats>().Ret<Floats>()
         .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    FinishLayerHandler, FinishLayer,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Floats>().Arg<Floats>().Arg<Floats>()  // x, heads, scale
+        .Arg<Floats>().Arg<Floats>().Arg<Floats>()  // o, gate_up, down
+        .Arg<Ints>()                                // live
+        .Ret<Floats>()
+        .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    UniformHandler, Uniform,
+    ffi::Ffi::Bind()
+        .Arg<ffi::Buffer<ffi::U32>>().Arg<Ints>()  // keys, counts
+        .Ret<Floats>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     DrawHandler, Draw,

@@ -8,8 +8,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -80,37 +82,85 @@ inline std::pair<float, float> Softmax(float* x, int64_t n) {
 }
 
 constexpr int64_t kGrain = 1 << 17;  // multiply-adds that are worth a thread's waking
+constexpr int kSpins = 1000;         // before a thread that waits lets others run
 
 // As many threads of the pool as `cost`, in multiply-adds, is worth.
 inline int64_t Threads(ffi::ThreadPool& pool, int64_t cost) {
   return std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), cost / kGrain));
 }
 
-// Runs task(0), …, task(count − 1) on so many threads, this one among them. Waits for
-// none that has not begun, so that it ends also where all other threads are taken.
-template <typename Task>
-void Parallel(ffi::ThreadPool& pool, int64_t count, int64_t cost, const Task& task) {
-  const int64_t helpers = std::min(Threads(pool, cost), count) - 1;
+inline void Pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Tasks 0 to count − 1, of which none waits for another. Each is told which one the same
+// thread will most likely do next; from `count` on: none.
+struct Phase {
+  int64_t count;
+  std::function<void(int64_t, int64_t)> task;
+};
+
+// Runs phases, each when the one before it is done, on so many threads as `cost` is worth,
+// this one among them. Waits for none that has not begun, so that it ends also where all
+// other threads are taken.
+inline void Parallel(ffi::ThreadPool& pool, int64_t cost, std::vector<Phase> phases) {
+  int64_t most = 0;
+  for (const Phase& phase : phases) most = std::max(most, phase.count);
+  const int64_t helpers = std::min(Threads(pool, cost), most) - 1;
   if (helpers < 1) {
-    for (int64_t i = 0; i < count; ++i) task(i);
+    for (const Phase& phase : phases) {
+      for (int64_t i = 0; i < phase.count; ++i) phase.task(i, i + 1);
+    }
     return;
   }
-  struct Shared {
+  struct State {
     std::atomic<int64_t> next{0}, done{0};
   };
+  struct Shared {
+    std::vector<Phase> phases;
+    std::vector<State> states;
+  };
   auto shared = std::make_shared<Shared>();
-  auto work = [shared, count, &task] {
-    // `task` lives as long as some index is not done.
-    for (int64_t i; (i = shared->next.fetch_add(1)) < count;) {
-      task(i);
-      shared->done.fetch_add(1, std::memory_order_release);
+  shared->states = std::vector<State>(phases.size());
+  shared->phases = std::move(phases);
+  auto work = [shared, threads = helpers + 1] {
+    for (size_t p = 0; p < shared->phases.size(); ++p) {
+      const Phase& phase = shared->phases[p];
+      auto& [next, done] = shared->states[p];
+      // A thread takes tasks that stand side by side, ever fewer. What they refer to lives
+      // as long as some index is not done.
+      for (int64_t first = next.load(); first < phase.count;) {
+        const int64_t n = std::max<int64_t>(1, (phase.count - first) / (2 * threads));
+        if (!next.compare_exchange_weak(first, first + n)) continue;
+        for (int64_t i = first; i < first + n; ++i) {
+          phase.task(i, i + 1 < first + n ? i + 1 : next.load());
+        }
+        done.fetch_add(n, std::memory_order_release);
+        first = next.load();
+      }
+      for (int spins = 0; done.load(std::memory_order_acquire) < phase.count; ++spins) {
+        spins < kSpins ? Pause() : std::this_thread::yield();
+      }
     }
   };
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
   work();
-  while (shared->done.load(std::memory_order_acquire) < count) {
-    std::this_thread::yield();
-  }
+}
+
+template <typename Task>
+void Parallel(ffi::ThreadPool& pool, int64_t count, int64_t cost, const Task& task) {
+  Parallel(pool, cost, {{count, [&task](int64_t i, int64_t) { task(i); }}});
+}
+
+// A thread's memory, kept from call to call: new pages cost as much as what is done in
+// them. What was asked for by the same number before is gone.
+template <int number>
+float* Kept(int64_t size) {
+  thread_local std::vector<float> memory;
+  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+  return memory.data();
 }
 
 using Floats = ffi::Buffer<ffi::F32>;
@@ -119,6 +169,9 @@ using Ints = ffi::Buffer<ffi::S32>;
 constexpr int kRows = W == 16 ? 12 : 6;  // of a tile of sums that registers hold
 constexpr int kColumns = 2 * W;
 constexpr int64_t kAhead = 32;  // rows of a panel that are asked for before their turn
+constexpr int64_t kBlock = 8 * kRows;  // rows of activations that a task has
+
+inline int64_t Blocks(int64_t M) { return (M + kBlock - 1) / kBlock; }
 
 // 1 / (1 + exp(−x)).
 inline Vec Sigmoid(Vec x) {
@@ -142,6 +195,26 @@ inline void Normalize(const float* x, const float* scale, int64_t D, float eps,
   for (; d < D; ++d) y[d] = x[d] * by * scale[d];
 }
 
+// One head of H numbers, normalised if there is a scale, and rotated by H / 2 angles.
+inline void RotateHead(const float* x, const float* scale, const float* sine,
+                       const float* cosine, int64_t H, float eps, float* to) {
+  const int64_t half = H / 2;
+  if (scale) {
+    float* normalized = Kept<20>(H);
+    Normalize(x, scale, H, eps, normalized);
+    x = normalized;
+  }
+  for (int64_t h = 0; h < half; ++h) {
+    to[h] = x[h] * cosine[h] - x[half + h] * sine[h];
+    to[half + h] = x[half + h] * cosine[h] + x[h] * sine[h];
+  }
+}
+
+// What may be left out.
+inline const float* OrNull(const Floats& x) {
+  return x.element_count() ? x.typed_data() : nullptr;
+}
+
 // Where a tile's sums go: the first of `columns` of N in a row. Added to those of
 // `plus`, if it is not null. is_gated: half of a panel is silu's, times the other half.
 struct Place {
@@ -149,6 +222,9 @@ struct Place {
   const float* plus;
   int64_t N, columns;
   bool is_gated;
+
+  // Of a whole tile, which nothing is added to or done with?
+  bool IsPlain() const { return columns == kColumns && !plus && !is_gated; }
 
   void Put(int64_t i, Vec left, Vec right) const {
     float* to = c + i * N;
@@ -172,6 +248,7 @@ template <int M, bool has_next>
 void Tile(const float* a, int64_t stride, int64_t D, const float* b, const float* next,
           const Place& place) {
   Vec sum[M][2];  // zeroed one by one: all at once, they would begin in memory
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
     sum[i][0] = sum[i][1] = Vec{};
     for (int line = 0; line < kColumns; line += 16) {
@@ -184,12 +261,24 @@ void Tile(const float* a, int64_t stride, int64_t D, const float* b, const float
       if (has_next) __builtin_prefetch(next + d * kColumns + line, 0, 2);
     }
     const Vec left = Load(b + d * kColumns), right = Load(b + d * kColumns + W);
+#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       sum[i][0] += left * a[i * stride + d];
       sum[i][1] += right * a[i * stride + d];
     }
   }
-  for (int i = 0; i < M; ++i) place.Put(i, sum[i][0], sum[i][1]);
+  if (place.IsPlain()) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      Store(place.c + i * place.N, sum[i][0]);
+      Store(place.c + i * place.N + W, sum[i][1]);
+    }
+    return;
+  }
+  Vec all[M][2];  // else `sum` would live in memory
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) all[i][0] = sum[i][0], all[i][1] = sum[i][1];
+  for (int i = 0; i < M; ++i) place.Put(i, all[i][0], all[i][1]);
 }
 
 using TileOf = void (*)(const float*, int64_t, int64_t, const float*, const float*,

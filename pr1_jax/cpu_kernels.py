@@ -3,8 +3,9 @@
 A decode step multiplies few rows by every weight, and reads every key and value once.
 XLA's products of few rows reach half of what they could on CPU, and its attention has
 one shape for all rows: each pays for the slots of the longest response, and for as many
-lanes as there can be. The kernels of `cpu_kernels.cc` read packed weights, and of each
-row just what it has. What stands between the products is computed in the same passes.
+lanes as there can be. The kernels here read packed weights (`cpu_kernels.cc`), and of each
+row just what it has (`cpu_attend.cc`). A layer is two calls and attention between them:
+threads wait for each other within a call, for less than it takes to begin another.
 
 They, and those of `cpu_training`, are compiled by the machine's C++ compiler when they
 are first needed, and kept in the user's cache folder, by what they depend on. Where there
@@ -31,19 +32,25 @@ from absl import logging
 IMPLEMENTATIONS = ("auto", "xla", "cpu")
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCES = ("cpu_kernels.cc", "cpu_training.cc", "cpu_attention.cc", "cpu_logps.cc")
+_SOURCES = (
+    *("cpu_kernels.cc", "cpu_attend.cc"),
+    *("cpu_training.cc", "cpu_attention.cc", "cpu_logps.cc"),
+)
 _HEADERS = ("cpu_kernels.h", "cpu_training.h")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 _TARGETS = {
     "pr1_jax_attend": "AttendHandler",
     "pr1_jax_project": "ProjectHandler",
-    "pr1_jax_split": "SplitHandler",
+    "pr1_jax_project_heads": "ProjectHeadsHandler",
+    "pr1_jax_finish_layer": "FinishLayerHandler",
+    "pr1_jax_uniform": "UniformHandler",
     "pr1_jax_draw": "DrawHandler",
     # of `cpu_training`
     "pr1_jax_linear": "LinearHandler",
     "pr1_jax_linear_back": "LinearBackHandler",
     "pr1_jax_mlp": "MlpHandler",
     "pr1_jax_mlp_back": "MlpBackHandler",
+    "pr1_jax_split": "SplitHandler",
     "pr1_jax_split_back": "SplitBackHandler",
     "pr1_jax_attention": "AttentionHandler",
     "pr1_jax_attention_back": "AttentionBackHandler",
@@ -172,68 +179,74 @@ def pack_gated(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 
 def project(
-    x: jax.Array,
-    packed: jax.Array,
-    size_out: int,
-    *,
-    scale: jax.Array | None = None,
-    eps: float = 0.0,
-    plus: jax.Array | None = None,
-    gated: bool = False,
-    live: jax.Array | None = None,
+    x: jax.Array, packed: jax.Array, size_out: int, live: jax.Array | None = None
 ) -> jax.Array:
     """x [..., I] float32 times a packed matrix [I, size_out].
 
-    A row's result does not depend on which others are there.
+    A row's result does not depend on which others are there; so below.
 
     Args:
-      scale: [I] float32; x is first divided by its rms and multiplied by this.
-      eps: added to the mean square.
-      plus: [..., size_out] float32, added to the product.
-      gated: the matrices are of `pack_gated`; silu(x · gate) · (x · up).
       live: scalar int32, rows that are wanted, the first ones; others mean nothing.
         None: all.
     """
     rows = x.reshape(-1, x.shape[-1])
-    scale = or_empty(scale)
-    plus = or_empty(None if plus is None else plus.reshape(-1, size_out))
-    out = jax.ShapeDtypeStruct((rows.shape[0], size_out), jnp.float32)
-    call = jax.ffi.ffi_call("pr1_jax_project", out)
-    product = call(
-        *(rows, packed, scale, plus, _live(live)),
-        eps=np.float32(eps),
-        is_gated=gated,
-    )
-    return product.reshape(*x.shape[:-1], size_out)
+    (out,) = call("project", [(len(rows), size_out)], rows, packed, _live(live))
+    return out.reshape(*x.shape[:-1], size_out)
 
 
-def split_heads(
-    qkv: jax.Array, angles, scales=(None, None), eps: float = 0.0, *, live=None
-):
-    """Queries, keys and values of one product, normalised by head and rotated.
+def project_heads(x, scale, packed, bias, angles, scales, eps, *, heads, live=None):
+    """Queries, keys and values of a layer: normalised, projected and rotated.
 
     Args:
-      qkv: [..., K, R + 2, H] float32, as `model.fuse_projections` orders them.
+      x: [..., D] float32, divided by its rms and multiplied by `scale` [D].
+      packed: a matrix [D, K · (R + 2) · H], as `model.fuse_projections` orders heads.
+      bias: [K, R + 2, H] float32, added to the product, or None.
       angles: sines and cosines [..., H/2], of `model.rotary_angles`.
       scales: [H] of the norms of queries and of keys, or None without norms.
-      eps: added to their mean squares.
+      eps: added to mean squares.
+      heads: how many, N = K · R of queries and K of keys and values.
       live: as of `project`.
 
     Returns:
-      q [..., K · R, H], k and v [..., K, H].
+      q [..., N, H], k and v [..., K, H].
     """
-    *lead, K, both, H = qkv.shape
-    rows = qkv.reshape(-1, K, both, H)
-    heads = (K * (both - 2), K, K)
-    out = [jax.ShapeDtypeStruct((len(rows), n, H), jnp.float32) for n in heads]
-    call = jax.ffi.ffi_call("pr1_jax_split", out)
+    (*lead, D), half, (N, K) = x.shape, angles[0].shape[-1], heads
+    rows = x.reshape(-1, D)
     found = call(
-        *(rows, *map(or_empty, scales)),
-        *(x.reshape(-1, H // 2) for x in angles),
+        "project_heads",
+        [(len(rows), n, 2 * half) for n in (N, K, K)],
+        *(rows, packed, scale, or_empty(bias).ravel(), *map(or_empty, scales)),
+        *(x.reshape(-1, half) for x in angles),
         _live(live),
         eps=np.float32(eps),
     )
-    return tuple(x.reshape(*lead, n, H) for x, n in zip(found, heads))
+    return tuple(x.reshape(*lead, *x.shape[1:]) for x in found)
+
+
+def finish_layer(x, heads, scale, o, gate_up, down, eps, *, live=None):
+    """What comes after attention: z = x + heads · o, and the MLP on top of it.
+
+    That is z + (silu(h · gate) · (h · up)) · down, with h = z / rms(z) · scale.
+
+    Args:
+      x: [..., D] float32. heads: [..., N, H], of attention. scale: [D].
+      o, down: of `pack`. gate_up: of `pack_gated`.
+      eps: added to the mean square.
+      live: as of `project`.
+
+    Returns:
+      Like x.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    args = rows, heads.reshape(len(rows), -1), scale, o, gate_up, down, _live(live)
+    (out,) = call("finish_layer", [rows.shape], *args, eps=np.float32(eps))
+    return out.reshape(x.shape)
+
+
+def call(name: str, shapes, *args, **attributes):
+    """Results, float32, of a kernel; with its name in `_TARGETS`, without the prefix."""
+    out = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.ffi.ffi_call(f"pr1_jax_{name}", out)(*args, **attributes)
 
 
 def or_empty(x: jax.Array | None) -> jax.Array:
@@ -243,6 +256,19 @@ def or_empty(x: jax.Array | None) -> jax.Array:
 
 def _live(live: jax.Array | None) -> jax.Array:
     return jnp.zeros(0, jnp.int32) if live is None else live.astype(jnp.int32)[None]
+
+
+def uniform(keys: jax.Array, counts: jax.Array) -> jax.Array:
+    """Numbers from 0 to 1 of keys into which counts are folded, [L] float32.
+
+    What `jax.random.uniform` gives for `jax.random.fold_in`, which on CPU runs a loop of
+    twenty small programs for each of the two.
+
+    Args:
+      keys: [L] PRNG keys of Threefry, JAX's default. counts: [L] int32.
+    """
+    (out,) = call("uniform", [counts.shape], jax.random.key_data(keys), counts)
+    return out
 
 
 def draw(logits: jax.Array, uniform: jax.Array, live: jax.Array | None = None):

@@ -4,10 +4,6 @@
 
 namespace {
 
-constexpr int64_t kBlock = 8 * kRows;     // rows of activations that a task has
-
-int64_t Blocks(int64_t M) { return (M + kBlock - 1) / kBlock; }
-
 // C [M, N] = A [M, D] · panels [D, N], plus what there is to add; rows of A stand
 // `stride` apart.
 void Times(const float* a, int64_t stride, int64_t M, int64_t D, const float* panels,
@@ -206,7 +202,32 @@ ffi::Error MlpBack(ffi::ThreadPool pool, Floats x, Floats scale, Floats gate, Fl
   return ffi::Error::Success();
 }
 
-// Of `Split` (cpu_kernels.cc): dqkv [M, K, R + 2, H] and the scales' gradients.
+// qkv [M, K, R + 2, H] → q [M, K · R, H], k and v [M, K, H]; q and k normalised, where
+// there is a scale, and rotated by angles [M, H / 2].
+ffi::Error Split(ffi::ThreadPool pool, Floats qkv, Floats q_scale, Floats k_scale,
+                 Floats sines, Floats cosines, Out q, Out k, Out v, float eps) {
+  const int64_t M = qkv.dimensions()[0], K = qkv.dimensions()[1];
+  const int64_t R = qkv.dimensions()[2] - 2, H = qkv.dimensions()[3], half = H / 2;
+  Parallel(pool, Blocks(M), 4 * M * K * (R + 2) * H, [&](int64_t task) {
+    for (int64_t i = task * kBlock; i < std::min(M, (task + 1) * kBlock); ++i) {
+      const float* sine = sines.typed_data() + i * half;
+      const float* cosine = cosines.typed_data() + i * half;
+      for (int64_t j = i * K; j < (i + 1) * K; ++j) {
+        const float* from = qkv.typed_data() + j * (R + 2) * H;
+        for (int64_t r = 0; r < R; ++r) {
+          RotateHead(from + r * H, OrNull(q_scale), sine, cosine, H, eps,
+                     q->typed_data() + (j * R + r) * H);
+        }
+        RotateHead(from + R * H, OrNull(k_scale), sine, cosine, H, eps,
+                   k->typed_data() + j * H);
+        std::memcpy(v->typed_data() + j * H, from + (R + 1) * H, 4 * H);
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Back from there: dqkv [M, K, R + 2, H] and the scales' gradients.
 ffi::Error SplitBack(ffi::ThreadPool pool, Floats qkv, Floats q_scale, Floats k_scale,
                      Floats sines, Floats cosines, Floats dq, Floats dk, Floats dv,
                      Out dqkv, Out dq_scale, Out dk_scale, float eps) {
@@ -283,6 +304,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Arg<Floats>().Arg<Floats>().Arg<Floats>()  // gate, up, down
         .Arg<Floats>().Arg<Floats>().Arg<Floats>()  // gates, ups, dy
         .Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>()
+        .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    SplitHandler, Split,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Floats>()  // qkv
+        .Arg<Floats>().Arg<Floats>()  // q_scale, k_scale
+        .Arg<Floats>().Arg<Floats>()  // sines, cosines
+        .Ret<Floats>().Ret<Floats>().Ret<Floats>()
         .Attr<float>("eps"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -13,15 +13,6 @@ constexpr int64_t kDepth = 2048;              // summed before a tile is put bac
 constexpr int64_t kRowsAhead = 16;            // of A that are asked for before their turn
 constexpr int64_t kGradientRows = 256;  // of a task's part of a weight's gradient
 
-// A thread's memory, kept from call to call: new pages cost as much as what is done in
-// them. What was asked for by the same number before is gone.
-template <int number>
-float* Kept(int64_t size) {
-  thread_local std::vector<float> memory;
-  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-  return memory.data();
-}
-
 inline int64_t Padded(int64_t N) { return (N + kColumns - 1) / kColumns * kColumns; }
 
 // A panel of B [D, N]: columns n to n + kColumns, zeros behind the last. B's rows, or

@@ -15,12 +15,7 @@ import numpy as np
 
 from pr1_jax import cpu_kernels
 
-_empty = cpu_kernels.or_empty
-
-
-def _call(name: str, shapes, *args, **attributes):
-    out = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jax.ffi.ffi_call(f"pr1_jax_{name}", out)(*args, **attributes)
+_empty, _call = cpu_kernels.or_empty, cpu_kernels.call
 
 
 def _gradient(like, value):
@@ -85,12 +80,32 @@ mlp.defvjp(_mlp, _mlp_back)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def split_heads(qkv, angles, scales, eps: float):
-    """`cpu_kernels.split_heads`, with gradients of qkv and scales."""
-    return cpu_kernels.split_heads(qkv, angles, scales, eps)
+    """Queries, keys and values of one product, normalised by head and rotated.
+
+    Args:
+      qkv: [..., K, R + 2, H] float32, as `model.fuse_projections` orders them.
+      angles: sines and cosines [..., H/2], of `model.rotary_angles`.
+      scales: [H] of the norms of queries and of keys, or None without norms.
+      eps: added to their mean squares.
+
+    Returns:
+      q [..., K · R, H], k and v [..., K, H].
+    """
+    return _split(qkv, angles, scales, eps)[0]
 
 
 def _split(qkv, angles, scales, eps):
-    return split_heads(qkv, angles, scales, eps), (qkv, angles, scales)
+    *lead, K, both, H = qkv.shape
+    rows = qkv.reshape(-1, K, both, H)
+    found = _call(
+        "split",
+        [(len(rows), n, H) for n in (K * (both - 2), K, K)],
+        *(rows, *map(_empty, scales)),
+        *(x.reshape(-1, H // 2) for x in angles),
+        eps=np.float32(eps),
+    )
+    heads = tuple(x.reshape(*lead, *x.shape[1:]) for x in found)
+    return heads, (qkv, angles, scales)
 
 
 def _split_back(eps, residuals, gradients):

@@ -30,10 +30,11 @@ def draw(
     if greedy:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
+        if kernels:
+            uniform = cpu_kernels.uniform(keys, counts)
+            return cpu_kernels.draw(logits, uniform, live)
         keys = jax.vmap(jax.random.fold_in)(keys, counts)
         uniform = jax.vmap(jax.random.uniform)(keys)
-        if kernels:
-            return cpu_kernels.draw(logits, uniform, live)
         tokens = _inverse_cdf(logits, uniform)
     return tokens, losses.token_logps(logits, tokens)
 

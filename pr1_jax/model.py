@@ -398,33 +398,28 @@ def pack_matrices(config: ModelConfig, params):
 
 
 def _packed_forward(c: ModelConfig, params, tokens, positions, attend, cache, live):
-    """What `Decoder` computes; its layers are products and what is fused with them."""
-    D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
+    """What `Decoder` computes, in two operations a layer and attention between them."""
     scale = lambda norm: norm["scale"].astype(jnp.float32)
 
-    def project(x, name, size_out, norm=None, **kwargs):
-        if norm is not None:
-            kwargs |= {"scale": scale(layer[norm]), "eps": c.rms_eps}
-        kernel = layer[name]["kernel"]
-        return cpu_kernels.project(x, kernel, size_out, live=live, **kwargs)
-
     x = jnp.take(params["embedding"], tokens, axis=0)
-    angles = rotary_angles(positions, H, c.rope_base)
+    angles = rotary_angles(positions, c.head_dim, c.rope_base)
     new_cache = []
     for i, entry in enumerate(cache or (None,) * c.num_layers):
         layer = params[f"layer_{i}"]
-        qkv = project(x, "qkv", (N + 2 * K) * H, "attn_norm")
-        qkv = qkv.reshape(*x.shape[:-1], K, N // K + 2, H)
-        if c.qkv_bias:
-            qkv = qkv + layer["qkv"]["bias"]
         norms = ("q_norm", "k_norm") if c.qk_norm else ()
-        scales = [scale(layer[norm]) for norm in norms] or (None, None)
-        q, k, v = cpu_kernels.split_heads(qkv, angles, scales, c.rms_eps, live=live)
+        q, k, v = cpu_kernels.project_heads(
+            *(x, scale(layer["attn_norm"]), layer["qkv"]["kernel"]),
+            *(layer["qkv"].get("bias"), angles),
+            [scale(layer[norm]) for norm in norms] or (None, None),
+            c.rms_eps,
+            heads=(c.num_heads, c.num_kv_heads),
+            live=live,
+        )
         out, entry = attend(q, k, v, entry)
         new_cache.append(entry)
-        x = project(out.reshape(*x.shape[:-1], N * H), "o", D, plus=x)
-        h = project(x, "gate_up", F, "mlp_norm", gated=True)
-        x = project(h, "down", D, plus=x)
+        matrices = (layer[name]["kernel"] for name in ("o", "gate_up", "down"))
+        mlp_scale = scale(layer["mlp_norm"])
+        x = cpu_kernels.finish_layer(x, out, mlp_scale, *matrices, c.rms_eps, live=live)
     final_norm = RMSNorm(c.rms_eps, "embed", c.param_dtype)
     return final_norm.apply({"params": params["final_norm"]}, x), tuple(new_cache)
 

@@ -41,48 +41,60 @@ def test_products_are_those_of_matrices(rows, sizes):
     np.testing.assert_allclose(got, expected, atol=1e-5 * sizes[0] ** 0.5)
 
 
+def normalised(x, scale, eps):
+    x = np.float64(x)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * np.float64(scale)
+
+
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 7, 32, 200])
-@pytest.mark.parametrize("sizes", [(3, 1), (16, 16), (33, 50), (256, 97)])
-def test_products_with_what_stands_around_them(rows, sizes):
-    """Normalised before, gated, and added to something after."""
-    rng = np.random.default_rng(rows)
-    (x, scale), eps = (floats(rng, rows, sizes[0]), floats(rng, sizes[0])), 0.03
-    gate, up = floats(rng, *sizes), floats(rng, *sizes)
-    plus = floats(rng, rows, sizes[1])
-    x64 = np.float64(x)
-    h = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + eps) * np.float64(scale)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-3)
-
-    around = {"scale": scale, "eps": eps}
-    got = cpu_kernels.project(x, cpu_kernels.pack(up), sizes[1], **around, plus=plus)
-    close(got, h @ np.float64(up) + plus)
-    packed = cpu_kernels.pack_gated(gate, up)
-    got = cpu_kernels.project(x, packed, sizes[1], **around, gated=True)
+@pytest.mark.parametrize(
+    "sizes", [(3, 1, 2), (16, 16, 16), (33, 50, 40), (256, 97, 64)]
+)
+def test_what_comes_after_attention(rows, sizes):
+    (D, F, heads), rng, eps = sizes, np.random.default_rng(rows), 0.03
+    x, scale = floats(rng, rows, D), floats(rng, D)
+    out, o = floats(rng, rows, heads), floats(rng, heads, D) / heads**0.5
+    gate, up = (floats(rng, D, F) / D**0.5 for _ in range(2))
+    down = floats(rng, F, D) / F**0.5
+    z = x + np.float64(out) @ np.float64(o)
+    h = normalised(z, scale, eps)
     g = h @ np.float64(gate)
-    close(got, g / (1 + np.exp(-g)) * (h @ np.float64(up)))
+    expected = z + g / (1 + np.exp(-g)) * (h @ np.float64(up)) @ np.float64(down)
+    got = cpu_kernels.finish_layer(
+        *(x, out, scale, cpu_kernels.pack(o)),
+        *(cpu_kernels.pack_gated(gate, up), cpu_kernels.pack(down), eps),
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
 
 
 @needs_kernels
-@pytest.mark.parametrize("has_norms", [True, False])
-@pytest.mark.parametrize("H", [2, 8, 34])
-def test_heads_are_split_normalised_and_rotated(H, has_norms):
-    rng, (K, R), lead, eps = np.random.default_rng(H), (3, 2), (5, 7), 0.03
-    qkv = floats(rng, *lead, K, R + 2, H)
+@pytest.mark.parametrize("has_norms, has_bias", [(True, False), (False, True)])
+@pytest.mark.parametrize("heads", [(6, 3, 2), (3, 3, 8), (8, 2, 34), (4, 1, 64)])
+def test_heads_are_normalised_projected_and_rotated(heads, has_norms, has_bias):
+    """Heads smaller and larger than panels; more rows than are computed at once."""
+    (N, K, H), lead, D, eps = heads, (5, 23), 19, 0.03
+    R, rng = N // K, np.random.default_rng(H)
+    x, scale = floats(rng, *lead, D), floats(rng, D)
+    matrix = floats(rng, D, K * (R + 2) * H)
+    bias = floats(rng, K, R + 2, H) if has_bias else None
     angles = model.rotary_angles(jnp.asarray(rng.integers(0, 99, lead)), H, 1e4)
     scales = (floats(rng, H), floats(rng, H)) if has_norms else (None, None)
+    qkv = normalised(x, scale, eps) @ np.float64(matrix)
+    qkv = qkv.reshape(*lead, K, R + 2, H) + (bias if has_bias else 0)
 
     def expected(x, scale):
-        norm = model.RMSNorm(eps, "head_dim", "float32")
-        if scale is not None:
-            x = norm.apply({"params": {"scale": scale}}, x)
-        return model.rotate(x, angles)
+        x = x if scale is None else normalised(x, scale, eps)
+        return model.rotate(jnp.asarray(x, jnp.float32), angles)
 
-    q, k, v = cpu_kernels.split_heads(qkv, angles, scales, eps)
-    queries = qkv[..., :R, :].reshape(*lead, K * R, H)
-    np.testing.assert_allclose(q, expected(queries, scales[0]), atol=1e-5)
-    np.testing.assert_allclose(k, expected(qkv[..., R, :], scales[1]), atol=1e-5)
-    np.testing.assert_array_equal(v, qkv[..., R + 1, :])
+    q, k, v = cpu_kernels.project_heads(
+        *(x, scale, cpu_kernels.pack(matrix), bias, angles, scales, eps), heads=(N, K)
+    )
+    queries = qkv[..., :R, :].reshape(*lead, N, H)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=5e-5)
+    close(q, expected(queries, scales[0]))
+    close(k, expected(qkv[..., R, :], scales[1]))
+    close(v, qkv[..., R + 1, :])
 
 
 @needs_kernels
@@ -129,13 +141,33 @@ def test_a_packed_decoder_computes_what_others_do(changes):
     )
 
 
+def row_wise(rng, D=33, F=70, H=8):
+    """What a layer computes of each row alone, as a function of what is live."""
+    scale, heads = floats(rng, D), (4, 2)
+    packed = lambda *sizes: cpu_kernels.pack(floats(rng, *sizes))
+    gated = cpu_kernels.pack_gated(floats(rng, D, F), floats(rng, D, F))
+    head, qkv, o, down = packed(D, 70), packed(D, 8 * H), packed(4 * H, D), packed(F, D)
+
+    def outputs(x, out, live=None):
+        angles = model.rotary_angles(jnp.zeros(len(x), jnp.int32), H, 1e4)
+        settings = {"heads": heads, "live": live}
+        norms = (None, angles, (None, None), 1e-6)
+        return (
+            cpu_kernels.project(x, head, 70, live),
+            *cpu_kernels.project_heads(x, scale, qkv, *norms, **settings),
+            cpu_kernels.finish_layer(x, out, scale, o, gated, down, 1e-6, live=live),
+        )
+
+    return outputs
+
+
 @needs_kernels
-def test_a_row_s_product_does_not_depend_on_the_others():
+def test_what_is_computed_of_a_row_does_not_depend_on_the_others():
     rng = np.random.default_rng(0)
-    x, packed = floats(rng, 40, 65), cpu_kernels.pack(floats(rng, 65, 70))
-    project = lambda x: np.asarray(cpu_kernels.project(x, packed, 70))
-    for some in (slice(0, 1), slice(3, 11), slice(17, 40)):
-        np.testing.assert_array_equal(project(x)[some], project(x[some]))
+    outputs, x, out = row_wise(rng), floats(rng, 140, 33), floats(rng, 140, 32)
+    for some in (slice(0, 1), slice(3, 11), slice(17, 140)):
+        for got, all_ in zip(outputs(x[some], out[some]), outputs(x, out), strict=True):
+            np.testing.assert_array_equal(got, all_[some])
 
 
 @needs_kernels
@@ -143,18 +175,20 @@ def test_a_row_s_product_does_not_depend_on_the_others():
 def test_rows_that_are_not_live_change_nothing(live):
     """Whatever they hold, and however many there are."""
     rng, wanted = np.random.default_rng(live), slice(0, min(live, 20))
-    x, packed = floats(rng, 20, 33), cpu_kernels.pack(floats(rng, 33, 70))
-    qkv = floats(rng, 20, 2, 4, 8)
-    angles = model.rotary_angles(jnp.arange(20), 8, 1e4)
-
-    def outputs(x, qkv, live):
-        product = cpu_kernels.project(x, packed, 70, live=live)
-        return product, *cpu_kernels.split_heads(qkv, angles, live=live)
-
-    broken = (x.at[live:].set(jnp.nan), qkv.at[live:].set(jnp.nan))
+    outputs, x, out = row_wise(rng), floats(rng, 20, 33), floats(rng, 20, 32)
+    broken = x.at[live:].set(jnp.nan), out.at[live:].set(jnp.nan)
     some = jax.jit(outputs)(*broken, jnp.int32(live))
-    for got, expected in zip(some, outputs(x, qkv, None), strict=True):
+    for got, expected in zip(some, outputs(x, out), strict=True):
         np.testing.assert_array_equal(got[wanted], expected[wanted])
+
+
+@needs_kernels
+def test_random_numbers_are_those_of_jax():
+    keys = jax.random.split(jax.random.key(3), 50)
+    counts = jnp.arange(50, dtype=jnp.int32) ** 5
+    folded = jax.vmap(jax.random.fold_in)(keys, counts)
+    expected = jax.vmap(jax.random.uniform)(folded)
+    np.testing.assert_array_equal(cpu_kernels.uniform(keys, counts), expected)
 
 
 @needs_kernels

@@ -209,9 +209,37 @@ def test_a_row_does_not_depend_on_the_others():
     linear = lambda x: cpu_training.linear(x, kernel, scale, None, EPS)
     for some in (slice(0, 1), slice(3, 11), slice(50, 120)):
         np.testing.assert_array_equal(linear(x)[some], linear(x[some]))
-    packed = cpu_kernels.pack(kernel)
-    decoded = cpu_kernels.project(x[:9], packed, 70, scale=scale, eps=EPS)
-    np.testing.assert_array_equal(linear(x)[:9], decoded)
+
+
+def test_decoding_computes_the_same():
+    """To the last bit, all but attention, where MLPs are whole vectors wide."""
+    rng, (M, D, F), (N, K, H) = np.random.default_rng(0), (9, 33, 80), (4, 2, 8)
+    x, scale, kernel = (
+        floats(rng, M, D),
+        floats(rng, D),
+        floats(rng, D, (N + 2 * K) * H),
+    )
+    o, gate, up = floats(rng, N * H, D), floats(rng, D, F), floats(rng, D, F)
+    down, out, scales = (
+        floats(rng, F, D),
+        floats(rng, M, N * H),
+        tuple(floats(rng, 2, H)),
+    )
+    angles = model.rotary_angles(jnp.arange(M), H, 1e4)
+    pack = cpu_kernels.pack
+
+    heads = cpu_training.linear(x, kernel, scale, None, EPS).reshape(M, K, -1, H)
+    trained = cpu_training.split_heads(heads, angles, scales, EPS)
+    args = x, scale, pack(kernel), None, angles, scales, EPS
+    decoded = cpu_kernels.project_heads(*args, heads=(N, K))
+    for got, expected in zip(decoded, trained, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+    trained = cpu_training.linear(out, o, None, x)
+    trained = cpu_training.mlp(trained, scale, gate, up, down, EPS)
+    matrices = pack(o), cpu_kernels.pack_gated(gate, up), pack(down)
+    decoded = cpu_kernels.finish_layer(x, out, scale, *matrices, EPS)
+    np.testing.assert_array_equal(decoded, trained)
 
 
 # Tokens: less than a task's, more than one; sizes: below, at and behind a panel's.
