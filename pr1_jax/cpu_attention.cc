@@ -92,6 +92,7 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints bl
     float* values = Kept<2>(T * Padded(H));
     float* rows = Kept<3>(most * H);
     float* scores = Kept<4>(most * stride);
+    float* totals = Kept<5>(most);
     Pack(head.All(k.typed_data()), H, H, T, true, keys);
     Pack(head.All(v.typed_data()), H, T, H, false, values);
     for (int64_t t = head.First(); t < T; t += head.Tokens()) {
@@ -104,12 +105,12 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints bl
         const auto [top, total] = Softmax(x, Padded(end));
         normaliser->typed_data()[head.Query(t + i / R, i % R) / H] =
             top + std::log(total);
-        for (int64_t s = 0; s < Padded(end); s += W) Store(x + s, Load(x + s) / total);
+        totals[i] = total;
       }
       head.Weigh(scores, n, values, end, rows);
       for (int64_t i = 0; i < n; ++i) {
-        std::memcpy(out->typed_data() + head.Query(t + i / R, i % R), rows + i * H,
-                    4 * H);
+        float* to = out->typed_data() + head.Query(t + i / R, i % R);
+        for (int64_t h = 0; h < H; ++h) to[h] = rows[i * H + h] / totals[i];
       }
     }
   });
