@@ -171,6 +171,21 @@ def test_what_is_computed_of_a_row_does_not_depend_on_the_others():
 
 
 @needs_kernels
+def test_threads_wait_for_what_they_read():
+    """A layer's products follow one another in one call, on several threads."""
+    rng = np.random.default_rng(0)
+    outputs, x, out = (
+        row_wise(rng, 256, 600, 32),
+        floats(rng, 64, 256),
+        floats(rng, 64, 128),
+    )
+    first = outputs(x, out)
+    for _ in range(50):
+        for got, expected in zip(outputs(x, out), first, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+@needs_kernels
 @pytest.mark.parametrize("live", [0, 1, 13, 20, 99])
 def test_rows_that_are_not_live_change_nothing(live):
     """Whatever they hold, and however many there are."""
