@@ -162,7 +162,6 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
                      Slots{own_keys + own, own_values + own, S, filled.typed_data()[b]}};
   };
   auto attend = [&](int64_t task, int64_t next) {
-    thread_local std::vector<float> scratch;
     const int64_t head = task / runs.size();
     const auto [first, last] = lanes_of(task);
     const int64_t b = rows[first], Q = (last - first) * R;
@@ -180,8 +179,7 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
     const int64_t middle = (before.n + W - 1) / W * W;
     const int64_t width = middle + (after.n + W - 1) / W * W;
 
-    scratch.resize(Q * (stride + H + 1));
-    float* scores = scratch.data();
+    float* scores = Kept<24>(Q * (stride + H + 1));
     float* queries = scores + Q * stride;
     float* total = queries + Q * H;
     for (int64_t i = 0; i < Q; ++i) {

@@ -26,7 +26,7 @@ bool ArePacked(std::initializer_list<const Floats*> all) {
                      [](const Floats* x) { return x->dimensions()[2] == kColumns; });
 }
 
-const ffi::Error NotPacked() {
+ffi::Error NotPacked() {
   return ffi::Error::InvalidArgument("packed for another processor");
 }
 

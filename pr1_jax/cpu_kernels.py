@@ -261,8 +261,8 @@ def _live(live: jax.Array | None) -> jax.Array:
 def uniform(keys: jax.Array, counts: jax.Array) -> jax.Array:
     """Numbers from 0 to 1 of keys into which counts are folded, [L] float32.
 
-    What `jax.random.uniform` gives for `jax.random.fold_in`, which on CPU runs a loop of
-    twenty small programs for each of the two.
+    What `jax.random.uniform` gives for `jax.random.fold_in`; on CPU each of the two is a
+    loop of small programs.
 
     Args:
       keys: [L] PRNG keys of Threefry, JAX's default. counts: [L] int32.

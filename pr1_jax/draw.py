@@ -30,11 +30,13 @@ def draw(
     if greedy:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        if kernels:
+        if kernels and jax.random.key_impl(keys) == "threefry2x32":
             uniform = cpu_kernels.uniform(keys, counts)
+        else:
+            keys = jax.vmap(jax.random.fold_in)(keys, counts)
+            uniform = jax.vmap(jax.random.uniform)(keys)
+        if kernels:
             return cpu_kernels.draw(logits, uniform, live)
-        keys = jax.vmap(jax.random.fold_in)(keys, counts)
-        uniform = jax.vmap(jax.random.uniform)(keys)
         tokens = _inverse_cdf(logits, uniform)
     return tokens, losses.token_logps(logits, tokens)
 

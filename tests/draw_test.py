@@ -55,9 +55,10 @@ def test_a_token_of_probability_0_is_never_taken(uniform, allowed, kernels):
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 @pytest.mark.parametrize("vocab_size", [7, 100, 1000])
-def test_kernels_draw_what_xla_does(vocab_size):
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_kernels_draw_what_xla_does(vocab_size, impl):
     """But for numbers that fall on the bounds between two tokens, by rounding."""
-    key, n = jax.random.key(vocab_size), 2000
+    key, n = jax.random.key(vocab_size, impl=impl), 2000
     logits = 2 * jax.random.normal(key, (n, vocab_size))
     keys = jax.random.split(key, n)
     tokens, logps = draw.draw(logits, keys, jnp.arange(n), kernels=True)
