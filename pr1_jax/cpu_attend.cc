@@ -4,47 +4,51 @@
 
 namespace {
 
+constexpr int64_t kSlots = 16;  // whose keys stand together: [S / kSlots, H, kSlots]
+
+// Where key h of slot s is, of one head.
+inline int64_t KeyAt(int64_t s, int64_t h, int64_t H) {
+  return s / kSlots * kSlots * H + h * kSlots + s % kSlots;
+}
+
 // Asks for numbers x to x + n, which will be read soon.
 template <int n>
 void Ask(const float* x) {
   for (int i = 0; i < n; i += 16) __builtin_prefetch(x + i, 0, 2);
 }
 
-// out[i, s] = q[i] · keys[:, s] for s < n; also writes what is up to W past them. On its
-// way asks for as many of the keys that come next.
+// Keeps x in a register: GCC would read it again for each product that it is in.
+inline void Hold(Vec& x) {
+#ifdef __AVX__
+  asm("" : "+v"(x));
+#endif
+}
+
+// out[i, s] = q[i] · keys[s] for s from `first` to n, and up to kSlots past it, V vectors
+// of them at once; how far it came. On its way asks for as many of the keys that come next.
 template <int Q, int V>
-void Scores(const float* q, int64_t H, const float* keys, const float* next, int64_t S,
-            int64_t n, float* out, int64_t stride) {
-  int64_t s = 0;
-  for (; s + V * W <= S && s < n; s += V * W) {
+int64_t Scores(const float* q, int64_t H, const float* keys, const float* next, int64_t n,
+               float* out, int64_t stride, int64_t first) {
+  int64_t s = first;
+  for (; s + V * W <= (n + kSlots - 1) / kSlots * kSlots; s += V * W) {
     Vec sum[Q][V] = {};
+    int64_t at[V];
+    for (int v = 0; v < V; ++v) at[v] = KeyAt(s + v * W, 0, H);
     for (int64_t h = 0; h < H; ++h) {
-      Ask<V * W>(next + h * S + s);
+      Vec key[V];
       for (int v = 0; v < V; ++v) {
-        const Vec key = Load(keys + h * S + s + v * W);
-        for (int i = 0; i < Q; ++i) sum[i][v] += key * q[i * H + h];
+        Ask<W>(next + at[v] + h * kSlots);
+        Hold(key[v] = Load(keys + at[v] + h * kSlots));
+      }
+      for (int i = 0; i < Q; ++i) {
+        for (int v = 0; v < V; ++v) sum[i][v] += key[v] * q[i * H + h];
       }
     }
     for (int i = 0; i < Q; ++i) {
       for (int v = 0; v < V; ++v) Store(out + i * stride + s + v * W, sum[i][v]);
     }
   }
-  for (; s + W <= S && s < n; s += W) {
-    Vec sum[Q] = {};
-    for (int64_t h = 0; h < H; ++h) {
-      Ask<W>(next + h * S + s);
-      const Vec key = Load(keys + h * S + s);
-      for (int i = 0; i < Q; ++i) sum[i] += key * q[i * H + h];
-    }
-    for (int i = 0; i < Q; ++i) Store(out + i * stride + s, sum[i]);
-  }
-  for (; s < n; ++s) {
-    for (int i = 0; i < Q; ++i) {
-      float sum = 0;
-      for (int64_t h = 0; h < H; ++h) sum += keys[h * S + s] * q[i * H + h];
-      out[i * stride + s] = sum;
-    }
-  }
+  return s;
 }
 
 // out[i, h] += sum over s < n of probs[i, s] · values[s, h], for h from `first` on; how
@@ -60,9 +64,10 @@ int64_t Weigh(const float* probs, int64_t stride, const float* values, const flo
     }
     for (int64_t s = 0; s < n; ++s) {
       Ask<V * W>(next + s * H + h);
-      for (int v = 0; v < V; ++v) {
-        const Vec value = Load(values + s * H + h + v * W);
-        for (int i = 0; i < Q; ++i) sum[i][v] += value * probs[i * stride + s];
+      Vec value[V];
+      for (int v = 0; v < V; ++v) Hold(value[v] = Load(values + s * H + h + v * W));
+      for (int i = 0; i < Q; ++i) {
+        for (int v = 0; v < V; ++v) sum[i][v] += value[v] * probs[i * stride + s];
       }
     }
     for (int i = 0; i < Q; ++i) {
@@ -72,18 +77,20 @@ int64_t Weigh(const float* probs, int64_t stride, const float* values, const flo
   return h;
 }
 
-// Keys [H, S] and values [S, H] of one head, of which the first n are seen.
+// Keys and values [S, H] of one head, of which the first n are seen.
 struct Slots {
   const float* keys;
   const float* values;
-  int64_t S, n;
+  int64_t n;
 };
 
 template <int Q>
 void ScoresOf(const float* q, int64_t H, const Slots& x, const Slots& next, float* out,
               int64_t stride) {
   constexpr int V = W == 16 || Q < 3 ? 4 : Q == 3 ? 3 : 2;
-  Scores<Q, V>(q, H, x.keys, next.keys, x.S, x.n, out, stride);
+  int64_t s = Scores<Q, V>(q, H, x.keys, next.keys, x.n, out, stride, 0);
+  s = Scores<Q, 2>(q, H, x.keys, next.keys, x.n, out, stride, s);
+  Scores<Q, 1>(q, H, x.keys, next.keys, x.n, out, stride, s);
 }
 
 template <int Q>
@@ -122,7 +129,13 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
                   ffi::ResultBuffer<ffi::F32> new_values) {
   const int64_t L = q.dimensions()[0], N = q.dimensions()[1], H = q.dimensions()[2];
   const int64_t B = keys.dimensions()[0], K = keys.dimensions()[1], R = N / K;
-  const int64_t S = keys.dimensions()[3], T = prompt_keys.dimensions()[3];
+  const int64_t S = values.dimensions()[2], T = prompt_values.dimensions()[2];
+  // Of one head: numbers of its keys, in a row's cache and in a prompt's.
+  const int64_t own_size = keys.dimensions()[2] * kSlots * H;
+  const int64_t prompt_size = prompt_keys.dimensions()[2] * kSlots * H;
+  if (S > keys.dimensions()[2] * kSlots || T > prompt_keys.dimensions()[2] * kSlots) {
+    return ffi::Error::InvalidArgument("fewer keys than values");
+  }
   float* own_keys = new_keys->typed_data();
   float* own_values = new_values->typed_data();
   if (own_keys != keys.typed_data()) {
@@ -142,7 +155,7 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
     runs.back().second = i + 1;
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(H));
-  const int64_t stride = T + S + 2 * W;
+  const int64_t stride = T + S + 2 * kSlots;
   int64_t slots = 0;  // that lanes attend to, all told
   for (const auto& [first, last] : runs) {
     const int64_t b = rows[first], m = prompt.typed_data()[b];
@@ -154,30 +167,31 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
   auto lanes_of = [&](int64_t task) { return runs[task % runs.size()]; };
   auto slots_of = [&](int64_t task) {
     const int64_t b = rows[lanes_of(task).first], head = task / runs.size();
-    const int64_t own = (b * K + head) * H * S, m = prompt.typed_data()[b];
-    const int64_t shared = (m * K + head) * H * T;
-    return std::pair{Slots{prompt_keys.typed_data() + shared,
-                           prompt_values.typed_data() + shared, T,
+    const int64_t m = prompt.typed_data()[b], own = b * K + head, shared = m * K + head;
+    return std::pair{Slots{prompt_keys.typed_data() + shared * prompt_size,
+                           prompt_values.typed_data() + shared * T * H,
                            prompt_length.typed_data()[m]},
-                     Slots{own_keys + own, own_values + own, S, filled.typed_data()[b]}};
+                     Slots{own_keys + own * own_size, own_values + own * S * H,
+                           filled.typed_data()[b]}};
   };
   auto attend = [&](int64_t task, int64_t next) {
     const int64_t head = task / runs.size();
     const auto [first, last] = lanes_of(task);
     const int64_t b = rows[first], Q = (last - first) * R;
-    const int64_t own = (b * K + head) * H * S;
+    const int64_t own = b * K + head;
     for (int64_t i = first; i < last; ++i) {
       const int64_t s = slot.typed_data()[i];
       if (s < 0 || s >= S) continue;
       const float* key = k.typed_data() + (i * K + head) * H;
       const float* value = v.typed_data() + (i * K + head) * H;
-      for (int64_t h = 0; h < H; ++h) own_keys[own + h * S + s] = key[h];
-      std::memcpy(own_values + own + s * H, value, 4 * H);
+      float* to = own_keys + own * own_size;
+      for (int64_t h = 0; h < H; ++h) to[KeyAt(s, h, H)] = key[h];
+      std::memcpy(own_values + (own * S + s) * H, value, 4 * H);
     }
     const auto [before, after] = slots_of(task);
     const auto [next_before, next_after] = slots_of(next < tasks ? next : task);
-    const int64_t middle = (before.n + W - 1) / W * W;
-    const int64_t width = middle + (after.n + W - 1) / W * W;
+    const int64_t middle = (before.n + kSlots - 1) / kSlots * kSlots;
+    const int64_t width = middle + (after.n + kSlots - 1) / kSlots * kSlots;
 
     float* scores = Kept<24>(Q * (stride + H + 1));
     float* queries = scores + Q * stride;

@@ -288,6 +288,25 @@ def draw(logits: jax.Array, uniform: jax.Array, live: jax.Array | None = None):
 
 # --- Attention of a decode step -----------------------------------------------------
 
+_SLOTS = 16  # whose keys stand together, so that memory is read in order
+
+
+def pack_keys(keys: jax.Array) -> jax.Array:
+    """Keys [..., H, S] as `attend` reads them, [..., ceil(S / 16), H, 16]."""
+    keys = jnp.pad(keys, [(0, 0)] * (keys.ndim - 1) + [(0, -keys.shape[-1] % _SLOTS)])
+    return keys.reshape(*keys.shape[:-1], -1, _SLOTS).swapaxes(-3, -2)
+
+
+def unpack_keys(packed: jax.Array) -> jax.Array:
+    """Keys [..., H, S] of packed ones, S being a multiple of 16."""
+    keys = packed.swapaxes(-3, -2)
+    return keys.reshape(*keys.shape[:-2], -1)
+
+
+def packed_slot(slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where a slot's keys are among packed ones: on axes −3 and −1."""
+    return slot // _SLOTS, slot % _SLOTS
+
 
 def attend(q, k, v, own, shared, *, lanes, filled, slot_labels, prompt, prompt_length):
     """Writes keys and values of live lanes into their slots, and attends.
@@ -297,8 +316,9 @@ def attend(q, k, v, own, shared, *, lanes, filled, slot_labels, prompt, prompt_l
 
     Args:
       q: [L, N, H] float32. k, v: [L, K, H], of the lanes' tokens.
-      own: keys [B, K, H, S] and values [B, K, S, H] of the rows.
-      shared: keys [M, K, H, T] and values [M, K, T, H] of prompts.
+      own: keys, of `pack_keys`, [B, K, ceil(S / 16), H, 16] and values [B, K, S, H] of
+        the rows.
+      shared: likewise, of M prompts of up to T tokens.
       lanes: row, slot, block and path, [L] int32 each. Row B: the lane is not live, and
         gets zeros. Lanes of a row stand side by side. Slot −1 writes nothing.
       filled: [B] int32. slot_labels: block and path [B, S] int32.

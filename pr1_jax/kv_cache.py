@@ -8,7 +8,7 @@ to apart and merged by their normalisers.
 Token-wise work (embedding, projections, MLP, head) runs on a flat list of live lanes;
 attention regroups them by row. Keys are held as [B, K, H, S] and values as
 [B, K, S, H]: in this order both products of a decode step read memory along its last
-axis.
+axis. With the kernels of `cpu_kernels`, keys of 16 slots stand together.
 """
 
 import dataclasses
@@ -23,15 +23,36 @@ from pr1_jax.decode import Lanes, Prompts, State, Vocab
 
 
 def empty(config: model.ModelConfig, rows: int, slots: int):
-    """Zeros: one (keys [rows, K, H, slots], values [rows, K, slots, H]) a layer."""
+    """Zeros: one (keys [rows, K, H, slots], values [rows, K, slots, H]) a layer.
+
+    With `config.cpu_kernels`, here and in all that is given such a cache, keys are packed
+    (`cpu_kernels.pack_keys`).
+    """
     K, H = config.num_kv_heads, config.head_dim
+    zeros = lambda *shape: jnp.zeros((rows, K, *shape), config.dtype)
     return tuple(
-        (
-            jnp.zeros((rows, K, H, slots), config.dtype),
-            jnp.zeros((rows, K, slots, H), config.dtype),
-        )
+        (_packed(config, zeros(H, slots)), zeros(slots, H))
         for _ in range(config.num_layers)
     )
+
+
+def _packed(config: model.ModelConfig, keys):
+    return cpu_kernels.pack_keys(keys) if config.cpu_kernels else keys
+
+
+def with_slots(cache, slots: int):
+    """The same cache over more slots; over as many as it has, if these are no more."""
+
+    def pad(x, axis, size):
+        more = max(size - x.shape[axis], 0)
+        return jnp.pad(x, [(0, more * (i == axis)) for i in range(x.ndim)])
+
+    def pad_keys(keys):
+        if keys.ndim == 4:
+            return pad(keys, 3, slots)
+        return pad(keys, 2, cpu_kernels.packed_slot(slots - 1)[0] + 1)
+
+    return tuple((pad_keys(keys), pad(values, 2, slots)) for keys, values in cache)
 
 
 def decoding_config(config: model.ModelConfig) -> model.ModelConfig:
@@ -126,7 +147,7 @@ def slot_mask(state: State) -> jax.Array:
 
 def _prompt_bias(prompts: Prompts) -> jax.Array:
     """What to add to the scores of prompts, [M, 1, 1, T]."""
-    T = prompts.cache[0][0].shape[-1]
+    T = prompts.cache[0][1].shape[2]
     seen = jnp.arange(T) < prompts.length[:, None]
     bias = jnp.where(seen, 0.0, attention.NEG_INF)[:, None, None]
     return jax.lax.optimization_barrier(bias)
@@ -247,7 +268,7 @@ def prefill(
 
     def attend(q, k, v, cache):
         out = attention.label_attention(q, k, v, zeros, zeros, implementation="xla")
-        fresh = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        fresh = _packed(config, k.transpose(0, 2, 3, 1)), v.transpose(0, 2, 1, 3)
         return out, tuple(
             old.at[places].set(new, mode="drop") for old, new in zip(cache, fresh)
         )
@@ -261,11 +282,11 @@ def prefill(
 def grow(state: State, slots: int) -> State:
     """The same state over more response slots."""
     more = slots - state.slot_path.shape[1]
-    pad = lambda x, axis: jnp.pad(x, [(0, more * (i == axis)) for i in range(x.ndim)])
+    pad = lambda labels: jnp.pad(labels, [(0, 0), (0, more)])
     return state.replace(
-        slot_block=pad(state.slot_block, 1),
-        slot_path=pad(state.slot_path, 1),
-        cache=tuple((pad(k, 3), pad(v, 2)) for k, v in state.cache or ()) or None,
+        slot_block=pad(state.slot_block),
+        slot_path=pad(state.slot_path),
+        cache=with_slots(state.cache, slots) if state.cache else None,
     )
 
 
@@ -315,9 +336,18 @@ def rejoin(
 
         def attend(q, k, v, cache):
             (keys, values), shared = cache
-            keys = keys.at[rows[:, None], :, :, slot].set(k, mode="drop")
-            values = values.at[rows[:, None], :, slot].set(v, mode="drop")
-            own, prompts = (keys[row], values[row]), [x[prompt] for x in shared]
+            to, take = rows[:, None], lambda cache, of: [x[of] for x in cache]
+            if config.cpu_kernels:
+                chunk, place = cpu_kernels.packed_slot(slot)
+                keys = keys.at[to, :, chunk, :, place].set(k, mode="drop")
+            else:
+                keys = keys.at[to, :, :, slot].set(k, mode="drop")
+            values = values.at[to, :, slot].set(v, mode="drop")
+            own, prompts = take((keys, values), row), take(shared, prompt)
+            if config.cpu_kernels:
+                for part in own, prompts:
+                    unpacked = cpu_kernels.unpack_keys(part[0])
+                    part[0] = unpacked[..., : part[1].shape[2]]
             out = []
             for first in range(0, T, _QUERIES):
                 some = slice(first, first + _QUERIES)

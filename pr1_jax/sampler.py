@@ -384,7 +384,7 @@ class _Programs:
                     self._weights = sharding.param_shardings(
                         decoding, whole_mesh, sharding.SAMPLING_RULES
                     )
-            self._places = jax.tree.map(lambda x: heads if x.ndim == 4 else rows, state)
+            self._places = jax.tree.map(lambda x: heads if x.ndim > 3 else rows, state)
         shards = sharding.batch_shards(self._mesh) if self._mesh else 1
         if shards != sampler.shards:
             raise ValueError(

@@ -288,7 +288,14 @@ def test_attention_of_lanes_is_that_of_the_rule(seed):
         "prompt_length": jnp.asarray(rng.integers(1, T + 1, M), jnp.int32),
     }
     expected, cache = reference(*args, *rest.values())
-    out, own = jax.jit(lambda *args: cpu_kernels.attend(*args, **rest))(*args)
+    pack = lambda keys, values: (cpu_kernels.pack_keys(keys), values)
+
+    @jax.jit
+    def attend(q, k, v, own, shared):
+        out, own = cpu_kernels.attend(q, k, v, pack(*own), pack(*shared), **rest)
+        return out, cpu_kernels.unpack_keys(own[0])[..., :S], own[1]
+
+    out, *own = attend(*args)
     np.testing.assert_allclose(out, expected, atol=2e-6)
     for got, wanted in zip(own, cache, strict=True):
         np.testing.assert_array_equal(got, wanted)
@@ -304,8 +311,8 @@ def test_far_scores_neither_overflow_nor_vanish():
     one, none = jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32)
     labels = jnp.zeros((1, 40), jnp.int32)
     out, _ = cpu_kernels.attend(
-        *(q, q[:, :, :], q[:, :, :], (keys, values)),
-        (jnp.zeros((1, 1, 8, 0)), jnp.zeros((1, 1, 0, 8))),
+        *(q, q[:, :, :], q[:, :, :], (cpu_kernels.pack_keys(keys), values)),
+        (jnp.zeros((1, 1, 0, 8, 16)), jnp.zeros((1, 1, 0, 8))),
         lanes=(none, -one, none, none),
         filled=40 * one,
         slot_labels=(labels, labels),

@@ -28,14 +28,14 @@ class State:
     live: jax.Array  # bool
     key: jax.Array  # PRNG keys
     count: jax.Array  # int32, steps
-    cache: Any = None  # one (keys [B, K, H, S], values [B, K, S, H]) a layer
+    cache: Any = None  # of `kv_cache.empty`
 
 
 def _step(
     config: model.ModelConfig, vocab: decode.Vocab, params, state: State
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
     """Feeds all live rows; what each drew, −1 where nothing, and its log-prob."""
-    B, S = state.token.shape[0], state.cache[0][0].shape[-1]
+    B, S = state.token.shape[0], state.cache[0][1].shape[2]
     slots = jnp.arange(S)
     mine = (slots >= state.start[:, None]) & (slots <= state.slot[:, None])
     seen = mine | (slots < state.base[:, None])
@@ -140,23 +140,21 @@ def _start(state: State, new, fresh: State) -> State:
 def _resize(state: State, rows, slots: int) -> State:
     """The rows [B'] of a state, over so many slots or more."""
     rest = jax.tree.map(lambda x: x[rows], state)
-    more = max(slots - state.cache[0][0].shape[-1], 0)
-    pad = lambda x, axis: jnp.pad(x, [(0, more * (i == axis)) for i in range(4)])
-    return rest.replace(cache=tuple((pad(k, 3), pad(v, 2)) for k, v in rest.cache))
+    return rest.replace(cache=kv_cache.with_slots(rest.cache, slots))
 
 
 def _insert(cache, fresh, rows):
     """Puts prefilled keys and values [W, …] into rows [W]; B = unused."""
 
-    def put(old, new):
-        (keys, values), (new_keys, new_values) = old, new
-        T = min(keys.shape[-1], new_keys.shape[-1])
-        return (
-            keys.at[rows, :, :, :T].set(new_keys[..., :T], mode="drop"),
-            values.at[rows, :, :T].set(new_values[:, :, :T], mode="drop"),
-        )
+    def put(old, new, axis: int):
+        T = min(old.shape[axis], new.shape[axis])
+        some = (slice(None),) * (axis - 1) + (slice(T),)
+        return old.at[(rows, *some)].set(new[(slice(None), *some)], mode="drop")
 
-    return tuple(map(put, cache, fresh))
+    return tuple(
+        (put(keys, new_keys, 3 if keys.ndim == 4 else 2), put(values, new_values, 2))
+        for (keys, values), (new_keys, new_values) in zip(cache, fresh)
+    )
 
 
 def _copy(cache, forks, joins):
@@ -171,20 +169,23 @@ def _copy(cache, forks, joins):
     """
     (to, source), (to_join, sources, bounds) = forks, joins
 
-    def joined(x, slot_axis):
-        index = jnp.arange(x.shape[slot_axis])
+    def joined(x, slots):
         out = x[sources[:, 0]]
         for p in range(1, sources.shape[1]):
-            behind = index >= bounds[:, p, None]  # [W, S]
-            behind = jnp.expand_dims(behind, (1, 2) if slot_axis == 3 else (1, 3))
+            behind = slots >= bounds[:, p].reshape(-1, *(1,) * (x.ndim - 1))
             out = jnp.where(behind, x[sources[:, p]], out)
         return out
 
-    def put(x, slot_axis):
-        copies, joint = x[source], joined(x, slot_axis)
+    def put(x, slots):  # slots: broadcasts to x[0]
+        copies, joint = x[source], joined(x, slots)
         return x.at[to].set(copies, mode="drop").at[to_join].set(joint, mode="drop")
 
-    return tuple((put(keys, 3), put(values, 2)) for keys, values in cache)
+    def put_both(keys, values):
+        slots = jnp.arange(values.shape[2])[None]
+        of_keys = slots if keys.ndim == 4 else cpu_kernels.pack_keys(slots)
+        return put(keys, of_keys), put(values, slots[..., None])
+
+    return tuple(put_both(*layer) for layer in cache)
 
 
 class Programs:
