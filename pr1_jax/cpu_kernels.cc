@@ -193,9 +193,7 @@ ffi::Error Draw(ffi::ThreadPool pool, Floats logits, Floats uniform, Ints live,
     float all = 0;
     for (int64_t g = 0; g < groups; ++g) {
       const float* p = probs.data() + g * kGroup;
-      const Vec sum = (Load(p) + Load(p + W)) + (Load(p + 2 * W) + Load(p + 3 * W));
-      sums[g] = 0;
-      for (int w = 0; w < W; ++w) sums[g] += sum[w];
+      sums[g] = Sum((Load(p) + Load(p + W)) + (Load(p + 2 * W) + Load(p + 3 * W)));
       all += sums[g];
     }
     // The first at which the running sum is above the target; where rounding leaves

@@ -34,6 +34,30 @@ inline Vec Load(const float* x) { return *reinterpret_cast<const Vec*>(x); }
 inline void Store(float* x, Vec v) { *reinterpret_cast<Vec*>(x) = v; }
 inline Vec Fill(float x) { return Vec{} + x; }
 
+// What f makes of a vector's n numbers: of its two halves, of the halves of that, ….
+template <int n>
+struct Folded {
+  typedef float Half __attribute__((vector_size(2 * n)));
+  template <typename X, typename F>
+  static float Of(const X& x, const F& f) {
+    Half low, high;
+    std::memcpy(&low, &x, sizeof(Half));
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof(Half), sizeof(Half));
+    return Folded<n / 2>::Of(f(low, high), f);
+  }
+};
+template <>
+struct Folded<2> {
+  template <typename X, typename F>
+  static float Of(const X& x, const F& f) {
+    return f(x[0], x[1]);
+  }
+};
+
+inline float Sum(Vec x) {
+  return Folded<W>::Of(x, [](auto a, auto b) { return a + b; });
+}
+
 constexpr float kHidden = -1e30f;  // score of a slot that is not seen
 
 // exp(x) of x ≤ 0 to 2 units in the last place; 0 below −87.
@@ -62,9 +86,7 @@ inline float Greatest(const float* x, int64_t n) {
     const Vec y = Load(x + s);
     top = y > top ? y : top;
   }
-  float most = top[0];
-  for (int i = 1; i < W; ++i) most = std::max(most, top[i]);
-  return most;
+  return Folded<W>::Of(top, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // x = exp(x − max x) of n scores, a multiple of W; their greatest, and the sum.
@@ -76,9 +98,7 @@ inline std::pair<float, float> Softmax(float* x, int64_t n) {
     Store(x + s, y);
     sum += y;
   }
-  float total = 0;
-  for (int i = 0; i < W; ++i) total += sum[i];
-  return {most, total};
+  return {most, Sum(sum)};
 }
 
 constexpr int64_t kGrain = 1 << 17;  // multiply-adds that are worth a thread's waking
@@ -187,8 +207,7 @@ inline void Normalize(const float* x, const float* scale, int64_t D, float eps,
   Vec sum{};
   int64_t d = 0;
   for (; d + W <= D; d += W) sum += Load(x + d) * Load(x + d);
-  float total = 0;
-  for (int i = 0; i < W; ++i) total += sum[i];
+  float total = Sum(sum);
   for (; d < D; ++d) total += x[d] * x[d];
   const float by = 1.0f / std::sqrt(total / D + eps);
   for (d = 0; d + W <= D; d += W) Store(y + d, Load(x + d) * by * Load(scale + d));

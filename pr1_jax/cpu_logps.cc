@@ -42,7 +42,6 @@ ffi::Error Logps(ffi::ThreadPool pool, Floats hidden, Floats head, Ints tokens,
       const int32_t token = tokens.typed_data()[i];
       const float chosen = x[token];
       const float top = Greatest(x, width);
-      float total = 0, product = 0;
       Vec sums{}, products{};
       for (int64_t n = 0; n < width; n += W) {
         const Vec y = Load(x + n) - top, prob = Exp(y);
@@ -50,7 +49,7 @@ ffi::Error Logps(ffi::ThreadPool pool, Floats hidden, Floats head, Ints tokens,
         sums += prob;
         products += prob * y;
       }
-      for (int w = 0; w < W; ++w) total += sums[w], product += products[w];
+      const float total = Sum(sums), product = Sum(products);
       float* kept = probs->typed_data() + i * V;
       for (int64_t n = 0; n < width; n += W) {
         const Vec prob = Load(x + n) / total;
