@@ -268,8 +268,12 @@ def test_the_kernels_sample_what_xla_does():
         np.testing.assert_allclose(xla.logps, own.logps, atol=1e-4)
 
 
-def test_slots_grow_with_the_responses_and_change_nothing(monkeypatch):
+@pytest.mark.parametrize(
+    "kernels, fewest", [(False, 64), pytest.param(True, 37, marks=needs_kernels)]
+)
+def test_slots_grow_with_the_responses_and_change_nothing(kernels, fewest, monkeypatch):
     """More room costs nothing: the same slots, the same responses."""
+    config = dataclasses.replace(QWEN3, cpu_kernels=kernels)
     settings = dataclasses.replace(SETTINGS, max_response_tokens=150, max_blocks=0)
     late = dataclasses.replace(VOCAB, special_ids=(*VOCAB.special_ids[:-1], 17))
     params, seen, slots = random_params(QWEN3), [], []
@@ -280,10 +284,10 @@ def test_slots_grow_with_the_responses_and_change_nothing(monkeypatch):
         return chunk(params, state, *args, **kwargs)
 
     monkeypatch.setattr(decode_loop, "run_chunk", watched)
-    monkeypatch.setattr(sampler_module, "_FEWEST_SLOTS", 64)
+    monkeypatch.setattr(sampler_module, "_FEWEST_SLOTS", fewest)
     for room in (150, 600):
         larger = dataclasses.replace(settings, max_response_tokens=room)
-        sampler = Sampler(QWEN3, late, larger, rows=4)
+        sampler = Sampler(config, late, larger, rows=4)
         slots.append([])
         prompts, key = random_prompts(8), jax.random.key(3)
         seen.append(sampler.sample(params, prompts, 1, key))
