@@ -130,12 +130,17 @@ ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats key
   const int64_t L = q.dimensions()[0], N = q.dimensions()[1], H = q.dimensions()[2];
   const int64_t B = keys.dimensions()[0], K = keys.dimensions()[1], R = N / K;
   const int64_t S = values.dimensions()[2], T = prompt_values.dimensions()[2];
+  auto are_packed = [H](const Floats& keys, const Floats& values) {
+    const auto x = keys.dimensions();
+    return x.size() == 5 && x[3] == H && x[4] == kSlots &&
+           x[2] * kSlots >= values.dimensions()[2];
+  };
+  if (!are_packed(keys, values) || !are_packed(prompt_keys, prompt_values)) {
+    return ffi::Error::InvalidArgument("keys are not packed, or fewer than values");
+  }
   // Of one head: numbers of its keys, in a row's cache and in a prompt's.
   const int64_t own_size = keys.dimensions()[2] * kSlots * H;
   const int64_t prompt_size = prompt_keys.dimensions()[2] * kSlots * H;
-  if (S > keys.dimensions()[2] * kSlots || T > prompt_keys.dimensions()[2] * kSlots) {
-    return ffi::Error::InvalidArgument("fewer keys than values");
-  }
   float* own_keys = new_keys->typed_data();
   float* own_values = new_values->typed_data();
   if (own_keys != keys.typed_data()) {

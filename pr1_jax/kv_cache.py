@@ -40,6 +40,14 @@ def _packed(config: model.ModelConfig, keys):
     return cpu_kernels.pack_keys(keys) if config.cpu_kernels else keys
 
 
+def _rows_of(layer, rows):
+    """Keys [W, K, H, S], whether packed or not, and values [W, K, S, H] of some rows."""
+    keys, values = (x[rows] for x in layer)
+    if keys.ndim == 5:
+        keys = cpu_kernels.unpack_keys(keys)[..., : values.shape[2]]
+    return keys, values
+
+
 def with_slots(cache, slots: int):
     """The same cache over more slots; over as many as it has, if these are no more."""
 
@@ -336,18 +344,14 @@ def rejoin(
 
         def attend(q, k, v, cache):
             (keys, values), shared = cache
-            to, take = rows[:, None], lambda cache, of: [x[of] for x in cache]
             if config.cpu_kernels:
                 chunk, place = cpu_kernels.packed_slot(slot)
-                keys = keys.at[to, :, chunk, :, place].set(k, mode="drop")
+                keys = keys.at[rows[:, None], :, chunk, :, place].set(k, mode="drop")
             else:
-                keys = keys.at[to, :, :, slot].set(k, mode="drop")
-            values = values.at[to, :, slot].set(v, mode="drop")
-            own, prompts = take((keys, values), row), take(shared, prompt)
-            if config.cpu_kernels:
-                for part in own, prompts:
-                    unpacked = cpu_kernels.unpack_keys(part[0])
-                    part[0] = unpacked[..., : part[1].shape[2]]
+                keys = keys.at[rows[:, None], :, :, slot].set(k, mode="drop")
+            values = values.at[rows[:, None], :, slot].set(v, mode="drop")
+            own = _rows_of((keys, values), row)
+            prompts = _rows_of(shared, prompt)
             out = []
             for first in range(0, T, _QUERIES):
                 some = slice(first, first + _QUERIES)

@@ -302,6 +302,23 @@ def test_attention_of_lanes_is_that_of_the_rule(seed):
 
 
 @needs_kernels
+def test_keys_that_are_not_packed_are_refused():
+    one, none, q = jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32), jnp.ones((1, 1, 8))
+    plain, labels = (jnp.ones((1, 1, 8, 16)), jnp.ones((1, 1, 16, 8))), none[None]
+    packed = cpu_kernels.pack_keys(plain[0]), plain[1]
+    for own, shared in ((plain, packed), (packed, plain)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="keys are not packed"):
+            cpu_kernels.attend(
+                *(q, q, q, own, shared),
+                lanes=(none, none, none, none),
+                filled=one,
+                slot_labels=(labels.repeat(16, 1), labels.repeat(16, 1)),
+                prompt=none,
+                prompt_length=one,
+            )[0].block_until_ready()
+
+
+@needs_kernels
 def test_far_scores_neither_overflow_nor_vanish():
     """Softmax of scores hundreds apart, as a trained model may have them."""
     rng = np.random.default_rng(0)
