@@ -316,6 +316,8 @@ def test_every_suite_runs(name, tmp_path):
     assert (tmp_path / f"{name}.png").exists() == any(table.plot for table in shown)
     if name == "blocks":
         check_schemes(shown[0])
+    if name == "lanes":
+        check_lanes(shown[0])
 
 
 def check_schemes(table):
@@ -327,6 +329,19 @@ def check_schemes(table):
     assert rows["sequential"]["critical path"] > ours["critical path"]
     critical = rows["requests, ideal cache"]["critical path"]
     assert critical == ours["critical path"]
+
+
+def check_lanes(table):
+    """Of 4 rows, 0, 1, 2 and 4 in a block of two paths of 18 tokens behind 4 others."""
+    some = [row for row in table.rows if row["slots"] < 22 or row["rows in a block"]]
+    assert [row["live"] for row in some] == [4, 5, 6, 8]
+    assert [row["slots"] for row in some] == [13, 15, 18, 22]
+    (longer,) = [row for row in table.rows if row not in some]
+    assert (longer["live"], longer["slots"]) == (4, 22)
+    assert some[0]["relative"].median == 1.0
+    block = some[-1]
+    for name, base in (("relative", some[0]), ("relative at equal slots", longer)):
+        assert block[name] == block["ms per step"].over(base["ms per step"])
 
 
 def test_a_sweep_has_a_point_for_each_value(tmp_path):
@@ -359,7 +374,10 @@ def test_cells():
     assert report.cell("tokens", 12345) == "12,345"
     assert report.cell("MFU", 0.123456) == "12.3 %"
     assert report.cell("ms", None) == ""
+    assert report.cell("ratio", timing.Spread((1.0, 1.0))) == "1"
     assert spread.rate(1.0).median == 4.0
+    # Of each turn, not of the medians.
+    assert spread.over(timing.Spread((0.5, 0.1, 0.1))).values == (0.5, 2.0, 5.0)
 
 
 def test_compared_work_takes_turns():

@@ -1,13 +1,13 @@
-"""Suites of parallel blocks: against requests, a step's cost in a block, refilling."""
+"""Suites of parallel blocks: against requests, and rows that are refilled."""
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from pr1_jax.bench import limits, plans, timing
+from pr1_jax.bench import plans, timing
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.request_programs import Programs
@@ -35,8 +35,8 @@ def blocks(bench: Bench) -> list[Table]:
         f"continuation is a request of its own whose context is prefilled again, as "
         f"published. {_COPIES}: contexts are copied from the rows that wrote them, all "
         f"paths' too, which a real prefix cache cannot. {_SEQUENTIAL}: as many tokens "
-        "in one stream. Rows of requests: the fastest of those tried. ratio: median "
-        "seconds, to ours. steps: of the batch; critical path: decode steps of a "
+        "in one stream. Rows of requests: the fastest of those tried. ratio: of seconds, "
+        "to ours, by turns. steps: of the batch; critical path: decode steps of a "
         "response one after another, on average."
     )
     plot = Plot("paths", ("ratio to ours",), by="scheme", bars=True)
@@ -100,7 +100,7 @@ def _schemes(bench: Bench, programs: Programs, num_paths: int) -> list[dict]:
                 "paths": num_paths,
                 "scheme": name,
                 "seconds": run.sec,
-                "ratio to ours": run.sec.median / runs[_OURS].sec.median,
+                "ratio to ours": run.sec.over(runs[_OURS].sec),
                 "tokens": found["tokens"],
                 "prefilled tokens": found["prefilled"],
                 "steps": found["steps"],
@@ -128,133 +128,6 @@ def _critical(plan: Plan, copies: bool) -> int:
     longest = sum(max(paths) - 1 for paths in plan.paths)
     steps = sum(plan.main) + longest + sum(plan.summaries) + plan.tail
     return steps + (2 + 2) * len(plan.paths) * copies
-
-
-def lanes(bench: Bench) -> list[Table]:
-    """Milliseconds a step with none, some or all rows in a block, at equal slots."""
-    table = lane_steps(bench, bench.sizes.rows, bench.sizes.paths)
-    return [
-        Table(
-            f"A decode step of {bench.sizes.rows} rows, {table[0]['slots']} slots each",
-            table,
-            "lanes: fed by the compiled step; live: of them in use. relative: to main "
-            "streams. Whole chunks alone count, between whose ends no path ended.",
-        )
-    ]
-
-
-def lane_steps(
-    bench: Bench, rows: int, path_counts: Sequence[int]
-) -> list[dict[str, object]]:
-    """Rows of the table: each is a mix of rows in a block and rows that are not."""
-    sizes, length = bench.sizes, bench.sizes.lane_path_tokens
-    begin = 4
-    prompt, in_block = sizes.prompt_tokens, {}
-    for paths in path_counts:
-        in_block[paths] = Plan(prompt, (begin,), ((length,) * paths,), (2,), 1)
-    outside = Plan(prompt, tail=begin + length)
-    room = max(plan.room for plan in in_block.values())
-    few = min(path_counts)
-    mixes = [(few, 0.0), (few, 0.25), (few, 0.5), (few, 1.0)]
-    mixes += [(paths, 1.0) for paths in path_counts if paths != few]
-    works, clocks, expected = {}, {}, {}
-    for paths in path_counts:
-        chosen = [share for p, share in mixes if p == paths]
-        planned = []
-        for share in chosen:
-            inside = round(share * rows)
-            planned += [in_block[paths]] * inside + [outside] * (rows - inside)
-        # Buckets matter where some rows are in a block, with the fewest paths.
-        for lane_buckets in sizes.lane_buckets if paths == few else [(1, paths)]:
-            key = jax.random.key(KEY)
-            clock = plans.planned_sampler(
-                bench.config,
-                bench.vocab,
-                planned,
-                key,
-                rows=rows,
-                num_paths=paths,
-                changes={"max_response_tokens": room},
-                kind=timing.ChunkClock,
-                lane_buckets=lane_buckets,
-                steps_per_chunk=sizes.lane_steps_per_chunk,
-            )
-            clock.slot_sizes = clock.slot_sizes[-1:]  # as many for all
-            clock.row_sizes = clock.row_sizes[-1:]
-            for i, share in enumerate(chosen):
-                inside = round(share * rows)
-                name = f"{paths} {share} {lane_buckets}"
-                works[name] = functools.partial(_sample_part, bench, clock, i * rows)
-                clocks[name] = clock
-                expected[name] = (
-                    paths,
-                    share,
-                    lane_buckets,
-                    rows + inside * (paths - 1),
-                )
-
-    chunks = {name: [] for name in works}
-    for repeat in range(1 + bench.repeats):
-        for name, call in works.items():
-            clocks[name].chunks.clear()
-            call()
-            if repeat:
-                chunks[name] += clocks[name].chunks
-    table, base = [], None
-    for name, (paths, share, lane_buckets, live) in expected.items():
-        steps = sizes.lane_steps_per_chunk
-        whole = [c for c in chunks[name] if c.live == (live, live) and c.steps == steps]
-        if not whole:
-            raise ValueError(f"no whole chunk with {live} live lanes: longer paths")
-        spread = timing.Spread(tuple(1e3 * chunk.sec / steps for chunk in whole))
-        base = base or spread.median
-        inside = round(share * rows)
-        cost = _mixed_cost(bench, rows, inside, paths, prompt, begin, length)
-        table.append(
-            {
-                "paths": paths,
-                "rows in a block": inside,
-                "lane buckets": ", ".join(f"{x:g}" for x in lane_buckets),
-                "lanes": whole[0].lanes,
-                "live": live,
-                "ms per step": spread,
-                "relative": spread.median / base,
-                "tokens relative": live / rows,
-                "limit ms per step": 1e3 * cost,
-                "share of limit": spread.rate(1e3 * cost),
-                "slots": room,
-            }
-        )
-    return table
-
-
-def _sample_part(bench: Bench, sampler, first: int) -> None:
-    prompts = bench.prompts([bench.sizes.prompt_tokens] * sampler.rows)
-    ids = first + np.arange(len(prompts))
-    sampler.sample(bench.params, prompts, 1, jax.random.key(KEY), ids=ids)
-
-
-def _mixed_cost(
-    bench: Bench,
-    rows: int,
-    inside: int,
-    paths: int,
-    prompt: int,
-    begin: int,
-    length: int,
-) -> float:
-    """Limit, in seconds, of a step half way through the block."""
-    seen_outside = prompt + begin + length // 2
-    seen_inside = prompt + begin + paths * length // 2
-    lanes = rows - inside + inside * paths
-    cost = limits.forward_cost(
-        bench.config,
-        tokens=lanes,
-        pairs=(rows - inside) * seen_outside + inside * paths * seen_inside,
-        cached=(rows - inside) * seen_outside + inside * seen_inside,
-        logits=lanes,
-    )
-    return cost.seconds(bench.limits)
 
 
 def refill(bench: Bench) -> list[Table]:

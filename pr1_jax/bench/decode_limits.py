@@ -13,7 +13,6 @@ import jax
 
 from pr1_jax.bench import limits, timing
 from pr1_jax.bench import update as updates
-from pr1_jax.bench.blocks import lane_steps
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.sampling import plain_sampler, work
 from pr1_jax.bench.shapes import Bench
@@ -24,7 +23,7 @@ _CONTAINERS = ("while", "call", "conditional")  # their time is that of what the
 
 def decode_limits(bench: Bench) -> list[Table]:
     """All of them, for a GPU or TPU."""
-    return [_batches(bench), _blocks(bench), _updates(bench), _operations(bench)]
+    return [_batches(bench), _updates(bench), _operations(bench)]
 
 
 def _batches(bench: Bench) -> Table:
@@ -54,11 +53,6 @@ def _batches(bench: Bench) -> Table:
     note = f"{prompt} + {tokens} tokens; bytes of a step half way, the host included."
     plot = Plot("rows", ("ms per step",), ("limit ms per step",))
     return Table("Decode by batch", table, note, plot)
-
-
-def _blocks(bench: Bench) -> Table:
-    table = lane_steps(bench, bench.sizes.rows, bench.sizes.paths)
-    return Table("Decode steps with blocks", table)
 
 
 def _updates(bench: Bench) -> Table:

@@ -89,7 +89,7 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, Spread):
         value = value.times(100 if _is_share(name) else 1)
         text = _number(value.median)
-        if len(value.values) > 1:
+        if len(set(value.values)) > 1:
             text += f" ({_number(min(value.values))}–{_number(max(value.values))})"
         return text + (" %" if _is_share(name) else "")
     if isinstance(value, float):

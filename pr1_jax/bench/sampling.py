@@ -264,7 +264,7 @@ def prompts(bench: Bench) -> list[Table]:
                 "prefill seconds": run["prefill_sec"],
                 "decode seconds": run["decode_sec"],
                 "prompt cache MB": _prompt_bytes(bench, sampler, length) / 1e6,
-                "ratio": run.sec.median / runs[str(sizes.group_size)].sec.median,
+                "ratio": run.sec.over(runs[str(sizes.group_size)].sec),
                 "share of equal tokens": equal,
             }
         )

@@ -39,6 +39,7 @@ class Sizes:
     lane_path_tokens: int = 64
     lane_buckets: tuple[tuple[float, ...], ...] = ((1, 2), (1, 1.25, 1.5, 2))
     lane_steps_per_chunk: int = 16
+    lane_turns: int = 3  # of a repeat: each is short
     refill_responses: tuple[int, ...] = (32, 64, 256)
     # update
     update_rows: int = 32
@@ -70,6 +71,7 @@ QUICK = Sizes(
     lane_path_tokens=18,
     lane_buckets=((1, 2),),
     lane_steps_per_chunk=4,
+    lane_turns=1,
     refill_responses=(4, 8),
     update_rows=4,
     update_tokens=12,

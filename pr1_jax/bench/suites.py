@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from pr1_jax import metrics
-from pr1_jax.bench import blocks, decode_limits, limits, report, sampling, update
+from pr1_jax.bench import blocks, decode_limits, lanes, limits, report, sampling, update
 from pr1_jax.bench.report import Table
 from pr1_jax.bench.shapes import Bench
 
@@ -20,7 +20,7 @@ SUITES: dict[str, Callable[[Bench], list[Table]]] = {
     "sampling": sampling.sampling,
     "update": update.update,
     "blocks": blocks.blocks,
-    "lanes": blocks.lanes,
+    "lanes": lanes.lanes,
     "sweeps": sampling.sweeps,
     "refill": blocks.refill,
     "prompts": sampling.prompts,

@@ -29,6 +29,11 @@ class Spread:
         """Seconds to `amount` a second."""
         return Spread(tuple(amount / value for value in self.values))
 
+    def over(self, other: "Spread") -> "Spread":
+        """Ratios to another's, repeat by repeat: of what took turns."""
+        pairs = zip(self.values, other.values, strict=True)
+        return Spread(tuple(value / base for value, base in pairs))
+
 
 @dataclasses.dataclass
 class Runs:
@@ -74,7 +79,6 @@ def _call(work: Work) -> dict[str, float]:
 class Chunk:
     """One chunk of a `ChunkClock`."""
 
-    lanes: int  # in the list of live lanes
     live: tuple[int, int]  # lanes, before and after
     steps: int
     sec: float
@@ -92,17 +96,17 @@ class ChunkClock(sampler.Sampler):
         params = super()._prepare(params)
         if is_new:
             programs = self._made.chunk
-            self._made.chunk = lambda lanes: self._clocked(lanes, programs(lanes))
+            self._made.chunk = lambda lanes: self._clocked(programs(lanes))
         return params
 
-    def _clocked(self, num_lanes, program):
+    def _clocked(self, program):
         def run(params, state, stop):
             before = int(state.live.sum())
             began = time.perf_counter()
             out = jax.block_until_ready(program(params, state, stop))
             sec = time.perf_counter() - began
             live = before, int(out[0].live.sum())
-            self.chunks.append(Chunk(num_lanes, live, int(out[2]), sec))
+            self.chunks.append(Chunk(live, int(out[2]), sec))
             return out
 
         return run

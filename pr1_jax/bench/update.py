@@ -234,7 +234,7 @@ def _shared_prompts(bench: Bench, chain: Chain) -> Table:
         runs = timing.alternate(works, bench.repeats)
         for name, made in updates.items():
             row = {"prompt tokens": tokens - made.trained, "computed": name}
-            ratio = runs[name].sec.median / runs["each"].sec.median
+            ratio = runs[name].sec.over(runs["each"].sec)
             row |= figures(bench, made, runs[name]) | {"ratio": ratio}
             table.append(row)
     title = f"{rows} × {tokens} tokens in groups of {group} with one prompt"

@@ -1,0 +1,152 @@
+"""Suite of decode steps with none, some or all rows inside a block."""
+
+import dataclasses
+import functools
+import statistics
+
+import jax
+import numpy as np
+
+from pr1_jax.bench import limits, plans, timing
+from pr1_jax.bench.plans import Plan
+from pr1_jax.bench.report import Table
+from pr1_jax.bench.sampling import KEY
+from pr1_jax.bench.shapes import Bench
+
+_BEGIN = 4  # tokens before a block
+_NOTE = (
+    "live: lanes in use; the step is compiled for the next of the buckets times the "
+    "rows. slots: of a row's response that are in use half way, on average. relative: "
+    "to main streams after as many steps, at equal slots: to main streams that have as "
+    "many tokens; by turns. ms: medians of a turn's chunks between whose ends no path "
+    "ended."
+)
+
+
+def lanes(bench: Bench) -> list[Table]:
+    """Milliseconds a step with none, some or all rows in a block."""
+    return [Table(f"A decode step of {bench.sizes.rows} rows", steps(bench), _NOTE)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mix:
+    """Rows of which some are inside a block of so many paths; steps in main streams."""
+
+    rows: int
+    inside: int
+    paths: int
+    steps: int
+
+    @property
+    def live(self) -> int:
+        """Lanes."""
+        return self.rows + self.inside * (self.paths - 1)
+
+    def plans(self, prompt: int) -> list[Plan]:
+        """Of each row."""
+        block = Plan(prompt, (_BEGIN,), ((self.steps,) * self.paths,), (2,), 1)
+        outside = Plan(prompt, tail=_BEGIN + self.steps)
+        return [block] * self.inside + [outside] * (self.rows - self.inside)
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """In use by a row half way, outside and inside a block."""
+        return _BEGIN + self.steps // 2, _BEGIN + self.paths * self.steps // 2
+
+    def seconds(self, bench: Bench) -> float:
+        """Limit of a step half way."""
+        outside, inside = (bench.sizes.prompt_tokens + n for n in self.slots)
+        others = self.rows - self.inside
+        cost = limits.forward_cost(
+            bench.config,
+            tokens=self.live,
+            pairs=others * outside + self.inside * self.paths * inside,
+            cached=others * outside + self.inside * inside,
+            logits=self.live,
+        )
+        return cost.seconds(bench.limits)
+
+
+def steps(bench: Bench) -> list[dict[str, object]]:
+    """Rows of the table, a mix each; all take turns, some in every repeat."""
+    sizes = bench.sizes
+    rows, length, path_counts = sizes.rows, sizes.lane_path_tokens, sizes.paths
+    few = min(path_counts)
+    some = [_Mix(rows, rows * i // 4, few, length) for i in (0, 1, 2, 4)]
+    # Main streams that come to have as many tokens as the rows in a block.
+    longer = {n: _Mix(rows, 0, few, n * length) for n in path_counts}
+    full = {n: _Mix(rows, rows, n, length) for n in path_counts}
+    first, *others = sizes.lane_buckets
+    listed = [(first, [*some, *longer.values()])]
+    listed += [(buckets, some) for buckets in others]
+    listed += [((1, n), [full[n]]) for n in path_counts if n != few]
+    room = max(p.room for mix in full.values() for p in mix.plans(sizes.prompt_tokens))
+
+    works = {}
+    for buckets, mixes in listed:
+        works |= _works(bench, buckets, mixes, room)
+    found = {name: [] for name in works}
+    for turn in range(1 + bench.repeats * sizes.lane_turns):
+        for name, work in works.items():
+            step_ms = work()
+            if turn:
+                found[name].append(step_ms)
+
+    table = []
+    spreads = {name: timing.Spread(tuple(step_ms)) for name, step_ms in found.items()}
+    for (buckets, mix), spread in spreads.items():
+        limit_ms = 1e3 * mix.seconds(bench)
+        share = mix.inside / rows
+        outside, inside = mix.slots
+        row = {
+            "paths": mix.paths,
+            "rows in a block": mix.inside,
+            "lane buckets": ", ".join(f"{x:g}" for x in buckets),
+            "live": mix.live,
+            "slots": round(share * inside + (1 - share) * outside),
+            "ms per step": spread,
+            "relative": spread.over(spreads[first, some[0]]),
+            "tokens relative": mix.live / rows,
+            "limit ms per step": limit_ms,
+            "share of limit": spread.rate(limit_ms),
+        }
+        if mix.inside == rows:
+            equal = spreads[first, longer[mix.paths]]
+            row["relative at equal slots"] = spread.over(equal)
+        table.append(row)
+    return table
+
+
+def _works(bench: Bench, lane_buckets, mixes, room: int) -> dict:
+    """Calls that measure milliseconds a step, by lane buckets and mix."""
+    prompt = bench.sizes.prompt_tokens
+    clock = plans.planned_sampler(
+        bench.config,
+        bench.vocab,
+        [plan for mix in mixes for plan in mix.plans(prompt)],
+        jax.random.key(KEY),
+        rows=bench.sizes.rows,
+        num_paths=mixes[0].paths,
+        changes={"max_response_tokens": room},
+        kind=timing.ChunkClock,
+        lane_buckets=lane_buckets,
+        steps_per_chunk=bench.sizes.lane_steps_per_chunk,
+    )
+    clock.slot_sizes = clock.slot_sizes[-1:]  # as many for all
+    clock.row_sizes = clock.row_sizes[-1:]
+    prompts = bench.prompts([prompt] * clock.rows)
+
+    def measure(first: int, live: int) -> float:
+        clock.chunks.clear()
+        ids = first + np.arange(clock.rows)
+        clock.sample(bench.params, prompts, 1, jax.random.key(KEY), ids=ids)
+        steps = bench.sizes.lane_steps_per_chunk
+        whole = [c for c in clock.chunks if c.live == (live, live) and c.steps == steps]
+        if not whole:
+            raise ValueError(f"no whole chunk with {live} live lanes: longer paths")
+        return 1e3 / steps * statistics.median(chunk.sec for chunk in whole)
+
+    return {
+        (lane_buckets, mix): functools.partial(measure, i * clock.rows, mix.live)
+        for i, mix in enumerate(mixes)
+    }
