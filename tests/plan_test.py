@@ -5,6 +5,7 @@ import functools
 import json
 import subprocess
 import sys
+import types
 
 import compiling
 import jax
@@ -459,6 +460,42 @@ def test_missing_compiler_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(hardware, "has_tpu_compiler", lambda: False)
     with pytest.raises(ValueError, match=r'pip install "jax\[tpu\]=='):
         hardware.open_devices(hardware.parse_topology("v5e:2x2"))
+
+
+def test_gpus_are_compiled_for_where_there_is_a_compiler(monkeypatch):
+    topology = hardware.parse_topology("gpu:h100x3")
+    monkeypatch.setattr(hardware, "has_gpu_compiler", lambda: False)
+    flag = "--xla_force_host_platform_device_count=3"
+    assert hardware.environment(topology)["XLA_FLAGS"] == flag
+    assert [d.platform for d in hardware.open_devices(topology)] == 3 * ["cpu"]
+    monkeypatch.setattr(hardware, "has_gpu_compiler", lambda: True)
+    asked = {}
+    description = lambda **kwargs: (
+        asked.update(kwargs) or types.SimpleNamespace(devices=["gpu"] * 3)
+    )
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", description)
+    assert hardware.open_devices(topology) == ["gpu"] * 3
+    assert (asked["platform"], asked["topology"]) == ("cuda", "1x1x3")
+    assert "count=3" not in hardware.environment(topology)["XLA_FLAGS"]
+
+
+@pytest.mark.parametrize("name", hardware.GPUS)
+def test_every_gpu_is_described_to_its_compiler(name):
+    found = hardware.GPUS[name]
+    lines = hardware.gpu_target(found).splitlines()
+    assert f"  device_memory_size: {found.hbm_bytes}" in lines
+    assert f"  memory_bandwidth: {found.hbm_per_sec:.0f}" in lines
+
+
+@pytest.mark.skipif(
+    not hardware.has_gpu_compiler(), reason='needs pip install "jax[cuda12]"'
+)
+def test_compiles_for_gpus_that_are_not_there():
+    done = run(SMOKE, "--topology=gpu:h100x4", "--json", "--nolargest")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["compiled"] and len(found["compile_sec"]) == 4
+    assert any("not tried" in line for line in found["assumptions"])
 
 
 @pytest.mark.skipif(

@@ -4,8 +4,9 @@
         --topology=v5e:4x4
 
 The TPU compiler compiles the real update, prefill and decode step on any machine; no
-weights, data or TPU are needed, but `pip install "jax[tpu]"`. GPUs (`gpu:h100x8`) are
-planned by arithmetic alone. The exit code is 0 where the config fits, 1 where it does
+weights, data or TPU are needed, but `pip install "jax[tpu]"`. For GPUs (`gpu:h100x8`)
+XLA's compiler does the same with `pip install "jax[cuda12]"`, and without it memory is
+arithmetic. The exit code is 0 where the config fits, 1 where it does
 not, 2 for a mistake.
 """
 

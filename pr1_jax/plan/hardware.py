@@ -84,6 +84,29 @@ GPUS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class _Chip:
+    """What XLA wants to know of a GPU, from `cudaGetDeviceProperties`; bytes."""
+
+    description: str
+    capability: int  # the major one
+    cores: int
+    shared: int  # memory of a core
+    l2: int
+    clock_ghz: float
+
+
+_HOPPER = _Chip("NVIDIA H100 80GB HBM3", 9, 132, 233_472, 52_428_800, 1.98)
+_AMPERE = _Chip("NVIDIA A100-SXM4-80GB", 8, 108, 167_936, 41_943_040, 1.41)
+_CHIPS = {
+    "a100-40": _AMPERE,
+    "a100-80": _AMPERE,
+    "h100": _HOPPER,
+    "h200": _HOPPER,
+    "b200": _Chip("NVIDIA B200", 10, 148, 233_472, 132_644_864, 1.965),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Topology:
     """So many devices of a kind. `shape` is of chips; one number for GPUs."""
 
@@ -93,7 +116,7 @@ class Topology:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether its plan is arithmetic alone."""
+        """Whether these are GPUs."""
         return self.hardware.name in GPUS
 
     @property
@@ -130,9 +153,17 @@ def parse_topology(text: str) -> Topology:
 def environment(topology: Topology) -> dict[str, str]:
     """Variables to set before JAX is imported.
 
-    JAX itself runs on the CPU. For GPUs it makes as many devices there, which are only
-    to be counted; libtpu shall not look for a TPU, nor for who else has loaded it.
+    JAX itself runs on the CPU. For GPUs without their compiler it makes as many devices
+    there, which are only to be counted; with it, kernels shall not be tried on a GPU.
+    libtpu shall not look for a TPU, nor for who else has loaded it.
     """
+    if topology.is_gpu and has_gpu_compiler():
+        return {
+            "JAX_PLATFORMS": "cpu",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "XLA_FLAGS": "--xla_gpu_autotune_level=0",
+        }
     if topology.is_gpu:
         flag = f"--xla_force_host_platform_device_count={topology.num_devices}"
         return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
@@ -151,14 +182,22 @@ def has_tpu_compiler() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
+def has_gpu_compiler() -> bool:
+    """Whether JAX's CUDA plugin is installed."""
+    names = "jax_cuda12_plugin", "jax_cuda13_plugin"
+    return any(importlib.util.find_spec(name) for name in names)
+
+
 def open_devices(topology: Topology) -> Sequence["jax.Device"]:
-    """Devices to lower and compile for; those of a GPU topology only count.
+    """Devices to lower and compile for; GPUs without a compiler are CPUs, to count.
 
     Raises:
-      ValueError: no TPU compiler, or one that does not know the topology.
+      ValueError: no TPU compiler, or a compiler that does not know the topology.
     """
     import jax
 
+    if topology.is_gpu and has_gpu_compiler():
+        return _compile_only_gpus(topology)
     if topology.is_gpu:
         found = jax.devices("cpu")
         if len(found) < topology.num_devices:
@@ -190,6 +229,56 @@ def devices_of_one_process(
     places = [device.coords for device in mine]
     shape = [max(x) - min(x) + 1 for x in zip(*places)][: hardware.dimensions]
     return _compile_only(f"{hardware.name}:{'x'.join(map(str, shape))}")
+
+
+@functools.cache
+def _compile_only_gpus(topology: Topology) -> Sequence["jax.Device"]:
+    """All of one process, as those of arithmetic."""
+    import jax
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda",
+            target_config=gpu_target(topology.hardware),
+            topology=f"1x1x{topology.num_devices}",
+        )
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+        text = f"--topology={topology.text}: the GPU compiler says {error}"
+        raise ValueError(text) from error
+    return found.devices
+
+
+def gpu_target(hardware: Hardware) -> str:
+    """A GPU as XLA's GPU compiler takes it: a `GpuTargetConfigProto` as text."""
+    chip = _CHIPS[hardware.name]
+    features = "ACCELERATED_FEATURES" if chip.capability >= 9 else "NONE"
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {chip.shared - 1024}
+  shared_memory_per_core: {chip.shared}
+  threads_per_core_limit: 2048
+  core_count: {chip.cores}
+  fpus_per_core: {64 if chip.capability == 8 else 128}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {round(hardware.hbm_per_sec)}
+  l2_cache_size: {chip.l2}
+  clock_rate_ghz: {chip.clock_ghz}
+  device_memory_size: {hardware.hbm_bytes}
+  cuda_compute_capability {{ major: {chip.capability} feature_extension: {features} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 12 minor: 8 }}
+device_description_str: "{chip.description}"
+"""
 
 
 @functools.cache

@@ -16,6 +16,10 @@ _ESTIMATED = (
     "memory is arithmetic, without a compiler: temporaries are a guess within about a "
     "third"
 )
+_UNTRIED = (
+    "kernels are compiled but not tried: on a GPU XLA picks the fastest, which may "
+    "take other temporaries"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,9 @@ class Plan:
         ]
         if c.rl.dynamic_sampling and "rl" in c.stages:
             lines.append("groups that dynamic sampling draws again are not counted")
-        return lines + ([_ESTIMATED] if self.topology.is_gpu else [])
+        if self.topology.is_gpu:
+            lines.append(_UNTRIED if self.compile_sec else _ESTIMATED)
+        return lines
 
     def data(self) -> dict[str, Any]:
         """All of it for JSON. Sizes are bytes of one device, FLOPs are of all."""
@@ -90,7 +96,7 @@ class Plan:
             "mesh": dict(e.mesh.shape),
             "parameters": model.param_count(e.abstract_params()),
             "hardware": dataclasses.asdict(hardware),
-            "compiled": not self.topology.is_gpu,
+            "compiled": bool(self.compile_sec),
             "compile_sec": self.compile_sec,
             "fits": self.fits,
             "limit_bytes": self.limit,
@@ -199,7 +205,8 @@ def make(
     Raises:
       ValueError: names the field or flag and its value.
     """
-    trials = _Trials(devices, topology.is_gpu, say)
+    estimate = topology.is_gpu and devices[0].platform == "cpu"
+    trials = _Trials(devices, estimate, say)
     experiment = trials.build(config)
     lengths = costs.mean_lengths(experiment, prompt_tokens, response_tokens)
     update = trials.update(experiment)
