@@ -197,7 +197,11 @@ def open_devices(topology: Topology) -> Sequence["jax.Device"]:
     import jax
 
     if topology.is_gpu and has_gpu_compiler():
-        return _compile_only_gpus(topology)
+        shape = f"1x1x{topology.num_devices}"  # all of one process, as of arithmetic
+        target = gpu_target(topology.hardware)
+        return _described(
+            topology.text, "GPU", platform="cuda", topology=shape, target_config=target
+        )
     if topology.is_gpu:
         found = jax.devices("cpu")
         if len(found) < topology.num_devices:
@@ -229,24 +233,6 @@ def devices_of_one_process(
     places = [device.coords for device in mine]
     shape = [max(x) - min(x) + 1 for x in zip(*places)][: hardware.dimensions]
     return _compile_only(f"{hardware.name}:{'x'.join(map(str, shape))}")
-
-
-@functools.cache
-def _compile_only_gpus(topology: Topology) -> Sequence["jax.Device"]:
-    """All of one process, as those of arithmetic."""
-    import jax
-    from jax.experimental import topologies
-
-    try:
-        found = topologies.get_topology_desc(
-            platform="cuda",
-            target_config=gpu_target(topology.hardware),
-            topology=f"1x1x{topology.num_devices}",
-        )
-    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        text = f"--topology={topology.text}: the GPU compiler says {error}"
-        raise ValueError(text) from error
-    return found.devices
 
 
 def gpu_target(hardware: Hardware) -> str:
@@ -283,16 +269,23 @@ device_description_str: "{chip.description}"
 
 @functools.cache
 def _compile_only(text: str) -> Sequence["jax.Device"]:
-    import jax
-    from jax.experimental import topologies
-
     # A v4 chip is one device on a real machine, but two here unless this is said.
     megacore = text.startswith("v4:")
     options = {"chip_config_name": "megacore"} if megacore else {}
+    return _described(text, "TPU", platform="tpu", topology_name=text, **options)
+
+
+def _described(text: str, compiler: str, **options) -> Sequence["jax.Device"]:
+    """Devices that need not be there, of a topology with these options.
+
+    Raises:
+      ValueError: names the flag, its text and what the compiler says.
+    """
+    import jax
+    from jax.experimental import topologies
+
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=text, **options
-        )
+        return topologies.get_topology_desc(**options).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"--topology={text}: the TPU compiler says {error}") from error
-    return found.devices
+        said = f"--topology={text}: the {compiler} compiler says {error}"
+        raise ValueError(said) from error
