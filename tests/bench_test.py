@@ -16,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from pr1_jax import attention, decode, layout, losses, model, tags
 from pr1_jax.bench import (
     decode_limits,
+    lanes,
     limits,
     plans,
     report,
@@ -342,6 +343,24 @@ def check_lanes(table):
     block = some[-1]
     for name, base in (("relative", some[0]), ("relative at equal slots", longer)):
         assert block[name] == block["ms per step"].over(base["ms per step"])
+
+
+def test_a_mix_of_rows_by_hand():
+    mix = lanes._Mix(rows=4, inside=1, paths=3, steps=10)
+    assert mix.live == 3 + 3
+    assert mix.slots == (4 + 5, 4 + 3 * 5)
+    block, *others = mix.plans(7)
+    assert block.paths == ((10, 10, 10),) and len(others) == 3
+    assert {plan.tokens for plan in others} == {4 + 10}
+    P = BENCH.sizes.prompt_tokens
+    cost = limits.forward_cost(
+        BENCH.config,
+        tokens=6,
+        pairs=3 * (P + 9) + 3 * (P + 19),
+        cached=3 * (P + 9) + (P + 19),
+        logits=6,
+    )
+    assert mix.seconds(BENCH) == cost.seconds(BENCH.limits)
 
 
 def test_a_sweep_has_a_point_for_each_value(tmp_path):
