@@ -10,7 +10,7 @@ import pathlib
 
 from absl import flags
 
-from pr1_jax import cli
+from pr1_jax.system import cli
 
 
 def export(
@@ -29,10 +29,14 @@ def export(
     # Imported late: JAX is slow to, and the flags may be wrong.
     import jax
 
-    from pr1_jax import checkpoint, experiment, hf, run
+    from pr1_jax.huggingface import weights
+    from pr1_jax.huggingface.config import max_positions, resolve
+    from pr1_jax.stages import experiment
+    from pr1_jax.workdir import checkpoint
+    from pr1_jax.workdir.folder import read_config
 
-    hf.check_free(out)
-    config = run.read_config(workdir)
+    weights.check_free(out)
+    config = read_config(workdir)
     config.checkpoint.init = ""
     made = experiment.build(config)
     wanted = made.abstract_params()
@@ -41,14 +45,14 @@ def export(
         wanted = jax.tree.map(cast, wanted)
     folder = config.checkpoint.folder or workdir
     params = checkpoint.restore_params(folder, wanted, number=number, field="--workdir")
-    origin = config.model.path and hf.resolve(config.model.path)
-    hf.save_params(
+    origin = config.model.path and resolve(config.model.path)
+    weights.save_params(
         out,
         params,
         made.model,
         made.tokenizer,
         max_shard_bytes=max_shard_bytes,
-        max_positions=hf.max_positions(origin) if origin else made.settings.max_tokens,
+        max_positions=max_positions(origin) if origin else made.settings.max_tokens,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from absl import flags
 from ml_collections import config_flags
 
-from pr1_jax import cli
+from pr1_jax.system import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
@@ -34,7 +34,9 @@ _WRONG = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 def main(argv: list[str]) -> None:
     """Runs the curriculum of the config; a wrong config is one line and exit code 2."""
     del argv
-    from pr1_jax import curriculum, processes, run, stopping  # JAX is slow to import
+    from pr1_jax.stages import curriculum
+    from pr1_jax.system import processes, stopping
+    from pr1_jax.workdir.folder import only_run, open_workdir
 
     by_hand = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if _DISTRIBUTED.value or by_hand != ("", 0, -1):
@@ -48,11 +50,11 @@ def main(argv: list[str]) -> None:
         with _explained(workdir):
             try:
                 experiment, held_out = curriculum.prepare(config)
-                run.open_workdir(workdir, config)
+                open_workdir(workdir, config)
                 if curriculum.is_finished(workdir):
                     print(f"already finished: {workdir} (see summary.json there)")
                     return
-                held.enter_context(run.only_run(workdir))
+                held.enter_context(only_run(workdir))
             except _WRONG as error:
                 cli.stop(error)
         stopping.listen()
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
 @contextlib.contextmanager
 def _explained(workdir: str) -> Iterator[None]:
     """Ends a run that was stopped, or that cannot write, with one line."""
-    from pr1_jax import metrics, stopping
+    from pr1_jax.system import files, stopping
 
     again = "the same command goes on from there"
     try:
@@ -73,7 +75,7 @@ def _explained(workdir: str) -> Iterator[None]:
     except FloatingPointError as error:
         cli.stop(error)
     except Exception as error:
-        reason = metrics.write_error(error)
+        reason = files.write_error(error)
         if reason is None:
             raise
         text = f"error: cannot write to {workdir}: {reason}. What is there is intact; "

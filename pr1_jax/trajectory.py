@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from pr1_jax import layout
-from pr1_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,39 +49,6 @@ class Trajectory:
     def num_blocks(self) -> int:
         """Number of blocks that the response opened."""
         return int(self.block.max(initial=0))
-
-
-def from_text(
-    prompt: Sequence[int], response: str, tokenizer: Tokenizer, *, variant: str
-) -> Trajectory:
-    """A trajectory of an SFT trace in canonical text; EOS is appended.
-
-    Raises:
-      ValueError: the trace is malformed (with the reason), in either variant; or the
-        variant is unknown.
-    """
-    layout.check_variant(variant)
-    tokens = np.array([*tokenizer.encode(response), tokenizer.eos_id], np.int32)
-    parsed = layout.structured(tokens, tokenizer.tag_ids, len(prompt))
-    positions, block, path = (x[len(prompt) :] for x in parsed)
-    longest = sum(
-        np.bincount(path[block == b])[1:].max() for b in range(1, block.max() + 1)
-    )
-    if variant == "causal":
-        positions = np.arange(len(prompt), len(prompt) + len(tokens), dtype=np.int32)
-    nothing = np.zeros(len(tokens), np.int32)
-    return Trajectory(
-        prompt=np.array(prompt, np.int32),
-        tokens=tokens,
-        positions=positions,
-        block=block,
-        path=path,
-        forced=nothing.astype(bool),
-        bans=nothing,
-        logps=nothing.astype(np.float32),
-        finished=True,
-        sequential_steps=int((path == 0).sum() + longest),
-    )
 
 
 def structured(sampled: Trajectory) -> Trajectory:

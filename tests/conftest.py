@@ -1,7 +1,8 @@
 """Eight fake CPU devices for all tests, and a tokenizer for some."""
 
-import compiling
 import pytest
+
+from tests.helpers import compiling
 
 compiling.configure(devices=8)
 
@@ -18,6 +19,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def by_bytes():
     """A tokenizer whose tokens are bytes and tags."""
-    from fuzz import files  # which imports JAX
+    from tests.programs.fuzz import files  # which imports JAX
 
     return files.byte_tokenizer()

@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from pr1_jax import embedded, evaluate, rollout, trajectory
-from pr1_jax.data import Problem
+from pr1_jax import evaluate
+from pr1_jax.data import tasks, traces
+from pr1_jax.data.prompts import Problem
+from pr1_jax.stages import evaluation, rollout
 
 ANSWERS = ("7", "8", "9")
 BLOCK = (
@@ -17,10 +19,10 @@ BLOCK = (
 
 def scored(responses, samples):
     """Scored responses to made-up problems whose answers are 7, 8, 9."""
-    tokenizer = embedded.make_tokenizer()
+    tokenizer = tasks.make_tokenizer()
     prompt = np.array(tokenizer.encode("Which two add to 7? 1 2 3 4\n"), np.int32)
     trajectories = [
-        trajectory.from_text(prompt, text, tokenizer, variant="structured")
+        traces.from_text(prompt, text, tokenizer, variant="structured")
         for text in responses
     ]
     problems = [Problem("?", a, prompt) for a in ANSWERS[: len(responses) // samples]]
@@ -88,7 +90,7 @@ def test_summarize_by_hand():
         "\nFinal Answer: 9",  # problem 3: right once
         f"{BLOCK}{BLOCK}\nFinal Answer: 8",
     )
-    found = evaluate.summarize(facts(responses, samples=2), samples=2)
+    found = evaluation.summarize(facts(responses, samples=2), samples=2)
     assert found["eval/accuracy"] == pytest.approx(3 / 6)
     assert found["eval/pass_at_k"] == pytest.approx(2 / 3)
     assert found["eval/parallel_ratio"] == pytest.approx(2 / 6)
@@ -99,12 +101,12 @@ def test_summarize_by_hand():
     assert (found["eval/accuracy_low"], found["eval/accuracy_high"]) == (low, high)
     # One sequential step fewer for every token of the shorter path: 6 in each block.
     saved = found["eval/total_tokens"] - found["eval/sequential_steps"]
-    shorter = len(embedded.make_tokenizer().encode("<Path>left 1+2 no </Path>"))
+    shorter = len(tasks.make_tokenizer().encode("<Path>left 1+2 no </Path>"))
     assert saved == pytest.approx(3 * shorter / 6)
     assert all(name.startswith("eval/") for name in found)
 
 
 def test_one_sample_a_problem_makes_pass_at_k_the_accuracy():
     responses = ("\nFinal Answer: 7", "\nFinal Answer: 7", "\nFinal Answer: 9")
-    found = evaluate.summarize(facts(responses, samples=1), samples=1)
+    found = evaluation.summarize(facts(responses, samples=1), samples=1)
     assert found["eval/pass_at_k"] == found["eval/accuracy"] == pytest.approx(2 / 3)

@@ -8,6 +8,14 @@ import numpy as np
 import pytest
 
 from pr1_jax import losses
+from pr1_jax.policy import (
+    entropy,
+    logps_and_entropies,
+    policy_logits,
+    sequence_logps,
+    token_logps,
+    truncated,
+)
 
 SPECIAL_IDS = (3, 7, 1)  # in an order of their own: bit 0 is token 3
 V = 9
@@ -18,7 +26,7 @@ def random_logits(*shape, seed=0):
 
 
 def policy_of(logits, bans, **kwargs):
-    return losses.policy_logits(
+    return policy_logits(
         jnp.asarray(logits), jnp.asarray(bans), special_ids=SPECIAL_IDS, **kwargs
     )
 
@@ -41,7 +49,7 @@ def test_banned_tokens_have_no_probability_and_the_rest_share_it(bans, banned):
     logits[:, banned] = -np.inf
     np.testing.assert_allclose(probs, np.exp(log_softmax(logits / 0.5)), rtol=2e-5)
     for token in banned:
-        logp = losses.token_logps(policy, jnp.full(4, token))
+        logp = token_logps(policy, jnp.full(4, token))
         assert (np.exp(logp) == 0).all()
 
 
@@ -87,7 +95,7 @@ def truncated_reference(logits, top_k, top_p):
 )
 def test_truncation_keeps_what_the_plain_definition_keeps(top_k, top_p):
     logits = random_logits(30, V)
-    got = np.asarray(losses.truncated(jnp.asarray(logits), top_k=top_k, top_p=top_p))
+    got = np.asarray(truncated(jnp.asarray(logits), top_k=top_k, top_p=top_p))
     for before, after in zip(logits, got):
         kept = truncated_reference(before, top_k, top_p)
         assert set(np.flatnonzero(after > -1e29).tolist()) == kept
@@ -98,24 +106,22 @@ def test_truncation_spares_the_named_token_only():
     logits = jnp.asarray([[0.0, 1.0, 2.0, 3.0]] * 2)
     keep = jnp.array([0, 3])
     for limits in ({"top_k": 2}, {"top_p": 0.7}):  # probabilities .03 .09 .24 .64
-        got = np.asarray(losses.truncated(logits, **limits, keep=keep)) > -1e29
+        got = np.asarray(truncated(logits, **limits, keep=keep)) > -1e29
         np.testing.assert_array_equal(got, [[1, 0, 1, 1], [0, 0, 1, 1]])
 
 
 def test_truncation_of_banned_logits_never_brings_them_back():
     policy = policy_of(random_logits(1, V), [0b111])
     for limits in ({"top_k": 8}, {"top_p": 0.9999}, {"top_k": 8, "top_p": 0.9999}):
-        probs = jax.nn.softmax(losses.truncated(policy, **limits))
+        probs = jax.nn.softmax(truncated(policy, **limits))
         assert (np.asarray(probs)[0, list(SPECIAL_IDS)] == 0).all()
 
 
 def test_entropy_is_the_log_of_the_number_of_equal_choices():
     policy = policy_of(jnp.full((3, V), 4.2), [0, 0b001, 0b111])
-    np.testing.assert_allclose(
-        losses.entropy(policy), np.log([V, V - 1, V - 3]), rtol=1e-6
-    )
+    np.testing.assert_allclose(entropy(policy), np.log([V, V - 1, V - 3]), rtol=1e-6)
     certain = jnp.zeros((1, V)).at[0, 2].set(60.0)
-    np.testing.assert_allclose(losses.entropy(certain), 0, atol=1e-6)
+    np.testing.assert_allclose(entropy(certain), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("limits", [{}, {"top_k": 4, "top_p": 0.8}])
@@ -134,7 +140,7 @@ def test_sequence_logps_in_chunks_equal_all_at_once(limits):
     @functools.partial(jax.jit, static_argnums=1)
     def value_and_gradient(hidden, chunk):
         def total(hidden):
-            logps_of = lambda h, tokens, bans: losses.logps_and_entropies(
+            logps_of = lambda h, tokens, bans: logps_and_entropies(
                 h @ head.T,
                 tokens,
                 bans,
@@ -142,7 +148,7 @@ def test_sequence_logps_in_chunks_equal_all_at_once(limits):
                 temperature=1.5,
                 **limits,
             )
-            out = losses.sequence_logps(hidden, logps_of, tokens, bans, chunk=chunk)
+            out = sequence_logps(hidden, logps_of, tokens, bans, chunk=chunk)
             return (out[0] * np.arange(14).reshape(2, 7)).sum() + out[1].sum(), out
 
         return jax.value_and_grad(total, has_aux=True)(hidden)

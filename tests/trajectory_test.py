@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pr1_jax import layout, tags, trajectory
+from pr1_jax.data import traces
 
 EOS = 1
 
@@ -32,7 +33,7 @@ PATH = [0, 0, 1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0]
 
 
 def trace(variant="structured", text=TRACE):
-    return trajectory.from_text(PROMPT, text, TOKENIZER, variant=variant)
+    return traces.from_text(PROMPT, text, TOKENIZER, variant=variant)
 
 
 def sampled(t):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from pr1_jax import cli
+from pr1_jax.system import cli
 
 if TYPE_CHECKING:
     from pr1_jax.bench.plans import Trace
@@ -80,15 +80,15 @@ def _folder() -> Path | None:
 
 def _traces() -> tuple[tuple["Trace", ...], str]:
     """Lengths of traces, and where they are from; stops at a file that is none."""
-    from pr1_jax import tokenizer
     from pr1_jax.bench import plans
+    from pr1_jax.data import tokenizer_files
 
     count, how = plans.count_pieces, "words, digits, punctuation and newlines"
     if _TOKENIZER.value is not None:
         if _TRACES.value is None:
             cli.stop(f"--tokenizer={_TOKENIZER.value}: --traces is missing")
         try:
-            loaded = tokenizer.load(_TOKENIZER.value)
+            loaded = tokenizer_files.load(_TOKENIZER.value)
         except (ValueError, OSError) as error:
             cli.stop(f"--tokenizer={_TOKENIZER.value}: {error}")
         count = lambda text: len(loaded.encode(text, allow_tags=False))
@@ -110,12 +110,12 @@ def main(argv: list[str]) -> None:
     del argv
     import rich.console  # these after the flags: JAX is slow to import
 
-    from pr1_jax import cpu_kernels
     from pr1_jax.bench import limits, report, shapes, suites
+    from pr1_jax.kernels.cpu import library
 
     _check_names(_SUITE, _SUITE.value, ("all", *suites.SUITES))
     _check_names(_SHAPE, [_SHAPE.value], tuple(shapes.SHAPES))
-    _check_names(_KERNELS, [_KERNELS.value], cpu_kernels.IMPLEMENTATIONS)
+    _check_names(_KERNELS, [_KERNELS.value], library.IMPLEMENTATIONS)
     traces, traces_from = _traces()
     folder, shape = _folder(), shapes.SHAPES[_SHAPE.value]
     bench = shapes.Bench(

@@ -9,9 +9,9 @@ import numpy as np
 
 from pr1_jax.bench import plans, timing
 from pr1_jax.bench.plans import Plan
+from pr1_jax.bench.published.request_programs import Programs
+from pr1_jax.bench.published.requests import decode_requests
 from pr1_jax.bench.report import Plot, Table
-from pr1_jax.bench.request_programs import Programs
-from pr1_jax.bench.requests import decode_requests
 from pr1_jax.bench.sampling import KEY, work
 from pr1_jax.bench.shapes import Bench
 

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 
 from pr1_jax.bench import limits, timing
-from pr1_jax.bench import update as updates
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.sampling import plain_sampler, work
 from pr1_jax.bench.shapes import Bench
+from pr1_jax.bench.update import Chain, figures, measure
 
 _TOP = 12  # operations that are named
 _CONTAINERS = ("while", "call", "conditional")  # their time is that of what they hold
@@ -63,10 +63,10 @@ def _updates(bench: Bench) -> Table:
             while rows % micro:
                 micro -= 1
             what = {"rows": rows, "tokens": tokens, "micro_batch": micro}
-            update, call = updates.measure(bench, updates.Chain(), **what)
+            update, call = measure(bench, Chain(), **what)
             run = timing.alternate({"": call}, bench.repeats)[""]
             shape = {"tokens": tokens, "batch": rows, "micro-batch": micro}
-            table.append(shape | updates.figures(bench, update, run))
+            table.append(shape | figures(bench, update, run))
     plot = Plot("tokens", ("MFU",), by="batch")
     return Table("GRPO update by length and batch", table, plot=plot)
 

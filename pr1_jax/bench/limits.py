@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from pr1_jax import model
 from pr1_jax.bench.report import Table
+from pr1_jax.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from pr1_jax.bench.shapes import Bench
@@ -49,20 +49,20 @@ class Cost:
         return max(self.flops / limits.flops_per_sec, self.bytes / limits.bytes_per_sec)
 
 
-def layer_weights(config: model.ModelConfig) -> int:
+def layer_weights(config: ModelConfig) -> int:
     """Weights of all layers' matrices."""
     heads = 2 * config.num_heads + 2 * config.num_kv_heads  # q and o, k and v
     attention = config.width * heads * config.head_dim
     return config.num_layers * (attention + 3 * config.width * config.mlp_width)
 
 
-def head_weights(config: model.ModelConfig) -> int:
+def head_weights(config: ModelConfig) -> int:
     """Weights that make the logits, tied or not."""
     return config.vocab_size * config.width
 
 
 def forward_cost(
-    config: model.ModelConfig, *, tokens: int, pairs: int, cached: int, logits: int
+    config: ModelConfig, *, tokens: int, pairs: int, cached: int, logits: int
 ) -> Cost:
     """Of one forward pass.
 
@@ -85,7 +85,7 @@ def forward_cost(
 
 
 def step_cost(
-    config: model.ModelConfig, *, rows: int, prompt: int, response: int, lanes: int = 1
+    config: ModelConfig, *, rows: int, prompt: int, response: int, lanes: int = 1
 ) -> Cost:
     """Of one decode step of rows that have a prompt each and the same lengths.
 
@@ -104,14 +104,14 @@ def step_cost(
     )
 
 
-def prefill_cost(config: model.ModelConfig, *, rows: int, tokens: int) -> Cost:
+def prefill_cost(config: ModelConfig, *, rows: int, tokens: int) -> Cost:
     """Of prompts of one length; no logits."""
     pairs = rows * tokens * (tokens + 1) // 2
     return forward_cost(config, tokens=rows * tokens, pairs=pairs, cached=0, logits=0)
 
 
 def decode_seconds(
-    config: model.ModelConfig, limits: Limits, *, rows: int, prompt: int, tokens: int
+    config: ModelConfig, limits: Limits, *, rows: int, prompt: int, tokens: int
 ) -> float:
     """Limit of decoding `tokens` tokens in every row; its prompt is there already."""
     steps = (
@@ -122,7 +122,7 @@ def decode_seconds(
 
 
 def update_flops(
-    config: model.ModelConfig,
+    config: ModelConfig,
     *,
     rows: int,
     tokens: int,
@@ -149,7 +149,7 @@ def update_flops(
     return 3 * cost.flops
 
 
-def measure(config: model.ModelConfig, *, quick: bool = False) -> Limits:
+def measure(config: ModelConfig, *, quick: bool = False) -> Limits:
     """Measures both peaks in the model's dtype, in a few seconds."""
     on_cpu = jax.default_backend() == "cpu"
     sizes = (512, 1024, 2048) if on_cpu else (4096, 8192, 16384)

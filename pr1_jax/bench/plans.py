@@ -16,7 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pr1_jax import decode, kv_cache, model, sampler, tags
+from pr1_jax import tags
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.sampler.forward import model_decode
+from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.settings import (
+    END_PATH,
+    END_SUMMARY,
+    EOS,
+    PARALLEL,
+    Settings,
+    Vocab,
+)
+from pr1_jax.sampler.state import PATHS, SUMMARY, DecodeFn, Lanes, State
 
 _FORCED = 3  # </Parallel>, newline, <Summary>
 _SURE = 1e9  # added to the logit of a token that is to be drawn
@@ -261,7 +273,7 @@ def _scaled(trace: Trace, factor: float, paths: Sequence[Sequence[float]]) -> Pl
 # --- Decoding by plan ---------------------------------------------------------------
 
 
-def follow(logits, wanted, vocab: decode.Vocab):
+def follow(logits, wanted, vocab: Vocab):
     """Logits under which `wanted` is drawn; −1 = anything but the tags and EOS.
 
     Args:
@@ -273,11 +285,11 @@ def follow(logits, wanted, vocab: decode.Vocab):
 
 
 def planned(
-    decode_fn: decode.DecodeFn,
+    decode_fn: DecodeFn,
     plans: Sequence[Plan],
     key: jax.Array,
-    vocab: decode.Vocab,
-) -> decode.DecodeFn:
+    vocab: Vocab,
+) -> DecodeFn:
     """A decode function under which response i of a call with `key` follows plan i.
 
     A row's response is known by its key, `fold_in(key, i)`; where it stands in its
@@ -298,7 +310,7 @@ def planned(
     known = jax.random.key_data(folded)
     ids = vocab.special_ids
 
-    def decode_lanes(params, lanes: decode.Lanes, state: decode.State, num_lanes: int):
+    def decode_lanes(params, lanes: Lanes, state: State, num_lanes: int):
         logits, cache = decode_fn(params, lanes, state, num_lanes)
         B, P = state.token.shape
         data = jax.random.key_data(state.key)[:, None]
@@ -306,19 +318,19 @@ def planned(
         opened, emitted = jnp.minimum(state.blocks, blocks), state.emitted
         in_main = jnp.select(
             [emitted == opens[plan, opened], emitted == last[plan]],
-            [ids[decode.PARALLEL], ids[decode.EOS]],
+            [ids[PARALLEL], ids[EOS]],
             -1,
         )
         block = jnp.clip(state.blocks - 1, 0, blocks - 1)
         closing = emitted == closes[plan, block]
-        in_summary = jnp.where(closing, ids[decode.END_SUMMARY], -1)
+        in_summary = jnp.where(closing, ids[END_SUMMARY], -1)
         ends = lengths[plan, block][:, :P] == state.count[:, :most_paths] + 1
-        in_path = jnp.where(ends, ids[decode.END_PATH], -1)
+        in_path = jnp.where(ends, ids[END_PATH], -1)
 
         row = jnp.clip(lanes.row, 0, B - 1)
         lane = jnp.zeros_like(row) if num_lanes == B else lanes.index % P
         wanted = jnp.select(
-            [state.phase[row] == decode.PATHS, state.phase[row] == decode.SUMMARY],
+            [state.phase[row] == PATHS, state.phase[row] == SUMMARY],
             [in_path.at[row, lane].get(mode="clip"), in_summary[row]],
             in_main[row],
         )
@@ -327,11 +339,9 @@ def planned(
     return decode_lanes
 
 
-def settings(
-    plans: Sequence[Plan], *, num_paths: int = 2, **changes
-) -> decode.Settings:
+def settings(plans: Sequence[Plan], *, num_paths: int = 2, **changes) -> Settings:
     """Settings under which nothing but the plans ends a path, block or response."""
-    return decode.Settings(
+    return Settings(
         **{
             "max_prompt_tokens": max(plan.prompt for plan in plans),
             "max_response_tokens": max(plan.room for plan in plans),
@@ -346,8 +356,8 @@ def settings(
 
 
 def planned_sampler(
-    config: model.ModelConfig,
-    vocab: decode.Vocab,
+    config: ModelConfig,
+    vocab: Vocab,
     plans: Sequence[Plan],
     key: jax.Array,
     *,
@@ -355,16 +365,16 @@ def planned_sampler(
     num_paths: int = 2,
     group_size: int = 1,
     changes: dict | None = None,
-    kind: type[sampler.Sampler] = sampler.Sampler,
+    kind: type[Sampler] = Sampler,
     **kwargs,
-) -> sampler.Sampler:
+) -> Sampler:
     """A sampler whose calls with `key` follow the plans.
 
     Args:
       changes: to `settings`. kind: of sampler. kwargs: of it.
     """
     seats = min(group_size, rows)
-    real = kv_cache.model_decode(config, seats)
+    real = model_decode(config, seats)
     return kind(
         config,
         vocab,

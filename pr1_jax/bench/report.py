@@ -13,8 +13,8 @@ import rich.console
 import rich.table
 import rich.text
 
-from pr1_jax import metrics
 from pr1_jax.bench.timing import Spread
+from pr1_jax.system import files
 
 _COLORS = ("#2563eb", "#e8710a", "#059669", "#7c3aed")
 _INK, _FAINT, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
@@ -135,7 +135,7 @@ def json_data(suites: Mapping[str, Mapping[str, Any]], about: Mapping) -> dict:
         name: suite | {"tables": [table.data() for table in suite["tables"]]}
         for name, suite in suites.items()
     }
-    return metrics.plain({**about, "suites": found})
+    return files.plain({**about, "suites": found})
 
 
 def draw(folder: Path, suite: str, tables: Sequence[Table]) -> None:
@@ -159,7 +159,7 @@ def draw(folder: Path, suite: str, tables: Sequence[Table]) -> None:
         axes.set_axis_off()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
-    metrics.replace_file(folder / f"{suite}.png", image.getvalue())
+    files.replace_file(folder / f"{suite}.png", image.getvalue())
 
 
 def _style(axes: matplotlib.axes.Axes, title: str) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from pr1_jax import decode, kv_cache, metrics
 from pr1_jax.bench import limits, plans, timing
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
-from pr1_jax.sampler import Sampler
+from pr1_jax.sampler.cache import empty
+from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.settings import Settings
+from pr1_jax.workdir import metrics
 
 KEY = 1
 
@@ -20,7 +22,7 @@ def plain_sampler(
     bench: Bench, *, rows: int, prompt: int, response: int, **kwargs
 ) -> Sampler:
     """Decodes without blocks; every response is as long as it may be."""
-    settings = decode.Settings(
+    settings = Settings(
         max_prompt_tokens=prompt, max_response_tokens=response, max_blocks=0
     )
     return Sampler(bench.config, bench.endless_vocab, settings, rows=rows, **kwargs)
@@ -282,5 +284,5 @@ def prompts(bench: Bench) -> list[Table]:
 def _prompt_bytes(bench: Bench, sampler: Sampler, length: int) -> int:
     """Of the keys and values of the prompts that a sampler has room for."""
     size = next(n for n in sampler.prompt_sizes if n >= length)
-    cache = jax.eval_shape(lambda: kv_cache.empty(bench.config, sampler.places, size))
+    cache = jax.eval_shape(lambda: empty(bench.config, sampler.places, size))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))

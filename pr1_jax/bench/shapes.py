@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import decode, model
 from pr1_jax.bench.limits import Limits
 from pr1_jax.bench.plans import Trace
+from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.params import init_params, unbox
+from pr1_jax.sampler.settings import Vocab
 
 _NEWLINE, _TAGS = 10, 6
 
@@ -88,7 +91,7 @@ class Shape:
     """A model, and what goes with its size."""
 
     name: str
-    model: model.ModelConfig
+    decoder: ModelConfig
     logits_chunk: int = 0  # of the update
     plan_tokens: int = 0  # other than `Sizes.plan_tokens`
     # The baselines' prefill: shapes that are compiled. Few cost padding, many time.
@@ -101,7 +104,7 @@ SHAPES = {
     for shape in (
         Shape(
             "small",
-            model.ModelConfig(
+            ModelConfig(
                 vocab_size=4096,
                 num_layers=8,
                 width=256,
@@ -113,7 +116,7 @@ SHAPES = {
         ),
         Shape(
             "qwen3_0_6b",
-            model.ModelConfig(
+            ModelConfig(
                 vocab_size=151_936,
                 num_layers=28,
                 width=1024,
@@ -133,7 +136,7 @@ SHAPES = {
         ),
         Shape(
             "tiny",
-            model.ModelConfig(
+            ModelConfig(
                 vocab_size=64,
                 num_layers=1,
                 width=16,
@@ -149,10 +152,10 @@ SHAPES = {
 }
 
 
-def vocab_of(config: model.ModelConfig) -> decode.Vocab:
+def vocab_of(config: ModelConfig) -> Vocab:
     """The tags and EOS are the last ids of the vocabulary."""
     ids = range(config.vocab_size - _TAGS - 1, config.vocab_size)
-    return decode.Vocab(tuple(ids), _NEWLINE)
+    return Vocab(tuple(ids), _NEWLINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +172,9 @@ class Bench:
     kernels: str = "auto"  # of decode steps and updates, as of `rollout.kernels`
 
     @functools.cached_property
-    def config(self) -> model.ModelConfig:
+    def config(self) -> ModelConfig:
         """The model."""
-        return model.with_kernels(self.shape.model, self.kernels)
+        return with_kernels(self.shape.model, self.kernels)
 
     @property
     def plan_tokens(self) -> int:
@@ -182,19 +185,19 @@ class Bench:
     @functools.cached_property
     def params(self) -> Any:
         """Random parameters; all suites share them."""
-        init = lambda: model.unbox(model.init_params(self.config, jax.random.key(0)))
+        init = lambda: unbox(init_params(self.config, jax.random.key(0)))
         return jax.block_until_ready(jax.jit(init)())
 
     @property
-    def vocab(self) -> decode.Vocab:
+    def vocab(self) -> Vocab:
         """See `vocab_of`."""
         return vocab_of(self.config)
 
     @property
-    def endless_vocab(self) -> decode.Vocab:
+    def endless_vocab(self) -> Vocab:
         """EOS is an id past the vocabulary: no response ends before its budget."""
         *tags, _ = self.vocab.special_ids
-        return decode.Vocab((*tags, self.config.vocab_size), _NEWLINE)
+        return Vocab((*tags, self.config.vocab_size), _NEWLINE)
 
     def prompts(self, lengths) -> list[np.ndarray]:
         """Random prompts of these lengths, without tags."""

@@ -10,15 +10,16 @@ from typing import Any
 
 import jax
 
-from pr1_jax import metrics
-from pr1_jax.bench import blocks, decode_limits, lanes, limits, report, sampling, update
+from pr1_jax.bench import blocks, decode_limits, lanes, limits, report, sampling
 from pr1_jax.bench.report import Table
 from pr1_jax.bench.shapes import Bench
+from pr1_jax.bench.update import update
+from pr1_jax.system import files
 
 SUITES: dict[str, Callable[[Bench], list[Table]]] = {
     "limits": limits.suite,
     "sampling": sampling.sampling,
-    "update": update.update,
+    "update": update,
     "blocks": blocks.blocks,
     "lanes": lanes.lanes,
     "sweeps": sampling.sweeps,
@@ -62,9 +63,9 @@ def run(
             for table in tables:
                 show(table)
         if out is not None:
-            metrics.write_json(out / "results.json", report.json_data(found, about))
+            files.write_json(out / "results.json", report.json_data(found, about))
             text = report.markdown(found, about)
-            metrics.replace_file(out / "results.md", text.encode())
+            files.replace_file(out / "results.md", text.encode())
             report.draw(out, name, tables)
     return report.json_data(found, about)
 

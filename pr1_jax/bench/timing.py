@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from pr1_jax import sampler
+from pr1_jax.sampler.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Chunk:
     sec: float
 
 
-class ChunkClock(sampler.Sampler):
+class ChunkClock(Sampler):
     """A sampler that notes how long its chunks took, in `chunks`; slower between them."""
 
     def __init__(self, *args, **kwargs):

@@ -16,10 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pr1_jax import decode, model, train_state
 from pr1_jax.bench import limits, shapes, timing
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
+from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.params import init_params, unbox
+from pr1_jax.sampler.settings import Vocab
+from pr1_jax.training.logps import PolicySettings
+from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
+from pr1_jax.training.state import TrainState
+from pr1_jax.training.update import GrpoSettings, grpo_update
 from pr1_jax.trajectory import Batch
 
 _PROMPT_SHARE = 1 / 3  # of a sequence's tokens
@@ -65,7 +71,7 @@ class Update:
     def __init__(
         self,
         shape: shapes.Shape,
-        vocab: decode.Vocab,
+        vocab: Vocab,
         *,
         kernels: str,
         rows: int,
@@ -84,11 +90,9 @@ class Update:
         prompt = round(tokens * prompt_share)
         self.trained = tokens - prompt  # of a row
         self.computes = group_rows if shares else 1  # rows with one prompt
-        optimizer = train_state.make_optimizer(
-            train_state.OptimizerSettings(lr=1e-6, steps=1000)
-        )
-        config = model.with_kernels(shape.model, kernels, training=True)
-        policy = train_state.PolicySettings(
+        optimizer = make_optimizer(OptimizerSettings(lr=1e-6, steps=1000))
+        config = with_kernels(shape.model, kernels, training=True)
+        policy = PolicySettings(
             special_ids=vocab.special_ids,
             logits_chunk=shape.logits_chunk,
             max_trained=self.trained,
@@ -96,17 +100,17 @@ class Update:
             shared_lengths=(prompt,),
         )
         update = functools.partial(
-            train_state.grpo_update,
+            grpo_update,
             config=config,
             optimizer=optimizer,
             policy=policy,
-            grpo=train_state.GrpoSettings(),
+            grpo=GrpoSettings(),
         )
 
-        def init() -> train_state.TrainState:
-            params = model.init_params(shape.model, jax.random.key(0))
-            params = model.unbox(params)
-            return train_state.TrainState(jnp.int32(0), params, optimizer.init(params))
+        def init() -> TrainState:
+            params = init_params(shape.model, jax.random.key(0))
+            params = unbox(params)
+            return TrainState(jnp.int32(0), params, optimizer.init(params))
 
         self._init = jax.jit(init)
         vocab_size = shape.model.vocab_size
@@ -118,7 +122,7 @@ class Update:
         self.program = jitted.lower(abstract, self.batch).compile()
         self.rows, self.tokens = rows, tokens
 
-    def fresh_state(self) -> train_state.TrainState:
+    def fresh_state(self) -> TrainState:
         """A state to begin with."""
         return jax.block_until_ready(self._init())
 

@@ -18,8 +18,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from pr1_jax import cli
 from pr1_jax.plan import hardware
+from pr1_jax.system import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True

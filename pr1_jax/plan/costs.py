@@ -13,9 +13,16 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from pr1_jax.bench import limits
-from pr1_jax.experiment import Experiment
-from pr1_jax.plan import memory, programs
+from pr1_jax.plan import memory
 from pr1_jax.plan.hardware import Hardware
+from pr1_jax.plan.programs import (
+    decoding_params,
+    device_bytes,
+    mini_batch,
+    sampling_shape,
+    training_stage,
+)
+from pr1_jax.stages.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +106,7 @@ def _work(name, experiment, hardware: Hardware, flops: float, bytes_: float) -> 
 def responses(experiment: Experiment) -> int:
     """Sequences of a step."""
     config = experiment.config
-    if programs.training_stage(config) == "sft":
+    if training_stage(config) == "sft":
         return config.sft.batch_size
     return config.rl.prompts_per_step * config.rl.group_size
 
@@ -112,7 +119,7 @@ def _weight_bytes(experiment: Experiment, *, logits: bool = True) -> float:
 
 
 def _prefill(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
-    config, shape = experiment.config, programs.sampling_shape(experiment)
+    config, shape = experiment.config, sampling_shape(experiment)
     prompts, T = config.rl.prompts_per_step, lengths.prompt_tokens
     cost = limits.prefill_cost(experiment.model, rows=1, tokens=T)
     calls = math.ceil(prompts / (shape.shards * shape.prompts_per_prefill))
@@ -126,7 +133,7 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
 
     A step reads the weights, each row's own keys and values, and each group's prompt.
     """
-    config, shape = experiment.config, programs.sampling_shape(experiment)
+    config, shape = experiment.config, sampling_shape(experiment)
     all_rows, group = shape.rows * shape.shards, config.rl.group_size
     half, prompt = lengths.response_tokens // 2, lengths.prompt_tokens
     cost = limits.step_cost(
@@ -161,9 +168,9 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
 def _counts(experiment: Experiment) -> tuple[int, int]:
     """Micro-batches and updates of a step."""
     config, rows = experiment.config, responses(experiment)
-    stage = programs.training_stage(config)
+    stage = training_stage(config)
     size = config[stage].micro_batch_size
-    return rows // size, rows // programs.mini_batch(config)
+    return rows // size, rows // mini_batch(config)
 
 
 def step_traffic(
@@ -180,7 +187,7 @@ def step_traffic(
     c, mesh = experiment.model, experiment.mesh
     a = jnp.dtype(c.dtype).itemsize
     data, fsdp, tensor = (mesh.shape[name] for name in ("data", "fsdp", "tensor"))
-    weights = programs.device_bytes(programs.decoding_params(experiment))
+    weights = device_bytes(decoding_params(experiment))
     micro_batches, _ = _counts(experiment)
     found = {
         "fsdp: weights and gradients": micro_batches * 3 * weights * (fsdp - 1) / fsdp,

@@ -16,9 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pr1_jax.experiment import Experiment
-from pr1_jax.plan import programs
 from pr1_jax.plan.hardware import GIB
+from pr1_jax.plan.programs import (
+    abstract_batch,
+    abstract_state,
+    decoding_params,
+    device_bytes,
+    sampling_shape,
+    training_stage,
+)
+from pr1_jax.stages.experiment import Experiment
 
 PARAMETERS, OPTIMIZER = "parameters", "optimizer state"
 REFERENCE, BATCH = "reference parameters", "batch"
@@ -127,10 +134,10 @@ class Moment:
 
 def resident(experiment: Experiment) -> dict[str, int]:
     """The training state, which is there all the time."""
-    state = programs.abstract_state(experiment)
+    state = abstract_state(experiment)
     parts = {
-        PARAMETERS: programs.device_bytes(state.params),
-        OPTIMIZER: programs.device_bytes(state.opt_state),
+        PARAMETERS: device_bytes(state.params),
+        OPTIMIZER: device_bytes(state.opt_state),
     }
     if "rl" in experiment.config.stages and experiment.config.rl.kl_coef:
         parts[REFERENCE] = parts[PARAMETERS]
@@ -139,14 +146,14 @@ def resident(experiment: Experiment) -> dict[str, int]:
 
 def update_arguments(experiment: Experiment) -> int:
     """Bytes of what an update is given: the training state and a mini-batch."""
-    given = programs.abstract_state(experiment), programs.abstract_batch(experiment)
-    return programs.device_bytes(given)
+    given = abstract_state(experiment), abstract_batch(experiment)
+    return device_bytes(given)
 
 
 def update_moment(experiment: Experiment, program: Program) -> Moment:
     """The update; of what its program allocates, gradients are a part."""
     parts = resident(experiment)
-    parts[BATCH] = programs.device_bytes(programs.abstract_batch(experiment))
+    parts[BATCH] = device_bytes(abstract_batch(experiment))
     rest = max(program.total - update_arguments(experiment), 0)
     parts[GRADIENTS] = min(parts[PARAMETERS], rest)
     parts[TRAINING] = rest - parts[GRADIENTS]
@@ -163,14 +170,14 @@ def cache_bytes(experiment: Experiment, rows: int, tokens: int) -> int:
 
 def prefill_arguments(experiment: Experiment) -> int:
     """Bytes of what a prefill is given: weights and the cache of prompts."""
-    shape = programs.sampling_shape(experiment)
-    weights = programs.device_bytes(programs.decoding_params(experiment))
+    shape = sampling_shape(experiment)
+    weights = device_bytes(decoding_params(experiment))
     return weights + cache_bytes(experiment, shape.places, shape.prompt_tokens)
 
 
 def decode_arguments(experiment: Experiment) -> int:
     """Bytes of what a decode step is given: those, and the cache of responses."""
-    shape = programs.sampling_shape(experiment)
+    shape = sampling_shape(experiment)
     responses = cache_bytes(experiment, shape.rows, shape.slots)
     return prefill_arguments(experiment) + responses
 
@@ -190,8 +197,8 @@ def sampling_moments(
     Args:
       prefill: `temporaries` of one.
     """
-    shape = programs.sampling_shape(experiment)
-    weights = programs.device_bytes(programs.decoding_params(experiment))
+    shape = sampling_shape(experiment)
+    weights = device_bytes(decoding_params(experiment))
     responses = cache_bytes(experiment, shape.rows, shape.slots)
     prompts = cache_bytes(experiment, shape.places, shape.prompt_tokens)
     parts = resident(experiment)
@@ -208,7 +215,7 @@ def sampling_moments(
 def advice(experiment: Experiment, moment: Moment, limit: int) -> str:
     """Why a moment does not fit, and what to change."""
     config, tenant = experiment.config, moment.biggest
-    stage = programs.training_stage(config)
+    stage = training_stage(config)
     stage = "sft" if moment.name == SFT_UPDATE else stage
     changes = []
     for remedy in _REMEDIES[tenant]:
@@ -247,7 +254,7 @@ def estimated_update(experiment: Experiment) -> Program:
         experiment.policy(sampling=True),
         experiment.mesh,
     )
-    batch = programs.abstract_batch(experiment)
+    batch = abstract_batch(experiment)
     rows = batch.tokens.sharding.shard_shape(batch.tokens.shape)[1]
     T, tensor = batch.tokens.shape[2], mesh.shape["tensor"]
     itemsize = jnp.dtype(c.dtype).itemsize
@@ -260,14 +267,14 @@ def estimated_update(experiment: Experiment) -> Program:
     predicted = rows * min(T, policy.max_trained)
     logits = _LIVE_LOGITS * 4 * (policy.logits_chunk or predicted) * c.vocab_size
     one_layer = rows * T * 2 * kept + scores
-    total = parts[PARAMETERS] * 3 + parts[OPTIMIZER] + programs.device_bytes(batch)
+    total = parts[PARAMETERS] * 3 + parts[OPTIMIZER] + device_bytes(batch)
     total += rows * T * c.num_layers * layers + max(one_layer, logits // tensor)
     return Program(int(total))
 
 
 def estimated_sampling(experiment: Experiment) -> tuple[Program, Program]:
     """`temporaries` of the prefill, and the decode's program, likewise."""
-    c, shape = experiment.model, programs.sampling_shape(experiment)
+    c, shape = experiment.model, sampling_shape(experiment)
     tensor = experiment.mesh.shape["tensor"]
     W, T = shape.prompts_per_prefill, shape.prompt_tokens
     work = W * T * _layer_numbers(c, tensor) * jnp.dtype(c.dtype).itemsize

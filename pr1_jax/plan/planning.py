@@ -7,10 +7,19 @@ from typing import Any
 import jax
 import ml_collections
 
-from pr1_jax import model, sharding
-from pr1_jax.experiment import Experiment
-from pr1_jax.plan import costs, memory, programs, search
+from pr1_jax.model.params import param_count
+from pr1_jax.plan import costs, memory, search
 from pr1_jax.plan.hardware import Topology
+from pr1_jax.plan.programs import (
+    build,
+    lower_sampling,
+    lower_update,
+    mini_batch,
+    sampling_shape,
+    training_stage,
+)
+from pr1_jax.stages.experiment import Experiment
+from pr1_jax.system import mesh
 
 _ESTIMATED = (
     "memory is arithmetic, without a compiler: temporaries are a guess within about a "
@@ -88,13 +97,13 @@ class Plan:
     def data(self) -> dict[str, Any]:
         """All of it for JSON. Sizes are bytes of one device, FLOPs are of all."""
         e, hardware = self.experiment, self.topology.hardware
-        shape = programs.sampling_shape(e)
+        shape = sampling_shape(e)
         return {
             "config": e.config.name,
             "topology": self.topology.text,
             "devices": self.topology.num_devices,
             "mesh": dict(e.mesh.shape),
-            "parameters": model.param_count(e.abstract_params()),
+            "parameters": param_count(e.abstract_params()),
             "hardware": dataclasses.asdict(hardware),
             "compiled": bool(self.compile_sec),
             "compile_sec": self.compile_sec,
@@ -153,16 +162,16 @@ class _Trials:
             for name, value in fields.items():
                 section, field = name.split("__")
                 config[section][field] = value
-        return programs.build(config, self._devices)
+        return build(config, self._devices)
 
     def update(self, experiment: Experiment) -> memory.Moment:
         """The moment of the update."""
         config = experiment.config
-        size = config[programs.training_stage(config)].micro_batch_size
+        size = config[training_stage(config)].micro_batch_size
         if self._estimate:
             program = memory.estimated_update(experiment)
         else:
-            lowered = programs.lower_update(experiment)
+            lowered = lower_update(experiment)
             known = memory.update_arguments(experiment)
             program = self._compile(f"update, micro-batch {size}", lowered, known)
         return memory.update_moment(experiment, program)
@@ -173,7 +182,7 @@ class _Trials:
             found = memory.estimated_sampling(experiment)
             return memory.sampling_moments(experiment, *found)
         lowered, rows = (
-            programs.lower_sampling(experiment),
+            lower_sampling(experiment),
             experiment.config.rollout.rows,
         )
         if self._prefill is None:
@@ -214,7 +223,7 @@ def make(
     sampling = trials.sampling(experiment)
     limit, largest = topology.hardware.hbm_bytes, {}
     if find_largest:
-        stage = programs.training_stage(config)
+        stage = training_stage(config)
         largest[f"{stage}.micro_batch_size"] = _largest_micro_batch(
             trials, experiment, update, limit
         )
@@ -256,8 +265,8 @@ def _largest_micro_batch(
 ) -> int | None:
     """Of those that divide the mini-batch and can be split over the devices."""
     config = experiment.config
-    stage = programs.training_stage(config)
-    whole, shards = programs.mini_batch(config), sharding.batch_shards(experiment.mesh)
+    stage = training_stage(config)
+    whole, shards = mini_batch(config), mesh.batch_shards(experiment.mesh)
     sizes = [n for n in range(shards, whole + 1, shards) if whole % n == 0]
     name = f"{stage}__micro_batch_size"
     total = lambda n: _peak([trials.update(trials.build(config, **{name: n}))], limit)
@@ -273,7 +282,7 @@ def _largest_rows(
 ) -> int | None:
     """Of whole groups on every shard, and no more than a step has responses."""
     config = experiment.config
-    shards, group = sharding.batch_shards(experiment.mesh), config.rl.group_size
+    shards, group = mesh.batch_shards(experiment.mesh), config.rl.group_size
     most = config.rl.prompts_per_step * group
     sizes = [*range(shards * group, most + 1, shards * group)]
     sizes = sizes or [*range(shards, most + 1, shards)]

@@ -14,21 +14,19 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from pr1_jax import (
-    checks,
-    decode,
-    experiment,
-    kv_cache,
-    model,
-    rl,
-    sft,
-    sharding,
-    tags,
-    train_state,
-)
-from pr1_jax.experiment import Experiment
+from pr1_jax import tags
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.params import init_params, param_shardings, unbox
 from pr1_jax.plan import hardware, shapes
-from pr1_jax.sampler import Sampler
+from pr1_jax.sampler.forward import decoding_config
+from pr1_jax.sampler.forward import decoding_params as forward_decoding_params
+from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.settings import Vocab
+from pr1_jax.stages import checks, experiment, rl, sft
+from pr1_jax.stages.experiment import Experiment
+from pr1_jax.system.mesh import SAMPLING_RULES, batch_shards, local_mesh, make_mesh
+from pr1_jax.training.state import TrainState
+from pr1_jax.training.state import abstract_state as state_abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +75,8 @@ def build(
         config=config,
         tokenizer=None,
         model=shape,
-        vocab=decode.Vocab((*tag_ids, tag_ids[0] - 1), 0, num_tokens),
-        mesh=sharding.make_mesh(**config.mesh, devices=devices),
+        vocab=Vocab((*tag_ids, tag_ids[0] - 1), 0, num_tokens),
+        mesh=make_mesh(**config.mesh, devices=devices),
         settings=checks.decode_settings(config),
     )
 
@@ -95,10 +93,10 @@ def mini_batch(config: ml_collections.ConfigDict) -> int:
     return config.rl.prompts_per_step * config.rl.group_size // config.rl.mini_batches
 
 
-def abstract_state(made: Experiment) -> train_state.TrainState:
+def abstract_state(made: Experiment) -> TrainState:
     """Shapes and shardings of the training state."""
     optimizer, _ = made.optimizer(training_stage(made.config))
-    return train_state.abstract_state(made.abstract_params(), optimizer, made.mesh)
+    return state_abstract_state(made.abstract_params(), optimizer, made.mesh)
 
 
 def abstract_batch(made: Experiment) -> Any:
@@ -119,7 +117,7 @@ def _of_one_process(made: Experiment) -> Experiment:
     Raises:
       ValueError: `mesh.tensor` goes across processes.
     """
-    sharding.local_mesh(made.mesh)  # which checks that
+    local_mesh(made.mesh)  # which checks that
     every = made.mesh.devices.ravel()
     devices = hardware.devices_of_one_process(list(every))
     count = len(every) // len(devices)
@@ -128,7 +126,7 @@ def _of_one_process(made: Experiment) -> Experiment:
     config = made.config.copy_and_resolve_references()
     for name in ("rows", "prompts_per_prefill"):
         config.rollout[name] = -(-config.rollout[name] // count)
-    mesh = sharding.make_mesh(tensor=made.mesh.shape["tensor"], devices=devices)
+    mesh = make_mesh(tensor=made.mesh.shape["tensor"], devices=devices)
     return dataclasses.replace(made, config=config, mesh=mesh)
 
 
@@ -142,7 +140,7 @@ def sampling_shape(made: Experiment) -> SamplingShape:
     slots = [0, *sampler.slot_sizes]
     paths = made.settings.num_paths if made.settings.max_blocks else 1
     return SamplingShape(
-        shards=sharding.batch_shards(made.mesh),
+        shards=batch_shards(made.mesh),
         rows=sampler.rows,
         lanes=sampler.rows * paths,
         places=sampler.places,
@@ -159,14 +157,12 @@ def decoding_params(made: Experiment) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _decoding_params(config: model.ModelConfig, mesh: Mesh) -> Any:
+def _decoding_params(config: ModelConfig, mesh: Mesh) -> Any:
     """They are asked for often, and tracing many layers that stand apart is slow."""
-    boxed = jax.eval_shape(lambda: model.init_params(config, jax.random.key(0)))
-    convert = lambda params: kv_cache.decoding_params(config, params)
-    found = jax.eval_shape(convert, model.unbox(boxed))
-    places = sharding.param_shardings(
-        kv_cache.decoding_config(config), mesh, sharding.SAMPLING_RULES
-    )
+    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    convert = lambda params: forward_decoding_params(config, params)
+    found = jax.eval_shape(convert, unbox(boxed))
+    places = param_shardings(decoding_config(config), mesh, SAMPLING_RULES)
     struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
     return jax.tree.map(struct, found, places)
 

@@ -3,8 +3,8 @@
 import rich.console
 import rich.text
 
-from pr1_jax import model
 from pr1_jax.bench.report import Table, terminal
+from pr1_jax.model.params import param_count
 from pr1_jax.plan import costs
 from pr1_jax.plan.hardware import GIB
 from pr1_jax.plan.planning import Plan
@@ -14,7 +14,7 @@ def show(plan: Plan) -> rich.console.Group:
     """Memory, what fits, and a step's cost."""
     e, hardware = plan.experiment, plan.topology.hardware
     mesh = ", ".join(f"{name} {size}" for name, size in e.mesh.shape.items())
-    count = model.param_count(e.abstract_params())
+    count = param_count(e.abstract_params())
     title = (
         f"{e.config.name} on {plan.topology.text}: {plan.topology.num_devices} devices "
         f"({mesh}), {hardware.name}, {plan.limit / GIB:.2f} GiB each; "

@@ -6,8 +6,10 @@ from typing import Any
 
 import ml_collections
 
-from pr1_jax import hf, tags, tokenizer
-from pr1_jax.model import ModelConfig
+from pr1_jax import tags
+from pr1_jax.data import tokenizer_files
+from pr1_jax.huggingface.config import read_config
+from pr1_jax.model.config import ModelConfig
 
 # config.json of the hub, and how many tokens the tokenizer has.
 _QWEN3 = {
@@ -72,8 +74,8 @@ def model_shape(config: ml_collections.ConfigDict) -> tuple[ModelConfig, int]:
     path = config.model.path
     folder = Path(path).expanduser()
     if folder.is_dir():
-        shape = hf.read_config(folder, **numerics)
-        tokens = tokenizer.load(folder).vocab_size
+        shape = read_config(folder, **numerics)
+        tokens = tokenizer_files.load(folder).vocab_size
     elif path in PUBLISHED:
         fields, tokens = PUBLISHED[path]
         shape = ModelConfig(**fields, **numerics)

@@ -13,8 +13,8 @@ import os
 
 from absl import flags
 
-from pr1_jax import cli
 from pr1_jax.report import request
+from pr1_jax.system import cli
 
 _OUT = flags.DEFINE_string(
     "out", None, "File to write; default report.html in the workdir of a single run."

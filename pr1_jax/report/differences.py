@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pr1_jax import metrics
+from pr1_jax.system import files
 
 ABSENT = "(not there)"  # a field that one of two configs does not have
 
@@ -39,12 +39,12 @@ def from_base(config: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str]
     Returns:
       A name such as `configs/common.py:smoke`, and (field, value, value in the base).
     """
-    from configs import common  # the defaults are no part of the package
+    from configs import common
 
     nearest = None
     for size in (None, "smoke", "smollm2", "qwen3_4b"):
         base = common.get_config(size, variant=config.get("variant", "structured"))
-        found = between([config, metrics.plain(base.to_dict())])
+        found = between([config, files.plain(base.to_dict())])
         # A field that this version alone has says nothing about the run.
         found = [row for row in found if row[1] != ABSENT]
         if nearest is None or len(found) < len(nearest[1]):

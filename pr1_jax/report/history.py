@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pr1_jax import analysis, metrics
-from pr1_jax.report import reading
+from pr1_jax.report import analysis, reading
+from pr1_jax.system import files
+from pr1_jax.workdir import metrics
 
 _RECORDS = 256  # of a file, at most …
 _CHARACTERS = 300_000  # … and so much text: paths are compared pair by pair
@@ -64,7 +65,7 @@ class History:
 
     def _save(self) -> None:
         lines = [json.dumps(self._known[name]) + "\n" for name in sorted(self._known)]
-        metrics.replace_file(self._path, "".join(lines).encode())
+        files.replace_file(self._path, "".join(lines).encode())
 
 
 def _some(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import metrics
 from pr1_jax.report import differences, events, figures, history, reading, traces
+from pr1_jax.system import files
 
 _FOLDER = pathlib.Path(__file__).parent / "assets"
 _SCRIPTS = (
@@ -59,7 +59,7 @@ def write(
         share = budget // len(runs)
         made.append(describe(run, found, name=name, asked=asked, budget=share))
     configs = [run.config for run in runs]
-    metrics.replace_file(out, assemble(made, differences.between(configs)))
+    files.replace_file(out, assemble(made, differences.between(configs)))
 
 
 def _names(runs: Sequence[reading.Run]) -> list[str]:
@@ -216,5 +216,5 @@ def embeddable(value: Any) -> str:
     >>> embeddable("</script>")
     '"\\\\u003c/script\\\\u003e"'
     """
-    text = json.dumps(metrics.plain(value), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(files.plain(value), ensure_ascii=False, separators=(",", ":"))
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

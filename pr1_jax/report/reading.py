@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import metrics, rewards
+from pr1_jax import rewards
+from pr1_jax.system import files
+from pr1_jax.workdir import metrics
 
 _PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.jsonl")
 _STEP = re.compile(r"(.+)_(\d{6,})")
@@ -128,7 +130,7 @@ def _lines(path: pathlib.Path) -> tuple[list, list]:
 
 def _mapping(path: pathlib.Path) -> dict[str, Any]:
     try:
-        found = metrics.read_json(path, {})
+        found = files.read_json(path, {})
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):

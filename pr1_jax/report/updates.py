@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from absl import logging
 
-from pr1_jax import metrics
 from pr1_jax.report import history, page, reading, traces
+from pr1_jax.system import files
 
 _ANALYSES_SEC = 2.0  # in one update; what is left waits for the next
 _SHARE = 0.02  # of the time, at most, goes into updates between evaluations
@@ -68,7 +68,7 @@ class Updates:
             "report.html is not up to date: %s: %s; the run goes on, and "
             "python -m pr1_jax.report %s writes it later",
             type(error).__name__,
-            metrics.write_error(error) or error,
+            files.write_error(error) or error,
             self._workdir,
         )
 
@@ -89,4 +89,4 @@ class Updates:
         found = self._history.update(run, limit_sec=_ANALYSES_SEC)
         described = page.describe(run, found, shelf=self._shelf)
         out = os.path.join(self._workdir, "report.html")
-        metrics.replace_file(out, page.assemble([described], []))
+        files.replace_file(out, page.assemble([described], []))

@@ -24,8 +24,8 @@ import sys
 
 from absl import flags
 
-from pr1_jax import cli
 from pr1_jax.study import cells
+from pr1_jax.system import cli
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the study.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; at least 3 for verdicts.")
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     for override in _OVERRIDE.value:
         if "=" not in override:
             cli.stop(f"--override={override}: FIELD=VALUE is expected")
-    from pr1_jax.study import runner  # JAX is slow to import
+    from pr1_jax.study import runner
 
     study = runner.Study(
         pathlib.Path(_OUT.value).absolute(),
@@ -132,8 +132,9 @@ def _print_commands(study, chosen, dense: bool) -> None:
 
 def _publish(study) -> None:
     """Writes results.json, README.md, and pictures of experiments that are complete."""
-    from pr1_jax import metrics
-    from pr1_jax.study import figures, results, tables, verdicts
+    from pr1_jax.study import figures, results, tables
+    from pr1_jax.study.verdicts import judge
+    from pr1_jax.system import files
 
     found = results.read(study)
     complete = [
@@ -153,13 +154,13 @@ def _publish(study) -> None:
     command = " ".join(["python -m pr1_jax.study", *given])
     out = {
         "about": results.about(study, command),
-        "claims": verdicts.judge(found),
+        "claims": judge(found),
         **out,
     }
-    metrics.write_json(study.out / "results.json", out)
+    files.write_json(study.out / "results.json", out)
     figures.save(out, complete, study.out)
     text = tables.readme(out, complete)
-    metrics.replace_file(study.out / "README.md", text.encode())
+    files.replace_file(study.out / "README.md", text.encode())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from pr1_jax import cli
+from pr1_jax.system import cli
 
 _OUT = flags.DEFINE_string("out", None, "File for the figures; default: print them.")
 _MAX = flags.DEFINE_integer("max", 2048, "Longest sequence, in tokens.", lower_bound=32)
@@ -45,7 +45,7 @@ def dense_attention(q, k, v, mask):
     import jax
     import jax.numpy as jnp
 
-    from pr1_jax.attention import NEG_INF, group_queries, ungroup_queries
+    from pr1_jax.kernels.attention import NEG_INF, group_queries, ungroup_queries
 
     grouped = group_queries(q, k.shape[2])  # [B, K, T · R, H]
     scores = jnp.einsum("BKQH,BSKH->BKQS", grouped, k) * q.shape[-1] ** -0.5
@@ -61,7 +61,8 @@ def compare(length: int, repeats: int) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from pr1_jax import attention, layout
+    from pr1_jax import layout
+    from pr1_jax.kernels import attention
 
     block, path = labels_of(length)
     zeros = np.zeros(length, np.int32)
@@ -118,13 +119,13 @@ def lengths(longest: int) -> Sequence[int]:
 def main(argv: list[str]) -> None:
     """Writes or prints a list with the figures of each length."""
     del argv
-    from pr1_jax import metrics  # JAX is slow to import
+    from pr1_jax.system import files
 
     found = [compare(length, _REPEATS.value) for length in lengths(_MAX.value)]
     if _OUT.value is None:
         json.dump(found, sys.stdout, indent=1)
     else:
-        metrics.write_json(_OUT.value, found)
+        files.write_json(_OUT.value, found)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pr1_jax import metrics
 from pr1_jax.study import cells
+from pr1_jax.system import files
 
 _DOTS_PER_INCH = 110
 _INK, _FAINT, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
@@ -303,4 +303,4 @@ def save(results: Results, experiments: Sequence[str], folder: pathlib.Path) -> 
         FIGURES[name](results).savefig(
             image, format="png", dpi=_DOTS_PER_INCH, facecolor="white"
         )
-        metrics.replace_file(folder / f"{name}.png", image.getvalue())
+        files.replace_file(folder / f"{name}.png", image.getvalue())

@@ -19,10 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import analysis, cpu_kernels, metrics
+from pr1_jax.kernels.cpu import library
+from pr1_jax.report import analysis
 from pr1_jax.study import cells, places
 from pr1_jax.study.cells import Cell
 from pr1_jax.study.places import Study
+from pr1_jax.system import files
+from pr1_jax.workdir import metrics
 
 # Figures of a response, by the field of its record.
 _OF_RESPONSES = {
@@ -110,7 +113,7 @@ def of_run(workdir: pathlib.Path, cell: Cell) -> Outcome:
     else:
         path = workdir / "rollouts" / f"eval_1_{cell.kind}.jsonl"
     records = metrics.read_metrics(path)
-    config = metrics.read_json(workdir / "config.json", {})
+    config = files.read_json(workdir / "config.json", {})
     samples = config["eval"]["samples"]
     mean = lambda f: (
         np.array([f(r) for r in records], float).reshape(-1, samples).mean(1)
@@ -173,7 +176,7 @@ def keep(
     """Keeps what a finished run came to; names of what was kept, and differs."""
     workdir = study.workdir(cell, seed)
     outcome = of_run(workdir, cell)
-    config = metrics.read_json(workdir / "config.json", {})
+    config = files.read_json(workdir / "config.json", {})
     settings = {
         name: value if name in _OWN else _field(config, name)
         for name, value in _settings(study, cell, seed).items()
@@ -195,7 +198,7 @@ def keep(
         if name in records
     ]
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    metrics.replace_file(study.kept(seed), text.encode())
+    files.replace_file(study.kept(seed), text.encode())
     return differences(_unpacked(before), outcome) if before else []
 
 
@@ -236,7 +239,7 @@ def commits(study: Study) -> dict[str, list[str]]:
 
 def keep_dense(study: Study) -> None:
     """Keeps what `pr1_jax.study.dense` wrote."""
-    metrics.replace_file(study.kept_dense, study.dense.read_bytes())
+    files.replace_file(study.kept_dense, study.dense.read_bytes())
 
 
 def of_dense(study: Study) -> list[dict[str, float]]:
@@ -246,8 +249,8 @@ def of_dense(study: Study) -> list[dict[str, float]]:
       ValueError: what is kept is of other lengths.
     """
     if study.dense.exists():
-        return metrics.read_json(study.dense, [])
-    found = metrics.read_json(study.kept_dense, [])
+        return files.read_json(study.dense, [])
+    found = files.read_json(study.kept_dense, [])
     if found and found[-1]["tokens"] != study.dense_tokens:
         raise ValueError(
             f"{study.kept_dense} was made with --max={found[-1]['tokens']}, "
@@ -257,7 +260,7 @@ def of_dense(study: Study) -> list[dict[str, float]]:
 
 
 def _records(study: Study, seed: int) -> dict[str, Any]:
-    return metrics.read_json(study.kept(seed), {})
+    return files.read_json(study.kept(seed), {})
 
 
 def _packed(values: np.ndarray) -> list[float | int | None]:
@@ -291,7 +294,7 @@ def _settings(study: Study, cell: Cell, seed: int) -> dict[str, Any]:
         "overrides": list(study.overrides),
         "config file": cells.config_argument(cell, study.size),
         "start": cells.start_of(cell, study.size),
-        **metrics.plain(changes),
+        **files.plain(changes),
     }
 
 
@@ -329,7 +332,7 @@ def made() -> dict[str, str]:
 
 def _processor() -> str:
     """The processor that XLA compiles for: others round otherwise, and draw otherwise."""
-    name, known = cpu_kernels.processor()
+    name, known = library.processor()
     vectors = ("avx512f", "avx2", "sve", "asimd")
     widest = next((x for x in vectors if x in known.split()), "")
     return " ".join(filter(None, (platform.machine(), name, widest)))

@@ -4,9 +4,9 @@ import dataclasses
 import os
 import pathlib
 
-from pr1_jax import metrics
 from pr1_jax.study import cells
 from pr1_jax.study.cells import Cell
+from pr1_jax.system import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DENSE = "dense"  # a run without seeds: `pr1_jax.study.dense`
@@ -83,7 +83,7 @@ class Study:
 
 def is_finished(workdir: pathlib.Path) -> bool:
     """As `curriculum.is_finished`, which would bring all stages with it."""
-    return bool(metrics.read_json(workdir / "summary.json", {}).get("finished"))
+    return bool(files.read_json(workdir / "summary.json", {}).get("finished"))
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:

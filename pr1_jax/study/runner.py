@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NoReturn
 
-from pr1_jax import metrics
 from pr1_jax.study import cells, outcomes
 from pr1_jax.study.cells import Cell
 from pr1_jax.study.places import (
@@ -36,6 +35,8 @@ from pr1_jax.study.places import (
     has_checkpoint,
     is_finished,
 )
+from pr1_jax.system import files
+from pr1_jax.workdir import metrics
 
 Run = tuple[Cell, int]  # with its seed
 _POLL_SEC = 0.2
@@ -58,7 +59,7 @@ def seconds(study: Study) -> dict[str, float]:
 
 def _counted(study: Study) -> dict[str, float]:
     """What runs took here so far, by `cell/seedK`."""
-    return metrics.read_json(study.out / "seconds.json", {})
+    return files.read_json(study.out / "seconds.json", {})
 
 
 def to_run(
@@ -240,7 +241,7 @@ class Runner:
         """Of a run that was cut off, and goes on later, all parts count; their sum."""
         done = _counted(self.study)
         done[job.key] = round(done.get(job.key, 0.0) + job.seconds, 1)
-        metrics.write_json(self.study.out / "seconds.json", done)
+        files.write_json(self.study.out / "seconds.json", done)
         return done[job.key]
 
     def _say_end(
@@ -296,7 +297,7 @@ def _set_aside(workdir: pathlib.Path) -> None:
 
 def outcome(workdir: pathlib.Path) -> str:
     """What a run came to, in a few words."""
-    found = metrics.read_json(workdir / "summary.json", {}).get("evaluations", {})
+    found = files.read_json(workdir / "summary.json", {}).get("evaluations", {})
     for evaluation in reversed(found.values()):
         accuracy = 100 * evaluation["eval/accuracy"]
         ratio = 100 * evaluation["eval/parallel_ratio"]

@@ -1,0 +1,50 @@
+"""Is the answer of a response equivalent to the reference?"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pr1_jax.answers.compare import normal, quick
+from pr1_jax.answers.extract import MAX_CHARS, boxes, extract
+from pr1_jax.answers.pool import NUM_WORKERS, ask
+from pr1_jax.answers.verdicts import INCORRECT, Result
+
+
+def check(response: str, reference: str, *, timeout_sec: float = 3.0) -> Result:
+    """Returns whether the answer of `response` is equivalent to `reference`.
+
+    timeout_sec: processor time that math-verify may take; then the verdict is
+      undecided.
+    Never raises for what a model wrote; RuntimeError if math-verify cannot start.
+    """
+    return check_many([response], [reference], timeout_sec=timeout_sec)[0]
+
+
+def check_many(
+    responses: Sequence[str], references: Sequence[str], *, timeout_sec: float = 3.0
+) -> list[Result]:
+    """Returns `check` of each pair, in order; the workers share what is not quick."""
+    if len(responses) != len(references):
+        raise ValueError(
+            f"responses has {len(responses)} items, references {len(references)}"
+        )
+    if timeout_sec <= 0:
+        raise ValueError(f"timeout_sec is {timeout_sec}, expected more than 0")
+    pairs = [_pair(*both) for both in zip(responses, references)]
+    decided = {pair: quick(*pair) for pair in pairs if pair}  # equal ones once
+    decided[None] = Result(INCORRECT, "the response gives no answer")
+    slow = [pair for pair, result in decided.items() if result is None]
+    if slow:
+        with ThreadPoolExecutor(NUM_WORKERS) as threads:
+            results = threads.map(lambda pair: ask(*pair, timeout_sec), slow)
+            decided.update(zip(slow, results))
+    return [decided[pair] for pair in pairs]
+
+
+def _pair(response: str, reference: str) -> tuple[str, str] | None:
+    """Answer and reference as they are compared, None without an answer."""
+    answer = extract(response)
+    if answer is None:
+        return None
+    wanted = reference if len(boxes(reference)) > 1 else extract(reference)
+    texts = answer, wanted or reference
+    return tuple(normal(x) if len(x) <= MAX_CHARS else x for x in texts)

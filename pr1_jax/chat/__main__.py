@@ -1,0 +1,95 @@
+"""DOC"""
+
+import sys
+
+from absl import flags
+
+from pr1_jax import layout
+from pr1_jax.chat.opening import load
+from pr1_jax.system import cli
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags; what is wrong is one line and exit code 2."""
+    del argv
+    from pr1_jax.chat import command
+
+    cli.require([_CHECKPOINT])
+    question = _QUESTION.value
+    drawn = command.can_draw() and not _JSON.value
+    try:
+        chat = load(
+            _CHECKPOINT.value,
+            number=_NUMBER.value,
+            template=_TEMPLATE.value,
+            parallel=not _NO_PARALLEL.value,
+            seed=_SEED.value,
+            steps_per_chunk=1 if drawn else 32,
+            notify=lambda text: print(text, file=sys.stderr, flush=True),
+            variant=_VARIANT.value,
+            num_paths=_NUM_PATHS.value,
+            max_response_tokens=_MAX_TOKENS.value,
+            temperature=_TEMPERATURE.value,
+            top_k=_TOP_K.value,
+            top_p=_TOP_P.value,
+        )
+        try:
+            first = chat.prompt(chat.example() if question is None else question)
+        except ValueError as error:
+            if question is None:
+                raise
+            raise ValueError(f"--question={question[:60]}: {error}") from error
+        chat.warm_up(len(first))
+    except (ValueError, OSError) as error:
+        cli.stop(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    pace = _PACE.value
+    if pace is None:
+        pace = 30.0 if chat.is_embedded else 0.0
+    sys.exit(command.run(chat, question, drawn=drawn, as_json=_JSON.value, pace=pace))
+
+
+if __name__ == "__main__":
+    # Not above: `load` is for programs with flags of their own, too.
+    _CHECKPOINT = flags.DEFINE_string(
+        "checkpoint", None, "Workdir of a run, or a Hugging Face folder."
+    )
+    _NUMBER = flags.DEFINE_integer(
+        "checkpoint_number", None, "Of a run's checkpoints, as its folder; the newest."
+    )
+    _QUESTION = flags.DEFINE_string("question", None, "Asks this and ends.")
+    _TEMPERATURE = flags.DEFINE_float(
+        "temperature", None, "Of the draws, 0 = greedy; as trained.", lower_bound=0
+    )
+    _TOP_P = flags.DEFINE_float(
+        "top_p", None, "Share of the likeliest tokens.", lower_bound=0, upper_bound=1
+    )
+    _TOP_K = flags.DEFINE_integer(
+        "top_k", None, "Number of the likeliest tokens, 0 = all.", lower_bound=0
+    )
+    _NUM_PATHS = flags.DEFINE_integer(
+        "num_paths", None, "Of a block.", lower_bound=2, upper_bound=8
+    )
+    _MAX_TOKENS = flags.DEFINE_integer(
+        "max_tokens", None, "Of a response.", lower_bound=1
+    )
+    _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
+    _NO_PARALLEL = flags.DEFINE_bool(
+        "no_parallel", False, "Bans <Parallel>: ordinary decoding."
+    )
+    _VARIANT = flags.DEFINE_enum(
+        "variant", None, layout.VARIANTS, "Of attention; as trained, or structured."
+    )
+    _TEMPLATE = flags.DEFINE_enum(
+        "template", None, ["plain", "instruction", "chat"], "Of prompts; as trained."
+    )
+    _JSON = flags.DEFINE_bool("json", False, "Writes a JSON object a line.")
+    _PACE = flags.DEFINE_float(
+        "pace",
+        None,
+        "Steps a second that are shown in a terminal, at most; 0 = no limit. Default: "
+        "30 for the embedded model, which is too fast to watch, else 0.",
+        lower_bound=0,
+    )
+    cli.run(main)

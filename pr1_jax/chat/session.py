@@ -1,0 +1,250 @@
+"""Asks a model questions, and shows its paths side by side while they are sampled.
+
+    python -m pr1_jax.chat --checkpoint=runs/quickstart
+
+A checkpoint is the workdir of a run, a folder that `pr1_jax.export` wrote, or any
+Qwen3, Qwen2 or Llama folder. In a terminal one asks and watches; `--question` asks once;
+in a pipe each line of the input is a question, and the answers are plain text, or JSON
+lines with `--json`. The model decodes on one device. In a notebook:
+
+    chat = load("runs/quickstart")
+    chat.ask("Which two add to 26? 17 9 5 15")["response"]
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pr1_jax import tags
+from pr1_jax.answers.extract import extract
+from pr1_jax.data import prompts, tasks, tokenizer
+from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.settings import Settings, Vocab
+from pr1_jax.sampler.state import DecodeFn
+from pr1_jax.stages.responses import Scored
+from pr1_jax.trajectory import Trajectory
+
+FEWEST_PROMPT_TOKENS = 64  # for which is compiled, and twice as many, and so on
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a checkpoint holds; its parameters are not read yet."""
+
+    decoder: ModelConfig
+    tokenizer: tokenizer.Tokenizer
+    settings: Settings
+    template: str  # one of `data.TEMPLATES`
+    read_params: Callable[[], Any]
+
+
+def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    try:
+        return dataclasses.replace(settings, **given)
+    except ValueError as error:
+        text = str(error).replace("rollout.max_response_tokens", "--max_tokens")
+        raise ValueError(text.replace("rollout.", "--")) from error
+
+
+_EXAMPLE = "A train leaves at 9:40 and arrives at 13:05. How many minutes does it take?"
+
+
+class Chat:
+    """A model that answers questions, with settings that may change in between.
+
+    Attributes:
+      settings: how responses are decoded. parallel: whether blocks may be opened.
+      seed: of the draws. asked: questions so far; each draws anew.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        parallel: bool = True,
+        seed: int = 0,
+        steps_per_chunk: int = 4,
+        notify: Callable[[str], None] = lambda text: None,
+        decode_fn: DecodeFn | None = None,
+    ):
+        """Reads and compiles nothing yet.
+
+        Args:
+          steps_per_chunk: decode steps between two looks at a response.
+          notify: is told what takes long.
+          decode_fn: stands in for the model (tests).
+        """
+        self.model, self.tokenizer = opened.model, opened.tokenizer
+        self.settings, self.template = opened.settings, opened.template
+        self.parallel, self.seed, self.asked = parallel, seed, 0
+        self._read_params, self._notify = opened.read_params, notify
+        self._decode_fn = decode_fn
+        self._steps_per_chunk = steps_per_chunk
+        self._samplers: dict[Settings, Sampler] = {}
+        self._warm: dict[Settings, int] = {}  # prompt tokens compiled for
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """The parameters, read when first needed."""
+        self._notify("reading the parameters")
+        return self._read_params()
+
+    @functools.cached_property
+    def is_embedded(self) -> bool:
+        """Whether the model speaks the language of the embedded task alone."""
+        vocab = lambda x: x.hf_tokenizer.get_vocab()
+        return vocab(self.tokenizer) == vocab(tasks.make_tokenizer())
+
+    @property
+    def about(self) -> str:
+        """What is asked, in a few words."""
+        leaves = jax.tree.leaves(self.params)
+        count = sum(math.prod(x.shape) for x in leaves) / 1e6
+        s = self.settings
+        return (
+            f"{count:,.1f} M parameters, {s.variant}, {s.num_paths} paths, "
+            f"template {self.template}, up to {s.max_response_tokens} tokens"
+        )
+
+    def example(self) -> str:
+        """A question that suits the model."""
+        if not self.is_embedded:
+            return _EXAMPLE
+        problems = tasks.Problems("hard", "eval", seed=self.seed)
+        return problems[self.asked]["question"].strip()
+
+    def change(self, **settings: Any) -> None:
+        """Changes fields of `settings`; ValueError names what is wrong."""
+        self.settings = changed(self.settings, settings)
+
+    def prompt(self, question: str) -> np.ndarray:
+        """Token ids of a question in its template, int32.
+
+        Raises:
+          ValueError: the tokenizer cannot spell it, or it is empty or too long.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty")
+        if self.template == "plain" and self.is_embedded:
+            question = question.strip() + "\n"  # as problems of the task end
+        try:
+            found = prompts.prompt_tokens(
+                question, self.tokenizer, template=self.template
+            )
+        except ValueError as error:
+            if not self.is_embedded:
+                raise
+            raise ValueError(
+                f"the model only knows questions like: {self.example()} ({error})"
+            ) from error
+        limit = self.settings.max_prompt_tokens
+        if len(found) > limit:
+            raise ValueError(
+                f"the question has {len(found)} tokens in the template "
+                f"{self.template}, and prompts may have {limit}: ask a shorter one"
+            )
+        return found
+
+    def warm_up(self, prompt_tokens: int = 1) -> None:
+        """Compiles what a prompt of so many tokens needs, unless that is done."""
+        settings = self._decoding
+        limit = settings.max_prompt_tokens
+        needed = max(prompt_tokens, min(FEWEST_PROMPT_TOKENS, limit))
+        if self._warm.get(settings, 0) >= needed:
+            return
+        params = self.params
+        began = time.perf_counter()
+        self._notify("compiling, once …")
+        size = min(2 ** math.ceil(math.log2(needed)), limit)
+        self._sampler.warm_up(params, size)
+        self._warm[settings] = size
+        self._notify(f"compiled in {time.perf_counter() - began:.1f} s")
+
+    def ask(
+        self, question: str, *, watch: Callable[[Trajectory], None] | None = None
+    ) -> dict[str, Any]:
+        """Samples a response.
+
+        Args:
+          watch: called every few steps with the response as far as it is written, and
+            at last with all of it. What it raises ends the response. The time that it
+            takes does not count.
+
+        Returns:
+          Its record, see `record`.
+
+        Raises:
+          ValueError: as `prompt`.
+        """
+        prompt = self.prompt(question)
+        self.warm_up(len(prompt))
+        key = jax.random.fold_in(jax.random.key(self.seed), self.asked)
+        self.asked += 1
+        watched_sec = 0.0
+
+        def on_chunk(unfinished: Mapping[int, Trajectory]) -> None:
+            nonlocal watched_sec
+            began = time.perf_counter()
+            for trajectory in unfinished.values():
+                watch(trajectory)
+            watched_sec += time.perf_counter() - began
+
+        began = time.perf_counter()
+        (trajectory,) = self._sampler.sample(
+            self.params, [prompt], 1, key, on_chunk=on_chunk if watch else None
+        )
+        seconds = time.perf_counter() - began - watched_sec
+        if watch:
+            watch(trajectory)
+        return self.record(question, trajectory, seconds)
+
+    def record(
+        self, question: str, trajectory: Trajectory, seconds: float
+    ) -> dict[str, Any]:
+        """What is known of a response, as JSON: that of `rollout`, without a reference.
+
+        Also `final_answer`, what it answers; `seconds` that it took; `logp`, the sum of
+        its sampled log-probs; and the `trace` of its tokens (`Scored.trace`).
+        """
+        text = self.tokenizer.decode(trajectory.tokens)
+        problem = prompts.Problem(question, "", trajectory.prompt)
+        faults = tags.check_format(text)
+        scored = Scored(problem, trajectory, text, "", "", not faults)
+        record = scored.record()
+        for name in ("answer", "verdict", "reason"):
+            del record[name]
+        return record | {
+            "final_answer": extract(text),
+            "seconds": round(seconds, 4),
+            "logp": round(float(trajectory.logps.sum()), 3),
+            "trace": scored.trace(self.tokenizer),
+        }
+
+    @property
+    def _decoding(self) -> Settings:
+        blocks = {} if self.parallel else {"max_blocks": 0}
+        return dataclasses.replace(self.settings, **blocks)
+
+    @property
+    def _sampler(self) -> Sampler:
+        settings = self._decoding
+        if settings not in self._samplers:
+            sampler = Sampler(
+                None if self._decode_fn else with_kernels(self.model),
+                Vocab.of(self.tokenizer),
+                settings,
+                rows=1,
+                steps_per_chunk=self._steps_per_chunk,
+                decode_fn=self._decode_fn,
+            )
+            sampler.slot_sizes = sampler.slot_sizes[-1:]  # none is compiled midway
+            self._samplers[settings] = sampler
+        return self._samplers[settings]

@@ -1,0 +1,358 @@
+"""A response drawn in a terminal while it is sampled: columns for the paths of a block.
+
+What cannot change any more is printed once and for all, so that the terminal's
+scrollback holds the response as it is; only the rest is drawn anew. A line of wrapped
+text is final as soon as the next one has begun, and a row across the columns as soon
+as every path that is still open has passed it.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import rich.console
+import rich.live
+from rich.text import Text
+
+from pr1_jax import tags
+from pr1_jax.data.tokenizer import Tokenizer
+from pr1_jax.trajectory import Trajectory
+
+MAIN, BLOCK, SUMMARY = "main", "block", "summary"
+
+_MAX_PROSE = 100  # columns of the main stream and of a path: longer lines read badly
+_MIN_PATH = 16  # columns of a path; with less the paths stand below each other
+# Names of the terminal's own palette, which fits its background; no yellow or white.
+_COLORS = ("cyan", "magenta", "green", "blue", "red")
+_FRAME = "dim"
+_UNICODE = {name: name for name in "╭╮╰╯├┬┴│▸─✓·×▌"}
+_ASCII = dict(zip(_UNICODE, "+++++++|>-*|x_"))
+_CONTROLS = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys([*range(0x7F, 0xA0)], "\ufffd"),
+    **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
+    ord("\t"): "    ",
+}
+
+
+@dataclasses.dataclass
+class Section:
+    """A part of a response: of the main stream, a block's paths, or a summary."""
+
+    kind: str
+    # Token ids of its one stream, or of each path; but for the first stream of a
+    # response they begin with the tag that opens (or, in the main stream, precedes) it.
+    streams: list[list[int]]
+    closed: list[bool]  # whether nothing more will be written, by stream
+
+
+def sections(
+    trajectory: Trajectory, tag_ids: Mapping[str, int], eos_id: int
+) -> list[Section]:
+    """Parts of a response, complete or not, in order.
+
+    The recorded labels say what is in a path, not the text: a model may write tags
+    where they mean nothing.
+    """
+    found = [Section(MAIN, [[]], [False])]
+    labels = trajectory.tokens.tolist(), trajectory.path.tolist()
+    for token, path in zip(*labels, strict=True):
+        last = found[-1]
+        if path:
+            while len(last.streams) < path:
+                last.streams.append([])
+                last.closed.append(False)
+            last.streams[path - 1].append(token)
+            last.closed[path - 1] = token == tag_ids[tags.END_PATH]
+        elif last.kind == BLOCK:  # </Parallel>, newline, <Summary>
+            last.closed = [True] * len(last.closed)
+            if token == tag_ids[tags.SUMMARY]:
+                found.append(Section(SUMMARY, [[token]], [False]))
+        elif last.kind == MAIN and token == tag_ids[tags.PARALLEL]:
+            last.closed = [True]
+            found.append(Section(BLOCK, [], []))
+        elif last.kind == SUMMARY and token == tag_ids[tags.END_SUMMARY]:
+            last.closed = [True]
+            found.append(Section(MAIN, [[token]], [False]))
+        else:
+            last.streams[0].append(token)
+            last.closed = [token == eos_id]
+    return found
+
+
+_HEADS = {MAIN: tags.END_SUMMARY, BLOCK: tags.PATH, SUMMARY: tags.SUMMARY}
+
+
+def stream_text(section: Section, number: int, tokenizer: Tokenizer) -> str:
+    """Text of one stream, without the tags around it and safe to print."""
+    text = tokenizer.decode(section.streams[number])
+    text = text.removeprefix(_HEADS[section.kind])
+    if section.kind == BLOCK and section.closed[number]:
+        text = text.removesuffix(tags.END_PATH)
+    if not section.closed[number]:
+        text = text.rstrip("\ufffd")  # a character of which some bytes are to come
+    return text.replace("\r\n", "\n").translate(_CONTROLS)
+
+
+def glyphs(console: rich.console.Console) -> Mapping[str, str]:
+    """Characters to draw with, by the ones that are meant."""
+    return _UNICODE if console.encoding.lower().startswith("utf") else _ASCII
+
+
+class Painter:
+    """Turns sections into lines of a console."""
+
+    def __init__(self, console: rich.console.Console, tokenizer: Tokenizer):
+        self._console, self._tokenizer = console, tokenizer
+        self._glyphs = glyphs(console)
+
+    def lines(
+        self, section: Section, width: int, height: int, *, is_open: bool
+    ) -> tuple[list[Text], int]:
+        """Lines of a section.
+
+        Args:
+          width, height: of the terminal.
+          is_open: whether more may be written. Where it is not, all lines are final.
+
+        Returns:
+          The lines, and how many of them, the first ones, are final.
+        """
+        if section.kind != BLOCK:
+            return self._prose(section, width, is_open)
+        if not section.streams:
+            return [], 0
+        inner = (width - 1) // len(section.streams) - 3
+        if inner < _MIN_PATH:
+            return self._stacked(section, width, height, is_open)
+        return self._columns(section, min(inner, _MAX_PROSE), is_open)
+
+    def _wrapped(self, text: Text | str, width: int) -> list[Text]:
+        text = Text(text) if isinstance(text, str) else text
+        wrapped = text.wrap(self._console, width, overflow="fold")
+        return list(wrapped)
+
+    def _prose(
+        self, section: Section, width: int, is_open: bool
+    ) -> tuple[list[Text], int]:
+        g, text = self._glyphs, stream_text(section, 0, self._tokenizer).strip()
+        width = min(width, _MAX_PROSE) - 1  # the last column is the cursor's
+        if section.kind == MAIN:
+            found = self._wrapped(_answer_bold(text), width) if text else []
+            lines = [Text(), *found] if found else []
+        else:
+            body = Text.assemble(("summary  ", "bold green"), (text, "italic"))
+            lines = [Text("   ") + line for line in self._wrapped(body, width - 3)]
+            lines[0] = Text.assemble((g["╰"] + g["▸"] + " ", _FRAME), lines[0][3:])
+        return lines, max(len(lines) - 1, 0) if is_open else len(lines)
+
+    def _texts(self, section: Section, width: int) -> list[list[Text]]:
+        """Wrapped lines of every path."""
+        texts = (
+            stream_text(section, i, self._tokenizer).strip()
+            for i in range(len(section.streams))
+        )
+        return [self._wrapped(text, width) if text else [Text()] for text in texts]
+
+    def _label(self, section: Section, number: int) -> Text:
+        """`12 tokens`, with a mark if the path is closed."""
+        count, done = len(section.streams[number]), section.closed[number]
+        words = f"{count} token{'s' * (count != 1)}"
+        if done:
+            words = f"{self._glyphs['✓']} {words}"
+        return Text(words, style=_color(number) if done else f"bold {_color(number)}")
+
+    def _columns(
+        self, section: Section, width: int, is_open: bool
+    ) -> tuple[list[Text], int]:
+        """Paths side by side, each `width` columns wide."""
+        g, texts = self._glyphs, self._texts(section, width)
+        rule = lambda left, middle, right, labels: Text.assemble(
+            *(
+                part
+                for i, label in enumerate(labels)
+                for part in (
+                    (g[middle if i else left] + g["─"], _FRAME),
+                    " ",
+                    label,
+                    " ",
+                    (g["─"] * (width - 1 - label.cell_len), _FRAME),
+                )
+            ),
+            (g[right], _FRAME),
+        )
+        names = [Text(f"path {i + 1}", style=_color(i)) for i in range(len(texts))]
+        lines = [Text(), rule("╭", "┬", "╮", names)]
+        for row in range(max(map(len, texts))):
+            line = Text()
+            for number, wrapped in enumerate(texts):
+                cell = wrapped[row].copy() if row < len(wrapped) else Text()
+                writing = not section.closed[number] and row == len(wrapped) - 1
+                if writing and cell.cell_len < width:
+                    cell.append(g["▌"], style=_color(number))
+                cell.append(" " * (width - cell.cell_len))
+                line += Text.assemble((g["│"], _FRAME), " ", cell, " ")
+            lines.append(line + Text(g["│"], style=_FRAME))
+        counts = [self._label(section, i) for i in range(len(texts))]
+        # The summary hangs on the corner of a block that is closed.
+        lines.append(rule("╰" if is_open else "├", "┴", "╯", counts))
+        if not is_open:
+            return lines, len(lines)
+        running = [
+            len(t) - 1
+            for t, done in zip(texts, section.closed, strict=True)
+            if not done
+        ]
+        return lines, 2 + min(running, default=max(map(len, texts)))
+
+    def _stacked(
+        self, section: Section, width: int, height: int, is_open: bool
+    ) -> tuple[list[Text], int]:
+        """Paths below each other; while they are open, the ends of them that fit."""
+        g, texts = self._glyphs, self._texts(section, width - 3)
+        if is_open:
+            rows = max(1, (height - 3) // len(texts) - 1)
+            texts = [text[-rows:] for text in texts]
+        lines = [Text()]
+        for number, wrapped in enumerate(texts):
+            corner = g["├" if number else "╭"] + g["─"]
+            name = Text(f"path {number + 1}", style=_color(number))
+            count = self._label(section, number)
+            lines.append(
+                Text.assemble((corner, _FRAME), " ", name, f" {g['·']} ", count)
+            )
+            if not section.closed[number]:
+                wrapped[-1].append(g["▌"], style=_color(number))
+            lines += [Text.assemble((g["│"], _FRAME), " ", line) for line in wrapped]
+        lines.append(Text(g["╰" if is_open else "├"] + g["─"] * 2, style=_FRAME))
+        return lines, 0 if is_open else len(lines)
+
+
+class Screen:
+    """Draws one response as it grows; a context manager.
+
+    with Screen(console, tokenizer) as screen:
+        chat.ask(question, watch=screen.show)
+        screen.finish(trajectory)
+    """
+
+    def __init__(
+        self,
+        console: rich.console.Console,
+        tokenizer: Tokenizer,
+        *,
+        every_sec: float = 1 / 30,
+    ):
+        """`every_sec`: time between two drawings, at least; 0 = draws all it is told."""
+        self._console, self._tokenizer = console, tokenizer
+        self._painter = Painter(console, tokenizer)
+        self._every_sec, self._next_sec = every_sec, 0.0
+        self._at = self._printed = 0  # the open section, and its lines printed so far
+        self._width = console.width
+        # Not `redirect_*`: nothing else writes while a response is drawn.
+        self._live = rich.live.Live(
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            vertical_overflow="crop",
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._live.stop()
+
+    def show(self, trajectory: Trajectory) -> None:
+        """Draws a response as far as it is written; may leave a drawing out."""
+        began = time.monotonic()
+        if began < self._next_sec:
+            return
+        self._draw(trajectory, is_done=False)
+        if self._every_sec:  # drawing takes a quarter of the time at most
+            took = time.monotonic() - began
+            self._next_sec = began + max(self._every_sec, 4 * took)
+
+    def finish(self, trajectory: Trajectory) -> None:
+        """Draws all that there is, for good."""
+        self._draw(trajectory, is_done=True)
+
+    def _draw(self, trajectory: Trajectory, *, is_done: bool) -> None:
+        tokenizer = self._tokenizer
+        found = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
+        rest: Sequence[Text] = ()
+        final: list[Text] = []
+        for i in range(self._at, len(found)):
+            is_open = i == len(found) - 1 and not is_done
+            if not self._printed:  # a width holds for a whole section
+                self._width = self._console.width
+            lines, count = self._painter.lines(
+                found[i], self._width, self._console.height, is_open=is_open
+            )
+            final += lines[self._printed : count]
+            if is_open:
+                self._at, self._printed, rest = i, count, lines[count:]
+            else:
+                self._at, self._printed = i + 1, 0
+        fits = max(self._console.height - 2, 1)
+        # At once: what is printed is drawn with the new rest below it.
+        rest = rich.console.Group(*rest[-fits:])
+        self._live.update(rest, refresh=not final)
+        if final:
+            self._console.print(*final, sep="\n", soft_wrap=True)
+
+
+def draw(
+    console: rich.console.Console,
+    tokenizer: Tokenizer,
+    trajectory: Trajectory,
+    *,
+    is_done: bool = True,
+) -> None:
+    """Prints a response, or as much of it as there is, once."""
+    painter = Painter(console, tokenizer)
+    found = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
+    for i, section in enumerate(found):
+        is_open = i == len(found) - 1 and not is_done
+        lines, _ = painter.lines(
+            section, console.width, console.height, is_open=is_open
+        )
+        for line in lines:
+            console.print(line, soft_wrap=True)
+
+
+def figures(record: Mapping[str, Any], console: rich.console.Console) -> str:
+    """What a response took, in one line.
+
+    Args:
+      record: of `chat.Chat.ask`; also `stopped`, whether someone did that.
+    """
+    g = glyphs(console)
+    total, steps = record["total_tokens"], record["sequential_steps"]
+    parts = [f"{total} tokens in {steps} steps"]
+    if record["num_blocks"]:
+        parts.append(f"{total - steps} steps saved ({total / steps:.2f}{g['×']})")
+    else:
+        parts.append("no block")
+    if record["seconds"] > 0:
+        parts.append(f"{total / record['seconds']:,.0f} tokens/s")
+    if record.get("stopped"):
+        parts.append("stopped")
+    elif not record["finished"]:
+        parts.append("cut off at its limit (--max_tokens)")
+    return f" {g['·']} ".join(parts)
+
+
+def _answer_bold(text: str) -> Text:
+    """Main stream with its `Final Answer:` lines in bold."""
+    out = Text(text)
+    out.highlight_regex(r"(?im)^.*final answer[*_` ]*:.*$", style="bold")
+    return out
+
+
+def _color(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]

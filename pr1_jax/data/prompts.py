@@ -1,0 +1,63 @@
+"""Prompts: a problem and the tokens that put it to the model."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from pr1_jax.data.tokenizer import Tokenizer
+
+TEMPLATES = ("plain", "instruction", "chat", "own")
+INSTRUCTION = (
+    "Solve the problem step by step. Where a step is hard or worth checking, think in "
+    "parallel: open a block with <Parallel>, write two or more <Path>…</Path> in it, "
+    "each an independent attempt at the step that does not rely on the others, close "
+    "the block with </Parallel>, and join the paths in <Summary>…</Summary>: what each "
+    "of them found, and with which result you go on. Use as many blocks as help, or "
+    "none. End with one line of the form Final Answer: …"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A problem and its tokenised prompt."""
+
+    question: str
+    answer: str
+    prompt: np.ndarray  # int32 token ids
+
+
+def prompt_tokens(
+    question: str,
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    messages: Sequence[dict[str, str]] | None = None,
+    allow_tags: bool = True,
+) -> np.ndarray:
+    """Token ids of a prompt, int32.
+
+    Args:
+      template: `plain`, the question as it is; `instruction`, with our instruction to
+        think in parallel before it; `chat`, by the tokenizer's chat template, with the
+        instruction as the system message; `own`, the prompt that the data brings, by
+        the chat template and without our instruction.
+      messages: chat messages of the data, for `own`; None = the question alone.
+      allow_tags: whether tags that the prompt mentions become their tokens; structure
+        begins with the response in any case (spec section 2).
+    """
+    check_template(template)
+    asked = {"role": "user", "content": question}
+    if template == "instruction":
+        question = f"{INSTRUCTION}\n\nProblem: {question.strip()}\n\nSolution:\n"
+    elif template == "chat":
+        told = {"role": "system", "content": INSTRUCTION}
+        question = tokenizer.chat_prompt([told, asked])
+    elif template == "own":
+        question = tokenizer.chat_prompt(messages or [asked])
+    return np.array(tokenizer.encode(question, allow_tags=allow_tags), np.int32)
+
+
+def check_template(template: str) -> None:
+    if template not in TEMPLATES:
+        raise ValueError(f"data.template={template!r} is not one of {TEMPLATES}")

@@ -1,0 +1,261 @@
+"""Text to token ids and back, with the six control tags as tokens (spec sections 1, 6).
+
+`Tokenizer` wraps a Hugging Face fast tokenizer at the host edge. It differs from the
+wrapped one in three ways: the tags are single tokens and stay visible in decoded text,
+decoding is exact (nothing is cleaned up), and no BOS or EOS is ever put in unasked.
+`transformers` takes a second to import, so it is imported where it is used.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from pr1_jax import tags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, EOS = "<pad>", "<eos>"  # of `from_words`
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer in which each tag is one token.
+
+    Attributes:
+      tag_ids: tag text -> id, in `tags.TAGS` order.
+      eos_id, pad_id: `pad_id` is `eos_id` where the tokenizer has no padding token.
+      newline_id: the "\\n" between `</Parallel>` and `<Summary>`.
+      vocab_size: one more than the greatest id.
+      new_tags: the tags that got a new id here; none where all were there before.
+      added_tags: whether there are any such.
+    """
+
+    def __init__(self, hf_tokenizer: "PreTrainedTokenizerFast"):
+        """Wraps `hf_tokenizer`, which gets the tags that it lacks."""
+        if not getattr(hf_tokenizer, "is_fast", False):
+            raise ValueError(f"{type(hf_tokenizer).__name__} is not a fast tokenizer")
+        if hf_tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no EOS token: name one as eos_token in its "
+                "tokenizer_config.json"
+            )
+        self.hf_tokenizer = hf_tokenizer
+        self._plain: tokenizers.Tokenizer | None = None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.new_tags = self._add_tags()
+        self.added_tags = bool(self.new_tags)
+        self.tag_ids = {tag: self._backend.token_to_id(tag) for tag in tags.TAGS}
+        self.eos_id: int = hf_tokenizer.eos_token_id
+        pad_id = hf_tokenizer.pad_token_id
+        self.pad_id: int = self.eos_id if pad_id is None else pad_id
+        self.vocab_size = 1 + max(self._backend.get_vocab().values())
+        added = hf_tokenizer.added_tokens_decoder
+        dropped = {i for i, token in added.items() if token.special}
+        dropped |= {self.eos_id, self.pad_id}
+        self._dropped = dropped - set(self.tag_ids.values())
+        # Metaspace takes a first space for the one that it would have put there.
+        spaces = self._backend.pre_tokenizer
+        self._takes_first_space = (
+            isinstance(spaces, pre_tokenizers.Metaspace)
+            and spaces.prepend_scheme != "never"
+        )
+        self.newline_id = self._find_newline()
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that do the same, and hardly for others."""
+        digest = hashlib.sha256(self._backend.to_str().encode())
+        digest.update(f"{self.eos_id} {self.pad_id}".encode())
+        return f"of {self.vocab_size} tokens, sha256 {digest.hexdigest()[:12]}"
+
+    @property
+    def _backend(self) -> tokenizers.Tokenizer:
+        return self.hf_tokenizer.backend_tokenizer
+
+    def _add_tags(self) -> tuple[str, ...]:
+        """Makes every tag one token; returns those that needed a new id."""
+        lacks = lambda tag: self._backend.token_to_id(tag) is None
+        new = tuple(filter(lacks, tags.TAGS))
+        for tag in tags.TAGS:
+            ids = self._backend.encode(tag, add_special_tokens=False).ids
+            if len(ids) != 1:
+                # Not `special`: other tools hide special tokens when they decode.
+                token = tokenizers.AddedToken(tag, special=False, normalized=False)
+                self.hf_tokenizer.add_tokens([token])
+        return new
+
+    def _find_newline(self) -> int:
+        text = f"{tags.END_PARALLEL}\n{tags.SUMMARY}"
+        ids = self.encode(text)
+        if len(ids) != 3:
+            raise ValueError(
+                f"the tokenizer spells {text!r} with {len(ids)} tokens, not 3: "
+                "the newline between the tags must be one token"
+            )
+        return ids[1]
+
+    def encode(self, text: str, *, allow_tags: bool = True) -> list[int]:
+        """Token ids of `text`; no BOS or EOS is added.
+
+        Args:
+          text: any string; special tokens that it spells out become their ids.
+          allow_tags: False for text that only talks about the tags (a prompt): they
+            are then spelled with ordinary pieces.
+
+        Raises:
+          ValueError: a word-level tokenizer does not know some of the text.
+        """
+        backend = self._backend if allow_tags else self._plain_backend()
+        if self._takes_first_space and text.startswith(" "):
+            text = " " + text
+        try:
+            return backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # `tokenizers` raises nothing narrower
+            unknown = self._unknown_pieces(backend, text)
+            if not unknown:
+                reason = f"the tokenizer cannot encode {text[:60]!r}: {line(error)}"
+                raise ValueError(reason) from error
+            raise ValueError(f"not in the vocabulary: {unknown} in {text!r}") from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Exact text of `ids`: tags visible, EOS, padding and other specials dropped.
+
+        `decode(encode(text)) == text`, but for text that the tokenizer's own
+        normaliser changes (Qwen: Unicode NFC).
+        """
+        kept = [i for i in map(int, ids) if i not in self._dropped]
+        return self._backend.decode(kept, skip_special_tokens=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; EOS is spelled out, other specials are "".
+
+        Joined they are `decode(ids)`, with the EOS token's text where one stands. A
+        character spelled by several tokens belongs to the last of them: "a é" in
+        tokens that are bytes is `["a", " ", "", "é"]`.
+        """
+        kept = [(n, i) for n, i in enumerate(map(int, ids)) if i not in self._dropped]
+        out = [self.eos_text if int(i) == self.eos_id else "" for i in ids]
+        found = self._split([i for _, i in kept], self.decode(ids))
+        for (n, _), piece in zip(kept, found, strict=True):
+            out[n] = piece
+        return out
+
+    @property
+    def eos_text(self) -> str:
+        """How the EOS token is spelled."""
+        return str(self.hf_tokenizer.eos_token)
+
+    def _split(self, ids: Sequence[int], text: str) -> list[str]:
+        """`text`, which is that of `ids`, in one piece for each of them.
+
+        Where the tokens' own texts do not make it up, it is halved until they do, near
+        the middle where the halves' texts are the whole's. What cannot be halved is one
+        character, or bytes that are none, and goes to its last token.
+        """
+        alone = {i: self._inside([i]) for i in set(ids)}
+        # Some decoders drop a space before the first token.
+        behind = self._inside(ids)
+        lost = behind.removesuffix(text) if behind.endswith(text) else ""
+        out: list[str] = []
+        waiting = [(list(ids), lost + text)] if ids else []  # the next one last
+        while waiting:
+            part, whole = waiting.pop()
+            pieces = [alone[i] for i in part]
+            if "".join(pieces) == whole:
+                out += pieces
+            elif halves := self._halves(part, whole):
+                waiting += reversed(halves)
+            else:
+                out += [""] * (len(part) - 1) + [whole]
+        for n, piece in enumerate(out):
+            if not lost:
+                break
+            out[n], lost = piece[len(lost) :], lost[len(piece) :]
+        return out
+
+    def _halves(self, ids: list[int], text: str) -> list[tuple[list[int], str]]:
+        """Two parts of `ids` with their texts, none where a split changes the text."""
+        middle = len(ids) // 2
+        for shift in (0, -1, 1, -2, 2, -3, 3):  # a character has four bytes at most
+            at = middle + shift
+            if not 0 < at < len(ids):
+                continue
+            left = self._inside(ids[:at])
+            right = text.removeprefix(left)
+            if text == left + right and self._inside(ids[at:]) == right:
+                return [(ids[:at], left), (ids[at:], right)]
+        return []
+
+    def _inside(self, ids: Sequence[int]) -> str:
+        """The text of `ids` behind another token."""
+        before = self.tag_ids[tags.END_SUMMARY]
+        text = self._backend_text([before, *ids])
+        return text.removeprefix(tags.END_SUMMARY)
+
+    def _backend_text(self, ids: Sequence[int]) -> str:
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def tag_pieces(self, tag: str) -> list[int]:
+        """Ids of the pieces that spell `tag` where it is not a token."""
+        return self.encode(tag, allow_tags=False)
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+        """Prompt text of `messages` (role, content) up to the assistant's turn."""
+        if not self.hf_tokenizer.chat_template:
+            raise ValueError(
+                "the tokenizer has no chat template: set data.template to plain or "
+                "instruction, or put a chat_template.jinja beside tokenizer.json"
+            )
+        try:
+            return self.hf_tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template raises anything
+            roles = [message["role"][:40] for message in messages[:8]]
+            raise ValueError(
+                f"the tokenizer's chat template does not take messages of {roles}: "
+                f"{line(error)}"
+            ) from error
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes tokenizer.json and its settings; `load` and `transformers` read it."""
+        self.hf_tokenizer.save_pretrained(os.fspath(folder))
+        file = Path(folder) / "tokenizer_config.json"
+        settings = json.loads(file.read_text())
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            # Its name before transformers 5, which knows both.
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+    def _plain_backend(self) -> tokenizers.Tokenizer:
+        """A copy that does not know the tags, made when first needed."""
+        if self._plain is None:
+            state = json.loads(self._backend.to_str())
+            for token in state["added_tokens"]:
+                if token["content"] in self.tag_ids:  # renamed: other ids must stay
+                    token["content"] = f"\0{token['content']}\0"
+            self._plain = tokenizers.Tokenizer.from_str(json.dumps(state))
+        return self._plain
+
+    def _unknown_pieces(self, backend: tokenizers.Tokenizer, text: str) -> list[str]:
+        if not isinstance(backend.model, models.WordLevel):
+            return []
+        if backend.pre_tokenizer is None:
+            return [text]
+        if backend is self._backend:
+            text = re.sub("|".join(map(re.escape, tags.TAGS)), "", text)
+        pieces = backend.pre_tokenizer.pre_tokenize_str(text)
+        known = backend.get_vocab()
+        return list(dict.fromkeys(piece for piece, _ in pieces if piece not in known))
+
+
+def line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

@@ -1,0 +1,42 @@
+"""Traces for SFT: texts with tags as trajectories."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pr1_jax import layout
+from pr1_jax.data.tokenizer import Tokenizer
+from pr1_jax.trajectory import Trajectory
+
+
+def from_text(
+    prompt: Sequence[int], response: str, tokenizer: Tokenizer, *, variant: str
+) -> Trajectory:
+    """A trajectory of an SFT trace in canonical text; EOS is appended.
+
+    Raises:
+      ValueError: the trace is malformed (with the reason), in either variant; or the
+        variant is unknown.
+    """
+    layout.check_variant(variant)
+    tokens = np.array([*tokenizer.encode(response), tokenizer.eos_id], np.int32)
+    parsed = layout.structured(tokens, tokenizer.tag_ids, len(prompt))
+    positions, block, path = (x[len(prompt) :] for x in parsed)
+    longest = sum(
+        np.bincount(path[block == b])[1:].max() for b in range(1, block.max() + 1)
+    )
+    if variant == "causal":
+        positions = np.arange(len(prompt), len(prompt) + len(tokens), dtype=np.int32)
+    nothing = np.zeros(len(tokens), np.int32)
+    return Trajectory(
+        prompt=np.array(prompt, np.int32),
+        tokens=tokens,
+        positions=positions,
+        block=block,
+        path=path,
+        forced=nothing.astype(bool),
+        bans=nothing,
+        logps=nothing.astype(np.float32),
+        finished=True,
+        sequential_steps=int((path == 0).sum() + longest),
+    )

@@ -1,0 +1,180 @@
+"""The config.json of a Hugging Face folder."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pr1_jax.huggingface import tensors
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.system import hub
+
+MODEL_TYPES = ("qwen3", "qwen2", "llama")
+MAX_POSITIONS = 32768
+
+
+def resolve(name_or_path: str | os.PathLike) -> Path:
+    """The folder of a local path, or of a hub name after downloading what is needed.
+
+    Raises:
+      FileNotFoundError: a path that does not exist (`hub.looks_local`).
+      ValueError: the hub does not give it; names it and says why, in one line.
+    """
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if os.path.exists(path):
+        return path
+    if hub.looks_local(name):
+        raise FileNotFoundError(f"no model at {name}: no such folder")
+    return hub.download(name)
+
+
+def read_config(
+    folder: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    scan_layers: bool = False,
+    remat: bool = False,
+    remat_policy: str = "nothing",
+) -> ModelConfig:
+    """Reads config.json of a Qwen3, Qwen2 or Llama folder.
+
+    Raises:
+      FileNotFoundError: no config.json. ValueError: an architecture or a setting
+        that the model does not compute; names the field and its value.
+    """
+    file = Path(folder) / "config.json"
+    raw = tensors.read_json(file)
+    kind = raw.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{file}: model_type={kind!r:.200} is not of {MODEL_TYPES}")
+    _check_types(file, raw)
+    rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})
+    _check_types(file, rope)
+    _check_supported(file, raw, rope)
+    try:
+        num_heads, width = raw["num_attention_heads"], raw["hidden_size"]
+        head_dim = 128 if kind == "qwen3" else width // num_heads
+        return ModelConfig(
+            vocab_size=raw["vocab_size"],
+            num_layers=raw["num_hidden_layers"],
+            width=width,
+            num_heads=num_heads,
+            num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+            head_dim=raw.get("head_dim") or head_dim,
+            mlp_width=raw["intermediate_size"],
+            tie_embeddings=raw.get("tie_word_embeddings", False),
+            qk_norm=kind == "qwen3",
+            qkv_bias=kind == "qwen2",
+            rope_base=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+            rms_eps=raw.get("rms_norm_eps", 1e-6),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            scan_layers=scan_layers,
+            remat=remat,
+            remat_policy=remat_policy,
+        )
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error.args[0]}") from error
+    except ValueError as error:  # the shape itself is none
+        raise ValueError(f"{file}: {error}") from error
+
+
+def max_positions(folder: str | os.PathLike) -> int:
+    """The `max_position_embeddings` that config.json of a folder states."""
+    file = Path(folder) / "config.json"
+    raw = tensors.read_json(file)
+    _check_types(file, raw)
+    return raw.get("max_position_embeddings", MAX_POSITIONS)
+
+
+_MAX_LAYERS = 1000  # more would only take for ever to trace
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"),
+)
+_IS_OF = {  # field -> what it must be, and whether a value is that
+    **dict.fromkeys(
+        _SIZES,
+        ("a whole number from 1", lambda x: type(x) is int and 0 < x < 2**31),
+    ),
+    "num_hidden_layers": (
+        f"a whole number from 1 to {_MAX_LAYERS}",
+        lambda x: type(x) is int and 0 < x <= _MAX_LAYERS,
+    ),
+    **dict.fromkeys(
+        ("rope_theta", "rms_norm_eps"),
+        ("a positive number", lambda x: type(x) in (int, float) and 0 < x < 1e30),
+    ),
+    "tie_word_embeddings": ("true or false", lambda x: type(x) is bool),
+    "layer_types": (
+        "a list of names",
+        lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
+    ),
+    **dict.fromkeys(
+        ("rope_parameters", "rope_scaling"), ("an object", lambda x: type(x) is dict)
+    ),
+}
+_OPTIONAL = (
+    *("num_key_value_heads", "head_dim", "layer_types"),
+    *("rope_parameters", "rope_scaling"),
+)
+
+
+def _check_types(file: Path, raw: Mapping) -> None:
+    """Raises ValueError unless each field that is there has a value of its kind."""
+    for field, (kind, holds) in _IS_OF.items():
+        absent = field not in raw or (field in _OPTIONAL and raw[field] is None)
+        if not absent and not holds(raw[field]):
+            raise ValueError(f"{file}: {field}={raw[field]!r:.200} is not {kind}")
+
+
+def _check_supported(file: Path, raw: Mapping, rope: Mapping) -> None:
+    """Refuses settings under which this code would compute something else."""
+    supported = {
+        "hidden_act": "silu",
+        "rope_type": "default",
+        "type": "default",  # of older rope_scaling
+        "partial_rotary_factor": 1,
+        "use_sliding_window": False,
+        "layer_types": ["full_attention"],
+        "mlp_bias": False,
+        "attention_bias": False,
+        "quantization_config": None,
+    }
+    if raw["model_type"] == "qwen2":  # has biases on q, k, v, whatever this says
+        del supported["attention_bias"]
+    settings = dict(raw) | dict(rope)
+    settings["layer_types"] = sorted(set(raw.get("layer_types") or ["full_attention"]))
+    for field, value in supported.items():
+        found = settings.get(field, value)
+        if found != value:
+            raise ValueError(f"{file}: {field}={found!r:.200}, supported is {value!r}")
+
+
+def config_json(config: ModelConfig, flat, tokenizer, max_positions) -> dict[str, Any]:
+    if config.qk_norm and config.qkv_bias:
+        raise ValueError("qk_norm=True with qkv_bias=True: no such Hugging Face model")
+    kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    return {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "rms_norm_eps": config.rms_eps,
+        "rope_theta": config.rope_base,
+        "max_position_embeddings": max_positions,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": str(flat[("embedding",)].dtype),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_id if tokenizer else None,
+        "pad_token_id": tokenizer.pad_id if tokenizer else None,
+    }

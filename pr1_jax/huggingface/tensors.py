@@ -1,0 +1,215 @@
+"""Tensors of a Hugging Face folder: which fills which parameter, and their files."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import safetensors
+from flax import traverse_util
+
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.params import init_params
+
+INDEX = "model.safetensors.index.json"
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+# Our parameter -> its Hugging Face name, and how many of our leading axes are inputs:
+# kernels are [in..., out...] here and [out, in] there. 0: nothing to transpose.
+_NAMES = {
+    "embedding": ("model.embed_tokens.weight", 0),
+    "head": ("lm_head.weight", 0),
+    "final_norm/scale": ("model.norm.weight", 0),
+    "attn_norm/scale": ("model.layers.{}.input_layernorm.weight", 0),
+    "q/kernel": ("model.layers.{}.self_attn.q_proj.weight", 1),
+    "k/kernel": ("model.layers.{}.self_attn.k_proj.weight", 1),
+    "v/kernel": ("model.layers.{}.self_attn.v_proj.weight", 1),
+    "o/kernel": ("model.layers.{}.self_attn.o_proj.weight", 2),
+    "q/bias": ("model.layers.{}.self_attn.q_proj.bias", 0),
+    "k/bias": ("model.layers.{}.self_attn.k_proj.bias", 0),
+    "v/bias": ("model.layers.{}.self_attn.v_proj.bias", 0),
+    "q_norm/scale": ("model.layers.{}.self_attn.q_norm.weight", 0),
+    "k_norm/scale": ("model.layers.{}.self_attn.k_norm.weight", 0),
+    "mlp_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", 0),
+    "gate/kernel": ("model.layers.{}.mlp.gate_proj.weight", 1),
+    "up/kernel": ("model.layers.{}.mlp.up_proj.weight", 1),
+    "down/kernel": ("model.layers.{}.mlp.down_proj.weight", 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One Hugging Face tensor and the place in our tree that it fills.
+
+    Attributes:
+      name, hf_shape: there.
+      path: of the parameter here; layer: its index on axis 0, None if not stacked.
+      shape: here, without the layer axis. inputs: leading input axes, see `_NAMES`.
+    """
+
+    name: str
+    hf_shape: tuple[int, ...]
+    path: tuple[str, ...]
+    layer: int | None
+    shape: tuple[int, ...]
+    inputs: int
+
+    def from_hf(self, array: np.ndarray) -> np.ndarray:
+        """[hf_shape] -> [shape]."""
+        return (array.T if self.inputs else array).reshape(self.shape)
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        """[shape] -> [hf_shape]."""
+        if self.inputs:
+            array = array.reshape(self.hf_shape[::-1]).T
+        return np.ascontiguousarray(array).reshape(self.hf_shape)
+
+
+def _abstract_params(config: ModelConfig) -> dict[tuple[str, ...], Any]:
+    """Path -> shape and dtype of each parameter."""
+    init = lambda key: nn.unbox(init_params(config, key))
+    return traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)))
+
+
+def tensor_table(config: ModelConfig) -> dict[tuple[str, ...], list[Tensor]]:
+    """Our parameter -> the tensors that fill it: one, or one a layer if stacked."""
+    table = {}
+    for path, leaf in _abstract_params(config).items():
+        stacked = path[0] == "layers"
+        in_layer = stacked or path[0].startswith("layer_")
+        name, inputs = _NAMES["/".join(path[1:] if in_layer else path)]
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        hf_shape = shape
+        if inputs:
+            hf_shape = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+        elif name.endswith(".bias"):
+            hf_shape = (math.prod(shape),)
+        if stacked:
+            layers = [(i, i) for i in range(config.num_layers)]
+        else:
+            layers = [(None, path[0].removeprefix("layer_"))]
+        table[path] = [
+            Tensor(name.format(number), hf_shape, path, i, shape, inputs)
+            for i, number in layers
+        ]
+    return table
+
+
+def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Tensor name -> (its file, its shape), over all parts.
+
+    Raises:
+      FileNotFoundError: there are no safetensors; other formats are never read.
+      ValueError: names the file that is damaged, or the part that is not in the folder.
+    """
+    found = {}
+    for file in _parts(folder):
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights at {file}: {_pickles(folder)}")
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    part = opened.get_slice(name)
+                    found[name] = file, tuple(part.get_shape())
+                    if part.get_dtype() not in _DTYPES:
+                        raise ValueError(
+                            f"tensor {name} is {part.get_dtype()}, expected one of "
+                            f"{_DTYPES}: {file}"
+                        )
+        except (safetensors.SafetensorError, OSError) as error:
+            text = f"{file} is truncated or damaged, copy it anew: {error}"
+            raise ValueError(text) from error
+    return found
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The weights' files; those that an index names must lie in the folder."""
+    index = folder / INDEX
+    if not index.is_file():
+        return _inside(folder, ["model.safetensors"])
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: weight_map names no files of the folder")
+    for name in names.values():
+        plain = isinstance(name, str) and Path(name).name == name and "\0" not in name
+        if not plain or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index} names the part {str(name)[:200]!r}, expected the name of a "
+                ".safetensors file in the same folder"
+            )
+    return _inside(folder, sorted({*names.values()}))
+
+
+def _inside(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names; a link that leads out of the folder is refused."""
+    files = [folder / name for name in names]
+    root = folder.resolve()
+    # The hub's cache: snapshots/REVISION/name is a link to blobs/HASH.
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    for file in files:
+        if file.resolve().parent not in (root, blobs):
+            raise ValueError(
+                f"{file} is a link to {file.resolve()}, outside its folder: copy the "
+                "file into the folder"
+            )
+    return files
+
+
+def _pickles(folder: Path) -> str:
+    """What to do about weights in a format that can run code, if there are such."""
+    kinds = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+    found = sorted(file.name for kind in kinds for file in folder.glob(kind))
+    if not found:
+        return f"expected model.safetensors, or parts and {INDEX}"
+    return (
+        f"{found[0]} is not read, for only safetensors are safe to load; convert it "
+        "where you trust it, with transformers: AutoModelForCausalLM"
+        ".from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+    )
+
+
+def read_tensor(file: Path, name: str) -> np.ndarray:
+    """One tensor. The file is closed again: mapped pages count as memory in use."""
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        return opened.get_tensor(name)
+
+
+def check_tensors(
+    table: Mapping[Any, list[Tensor]],
+    found: Mapping[str, tuple[Path, tuple[int, ...]]],
+    folder: Path,
+    tie_embeddings: bool,
+) -> None:
+    """Every tensor there, of the right shape, and none that would be left out."""
+    expected = {t.name: t for tensors in table.values() for t in tensors}
+    for name, tensor in expected.items():
+        if name not in found:
+            raise ValueError(f"tensor {name} is missing from {folder}")
+        file, shape = found[name]
+        if shape != tensor.hf_shape:
+            raise ValueError(
+                f"tensor {name} has shape {shape}, expected {tensor.hf_shape}: {file}"
+            )
+    for name, (file, _) in found.items():
+        ignored = tie_embeddings and name == "lm_head.weight"
+        if name not in expected and not ignored and not name.endswith(".inv_freq"):
+            raise ValueError(f"tensor {name} has no place in this model: {file}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} does not hold a JSON object: {error}") from error
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise ValueError(f"{file} does not hold a JSON object: {kind}")  # noqa: TRY004
+    return value

@@ -1,0 +1,176 @@
+"""Grouped-query attention under the layout's visibility rule, without a T×T mask.
+
+Masks are made from per-token labels where they are used: on TPU in a kernel
+(`flash.py`), elsewhere here, in plain JAX. Queries are handled in chunks, each against
+the keys up to its own end, so that what lies in the future costs nothing. Between the
+passes only outputs and normalisers are kept: the backward pass makes the scores anew,
+chunk by chunk, and memory grows with a chunk × T.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pr1_jax import layout
+from pr1_jax.kernels import fusion, pallas
+from pr1_jax.kernels.pallas import NEG_INF
+
+IMPLEMENTATIONS = ("auto", "xla", "pallas")
+
+_SMALLEST_CHUNK = 96  # queries; below it, matrix products are too small on CPU
+
+
+def group_queries(q, num_kv_heads: int):
+    """Queries [B, T, N, H] by the key/value head that they share: [B, K, T · R, H]."""
+    B, T, N, H = q.shape
+    q = q.reshape(B, T, num_kv_heads, N // num_kv_heads, H).swapaxes(1, 2)
+    return q.reshape(B, num_kv_heads, -1, H)
+
+
+def ungroup_queries(out, like):
+    """Undoes `group_queries`: [B, K, T · R, H] to the shape and dtype of `like`."""
+    B, T, N, H = like.shape
+    K = out.shape[1]
+    out = out.reshape(B, K, T, N // K, H).swapaxes(1, 2)
+    return out.reshape(like.shape).astype(like.dtype)
+
+
+def label_attention(
+    q,
+    k,
+    v,
+    block,
+    path,
+    *,
+    query_chunk: int = 512,
+    implementation: str = "auto",
+):
+    """Causal attention in which siblings do not see each other (spec section 2).
+
+    Args:
+      q: [B, Q, N, H], of the last Q of T tokens.
+      k, v: [B, T, K, H], N a multiple of K.
+      block, path: [B, T] int32 labels; all zero for plain causal attention.
+      query_chunk: most queries whose scores are held at once by `xla`.
+      implementation: of `IMPLEMENTATIONS`. `pallas` compiles for TPU alone; `auto`
+        takes it if that is JAX's default backend, else `xla`.
+
+    Returns:
+      [B, Q, N, H] in q's dtype; the softmax is float32.
+
+    Raises:
+      ValueError: an unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"{implementation=} is not one of {IMPLEMENTATIONS}")
+    if implementation == "auto":
+        implementation = "pallas" if jax.default_backend() == "tpu" else "xla"
+    Q = q.shape[1]
+    if implementation == "pallas":
+        before = k.shape[1] - Q
+        q = jnp.pad(q, [(0, 0), (before, 0), (0, 0), (0, 0)])
+        return pallas.flash_attention(q, k, v, block, path)[:, before:]
+    chunk = min(query_chunk, max(_SMALLEST_CHUNK, -(-Q // 4)))
+    return _attention(q, k, v, block, path, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(q, k, v, block, path, chunk):
+    return _forward(q, k, v, block, path, chunk)[0]
+
+
+def _chunks(q, k, chunk: int) -> list[tuple[slice, slice]]:
+    """Chunks of queries, as places among queries and among all tokens."""
+    Q, T = q.shape[1], k.shape[1]
+    places = [(first, min(first + chunk, Q)) for first in range(0, Q, chunk)]
+    return [(slice(*place), slice(*(T - Q + i for i in place))) for place in places]
+
+
+def _scores(q, keys, block, path, some: slice):
+    """Scores [B, K, C, R, e] float32 of the chunk `some` against the keys up to its end.
+
+    Args:
+      q: [B, K, C · R, H], the chunk's. keys: [B, K, T, H]. some: among all tokens.
+    """
+    B, K = q.shape[:2]
+    end = some.stop
+
+    def is_hidden(block, path):
+        visible = layout.visible_labels(
+            block[:, some, None],
+            path[:, some, None],
+            block[:, None, :end],
+            path[:, None, :end],
+        )
+        return ~visible | (jnp.arange(end) > jnp.arange(some.start, end)[:, None])
+
+    hidden = fusion.made_once(is_hidden, block, path)
+    scores = jnp.einsum(
+        "BKQH,BKSH->BKQS", q, keys[:, :, :end], preferred_element_type=jnp.float32
+    ) * (q.shape[-1] ** -0.5)
+    scores = scores.reshape(B, K, end - some.start, -1, end)
+    return jnp.where(hidden[:, None, :, None], NEG_INF, scores)
+
+
+def _by_head(x):
+    """[B, T, K, H] to [B, K, T, H]."""
+    return x.swapaxes(1, 2)
+
+
+def _forward(q, k, v, block, path, chunk):
+    B, K = len(q), k.shape[2]
+    keys, values = _by_head(k), _by_head(v)
+    outs, normalisers = [], []
+    for own, some in _chunks(q, k, chunk):
+        scores = _scores(group_queries(q[:, own], K), keys, block, path, some)
+        top = scores.max(axis=-1, keepdims=True)
+        probs = jnp.exp(scores - top)
+        total = probs.sum(axis=-1, keepdims=True)
+        out = jnp.einsum(
+            "BKQS,BKSH->BKQH",
+            probs.astype(v.dtype).reshape(B, K, -1, some.stop),
+            values[:, :, : some.stop],
+            preferred_element_type=jnp.float32,
+        )
+        out = out / total.reshape(B, K, -1, 1)
+        outs.append(ungroup_queries(out, q[:, own]))
+        normalisers.append(top + jnp.log(total))
+    out = jnp.concatenate(outs, axis=1)
+    return out, (q, k, v, block, path, out, normalisers)
+
+
+def _backward(chunk, residuals, gradient):
+    q, k, v, block, path, out, normalisers = residuals
+    B, (K, H) = len(q), k.shape[2:]
+    keys, values = _by_head(k), _by_head(v)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    # What a score's own output takes back from its gradient.
+    shared = (gradient.astype(jnp.float32) * out).sum(axis=-1, keepdims=True)
+    d_keys = jnp.zeros(keys.shape, jnp.float32)
+    d_values = jnp.zeros(values.shape, jnp.float32)
+    d_queries = []
+    for (own, some), normaliser in zip(_chunks(q, k, chunk), normalisers):
+        end = some.stop
+        queries = group_queries(q[:, own], K)
+        back = group_queries(gradient[:, own], K)
+        probs = jnp.exp(_scores(queries, keys, block, path, some) - normaliser)
+        probs = probs.reshape(B, K, -1, end)
+        d_probs = product("BKQH,BKSH->BKQS", back, values[:, :, :end])
+        d_scores = probs * (d_probs - group_queries(shared[:, own], K)) * H**-0.5
+        probs, d_scores = probs.astype(v.dtype), d_scores.astype(q.dtype)
+        d_values = d_values.at[:, :, :end].add(product("BKQS,BKQH->BKSH", probs, back))
+        d_keys = d_keys.at[:, :, :end].add(
+            product("BKQS,BKQH->BKSH", d_scores, queries)
+        )
+        d_queries.append(
+            ungroup_queries(
+                product("BKQS,BKSH->BKQH", d_scores, keys[:, :, :end]), q[:, own]
+            )
+        )
+    d_queries = jnp.concatenate(d_queries, axis=1)
+    d_keys, d_values = (_by_head(x).astype(k.dtype) for x in (d_keys, d_values))
+    return d_queries, d_keys, d_values, None, None
+
+
+_attention.defvjp(_forward, _backward)

@@ -1,0 +1,54 @@
+"""Shape and numerics of a decoder."""
+
+import dataclasses
+
+import jax
+
+# What the backward pass of a layer with `remat` finds kept.
+REMAT_POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of a decoder. `dtype` is of activations, in `jnp` names."""
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    tie_embeddings: bool = True
+    qk_norm: bool = True  # Qwen3
+    qkv_bias: bool = False  # Qwen2
+    rope_base: float = 1e6
+    rms_eps: float = 1e-6
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = False  # one compiled layer, parameters stacked on axis 0
+    remat: bool = False  # recompute each layer in the backward pass
+    remat_policy: str = "nothing"  # what of it is kept all the same
+    fused: bool = False  # parameters as `fuse_projections` makes them, for decoding
+    library: bool = False  # of `cpu_training`, or with `fused` of `cpu_kernels`
+
+    @property
+    def packed(self) -> bool:
+        """Whether matrices are in the form that `cpu_kernels.project` reads."""
+        return self.fused and self.cpu_kernels
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1:
+                raise ValueError(f"model.{field.name}={value} must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.num_heads={self.num_heads} is not a multiple of "
+                f"model.num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} must be even")

@@ -1,0 +1,117 @@
+"""From logits to the policy: bans, temperature, truncation, log-probs of tokens."""
+
+import jax
+import jax.numpy as jnp
+
+NEG_INF = -1e30
+
+
+def policy_logits(
+    logits,
+    bans,
+    *,
+    special_ids: tuple[int, ...],
+    num_tokens: int | None = None,
+    temperature: float = 1.0,
+):
+    """Logits of the policy: divided by the temperature, banned tokens at -1e30.
+
+    Args:
+      logits: [..., V] float32.
+      bans: [...] int32, bit i set = token `special_ids[i]` is banned here.
+      special_ids: ids of the six tags and of EOS.
+      num_tokens: ids from here on are padding of the model's vocabulary, and banned.
+      temperature: greater than 0.
+    """
+    ids = jnp.array(special_ids)
+    bits = (bans[..., None] >> jnp.arange(len(special_ids))) & 1
+    # However little a model likes what is legal, it likes what is banned less.
+    logits = jnp.maximum(logits.astype(jnp.float32) / temperature, NEG_INF / 1e5)
+    if num_tokens is not None and num_tokens < logits.shape[-1]:
+        padding = jnp.arange(logits.shape[-1]) >= num_tokens
+        logits = jnp.where(padding, NEG_INF, logits)
+    return logits.at[..., ids].add(jnp.where(bits == 1, NEG_INF, 0.0))
+
+
+def truncated(logits, *, top_k: int = 0, top_p: float = 1.0, keep=None):
+    """Logits with everything outside the top k, and outside the nucleus, at -1e30.
+
+    Args:
+      logits: [..., V] float32.
+      top_k: 0 = no limit. top_p: 1 = no limit.
+      keep: [...] int32, a token that stays in any case, or None. The trainer names
+        the sampled token here: a changed policy may have moved it outside.
+    """
+    if top_k == 0 and top_p >= 1.0:
+        return logits
+    ordered = -jnp.sort(-logits, axis=-1)
+    threshold = jnp.full(logits.shape[:-1], NEG_INF)
+    if top_k:
+        threshold = ordered[..., min(top_k, logits.shape[-1]) - 1]
+        ordered = jnp.where(ordered >= threshold[..., None], ordered, NEG_INF)
+    if top_p < 1.0:
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs  # mass of the likelier tokens
+        nucleus = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1)
+        threshold = jnp.maximum(threshold, nucleus)
+    inside = logits >= jax.lax.stop_gradient(threshold)[..., None]
+    if keep is not None:
+        inside |= jnp.arange(logits.shape[-1]) == keep[..., None]
+    return jnp.where(inside, logits, NEG_INF)
+
+
+def token_logps(logits, tokens):
+    """Log-probs [...] float32 of tokens [...] under policy logits [..., V]."""
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def entropy(logits):
+    """Entropy [...] in nats of policy logits [..., V]; banned tokens count nothing."""
+    logps = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.sum(jnp.where(logits > NEG_INF / 2, jnp.exp(logps) * logps, 0.0), -1)
+
+
+def logps_and_entropies(
+    logits, tokens, bans, *, top_k: int = 0, top_p: float = 1.0, **policy
+):
+    """Log-probs [...] float32 of tokens [...], and entropies [...] without gradient.
+
+    Args:
+      logits, bans, policy: as of `policy_logits`.
+      top_k, top_p: as of `truncated`.
+    """
+    logits = policy_logits(logits, bans, **policy)
+    logits = truncated(logits, top_k=top_k, top_p=top_p, keep=tokens)
+    return token_logps(logits, tokens), entropy(jax.lax.stop_gradient(logits))
+
+
+def sequence_logps(hidden, logps_of, tokens, bans, *, chunk: int = 0):
+    """Log-probs and entropies of a batch without holding [B, T, V] at once.
+
+    Args:
+      hidden: [B, T, D]; position t predicts tokens[:, t].
+      logps_of: maps hidden [n, D], tokens [n] and bans [n] to log-probs and entropies,
+        both [n] float32.
+      tokens, bans: [B, T] int32.
+      chunk: positions whose logits are held at once; 0 = all.
+
+    Returns:
+      logps [B, T] float32 and entropies [B, T] float32.
+    """
+    B, T, D = hidden.shape
+    flat = (hidden.reshape(-1, D), tokens.reshape(-1), bans.reshape(-1))
+    if not chunk or B * T <= chunk:
+        logps, entropies = logps_of(*flat)
+    else:
+        pad = -(B * T) % chunk
+        flat = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(
+                -1, chunk, *x.shape[1:]
+            ),
+            flat,
+        )
+        one = jax.checkpoint(logps_of)
+        out = jax.lax.map(lambda args: one(*args), flat)
+        logps, entropies = jax.tree.map(lambda x: x.reshape(-1)[: B * T], out)
+    return logps.reshape(B, T), entropies.reshape(B, T)

@@ -1,0 +1,397 @@
+r"""What blocks are used for, read off the text of responses (spec section 8).
+
+Functions of rollout records, the dicts in `rollouts/*.jsonl`, for notebooks and the
+report. Whatever a model wrote is read as far as it goes: a path that was never closed
+ends where the next tag of its block begins, and a path outside a block is none.
+
+A *conclusion* is what two texts are compared by: the answer in a path's `\boxed{}` or
+`Final Answer:` line, else its last number; in an embedded search the pair that was found,
+or that it found none. It is a reading of words, not of thoughts, and so is all that
+follows from it.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from pr1_jax import tags
+from pr1_jax.answers.extract import extract
+from pr1_jax.workdir import metrics
+
+Record = Mapping[str, Any]
+
+_TAG = re.compile("|".join(tags.TAGS))
+_NUMBER = re.compile(
+    r"(?:(?<![\w)\]])-)?"  # a minus, not a difference
+    r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9])|[0-9]{1,40})(?:\.[0-9]{1,40})?"
+    r"(?:/[1-9][0-9]{0,11})?"
+)
+_SEARCH = re.compile(r"\s*(?:left|right)\b")  # how an embedded search begins
+_VERDICT = re.compile(r"([0-9]{1,3})\+([0-9]{1,3}) yes\s*")
+_PAIR = re.compile(r"(?:left|right|both) ([0-9]{1,3})\+([0-9]{1,3})\s*")
+_VERIFIES = re.compile(
+    r"\b(?:verif|double.?check|re.?check|check(?:s|ed|ing)?\b|confirm|validat|sanity)",
+    re.IGNORECASE,
+)
+_FAILED = "no"  # the conclusion of a search that found nothing
+_LEAD = 200  # characters that announce a block
+_FILE = re.compile(r"([a-z]+)_([0-9]{6,})(?:-[0-9]{5}-of-[0-9]{5})?\.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A block as it stands in a response.
+
+    Attributes:
+      start: where its `<Parallel>` is, as a share of the response.
+      lead: the main stream before it, since the last tag.
+      paths: texts between `<Path>` and `</Path>`, as written.
+      summary: text of its summary, "" where there is none.
+    """
+
+    start: float
+    lead: str
+    paths: tuple[str, ...]
+    summary: str
+
+
+def read_blocks(record: Record) -> list[Block]:
+    """The blocks of a response in order, well formed or not.
+
+    The share is one of tokens where the record has a trace, else of characters.
+
+        >>> read_blocks({"response": "So: <Parallel><Path>1</Path><Path>2</Path>"
+        ...              "</Parallel>\\n<Summary>It is 2.</Summary> Thus 2."})
+        [Block(start=0.044..., lead='So: ', paths=('1', '2'), summary='It is 2.')]
+    """
+    text = record["response"]
+    found: list[tuple[int, str, list[str], list[str]]] = []  # last, the summary
+    into: list[str] | None = None  # what the text goes to
+    place, end = "main", 0  # or in a "block", "joined" after one
+    for match in _TAG.finditer(text):
+        between = text[end : match.start()]
+        if into is not None:
+            into.append(between)
+        tag, end, into = match.group(), match.end(), None
+        if tag == tags.PARALLEL:
+            found.append((match.start(), between, [], []))
+            place = "block"
+        elif tag == tags.PATH and place == "block":
+            into = found[-1][2]
+        elif tag == tags.END_PARALLEL and place == "block":
+            place = "joined"
+        elif tag == tags.SUMMARY and place == "joined":
+            into, place = found[-1][3], "main"
+    if into is not None:
+        into.append(text[end:])
+    shares = _starts(record, [start for start, *_ in found])
+    return [
+        Block(share, lead, tuple(paths), "".join(summary))
+        for share, (_, lead, paths, summary) in zip(shares, found, strict=True)
+    ]
+
+
+def _starts(record: Record, offsets: Sequence[int]) -> list[float]:
+    pieces = (record.get("trace") or {}).get("pieces", [])
+    tokens = [i for i, piece in enumerate(pieces) if piece == tags.PARALLEL]
+    if len(tokens) == len(offsets):
+        return [i / len(pieces) for i in tokens]
+    return [offset / len(record["response"]) for offset in offsets]
+
+
+def _blocks(records: Iterable[Record]) -> Iterable[Block]:
+    return itertools.chain.from_iterable(map(read_blocks, records))
+
+
+def relative_positions(records: Iterable[Record]) -> list[float]:
+    """Where each block starts, as a share of its response (the paper's figure 3).
+
+        >>> relative_positions([{"response": "0123456789<Parallel>"}])
+        [0.5]
+
+    Returns:
+      One number a block, from 0 to 1.
+    """
+    return [block.start for block in _blocks(records)]
+
+
+def path_diversity(
+    records: Iterable[Record],
+    embed: Callable[[list[str]], np.ndarray] | None = None,
+) -> list[float]:
+    """How alike the paths of each block are; lower is more diverse.
+
+    The mean over ordered pairs of sibling paths of sentence BLEU (sacrebleu, its
+    `13a` words, exponential smoothing, up to four words in a row, fewer in a shorter
+    path), from 0 to 1; or, with `embed`, of their cosine. Blank paths are left out.
+
+        >>> path_diversity([{"response": "<Parallel><Path>a b c d</Path>"
+        ...                              "<Path>a b c d</Path></Parallel>"}])
+        [1.0]
+
+    Args:
+      embed: texts -> [texts, features], by an embedding model of your choice.
+
+    Returns:
+      One number a block with two or more paths.
+    """
+    groups = [[p for p in block.paths if p.strip()] for block in _blocks(records)]
+    groups = [paths for paths in groups if len(paths) >= 2]
+    alike = _bleu if embed is None else _cosines(groups, embed)
+    return [
+        float(np.mean([alike(a, b) for a, b in itertools.permutations(paths, 2)]))
+        for paths in groups
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _bleu(hypothesis: str, reference: str) -> float:
+    if hypothesis == reference:
+        return 1.0
+    score = _sentence_bleu().sentence_score(hypothesis, [reference]).score
+    return score / 100
+
+
+@functools.cache
+def _sentence_bleu():
+    from sacrebleu.metrics import BLEU  # a tenth of a second, and not always needed
+
+    return BLEU(effective_order=True)
+
+
+def _cosines(
+    groups: Sequence[Sequence[str]], embed: Callable[[list[str]], np.ndarray]
+) -> Callable[[str, str], float]:
+    texts = list(dict.fromkeys(itertools.chain.from_iterable(groups)))
+    vectors = np.asarray(embed(texts), np.float64) if texts else np.zeros((0, 1))
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise ValueError(
+            f"embed returned an array of shape {vectors.shape} for {len(texts)} texts: "
+            "it must be [texts, features]"
+        )
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = dict(zip(texts, vectors / np.maximum(lengths, 1e-12), strict=True))
+    return lambda a, b: float(units[a] @ units[b])
+
+
+def conclusion(text: str) -> str | None:
+    r"""What a path concludes, in a form that can be compared; None if nothing.
+
+    >>> conclusion("So 2 * 600 = 1,200.00 dollars.")
+    '1200'
+    >>> conclusion(r"Hence \boxed{x+1} for all 3")
+    'x+1'
+    >>> conclusion("left 4+21 no 13+12 yes"), conclusion("left 4+21 no ")
+    ('12+13', 'no')
+    """
+    if _SEARCH.match(text):
+        found = _last(_VERDICT, text)
+        return _pair(found) if found and found.end() == len(text) else _FAILED
+    answer = extract(text)
+    if answer is not None:
+        number = _NUMBER.fullmatch(answer)
+        return _plain(number.group()) if number else "".join(answer.split())
+    number = _last(_NUMBER, text)
+    return _plain(number.group()) if number else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return max(pattern.finditer(text), key=lambda match: match.start(), default=None)
+
+
+def _pair(match: re.Match[str]) -> str:
+    return "+".join(sorted(match.groups(), key=int))
+
+
+def _plain(number: str) -> str:
+    """1,200.50 -> 2401/2, the same for equal numbers."""
+    over, _, under = number.replace(",", "").partition("/")
+    return str(Fraction(over) / int(under or 1))
+
+
+def _conclusions(block: Block) -> list[tuple[str, str]]:
+    """Paths that reach a conclusion, each with it."""
+    found = [(path, conclusion(path)) for path in block.paths]
+    return [(path, reached) for path, reached in found if reached is not None]
+
+
+def path_agreement(records: Iterable[Record]) -> list[float]:
+    """Do the paths of a block reach the same conclusion?
+
+        >>> path_agreement([{"response": "<Parallel><Path>so 4</Path><Path>or 5</Path>"
+        ...                              "<Path>= 4.0</Path></Parallel>"}])
+        [0.333...]
+
+    Returns:
+      The share of pairs of sibling paths that do, one number a block with two or more
+      paths that reach a conclusion.
+    """
+    found = []
+    for block in _blocks(records):
+        reached = [c for _, c in _conclusions(block)]
+        if len(reached) >= 2:
+            pairs = itertools.combinations(reached, 2)
+            found.append(float(np.mean([a == b for a, b in pairs])))
+    return found
+
+
+def summary_choices(records: Iterable[Record]) -> dict[str, int]:
+    """Which path the summary follows where paths disagree, counted over blocks.
+
+    A summary follows the conclusion that it names last. A block counts wherever that
+    is the conclusion of its first, its last or its longest path (the first of these),
+    or of more of its paths than any other (`majority`); one path may be all of it.
+
+        >>> summary_choices([{"response":
+        ...     "<Parallel><Path>so 4</Path><Path>rather 5</Path></Parallel>\\n"
+        ...     "<Summary>Not 4 but 5.</Summary>"}])
+        {'blocks': 1, 'first': 0, 'last': 1, 'longest': 1, 'majority': 0, 'none': 0,
+         'with_majority': 0}
+
+    Returns:
+      `blocks` is the number of those in which paths disagree and a summary stands;
+      `with_majority` of those among them that have a majority; `none` of those whose
+      summary names no path's conclusion.
+    """
+    names = ("blocks", "first", "last", "longest", "majority", "none", "with_majority")
+    count = dict.fromkeys(names, 0)
+    for block in _blocks(records):
+        concluded = _conclusions(block)
+        reached = [c for _, c in concluded]
+        if len(set(reached)) < 2 or not block.summary.strip():
+            continue
+        (top, most), (_, second), *_ = Counter(reached).most_common()
+        chosen = _named_last(block.summary, {*reached})
+        longest = max(concluded, key=lambda item: len(item[0]))[1]
+        count["blocks"] += 1
+        count["with_majority"] += most > second
+        count["none"] += chosen is None
+        count["first"] += chosen == reached[0]
+        count["last"] += chosen == reached[-1]
+        count["longest"] += chosen == longest
+        count["majority"] += most > second and chosen == top
+    return count
+
+
+def _summarized(summary: str) -> str | None:
+    """What a summary concludes."""
+    pair = _PAIR.fullmatch(summary)  # of the embedded task
+    return _pair(pair) if pair else conclusion(summary)
+
+
+def _named_last(summary: str, known: set[str]) -> str | None:
+    """The last of the known conclusions that a summary names."""
+    named = [_plain(match.group()) for match in _NUMBER.finditer(summary)]
+    candidates = (_summarized(summary), *reversed(named))
+    return next((c for c in candidates if c in known), None)
+
+
+def verifies(block: Block, known: Collection[str] = ()) -> bool:
+    """Whether a block verifies something rather than explores. A heuristic.
+
+    It does if a word for it (verify, check, confirm, validate, ...) stands in the last
+    200 characters before it or in the first sentence of a path; or if half or more of
+    its conclusions are known: by an earlier block of the response (by a path or by the
+    summary), or by the main stream just before it.
+
+        >>> paths = ("With C cats and 2 dogs, C = 4.", "6 - 2 = 4")
+        >>> verifies(Block(0.2, "Now the cats. ", paths, ""))
+        False
+        >>> verifies(Block(0.2, "So there are 4 cats. ", paths, ""))
+        True
+
+    Args:
+      known: conclusions of earlier blocks.
+    """
+    openings = [re.split(r"[.\n]", path.strip(), maxsplit=1)[0] for path in block.paths]
+    if any(_VERIFIES.search(text) for text in (block.lead[-_LEAD:], *openings)):
+        return True
+    reached = [c for _, c in _conclusions(block)]
+    known = {*known, conclusion(block.lead)} - {_FAILED}
+    return bool(reached) and 2 * sum(c in known for c in reached) >= len(reached)
+
+
+def _judged(records: Iterable[Record]) -> list[tuple[float, bool]]:
+    """Start and `verifies` of every block."""
+    found = []
+    for record in records:
+        known: set[str] = set()
+        for block in read_blocks(record):
+            found.append((block.start, verifies(block, known)))
+            known |= {c for _, c in _conclusions(block)}
+            known |= {_summarized(block.summary)} - {None}
+    return found
+
+
+def verification_share(records: Iterable[Record], bins: int = 10) -> list[float | None]:
+    """Share of blocks that verify (`verifies`), by where they start. A heuristic.
+
+        >>> verification_share([{"response": "It is 12345. Check: <Parallel>"}], bins=2)
+        [None, 1.0]
+
+    Args:
+      bins: equal parts of a response.
+
+    Returns:
+      One share a part, from the first on; None where no block starts.
+
+    Raises:
+      ValueError: not one part or more.
+    """
+    if bins < 1:
+        raise ValueError(f"bins={bins} must be at least 1")
+    parts: list[list[bool]] = [[] for _ in range(bins)]
+    for start, verified in _judged(records):
+        parts[min(int(start * bins), bins - 1)].append(verified)
+    return [_mean(part) for part in parts]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def summarize(records: Sequence[Record]) -> dict[str, float | None]:
+    """One figure for each analysis, None where there is nothing to tell.
+
+    Means over blocks; `summary_follows_majority` is a share of the blocks in which
+    paths disagree, most of them agree and a summary stands.
+    """
+    choices = summary_choices(records)
+    voted = choices["with_majority"]
+    return {
+        "relative_position": _mean(relative_positions(records)),
+        "path_bleu": _mean(path_diversity(records)),
+        "path_agreement": _mean(path_agreement(records)),
+        "summary_follows_majority": choices["majority"] / voted if voted else None,
+        "verification_share": _mean([verified for _, verified in _judged(records)]),
+    }
+
+
+def over_training(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """`summarize` of each step's sampled responses, with `stage` and `step`, in order.
+
+    Raises:
+      FileNotFoundError: the workdir has no `rollouts`.
+      ValueError: a file is not JSON lines; names file and line.
+    """
+    folder = pathlib.Path(workdir) / "rollouts"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir} has no rollouts: not the workdir of a run")
+    steps: dict[tuple[str, int], list[Record]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        if match := _FILE.fullmatch(path.name):
+            place = match[1], int(match[2])
+            steps.setdefault(place, []).extend(metrics.read_metrics(path))
+    return [
+        {"stage": stage, "step": step, **summarize(steps[stage, step])}
+        for stage, step in sorted(steps)
+    ]

@@ -1,0 +1,154 @@
+"""The state of decoding, and what one step writes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from pr1_jax.sampler.settings import Settings
+
+# Phases: what a row writes next.
+MAIN, FORK, PATHS, NEWLINE, SUMMARY_TAG, SUMMARY, JOIN, DONE = range(8)
+
+
+@flax.struct.dataclass
+class Prompts:
+    """The prompts that rows respond to, M of up to T tokens; of `kv_cache`."""
+
+    length: jax.Array  # [M] int32
+    cache: Any  # one (keys [M, K, H, T], values [M, K, T, H]) a layer
+
+
+@flax.struct.dataclass
+class State:
+    """Decoding state of B rows of P lanes over S response slots."""
+
+    # Lanes, [B, P]. A live lane has a pending token: emitted, not yet fed.
+    token: jax.Array  # int32
+    position: jax.Array  # int32
+    slot: jax.Array  # int32, the pending token's; −1 for a prompt's last
+    live: jax.Array  # bool
+    count: jax.Array  # int32, tokens emitted in this path
+    # Rows, [B].
+    phase: jax.Array  # int32
+    emitted: jax.Array  # int32, response tokens so far
+    prompt_length: jax.Array  # int32
+    seat: jax.Array  # int32, prompt · seats of each + the row's place among them
+    blocks: jax.Array  # int32, blocks opened; the open one's label
+    path_budget: jax.Array  # int32, of the open block
+    summary_end: jax.Array  # int32, `emitted` by which the summary has closed
+    furthest: jax.Array  # int32, greatest position in the open block
+    key: jax.Array  # PRNG keys
+    # Slots, [B, S].
+    slot_block: jax.Array  # int32
+    slot_path: jax.Array  # int32
+    cache: Any  # one (keys [B, K, H, S], values [B, K, S, H]) a layer
+    prompts: Prompts | None
+
+
+@flax.struct.dataclass
+class Emission:
+    """What one step wrote, [B, P]. `token` is −1 where a lane wrote nothing."""
+
+    token: jax.Array  # int32
+    logp: jax.Array  # float32, 0 where forced
+    position: jax.Array  # int32
+    block: jax.Array  # int32
+    path: jax.Array  # int32
+    bans: jax.Array  # int32
+    forced: jax.Array  # bool
+
+
+@flax.struct.dataclass
+class Lanes:
+    """Flat list of the L lanes to feed. `index` is row · P + lane, B · P = unused.
+
+    The first `live` of them are in use, or any where `live` is None.
+    """
+
+    index: jax.Array  # [L] int32
+    row: jax.Array  # [L] int32, B = unused
+    token: jax.Array  # [L] int32
+    position: jax.Array  # [L] int32
+    slot: jax.Array  # [L] int32
+    live: jax.Array | None = None  # scalar int32
+
+
+# decode(params, lanes, state, num_lanes) -> logits [L, V], cache
+DecodeFn = Callable[[Any, Lanes, State, int], tuple[jax.Array, Any]]
+
+
+def init_state(
+    settings: Settings,
+    rows: int,
+    slots: int,
+    cache: Any = None,
+    prompts: Prompts | None = None,
+) -> State:
+    """A state in which every row is done, over the caches of `kv_cache` or none."""
+    B, P, S = rows, settings.num_paths, slots
+    lanes, row = jnp.zeros((B, P), jnp.int32), jnp.zeros(B, jnp.int32)
+    return State(
+        token=lanes,
+        position=lanes,
+        slot=lanes,
+        live=lanes.astype(bool),
+        count=lanes,
+        phase=jnp.full(B, DONE, jnp.int32),
+        emitted=row,
+        prompt_length=row,
+        seat=row,
+        blocks=row,
+        path_budget=row,
+        summary_end=row,
+        furthest=row,
+        key=jax.random.split(jax.random.key(0), B),
+        slot_block=jnp.zeros((B, S), jnp.int32),
+        slot_path=jnp.zeros((B, S), jnp.int32),
+        cache=cache,
+        prompts=prompts,
+    )
+
+
+def admit(state: State, new, seats, lengths, last_tokens, keys) -> State:
+    """Starts new responses in some rows; touches nothing that has slots.
+
+    A prompt's last token is left pending: feeding it again gives the first logits, so
+    that the prefill makes none. What the row's slots held is hidden by `emitted`.
+
+    Args:
+      new: [B] bool, rows that start.
+      seats, lengths, last_tokens: [B] int32, of their prompts.
+      keys: [B] PRNG keys of the new responses.
+    """
+    lane0 = jnp.arange(state.token.shape[1]) == 0
+    pick = lambda value, old: jnp.where(
+        new.reshape(-1, *(1,) * (old.ndim - 1)), value, old
+    )
+    return state.replace(
+        token=pick(jnp.where(lane0, last_tokens[:, None], 0), state.token),
+        position=pick((lengths - 1)[:, None], state.position),
+        slot=pick(-1, state.slot),
+        live=pick(lane0[None], state.live),
+        count=pick(0, state.count),
+        phase=pick(MAIN, state.phase),
+        emitted=pick(0, state.emitted),
+        prompt_length=pick(lengths, state.prompt_length),
+        seat=pick(seats, state.seat),
+        blocks=pick(0, state.blocks),
+        furthest=pick(0, state.furthest),
+        key=jax.random.wrap_key_data(
+            pick(jax.random.key_data(keys), jax.random.key_data(state.key))
+        ),
+    )
+
+
+# --- The state machine --------------------------------------------------------------
+
+
+def lane_paths(state: State) -> jax.Array:
+    """Path label of every lane's pending token, [B, P]; 0 outside a block."""
+    inside = (state.phase == PATHS)[:, None]
+    return jnp.where(inside, jnp.arange(state.token.shape[1]) + 1, 0)

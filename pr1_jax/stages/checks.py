@@ -1,0 +1,262 @@
+"""What a config must satisfy; a wrong one stops before anything compiles.
+
+Messages have the form `field=value …`. Limits of decoding and of the model's shape are
+checked where they are used: `decode.Settings`, `model.ModelConfig`.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from pr1_jax import layout, losses, rewards
+from pr1_jax.data import prompts
+from pr1_jax.kernels import attention
+from pr1_jax.kernels.cpu import library
+from pr1_jax.model.config import REMAT_POLICIES
+from pr1_jax.sampler.settings import Settings
+from pr1_jax.system import hub
+from pr1_jax.system.mesh import batch_shards, local_mesh, make_mesh
+from pr1_jax.training.optimizer import SCHEDULES
+from pr1_jax.workdir import checkpoint, sinks
+
+MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
+SHORTCUTS = ("", "causal_after_block")  # of sampling, in RL
+STAGES = ("coldstart", "sft", "rl", "benchmark")
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_CHOICES = {
+    "variant": layout.VARIANTS,
+    "reward.schedule": rewards.SCHEDULES,
+    "rollout.shortcut": SHORTCUTS,
+    "rl.aggregation": losses.AGGREGATIONS,
+    "data.template": prompts.TEMPLATES,
+    "sft.lr_schedule": SCHEDULES,
+    "rl.lr_schedule": SCHEDULES,
+    "coldstart.mode": MODES,
+    "model.dtype": _DTYPES,
+    "model.param_dtype": _DTYPES,
+    "model.remat_policy": tuple(REMAT_POLICIES),
+    "model.attention": attention.IMPLEMENTATIONS,
+    "model.kernels": library.IMPLEMENTATIONS,
+    "rollout.kernels": library.IMPLEMENTATIONS,
+}
+_TOO_LARGE = 2**31  # and neither are inf and nan below it
+_POSITIVE = "must be positive"
+_AT_LEAST_1 = "must be at least 1"
+_NOT_NEGATIVE = "must not be negative"
+_SHARE = "must be from 0 to 1"
+_BELOW_1 = "must be at least 0 and below 1"
+_HOLDS = {
+    _POSITIVE: lambda x: 0 < x < math.inf,
+    _AT_LEAST_1: lambda x: x >= 1,
+    _NOT_NEGATIVE: lambda x: 0 <= x < math.inf,
+    _SHARE: lambda x: 0 <= x <= 1,
+    _BELOW_1: lambda x: 0 <= x < 1,
+}
+_LIMITS = {
+    _AT_LEAST_1: (
+        *("sft.steps", "sft.batch_size", "sft.micro_batch_size"),
+        *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.mini_batches"),
+        *("rl.micro_batch_size", "rl.dynamic_sampling_rounds"),
+        *("rollout.rows", "rollout.steps_per_chunk", "rollout.prompts_per_prefill"),
+        *("eval.problems", "eval.samples", "coldstart.problems", "coldstart.samples"),
+        *("checkpoint.every_steps", "checkpoint.keep"),
+        *("reward.window", "model.query_chunk"),
+    ),
+    _POSITIVE: (
+        *("sft.lr", "rl.lr", "optimizer.eps", "optimizer.tag_lr_multiplier"),
+        *("reward.timeout_sec", "model.rope_base"),
+    ),
+    _NOT_NEGATIVE: (
+        *("seed", "data.seed", "data.eval_seed", "model.logits_chunk"),
+        *("rl.clip_low", "rl.clip_high", "rl.kl_coef", "rl.importance_cap"),
+        *("optimizer.weight_decay", "optimizer.clip_norm"),
+        *("reward.tiered_steps", "reward.scaffold_steps"),
+        *("report.traces", "report.every_sec"),
+    ),
+    _SHARE: (
+        *("sft.warmup_share", "rl.warmup_share", "rollout.refill_share"),
+        *("data.block_share", "data.hard_share", "data.late_share"),
+    ),
+    _BELOW_1: ("optimizer.b1", "optimizer.b2"),
+}
+
+
+def check(
+    config: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] | None = None
+) -> None:
+    """Checks all that follows from the config, the devices and the processes alone.
+
+    Args:
+      devices: of the mesh; default all.
+
+    Raises:
+      ValueError, FileNotFoundError: names the field and its value.
+    """
+    for name, value in _numbers(config):
+        need(config, name, abs(value) < _TOO_LARGE, "must be a number below 2^31")
+    for name, known in _CHOICES.items():
+        if field(config, name) not in known:
+            raise ValueError(f"{name}={field(config, name)!r} is not one of {known}")
+    for what, names in _LIMITS.items():
+        for name in names:
+            need(config, name, _HOLDS[what](field(config, name)), what)
+    kernel, backend = config.model.attention == "pallas", jax.default_backend()
+    runs = not kernel or backend == "tpu" or devices is not None
+    need(config, "model.attention", runs, f"needs a TPU, not a {backend}")
+    stages = tuple(config.stages)
+    _holds_only(config, "stages", STAGES)
+    need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
+    sinks.check(field(config, "metrics.sinks"))
+    _check_benchmarks(config)
+    _check_batches(config)
+    _check_mesh(config, devices)
+    _check_lengths(config)
+    _check_paths(config)
+
+
+def _check_benchmarks(config: ml_collections.ConfigDict) -> None:
+    modes = tuple(config.eval.modes)
+    _holds_only(config, "eval.modes", MODES)
+    for name in config.eval.benchmarks:
+        prefix = f"eval.benchmarks.{name}"
+        need(
+            config,
+            f"{prefix}.samples",
+            field(config, f"{prefix}.samples") >= 1,
+            _AT_LEAST_1,
+        )
+    if "benchmark" in config.stages:
+        need(config, "eval.benchmarks", len(config.eval.benchmarks), "holds none")
+        need(config, "eval.modes", len(modes), "holds none")
+
+
+def _check_batches(config: ml_collections.ConfigDict) -> None:
+    rl, reward = config.rl, config.reward
+    if "rl" in config.stages:
+        need(config, "rl.group_size", rl.group_size >= 2, "must be at least 2")
+        greedy = config.rollout.temperature == 0
+        need(config, "rollout.temperature", not greedy, "gives GRPO equal samples")
+    structured = config.variant == "structured"
+    need(
+        config,
+        "rollout.shortcut",
+        structured or not config.rollout.shortcut,
+        f"is of variant=structured, not {config.variant}",
+    )
+    _divides(config, "rl.prompts_per_step", "rl.mini_batches")
+    mini_batch = rl.prompts_per_step // rl.mini_batches * rl.group_size
+    need(
+        config,
+        "rl.micro_batch_size",
+        mini_batch % rl.micro_batch_size == 0,
+        f"does not divide the mini-batch of {mini_batch} responses "
+        "(rl.prompts_per_step · rl.group_size / rl.mini_batches)",
+    )
+    _divides(config, "sft.batch_size", "sft.micro_batch_size")
+    need(
+        config,
+        "reward.tiered_steps",
+        reward.tiered_steps <= reward.window,
+        f"must not be above reward.window={reward.window}",
+    )
+
+
+def _check_mesh(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None
+) -> None:
+    mesh = make_mesh(**config.mesh, devices=devices)
+    if devices is None:
+        local_mesh(mesh)
+    shards, processes = batch_shards(mesh), jax.process_count()
+    mini_batch = config.rl.prompts_per_step // config.rl.mini_batches
+    need(
+        config,
+        "rl.prompts_per_step",
+        mini_batch % processes == 0,
+        f"/ rl.mini_batches={config.rl.mini_batches} is not a multiple of the "
+        f"{processes} processes",
+    )
+    for name in ("sft.micro_batch_size", "rl.micro_batch_size"):
+        fits = field(config, name) % shards == 0
+        what = f"cannot be split over {shards} devices (mesh={dict(config.mesh)})"
+        need(config, name, fits, what)
+
+
+def _check_lengths(config: ml_collections.ConfigDict) -> None:
+    settings = decode_settings(config)
+    for name in ("model.length_buckets", "rl.shared_prompt_tokens"):
+        whole = all(isinstance(n, int) and n >= 1 for n in field(config, name))
+        need(config, name, whole, "must hold positive whole numbers")
+    most = float(settings.num_paths)
+    need(
+        config,
+        "rollout.lane_buckets",
+        all(isinstance(s, int | float) and s >= 1 for s in config.rollout.lane_buckets),
+        f"are shares of the rows, from 1 to rollout.num_paths={most:g}",
+    )
+
+
+def _check_paths(config: ml_collections.ConfigDict) -> None:
+    init, path = config.checkpoint.init, config.model.path
+    for field in ("folder", "init"):
+        if given := config.checkpoint[field]:
+            checkpoint.absolute(given, f"checkpoint.{field}")
+    if init and "://" not in init and not os.path.isdir(init):
+        raise FileNotFoundError(f"checkpoint.init={init} is not a folder")
+    there = not path or os.path.exists(os.path.expanduser(path))
+    if not there and hub.looks_local(path):
+        raise FileNotFoundError(f"model.path={path} does not exist")
+
+
+def decode_settings(config: ml_collections.ConfigDict) -> Settings:
+    """The decode settings in `config.rollout`; ValueError names what is wrong."""
+    names = Settings.__dataclass_fields__
+    fields = {n: v for n, v in config.rollout.items() if n in names}
+    return Settings(variant=config.variant, **fields)
+
+
+def _numbers(
+    config: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[tuple[str, float]]:
+    """Dotted names and values of all fields that are numbers."""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield prefix + name, value
+
+
+def field(config: ml_collections.ConfigDict, name: str) -> Any:
+    """The value of a dotted field name; ValueError if there is none."""
+    try:
+        return functools.reduce(lambda c, part: c[part], name.split("."), config)
+    except (KeyError, TypeError) as error:  # --config.rl={} takes all of them away
+        raise ValueError(
+            f"{name} is missing: set the fields of a group one by one, "
+            f"as --config.{name}=VALUE"
+        ) from error
+
+
+def need(config: ml_collections.ConfigDict, name: str, holds: bool, what: str) -> None:
+    """Raises ValueError, with field and value, unless the condition holds."""
+    if not holds:
+        raise ValueError(f"{name}={field(config, name)} {what}")
+
+
+def _holds_only(
+    config: ml_collections.ConfigDict, name: str, known: Sequence[str]
+) -> None:
+    """Raises ValueError unless all items of a field are among those known."""
+    items = field(config, name)  # maybe some that have no hash
+    need(config, name, all(item in known for item in items), f"may hold {known}")
+
+
+def _divides(config: ml_collections.ConfigDict, whole: str, part: str) -> None:
+    fits = field(config, whole) % field(config, part) == 0
+    need(config, part, fits, f"does not divide {whole}={field(config, whole)}")

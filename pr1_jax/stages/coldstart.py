@@ -1,0 +1,149 @@
+"""The cold-start stage: traces from a teacher, as data for SFT (spec section 6).
+
+A model answers problems. What is correct, passes the format check and has a block is
+brought into canonical form and written to `traces.jsonl`, one trace a problem, which
+`data.sft` reads. All attempts are kept in `samples/coldstart.jsonl`; the stage goes on
+where it stopped.
+
+A teacher that does not know the tags as tokens decodes in the `ordinary` mode, and
+spells them, as its prompt does.
+"""
+
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from pr1_jax import tags
+from pr1_jax.answers.verdicts import CORRECT
+from pr1_jax.data import prompts, sources, streams
+from pr1_jax.stages import samples
+from pr1_jax.stages.experiment import ORDINARY, Experiment
+from pr1_jax.stages.run import Run
+from pr1_jax.system import files
+
+KEPT = "kept"
+_BATCH = 256  # problems read at once
+
+
+def check_data(experiment: Experiment) -> None:
+    """Reads the first problem.
+
+    Raises:
+      ValueError, FileNotFoundError: names the data and what is wrong.
+    """
+    c = experiment.config
+    try:
+        _problems(experiment, limit=1)
+    except (ValueError, FileNotFoundError) as error:
+        message = f"data.coldstart={c.data.coldstart}: {error}"
+        raise type(error)(message) from error
+
+
+def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
+    """Asks the teacher, and writes the traces."""
+    del stage
+    c = experiment.config.coldstart
+    problems = _problems(experiment, limit=c.problems)
+    path = run.workdir / "samples" / "coldstart.jsonl"
+    settings = {"mode": c.mode, "samples": c.samples, "purpose": "coldstart"}
+    with run.display("coldstart", len(problems)) as progress:
+        for done, records in samples.sample(
+            experiment, run.params, path, problems, **settings
+        ):
+            if not records:
+                continue
+            traces, reasons = select(records, needs_block=c.needs_block)
+            if jax.process_index() == 0:
+                _write(run.workdir / "traces.jsonl", traces)
+            found = {f"coldstart/{r}": n / len(records) for r, n in reasons.items()}
+            found["coldstart/traces"] = float(len(traces))
+            progress.update(done, found)
+    run.log("coldstart", len(problems), found)
+    run.say(
+        f"{len(traces)} traces of {len(problems)} problems: {run.workdir}/traces.jsonl"
+    )
+    for reason, count in reasons.most_common():
+        run.say(f"  {reason:18} {count:6}  {100 * count / len(records):5.1f} %")
+
+
+def _write(path: pathlib.Path, traces: Sequence[Mapping[str, str]]) -> None:
+    lines = [json.dumps(trace, ensure_ascii=False) + "\n" for trace in traces]
+    files.replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))
+
+
+def select(
+    records: Sequence[Mapping[str, Any]], *, needs_block: bool
+) -> tuple[list[dict[str, str]], Counter[str]]:
+    """The first good attempt at each question, and how all attempts fared.
+
+    Args:
+      records: attempts, as `samples.sample` gives them.
+      needs_block: whether a trace without a block is left out.
+
+    Returns:
+      Records of `question`, `response` in canonical form and `answer`; and the number
+      of attempts by reason: `kept`, `spare` (of a question that has a trace already),
+      or why it is of no use.
+    """
+    traces: dict[str, dict[str, str]] = {}
+    reasons: Counter[str] = Counter()
+    for record in records:
+        reason, response = _judge(record, needs_block=needs_block)
+        question = record["question"]
+        if reason == KEPT and question in traces:
+            reason = "spare"
+        elif reason == KEPT:
+            traces[question] = {
+                "question": question,
+                "response": response,
+                "answer": record["answer"],
+            }
+        reasons[reason] += 1
+    return list(traces.values()), reasons
+
+
+def _judge(record: Mapping[str, Any], *, needs_block: bool) -> tuple[str, str]:
+    """Why an attempt is of no use, or `kept` and its canonical form."""
+    text = record["response"]
+    if not record["finished"]:
+        return "unfinished", ""
+    if record["verdict"] != CORRECT:
+        return record["verdict"], ""
+    if tags.check_format(text):
+        return "format_fault", ""
+    if needs_block and tags.PARALLEL not in text:
+        return "no_block", ""
+    try:
+        return KEPT, tags.canonical(text)
+    except ValueError:
+        return "no_canonical_form", ""
+
+
+def _problems(experiment: Experiment, *, limit: int) -> list[prompts.Problem]:
+    """The first problems, each once; those with too long a prompt are left out."""
+    c = experiment.config
+    source = sources.open_source(
+        c.data.coldstart, "train", seed=c.data.seed + 2, columns=c.data.columns
+    )
+    stream = streams.problem_stream(
+        source,
+        experiment.tokenizer,
+        template=c.data.template,
+        max_prompt_tokens=c.rollout.max_prompt_tokens,
+        allow_tags=c.coldstart.mode != ORDINARY,
+        batch_size=_BATCH,
+        seed=c.data.seed,
+        shuffle=False,
+        epochs=1,
+    )
+    found: dict[str, prompts.Problem] = {}
+    for batch in stream:
+        for problem in batch:
+            found.setdefault(problem.question, problem)
+        if len(found) >= limit:
+            break
+    return list(found.values())[:limit]

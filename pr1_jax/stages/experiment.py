@@ -1,0 +1,246 @@
+"""What the stages share, made from a config and checked before anything compiles."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from pr1_jax import trajectory
+from pr1_jax.data import tasks, tokenizer, tokenizer_files
+from pr1_jax.huggingface import tags, weights
+from pr1_jax.huggingface.config import read_config, resolve
+from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.params import init_params, param_shardings, unbox
+from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.settings import Settings, Vocab
+from pr1_jax.stages import checks
+from pr1_jax.system import mesh
+from pr1_jax.training.logps import PolicySettings
+from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
+from pr1_jax.training.state import abstract_state, shardings_of
+from pr1_jax.trajectory import Batch
+from pr1_jax.workdir import checkpoint
+
+ORDINARY = checks.MODES[-1]  # decoding with `<Parallel>` banned
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked config and the objects that follow from it."""
+
+    config: ml_collections.ConfigDict
+    tokenizer: tokenizer.Tokenizer
+    decoder: ModelConfig
+    vocab: Vocab
+    mesh: Mesh
+    settings: Settings
+
+    @functools.cached_property
+    def sampling_model(self) -> ModelConfig:
+        """The model as samplers decode it, with the kernels of `rollout.kernels`."""
+        kernels = self.config.rollout.kernels
+        return with_kernels(self.model, kernels, self.mesh)
+
+    @functools.cached_property
+    def training_model(self) -> ModelConfig:
+        """The model as updates compute it, with the kernels of `model.kernels`."""
+        kernels = self.config.model.kernels
+        return with_kernels(self.model, kernels, self.mesh, training=True)
+
+    @functools.cached_property
+    def samplers(self) -> dict[tuple[str, int], Sampler]:
+        """Samplers made so far, by mode and group size."""
+        return {}
+
+    def sampler(self, group_size: int, mode: str = "") -> Sampler:
+        """The sampler of groups of so many responses, in a mode of `checks.MODES`.
+
+        The default mode is that of RL: the variant's own, but for `rollout.shortcut`.
+        """
+        c, processes = self.config.rollout, jax.process_count()
+        mode = mode or ("causal" if c.shortcut else self.settings.variant)
+        group_size = min(group_size, c.rows)
+        name = mode, group_size
+        if name not in self.samplers:
+            settings = self.settings
+            if mode == ORDINARY:
+                settings = dataclasses.replace(settings, max_blocks=0)
+            else:
+                settings = dataclasses.replace(settings, variant=mode)
+            self.samplers[name] = Sampler(
+                self.sampling_model,
+                self.vocab,
+                settings,
+                rows=-(-c.rows // processes),
+                shards=mesh.batch_shards(mesh.local_mesh(self.mesh)),
+                group_size=group_size,
+                prompts_per_prefill=-(-c.prompts_per_prefill // processes),
+                lane_buckets=c.lane_buckets,
+                steps_per_chunk=c.steps_per_chunk,
+                refill_share=c.refill_share,
+            )
+        return self.samplers[name]
+
+    def policy(self, *, sampling: bool) -> PolicySettings:
+        """The policy of rollouts, or (`sampling` off) the plain one of SFT."""
+        s = self.settings
+        drawing = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
+        drawing["max_trained"] = s.max_response_tokens
+        rl, shards = self.config.rl, mesh.batch_shards(self.mesh)
+        drawing["group_rows"] = math.gcd(rl.group_size, rl.micro_batch_size // shards)
+        drawing["shared_lengths"] = tuple(
+            n for n in rl.shared_prompt_tokens if n <= s.max_prompt_tokens
+        )
+        return PolicySettings(
+            special_ids=self.vocab.special_ids,
+            num_tokens=self.vocab.num_tokens,
+            logits_chunk=self.config.model.logits_chunk,
+            query_chunk=self.config.model.query_chunk,
+            attention=self.config.model.attention,
+            lengths=tuple(self.config.model.length_buckets),
+            **(drawing if sampling else {}),
+        )
+
+    def abstract_batch(self, rows: int, micro_batch: int) -> Batch:
+        """A batch of `rows` responses as jax.ShapeDtypeStruct, in micro-batches."""
+        batch = trajectory.pack(
+            [None] * micro_batch, self.settings.max_tokens, variant=self.config.variant
+        )
+        place = mesh.batch_sharding(self.mesh, axis=1)
+        shape = lambda x: (rows // micro_batch, *x.shape)
+        struct = lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place)
+        return jax.tree.map(struct, batch)
+
+    def lower_update(
+        self,
+        update: Callable[..., Any],
+        optimizer: optax.GradientTransformation,
+        batch: Batch,
+        *inputs: Any,
+    ) -> jax.stages.Lowered:
+        """An update of `train_state`, its state donated, on this mesh.
+
+        Args:
+          batch, inputs: abstract, as `abstract_batch` makes them.
+        """
+        state = abstract_state(self.abstract_params(), optimizer, self.mesh)
+        places = shardings_of(state), mesh.replicated(self.mesh)
+        jitted = jax.jit(update, out_shardings=places, donate_argnums=0)
+        with mesh.training(self.mesh):
+            return jitted.lower(state, batch, *inputs)
+
+    def key(self, purpose: str, step: int = 0) -> jax.Array:
+        """A PRNG key that depends on the seed, a purpose and a step alone."""
+        purposes = ("params", "tags", "rl", "eval", "coldstart")
+        key = jax.random.key(self.config.seed)
+        key = jax.random.fold_in(key, purposes.index(purpose))
+        return jax.random.fold_in(key, step)
+
+    def abstract_params(self) -> Any:
+        """Shapes, dtypes and shardings of the parameters."""
+        places = param_shardings(self.model, self.mesh)
+        boxed = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            unbox(boxed),
+            places,
+        )
+
+    def initial_params(self) -> Any:
+        """Parameters to start from: a checkpoint, a Hugging Face folder, or random."""
+        c = self.config
+        if c.checkpoint.init:
+            return checkpoint.restore_params(c.checkpoint.init, self.abstract_params())
+        places = param_shardings(self.model, self.mesh)
+        if c.model.path:
+            folder = resolve(c.model.path)
+            config = read_config(folder, **_numerics(c.model))
+            # Straight to its devices; only rows for new tags change places.
+            first = param_shardings(config, self.mesh)
+            params = weights.load_params(folder, config, shardings=first)
+            params, _ = tags.resize_embeddings(
+                params, config, self.tokenizer, self.key("tags"), shardings=places
+            )
+            return params
+        init = lambda key: unbox(init_params(self.model, key))
+        return jax.jit(init, out_shardings=places)(self.key("params"))
+
+    def check_weights(self) -> None:
+        """Checks the Hugging Face folder that a run starts from, if it is one.
+
+        Raises:
+          FileNotFoundError, ValueError: names the file and what is wrong.
+        """
+        c = self.config
+        if c.model.path and not c.checkpoint.init:
+            folder = resolve(c.model.path)
+            config = read_config(folder, **_numerics(c.model))
+            weights.check_weights(folder, config, self.tokenizer)
+
+    def optimizer(self, stage: str):
+        """The optimizer of a stage, and its learning rate by update."""
+        c = self.config[stage]
+        settings = OptimizerSettings(
+            lr=c.lr,
+            steps=c.steps * (c.mini_batches if stage == "rl" else 1),
+            schedule=c.lr_schedule,
+            warmup_share=c.warmup_share,
+            **self.config.optimizer,
+        )
+        tag_ids = self.vocab.special_ids[:-1]
+        return make_optimizer(settings, tag_ids), settings.learning_rate()
+
+
+def build(
+    config: ml_collections.ConfigDict, *, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
+    """Checks a config and makes what the stages share.
+
+    Args:
+      devices: of the mesh; default all.
+
+    Raises:
+      ValueError, FileNotFoundError: names the field and its value.
+    """
+    checks.check(config, devices=devices)
+    if config.model.path:
+        folder = resolve(config.model.path)
+        own_tokenizer = tokenizer_files.load(folder)
+        shape = read_config(folder, **_numerics(config.model))
+        vocab_size = max(shape.vocab_size, own_tokenizer.vocab_size)
+    else:
+        own_tokenizer = tasks.make_tokenizer()
+        vocab_size = own_tokenizer.vocab_size
+        names = [f.name for f in dataclasses.fields(ModelConfig)]
+        fields = {n: config.model[n] for n in names if n in config.model}
+        shape = ModelConfig(vocab_size=vocab_size, **fields)
+    shape = dataclasses.replace(shape, vocab_size=vocab_size)
+    made = Experiment(
+        config=config,
+        tokenizer=own_tokenizer,
+        model=shape,
+        vocab=Vocab.of(own_tokenizer),
+        mesh=mesh.make_mesh(**config.mesh, devices=devices),
+        settings=checks.decode_settings(config),
+    )
+    for section, training in ((config.rollout, False), (config.model, True)):
+        if section.kernels == "cpu":  # whether they run, before anything compiles
+            with_kernels(made.model, "cpu", made.mesh, training=training)
+    if config.checkpoint.init:
+        about = {"tokenizer": made.tokenizer.fingerprint}
+        checkpoint.check_params(
+            config.checkpoint.init, made.abstract_params(), about=about
+        )
+    return made
+
+
+def _numerics(c: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("dtype", "param_dtype", "scan_layers", "remat", "remat_policy")
+    return {n: c[n] for n in names}

@@ -1,0 +1,210 @@
+"""The RL stage: GRPO on sampled responses (spec sections 3 to 6).
+
+A step samples a group of responses to each of its problems, rewards them by the
+schedule, and makes one update a mini-batch. In the structured variant the sampler's
+log-probs are the old log-probs; in the causal variant, where forced tokens are trained
+on, and where sampling takes a shortcut, the trainer recomputes them.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from pr1_jax import rewards, trajectory
+from pr1_jax.data import prompts, sources, streams
+from pr1_jax.stages import rollout
+from pr1_jax.stages.experiment import Experiment
+from pr1_jax.stages.responses import (
+    Scored,
+    describe,
+    everyones_facts,
+    group_advantages,
+    write_responses,
+)
+from pr1_jax.stages.run import Run
+from pr1_jax.stages.updater import Updater
+from pr1_jax.system import processes, stopping
+from pr1_jax.trajectory import Batch
+from pr1_jax.workdir.checkpoint import Place
+
+
+def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
+    """The stage's problems."""
+    c = experiment.config
+    source = sources.open_source(
+        c.data.rl, "train", seed=c.data.seed + 1, columns=c.data.columns
+    )
+    return streams.problem_stream(
+        source,
+        experiment.tokenizer,
+        template=c.data.template,
+        max_prompt_tokens=c.rollout.max_prompt_tokens,
+        batch_size=c.rl.prompts_per_step // jax.process_count(),
+        seed=c.data.seed + 1,
+        shuffle=not c.data.rl.startswith("embedded:"),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _collect(
+    experiment: Experiment, params: Any, stream, step: int, reward_name: str
+) -> tuple[list[Scored], dict[str, float]]:
+    """Samples a step's groups; with dynamic sampling, replaces those without signal.
+
+    Each process does so with its own share of the problems.
+    """
+    c = experiment.config
+    wanted = c.rl.prompts_per_step // jax.process_count() * c.rl.group_size
+    kept: list[Scored] = []
+    spare: list[Scored] = []
+    times: dict[str, float] = {}
+    tries = c.rl.dynamic_sampling_rounds if c.rl.dynamic_sampling else 1
+    for attempt in range(tries):
+        began = time.perf_counter()
+        problems = next(stream)
+        data_sec = time.perf_counter() - began
+        scored, took = rollout.sample_and_score(
+            experiment.sampler(c.rl.group_size),
+            params,
+            problems,
+            c.rl.group_size,
+            jax.random.fold_in(experiment.key("rl", step), attempt),
+            experiment.tokenizer,
+            timeout_sec=c.reward.timeout_sec,
+        )
+        for name, value in (took | {"perf/data_sec": data_sec}).items():
+            times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
+        for i in range(0, len(scored), c.rl.group_size):
+            group = scored[i : i + c.rl.group_size]
+            has_signal = len({s.reward(reward_name) for s in group}) > 1
+            (kept if has_signal or not c.rl.dynamic_sampling else spare).extend(group)
+        if processes.everywhere(len(kept) >= wanted):
+            break
+    times["rollout/sampling_rounds"] = attempt + 1.0
+    if spare:  # spread over the mini-batches
+        groups = np.arange(wanted).reshape(-1, c.rl.group_size)
+        groups = np.random.default_rng([c.seed, step]).permutation(groups)
+        return [(kept + spare)[i] for i in groups.ravel()], times
+    return kept[:wanted], times
+
+
+def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
+    """Runs GRPO from where `run` stands to the end of the stage."""
+    c = experiment.config
+    optimizer, learning_rate = experiment.optimizer("rl")
+    stream = open_stream(experiment)
+    state, start = run.begin(stage, optimizer, stream)
+    with ThreadPoolExecutor(1) as threads:  # XLA leaves cores idle
+        updater = Updater(experiment, run, state.params, threads)
+        experiment.sampler(c.rl.group_size).warm_up(state.params)
+    began, saved_sec = time.perf_counter(), 0.0
+    writer = ThreadPoolExecutor(1)
+    with run.display("rl", c.rl.steps) as progress, writer:
+        for step in range(start + 1, c.rl.steps + 1):
+            reward_name = _reward_name(c, step)
+            position = stream.get_state()
+            try:
+                scored, metrics = _collect(
+                    experiment, state.params, stream, step, reward_name
+                )
+            except stopping.Stopped:
+                run.leave(Place(stage, step - 1), state, position)
+            updating = time.perf_counter()
+            values, advantages, found = group_advantages(
+                scored,
+                reward_name,
+                c.rl.group_size,
+                normalize_std=c.rl.normalize_std,
+            )
+            facts = everyones_facts(scored, c.rl.group_size)
+            metrics |= describe(facts) | found
+            path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
+            traces = {"traces": c.report.traces, "tokenizer": experiment.tokenizer}
+            written = writer.submit(write_responses, path, scored, values, **traces)
+            keep = functools.partial(run.keep_batch, "rl")
+            state, found = _update(updater, state, scored, advantages, keep)
+            rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))
+            metrics |= found | {"optim/lr": float(rate)}
+            updated = time.perf_counter()
+            written.result()
+            now = time.perf_counter()
+            metrics |= {
+                "perf/update_sec": updated - updating,
+                "perf/wait_sec": now - updated,
+                "perf/checkpoint_sec": saved_sec,  # with logs, after the step before
+            }
+            tokens = sum(f.total_tokens for f in facts)
+            metrics |= _pace(metrics, tokens, now - began)
+            began = now
+            run.log("rl", step, metrics, progress)
+            run.save(Place(stage, step), state, stream.get_state(), metrics)
+            saved_sec = time.perf_counter() - began
+
+
+_PARTS = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")
+
+
+def _pace(metrics: Mapping[str, float], tokens: int, seconds: float):
+    """How fast a step was, and the share of its time that its parts account for."""
+    parts = sum(metrics[f"perf/{part}_sec"] for part in _PARTS)
+    return {
+        "perf/step_sec": seconds,
+        "perf/accounted": parts / seconds,
+        "perf/tokens_per_sec": tokens / seconds,
+    }
+
+
+def _reward_name(config: Any, step: int) -> str:
+    return rewards.scheduled(
+        config.reward.schedule,
+        step,
+        window=config.reward.window,
+        tiered_steps=config.reward.tiered_steps,
+        scaffold_steps=config.reward.scaffold_steps,
+    )
+
+
+def _update(
+    updater: Updater,
+    state,
+    scored: Sequence[Scored],
+    advantages: np.ndarray,
+    keep_batch: Callable[[Batch], None],
+):
+    """One update a mini-batch; whole groups stay together.
+
+    Args:
+      keep_batch: called with a batch whose gradient was not finite.
+    """
+    trajectories = [s.trajectory for s in scored]
+    if updater.shortcut:  # sampled at plain causal positions, trained at its own
+        trajectories = [trajectory.structured(t) for t in trajectories]
+    batches, metrics = updater.mini_batches(state.params, trajectories, advantages)
+    found: list[dict[str, float]] = []
+    for batch, ref in batches:
+        state, new = updater.update(state, batch, ref)
+        found.append({name: float(x) for name, x in new.items()})
+        if found[-1]["skipped"]:
+            keep_batch(batch)
+    mean: Callable[[str], float] = lambda name: float(np.mean([m[name] for m in found]))
+    # Before the first update the policy is still the sampled one.
+    metrics.setdefault("rollout/logp_gap_max", found[0]["gap_max"])
+    metrics.setdefault("rollout/logp_gap_mean", found[0]["gap_mean"])
+    metrics |= {
+        "loss/grpo": mean("loss/grpo"),
+        "policy/entropy": mean("entropy"),
+        "policy/clip_fraction": mean("clip_fraction"),
+        "policy/approx_kl": mean("approx_kl"),
+        "policy/ratio_max_error": found[0]["ratio_max_error"],
+        "optim/grad_norm": mean("grad_norm"),
+        "optim/skipped": float(sum(m["skipped"] for m in found)),
+    }
+    if "ref_kl" in found[0]:
+        metrics["policy/ref_kl"] = mean("ref_kl")
+    return state, metrics

@@ -1,0 +1,262 @@
+"""One run in its workdir: metrics, checkpoints, summary, progress, and resuming."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import rich.console
+from absl import logging
+
+from pr1_jax.report import curves, updates
+from pr1_jax.stages.experiment import Experiment
+from pr1_jax.system import files, processes, stopping
+from pr1_jax.system.mesh import local_batch
+from pr1_jax.training.state import abstract_state, from_params
+from pr1_jax.workdir import alarms, checkpoint, metrics, progress, sinks
+from pr1_jax.workdir.folder import open_workdir
+
+TRAINING = ("sft", "rl")  # the stages that change parameters
+
+
+class Run:
+    """Everything that a run writes. Process 0 writes; all processes make one alike."""
+
+    def __init__(self, experiment: Experiment, workdir: str):
+        """Opens a workdir, new or left by an earlier run of the same config.
+
+        Raises:
+          ValueError: the workdir belongs to another config, model or tokenizer; names
+            what differs.
+        """
+        self.experiment = experiment
+        config = experiment.config
+        self._stages = config.stages
+        self._main = jax.process_index() == 0
+        self.workdir = open_workdir(workdir, config)
+        if self._main:
+            files.write_json(self.workdir / "config.json", config.to_dict())
+        self.summary = files.read_json(self.workdir / "summary.json", {})
+        self.summary.setdefault("evaluations", {})
+        self._compilations = metrics.CompilationCounter().start()
+        limits = alarms.Limits(**config.alarms)
+        self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
+        self._checkpoints = checkpoint.Checkpoints(
+            config.checkpoint.folder or self.workdir,
+            keep=config.checkpoint.keep,
+            keep_best=config.checkpoint.keep_best,
+            best_metric=config.checkpoint.best_metric,
+            about={"tokenizer": experiment.tokenizer.fingerprint},
+        )
+        self._writer = metrics.MetricWriter(
+            self.workdir,
+            enabled=self._main,
+            sinks=sinks.open_all(
+                config.metrics.sinks,
+                self.workdir,
+                config.to_dict(),
+                enabled=self._main,
+            ),
+        )
+        self._report = updates.Updates(
+            self.workdir, every_sec=config.report.every_sec, enabled=self._main
+        )
+        self._left: tuple[Any, Any] | None = None  # state and position to go on from
+        self.place = self._newest()
+        self.params = self._first_params()
+        self._resume_metrics()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._checkpoints.close()
+        self._writer.close()
+        self._report.close()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of evaluations and stages, in the order of the curriculum."""
+        c = self.experiment.config
+        names = ["eval_0_base"]
+        for i, stage in enumerate(c.stages):
+            names.append(stage)
+            if stage in TRAINING:
+                names.append(f"eval_{i + 1}_{stage}")
+            if stage == "benchmark":
+                names += [
+                    evaluation_name(benchmark, mode)
+                    for mode in c.eval.modes
+                    for benchmark in c.eval.benchmarks
+                ]
+        return names
+
+    def _newest(self) -> checkpoint.Place | None:
+        """Place of the newest checkpoint that can be read; sets others aside."""
+        while (place := self._checkpoints.latest()) is not None:
+            optimizer, _ = self.experiment.optimizer(self._stages[place.stage])
+            abstract = abstract_state(
+                self.experiment.abstract_params(), optimizer, self.experiment.mesh
+            )
+            try:
+                self._left = self._checkpoints.restore(place, abstract)
+            except checkpoint.DamagedError as error:
+                aside = self._checkpoints.set_aside(place)
+                logging.warning(
+                    "a damaged checkpoint: %s; it is now %s, and the run goes on from "
+                    "the one before",
+                    error,
+                    aside,
+                )
+            else:
+                return place
+        return None
+
+    def _first_params(self) -> Any:
+        """Parameters at the newest checkpoint, or those that the run starts from."""
+        if self.place is None:
+            return self.experiment.initial_params()
+        stage = self._stages[self.place.stage]
+        self.say(f"resuming {stage} after step {self.place.step}")
+        return self._left[0].params
+
+    def _resume_metrics(self) -> None:
+        """Drops metrics that the checkpoint does not hold; nothing is doubled."""
+        names, stages = self.names, self.experiment.config.stages
+        if self.place is None:
+            name, step = names[0], -1
+        else:
+            name, step = stages[self.place.stage], self.place.step
+        self._writer.resume(names, name, step)
+        for later in names[names.index(name) + (self.place is not None) :]:
+            if later in self.summary["evaluations"]:
+                self._writer.write(later, 0, self.summary["evaluations"][later])
+
+    def say(self, text: Any) -> None:
+        """Prints a line, or a table, on process 0."""
+        # An explicit `force_terminal` keeps FORCE_COLOR from colouring a pipe.
+        terminal = sys.stdout.isatty()
+        rich.console.Console(
+            force_terminal=terminal,
+            quiet=not self._main,
+            width=None if terminal else 100,
+        ).print(text, soft_wrap=isinstance(text, str))
+
+    def begin(self, stage: int, optimizer: Any, stream: Any) -> tuple[Any, int]:
+        """State at the start of a stage, or where it was left; moves `stream` there.
+
+        Returns:
+          The training state and the number of steps already done.
+        """
+        if self.place is None or self.place.stage != stage:
+            mesh = self.experiment.mesh
+            return from_params(self.params, optimizer, mesh), 0
+        (state, position), self._left = self._left, None
+        stream.set_state(position)
+        self.params = None
+        if self.place.step == self.experiment.config[self._stages[stage]].steps:
+            self.params = state.params
+        return state, self.place.step
+
+    def save(
+        self,
+        place: checkpoint.Place,
+        state: Any,
+        position: Mapping[str, Any],
+        found: Mapping[str, float],
+    ) -> None:
+        """Saves every so many steps, after a stage's last one, and when told to stop.
+
+        Args:
+          position: in the data. found: the step's metrics.
+
+        Raises:
+          stopping.Stopped: the run was told to stop; all is saved.
+          FloatingPointError: too many updates in a row were skipped.
+        """
+        config = self.experiment.config
+        stage = self._stages[place.stage]
+        is_last = place.step == config[stage].steps
+        is_asked = stopping.is_asked()
+        if is_asked or is_last or place.step % config.checkpoint.every_steps == 0:
+            self._checkpoints.save(place, state, position, found)
+        if is_last:
+            self.params = state.params
+        if is_asked:
+            self.leave(place, state, position)
+        if self._alarms[stage].is_lost:
+            raise FloatingPointError(
+                f"{stage} step {place.step}: {self._alarms[stage].skipped} updates in "
+                f"a row had a non-finite gradient (alarms.max_skipped="
+                f"{config.alarms.max_skipped}); the last batch is in "
+                f"{self.workdir}/non_finite_{stage}.npz"
+            )
+
+    def leave(
+        self, place: checkpoint.Place, state: Any, position: Mapping[str, Any]
+    ) -> NoReturn:
+        """Saves what there is at a place, unless it was saved, and ends the run."""
+        if place.step and not self._checkpoints.has(place):
+            self._checkpoints.save(place, state, position)
+        self._checkpoints.wait()
+        raise stopping.Stopped
+
+    def keep_batch(self, stage: str, batch: Any) -> None:
+        """Writes a batch whose gradient was not finite, for inspection."""
+        path = processes.own_path(self.workdir / f"non_finite_{stage}.npz")
+        arrays = {name: x for name, x in vars(batch).items() if x is not None}
+        np.savez(path, **{name: local_batch(x) for name, x in arrays.items()})
+
+    def reference(self, params: Any) -> Any:
+        """The policy at the start of the stage, kept on disk for the KL term."""
+        path = self.workdir / "checkpoints_reference"
+        with ocp.StandardCheckpointer() as checkpointer:
+            if not processes.agree(path.exists()):
+                checkpointer.save(path, params)
+                checkpointer.wait_until_finished()
+            return checkpointer.restore(path, self.experiment.abstract_params())
+
+    def display(self, stage: str, total_steps: int) -> progress.Progress:
+        """A progress display; quiet on all processes but the first."""
+        return progress.Progress(stage, total_steps, enabled=self._main)
+
+    def log(
+        self,
+        stage: str,
+        step: int,
+        found: Mapping[str, float],
+        display: progress.Progress | None = None,
+    ) -> None:
+        """Writes a step's metrics and shows them."""
+        found = {**found, "perf/compilations": float(self._compilations.count)}
+        if stage in self._alarms:
+            found |= self._alarms[stage].check(stage, step, found)
+        self._writer.write(stage, step, found)
+        self._report.after_step()
+        if display is not None:
+            display.update(step, found)
+
+    def record_evaluation(self, name: str, found: Mapping[str, float]) -> None:
+        """Writes an evaluation to metrics and summary, and draws the curves anew."""
+        self.log(name, 0, found)
+        self.summary["evaluations"][name] = dict(found)
+        self._save_summary()
+        if self._main:
+            curves.plot_curves(self.workdir)
+        self._report.start()
+
+    def finish(self) -> None:
+        """Marks the run as finished."""
+        self.summary["finished"] = True
+        self._save_summary()
+
+    def _save_summary(self) -> None:
+        if self._main:
+            files.write_json(self.workdir / "summary.json", self.summary)
+
+
+def evaluation_name(benchmark: str, mode: str) -> str:
+    """Under which a benchmark in one decoding mode stands in metrics and summary."""
+    return f"benchmark_{benchmark}_{mode}"

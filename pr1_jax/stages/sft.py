@@ -1,0 +1,99 @@
+"""The SFT stage: cross-entropy on cold-start traces (spec section 4)."""
+
+import functools
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from pr1_jax.data import sources, streams
+from pr1_jax.stages.experiment import Experiment
+from pr1_jax.stages.run import Run
+from pr1_jax.system import mesh
+from pr1_jax.training.update import sft_update
+from pr1_jax.trajectory import Batch, Trajectory, pack
+from pr1_jax.workdir.checkpoint import Place
+
+
+def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
+    """The stage's traces."""
+    c = experiment.config
+    source = sources.open_source(
+        c.data.sft,
+        "train",
+        seed=c.data.seed,
+        columns=c.data.columns,
+        traces=True,
+        block_share=c.data.block_share,
+        hard_share=c.data.hard_share,
+        late_share=c.data.late_share,
+    )
+    return streams.trace_stream(
+        source,
+        experiment.tokenizer,
+        variant=c.variant,
+        template=c.data.template,
+        max_prompt_tokens=c.rollout.max_prompt_tokens,
+        max_response_tokens=c.rollout.max_response_tokens,
+        batch_size=c.sft.batch_size // jax.process_count(),
+        seed=c.data.seed,
+        shuffle=not c.data.sft.startswith("embedded:"),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def make_batch(experiment: Experiment, traces: Sequence[Trajectory | None]) -> Batch:
+    """Packs this process's traces, with leading axes [micro-batches, B]."""
+    length, variant = experiment.settings.max_tokens, experiment.config.variant
+    batch = pack(traces, length, variant=variant, train_on_forced=True)
+    size = experiment.config.sft.micro_batch_size // jax.process_count()
+    batch = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+    return mesh.put_batch(batch, experiment.mesh)
+
+
+def lower_update(experiment: Experiment) -> jax.stages.Lowered:
+    """One update, for the experiment's mesh."""
+    c = experiment.config.sft
+    optimizer, _ = experiment.optimizer("sft")
+    update = functools.partial(
+        sft_update,
+        config=experiment.training_model,
+        optimizer=optimizer,
+        policy=experiment.policy(sampling=False),
+    )
+    batch = experiment.abstract_batch(c.batch_size, c.micro_batch_size)
+    return experiment.lower_update(update, optimizer, batch)
+
+
+def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
+    """Trains on traces from where `run` stands to the end of the stage."""
+    c = experiment.config
+    optimizer, learning_rate = experiment.optimizer("sft")
+    processes = jax.process_count()
+    stream = open_stream(experiment)
+    state, start = run.begin(stage, optimizer, stream)
+    update = lower_update(experiment).compile()
+    with run.display("sft", c.sft.steps) as progress:
+        for step in range(start + 1, c.sft.steps + 1):
+            began = time.perf_counter()
+            # Short and long ones apart: a micro-batch is cut to its longest.
+            traces = sorted(next(stream), key=len)
+            batch = make_batch(experiment, traces)
+            state, metrics = update(state, batch)
+            metrics = {name: float(x) for name, x in metrics.items()}
+            if metrics["skipped"]:
+                run.keep_batch("sft", batch)
+            seconds = time.perf_counter() - began
+            tokens = sum(len(t.tokens) for t in traces) * processes  # about
+            found = {
+                "loss/sft": metrics["loss/sft"],
+                "optim/grad_norm": metrics["grad_norm"],
+                "optim/skipped": metrics["skipped"],
+                "optim/lr": float(learning_rate(np.int32(step - 1))),
+                "perf/step_sec": seconds,
+                "perf/tokens_per_sec": tokens / seconds,
+            }
+            run.log("sft", step, found, progress)
+            run.save(Place(stage, step), state, stream.get_state(), found)

@@ -1,0 +1,193 @@
+"""The compiled pieces of an RL step."""
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from pr1_jax import losses
+from pr1_jax.stages.experiment import Experiment
+from pr1_jax.stages.run import Run
+from pr1_jax.system import mesh, processes
+from pr1_jax.training import micro_batches
+from pr1_jax.training.logps import trained_logps
+from pr1_jax.training.update import GrpoSettings, grpo_update
+from pr1_jax.trajectory import Batch, Trajectory, pack
+
+
+def _recomputes(c: Any) -> bool:
+    """Whether the sampler's log-probs will not do as old log-probs."""
+    return c.variant == "causal" or c.rl.train_on_forced or bool(c.rollout.shortcut)
+
+
+def _abstract_batch(experiment: Experiment) -> Batch:
+    """A mini-batch, as jax.ShapeDtypeStruct."""
+    c = experiment.config
+    rows = c.rl.prompts_per_step * c.rl.group_size // c.rl.mini_batches
+    batch = experiment.abstract_batch(rows, c.rl.micro_batch_size)
+    if _recomputes(c) and c.rl.importance_cap > 0:
+        batch = batch.replace(importance=batch.old_logps)
+    return batch
+
+
+def lower_update(experiment: Experiment) -> jax.stages.Lowered:
+    """One update on a mini-batch, for the experiment's mesh."""
+    c = experiment.config
+    optimizer, _ = experiment.optimizer("rl")
+    update = functools.partial(
+        grpo_update,
+        config=experiment.training_model,
+        optimizer=optimizer,
+        policy=experiment.policy(sampling=True),
+        grpo=GrpoSettings(
+            clip_low=c.rl.clip_low,
+            clip_high=c.rl.clip_high,
+            kl_coef=c.rl.kl_coef,
+            aggregation=c.rl.aggregation,
+            constant=c.rollout.max_response_tokens,
+        ),
+    )
+    batch = _abstract_batch(experiment)
+    ref_logps = batch.old_logps if c.rl.kl_coef else None
+    return experiment.lower_update(update, optimizer, batch, ref_logps)
+
+
+class Updater:
+    """The compiled pieces of a step; the largest is compiled by a thread of `threads`."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Run,
+        params: Any,
+        threads: ThreadPoolExecutor,
+    ):
+        c = experiment.config
+        self._experiment, self.recomputes = experiment, _recomputes(c)
+        self.shortcut = c.rollout.shortcut
+        self._micro_batch = c.rl.micro_batch_size // jax.process_count()
+        self._reference = run.reference(params) if c.rl.kl_coef else None
+        self._update = threads.submit(lower_update(experiment).compile)
+        if self.recomputes or self._reference is not None:
+            policy = experiment.policy(sampling=True)
+            logps = functools.partial(
+                trained_logps, experiment.training_model, policy=policy
+            )
+            place = mesh.batch_sharding(experiment.mesh, axis=1)
+            bare = _abstract_batch(experiment).replace(importance=None)
+            with mesh.training(experiment.mesh):
+                self._logps = (
+                    jax.jit(logps, out_shardings=place).lower(params, bare).compile()
+                )
+
+    @property
+    def update(self) -> jax.stages.Compiled:
+        """update(state, batch, ref_logps) -> (state, metrics), once it is compiled."""
+        return self._update.result()
+
+    def _pack(self, trajectories, advantages, shared) -> Batch:
+        c = self._experiment.config
+        batch = pack(
+            trajectories,
+            self._experiment.settings.max_tokens,
+            variant=c.variant,
+            train_on_forced=c.rl.train_on_forced,
+            advantages=advantages,
+            shared=shared,
+        )
+        split = lambda x: x.reshape(-1, self._micro_batch, *x.shape[1:])
+        return jax.tree.map(split, batch)
+
+    def _put(self, batch: Batch) -> Batch:
+        return mesh.put_batch(batch, self._experiment.mesh)
+
+    def mini_batches(
+        self,
+        params: Any,
+        trajectories: Sequence[Trajectory],
+        advantages: np.ndarray,
+    ) -> tuple[list[tuple[Batch, Any]], dict[str, float]]:
+        """Packed mini-batches with their reference log-probs, or None.
+
+        Groups are taken as they come: problems are in random order already. Old
+        log-probs are those of `params`, recomputed where the sampler's will not do; then
+        the gap between the two is measured over all responses.
+        """
+        experiment, out, mismatches = self._experiment, [], []
+        tokens = 0
+        rows = np.arange(len(trajectories))
+        for chosen in np.split(rows, experiment.config.rl.mini_batches):
+            order = micro_batches.arrange(
+                [trajectories[i] for i in chosen],
+                experiment.policy(sampling=True),
+                group_size=experiment.config.rl.group_size,
+                micro_batch=self._micro_batch,
+                max_tokens=experiment.settings.max_tokens,
+            )
+            tokens += order.computed_tokens
+            chosen = chosen[order.rows]
+            picked = [trajectories[i] for i in chosen]
+            batch, ref = self._pack(picked, advantages[chosen], order.shared), None
+            if self.recomputes:
+                batch, mismatch = self._recompute(params, batch, picked)
+                mismatches.append(mismatch)
+            batch = self._put(batch)
+            if self._reference is not None:
+                bare = batch.replace(importance=None)
+                ref = self._logps(self._reference, bare)
+            out.append((batch, ref))
+        metrics = {"perf/update_tokens": float(tokens)}
+        if self.recomputes:
+            metrics |= _mismatch_metrics(mismatches)
+        return out, metrics
+
+    def _recompute(
+        self, params: Any, batch: Batch, picked: Sequence[Trajectory]
+    ) -> tuple[Batch, dict[str, np.ndarray]]:
+        """The trainer's old log-probs, and how far from them the sampler's are."""
+        old = mesh.local_batch(self._logps(params, self._put(batch)))
+        mask, shape = batch.loss_mask, batch.old_logps.shape
+        # Tokens in second and later paths, and forced ones.
+        later = np.zeros((len(picked), shape[-1]), bool)
+        forced = np.zeros_like(later)
+        for row, t in enumerate(picked):
+            end = len(t.prompt) + len(t.tokens)
+            later[row, len(t.prompt) : end] = t.path > 1
+            forced[row, len(t.prompt) : end] = t.forced
+        drawn = mask & ~forced.reshape(shape)
+        later = later.reshape(shape)
+        gap = np.abs(old - batch.old_logps)
+        mismatch = {"first": gap[drawn & ~later], "later": gap[drawn & later]}
+        if cap := self._experiment.config.rl.importance_cap:
+            found = losses.truncated_importance(old, batch.old_logps, cap=cap)
+            batch = batch.replace(importance=np.where(drawn, found, 1.0))
+            mismatch["importance"] = batch.importance[drawn]
+        return batch.replace(old_logps=np.where(mask, old, 0.0)), mismatch
+
+
+def _mismatch_metrics(found: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Sampler against trainer, outside and inside second and later paths.
+
+    Of all processes.
+    """
+    joined = {name: np.concatenate([m[name] for m in found]) for name in found[0]}
+    sums = {
+        name: [len(x), float(x.sum()), float(x.max(initial=0)), float(x.min(initial=9))]
+        for name, x in joined.items()
+    }
+    metrics = {}
+    everyones = processes.gather([sums])
+    for name in joined:
+        count, total, top, least = zip(*(sums[name] for sums in everyones))
+        mean = sum(total) / max(sum(count), 1)
+        if name == "importance":
+            metrics["policy/importance_mean"] = mean
+            metrics["policy/importance_min"] = min(least)
+            continue
+        prefix = {"first": "logp_gap", "later": "logp_gap_later_paths"}[name]
+        metrics[f"rollout/{prefix}_max"] = max(top)
+        metrics[f"rollout/{prefix}_mean"] = mean
+    return metrics

@@ -1,0 +1,61 @@
+"""Files that are whole or not there, and JSON."""
+
+import errno
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.monitoring
+import numpy as np
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes `data` to `path` so that a reader sees the old or the new file."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def write_error(error: BaseException) -> str | None:
+    """Why something could not be written, if that is what an error says.
+
+    Looks at what led to it, too: libraries wrap what the system said.
+    """
+    while error is not None:
+        codes = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
+        for code in codes:
+            known = isinstance(error, OSError) and error.errno == code
+            if known or os.strerror(code) in str(error):
+                return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON, atomically; NaN and infinities as null."""
+    text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    replace_file(path, (text + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str], default: Any) -> Any:
+    """The JSON value in a file, or `default` where there is no file."""
+    path = pathlib.Path(path)
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+def plain(value: Any) -> Any:
+    """Turns mappings, sequences, paths and arrays into what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,40 @@
+"""A run that is told to stop, by SIGTERM, saves and ends with exit code 0.
+
+Machines that can be taken away say so seconds before: the first signal asks, further
+ones are ignored, so that saving is not cut off. Ctrl-C stays what it is.
+"""
+
+import signal
+import threading
+
+from pr1_jax.system import processes
+
+_asked = threading.Event()
+
+
+class Stopped(Exception):
+    """Ends a run that was told to stop."""
+
+
+def listen() -> None:
+    """From now on SIGTERM asks, and does not kill."""
+    signal.signal(signal.SIGTERM, lambda *_: _asked.set())
+
+
+def reset() -> None:
+    """Forgets that someone asked."""
+    _asked.clear()
+
+
+def is_asked() -> bool:
+    """Whether some process of the job was told to stop; all processes must ask."""
+    return processes.anywhere(_asked.is_set())
+
+
+def give_up() -> None:
+    """Raises Stopped where a process that is alone was told to stop.
+
+    One of several cannot leave the others in the middle of a step.
+    """
+    if _asked.is_set() and processes.alone():
+        raise Stopped

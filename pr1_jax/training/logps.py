@@ -1,0 +1,230 @@
+"""Teacher-forced log-probs of the policy."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pr1_jax.kernels import attention
+from pr1_jax.kernels.cpu import training
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.forward import forward
+from pr1_jax.model.forward import head as forward_head
+from pr1_jax.model.forward import logits as forward_logits
+from pr1_jax.policy import logps_and_entropies, sequence_logps
+from pr1_jax.trajectory import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySettings:
+    """What makes logits a policy, and how much of it is held in memory at once."""
+
+    special_ids: tuple[int, ...]
+    num_tokens: int | None = None  # ids from here on are padding of the vocabulary
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    logits_chunk: int = 0  # positions; 0 = all
+    max_trained: int = 0  # from the first trained token of a row to its last; 0 = any
+    query_chunk: int = 512
+    attention: str = "auto"  # of `attention.IMPLEMENTATIONS`
+    lengths: tuple[int, ...] = ()  # a micro-batch is cut to the shortest that holds it
+    # Rows of a micro-batch come in groups of so many. First tokens that the rows of each
+    # group share are computed once, as many as the largest of these numbers allows.
+    group_rows: int = 1
+    shared_lengths: tuple[int, ...] = ()
+
+    def sizes(self, max_tokens: int) -> list[tuple[int, tuple[int, ...]]]:
+        """What micro-batches are cut to, ascending, each with what rows may share."""
+        numbers = (0, *sorted(self.shared_lengths)) if self.group_rows > 1 else (0,)
+        lengths = (*sorted(n for n in self.lengths if n < max_tokens), max_tokens)
+        return [(n, tuple(s for s in numbers if s < n)) for n in lengths]
+
+    def size_of(self, used: int, common: int, max_tokens: int) -> tuple[int, int]:
+        """What a micro-batch is cut to, and how many first tokens are shared.
+
+        Args:
+          used: tokens of its longest row. common: first tokens that rows have in common.
+        """
+        size, numbers = next(x for x in self.sizes(max_tokens) if x[0] >= used)
+        return size, max(s for s in numbers if s <= common)
+
+
+def policy_logps(
+    config: ModelConfig,
+    params: Any,
+    batch: Batch,
+    policy: PolicySettings,
+    shared: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Teacher-forced log-probs and entropies of a batch, both [B, T] float32.
+
+    Entry t speaks of token t, predicted at t − 1; entry 0 is 0. So are those before the
+    first trained token where `policy.max_trained` is set: prompts need no logits.
+
+    Args:
+      shared: first tokens, untrained, that the rows of each group of
+        `policy.group_rows` have in common: they are computed once for all of them.
+    """
+    hidden = _predicting(config, params, batch, policy, shared)
+    first = max(shared, 1)
+    wanted, restore = _trained_span(batch.loss_mask[:, first:], policy.max_trained)
+    settings = {
+        "special_ids": policy.special_ids,
+        "num_tokens": policy.num_tokens,
+        "temperature": policy.temperature or 1.0,
+    }
+    limits = {"top_k": policy.top_k, "top_p": policy.top_p}
+
+    def logps_of(hidden, *targets):
+        if config.cpu_kernels and not policy.top_k and policy.top_p >= 1.0:
+            head = forward_head(params).astype(hidden.dtype)
+            return training.token_logps(hidden, head, *targets, **settings)
+        logits = forward_logits(params, hidden)
+        return logps_and_entropies(logits, *targets, **settings, **limits)
+
+    out = sequence_logps(
+        wanted(hidden),
+        logps_of,
+        wanted(batch.tokens[:, first:]),
+        wanted(batch.bans[:, first:]),
+        chunk=policy.logits_chunk,
+    )
+    logps, entropies = (jnp.pad(restore(x), [(0, 0), (first, 0)]) for x in out)
+    return logps, entropies
+
+
+def _predicting(
+    config: ModelConfig,
+    params: Any,
+    batch: Batch,
+    policy: PolicySettings,
+    shared: int,
+) -> jax.Array:
+    """Final hidden states that predict the tokens from max(shared, 1) on, [B, …, D]."""
+    # A row of the forward pass is a group: what its rows share, then the rest of each.
+    (B, T), G = batch.tokens.shape, policy.group_rows if shared else 1
+    grouped = lambda x: _grouped(x, shared, G)
+    rest = lambda x: x[:, shared:].reshape(B, T - shared, *x.shape[2:])
+
+    def to_all(x):  # [B / G, …] to [B, …]
+        every = jnp.broadcast_to(x[:, None], (B // G, G, *x.shape[1:]))
+        return every.reshape(B, *x.shape[1:])
+
+    def attend(q, k, v, cache):
+        labels = batch.block, batch.path
+        if config.cpu_kernels:
+            return training.attention(q, k, v, *labels, shared), cache
+        attention_of = functools.partial(
+            attention.label_attention,
+            query_chunk=policy.query_chunk,
+            implementation=policy.attention,
+        )
+        if not shared:
+            return attention_of(q, k, v, *labels), cache
+        first = [x[:, :shared] for x in (q, k, v)]
+        nothing = jnp.zeros((B // G, shared), jnp.int32)
+        of_shared = attention_of(*first, nothing, nothing)
+        whole = lambda x: jnp.concatenate([to_all(x[:, :shared]), rest(x)], axis=1)
+        of_rest = attention_of(rest(q), whole(k), whole(v), *labels)
+        of_rest = of_rest.reshape(B // G, -1, *q.shape[2:])
+        return jnp.concatenate([of_shared, of_rest], axis=1), cache
+
+    tokens, positions = grouped(batch.tokens), grouped(batch.positions)
+    hidden, _ = forward(config, params, tokens, positions, attend)
+    if not shared:
+        return hidden[:, :-1]
+    last = to_all(hidden[:, shared - 1 : shared])
+    return jnp.concatenate([last, rest(hidden)[:, :-1]], axis=1)
+
+
+def _grouped(x: jax.Array, shared: int, group_rows: int) -> jax.Array:
+    """[B, T] to [B / G, shared + G (T − shared)]: G rows in one, what they share once."""
+    rows = x.reshape(-1, group_rows, x.shape[1])
+    rest = rows[:, :, shared:].reshape(len(rows), -1)
+    return jnp.concatenate([rows[:, 0, :shared], rest], axis=1)
+
+
+def _trained_span(loss_mask: jax.Array, size: int) -> tuple[Callable, Callable]:
+    """Cuts `size` positions from each row, from its first trained one, and undoes it.
+
+    Args:
+      loss_mask: bool [B, T]. size: 0 = all.
+
+    Returns:
+      [B, T, …] to [B, size, …], and [B, size] to [B, T] with 0 elsewhere.
+    """
+    T = loss_mask.shape[1]
+    if not 0 < size < T:
+        return (lambda x: x), (lambda x: x)
+    first = jnp.minimum(jnp.argmax(loss_mask, axis=1), T - size)[:, None]
+
+    def cut(x):
+        index = first + jnp.arange(size)
+        return jnp.take_along_axis(x, jnp.expand_dims(index, range(2, x.ndim)), axis=1)
+
+    def restore(x):
+        index = jnp.arange(T) - first
+        found = jnp.take_along_axis(x, jnp.clip(index, 0, size - 1), axis=1)
+        return jnp.where((index >= 0) & (index < size), found, 0.0)
+
+    return cut, restore
+
+
+def trained_logps(
+    config: ModelConfig, params: Any, batch: Batch, policy: PolicySettings
+) -> jax.Array:
+    """Log-probs of trained tokens, of a batch with leading axes [micro-batches, B].
+
+    Returns:
+      [micro-batches, B, T] float32; without meaning where `loss_mask` is off.
+    """
+
+    def one(batch):
+        T = batch.tokens.shape[-1]
+
+        def logps(batch, *, shared):
+            found, _ = policy_logps(config, params, batch, policy, shared)
+            return jnp.pad(found, [(0, 0), (0, T - found.shape[1])])
+
+        return at_lengths(logps, policy, batch)
+
+    return jax.lax.map(one, batch)
+
+
+def at_lengths(
+    function: Callable[..., Any], policy: PolicySettings, batch: Batch, *inputs: Any
+) -> Any:
+    """Calls a function on inputs that are cut behind the last trained token.
+
+    What stands behind it changes no earlier logit. The cut is at the shortest of
+    `policy.lengths` that will do, and first tokens are shared by the largest of
+    `policy.shared_lengths` that all rows of the batch allow. All pairs of the two are
+    compiled, and one is run.
+
+    Args:
+      function: called with the batch, `inputs`, and `shared` by name.
+      inputs: trees of [B, T, …] and [B].
+    """
+    T = batch.loss_mask.shape[1]
+    used = jnp.max(jnp.where(batch.loss_mask, jnp.arange(1, T + 1), 0))
+
+    def branch(n, shared):
+        cut = lambda x: x[:, :n] if x.ndim > 1 else x
+        shape = functools.partial(function, shared=shared)
+        return lambda *inputs: shape(*jax.tree.map(cut, inputs))
+
+    lengths, numbers = zip(*policy.sizes(T))
+    branches = [branch(n, s) for n, some in zip(lengths, numbers) for s in some]
+    # A longer row may share all that a shorter one may.
+    counts = np.array([len(some) for some in numbers])
+    length = jnp.searchsorted(jnp.array(lengths), used)
+    common = jnp.min(batch.shared)
+    index = jnp.searchsorted(jnp.array(numbers[-1]), common, side="right") - 1
+    index = jnp.minimum(index, jnp.array(counts - 1)[length])
+    first = jnp.array(np.cumsum(counts) - counts)[length]
+    return jax.lax.switch(first + index, branches, batch, *inputs)

@@ -1,0 +1,70 @@
+"""AdamW with schedules, clipping, and updates that are left out when not finite."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW. `steps` counts updates; warm-up is linear, from 0."""
+
+    lr: float
+    steps: int
+    schedule: str = "constant"
+    warmup_share: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0  # global norm; 0 = no clipping
+    tag_lr_multiplier: float = 1.0  # of the tags' embedding (and output) rows
+
+    def learning_rate(self) -> optax.Schedule:
+        """Learning rate by update, from 0."""
+        warmup = round(self.warmup_share * self.steps)
+        if self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(self.lr, max(self.steps - warmup, 1))
+        elif self.schedule == "constant":
+            after = optax.constant_schedule(self.lr)
+        else:
+            raise ValueError(f"schedule={self.schedule!r} is not one of {SCHEDULES}")
+        start = optax.linear_schedule(self.lr / max(warmup, 1), self.lr, max(warmup, 1))
+        return optax.join_schedules([start, after], [warmup])
+
+
+def make_optimizer(
+    settings: OptimizerSettings, tag_ids: tuple[int, ...] = ()
+) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping; a non-finite gradient skips the update."""
+    parts = []
+    if settings.clip_norm:
+        parts.append(optax.clip_by_global_norm(settings.clip_norm))
+    parts.append(optax.scale_by_adam(settings.b1, settings.b2, settings.eps))
+    if settings.weight_decay:
+        # By name: stacked norm scales and biases have two axes as well.
+        decays = lambda path, _: path[-1].key in ("kernel", "embedding", "head")
+        matrices = functools.partial(jax.tree_util.tree_map_with_path, decays)
+        parts.append(optax.add_decayed_weights(settings.weight_decay, matrices))
+    if settings.tag_lr_multiplier != 1.0:
+        parts.append(_scale_rows(tag_ids, settings.tag_lr_multiplier))
+    parts.append(optax.scale_by_learning_rate(settings.learning_rate()))
+    forever = jnp.iinfo(jnp.int32).max
+    return optax.apply_if_finite(optax.chain(*parts), max_consecutive_errors=forever)
+
+
+def _scale_rows(rows: tuple[int, ...], factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of some rows of the embedding and the head."""
+
+    def update(updates, params=None):
+        del params
+        scale = lambda x: x.at[jnp.array(rows)].multiply(factor)
+        named = {n: scale(updates[n]) for n in ("embedding", "head") if n in updates}
+        return updates | named
+
+    return optax.stateless(update)

@@ -1,0 +1,129 @@
+"""Training state, optimizer, and the SFT and GRPO updates.
+
+An update is a pure function of a state and a batch of micro-batches. Token weights are
+made for the whole batch first, so micro-batches, and shards, only add up.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pr1_jax import losses
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.training.logps import PolicySettings, at_lengths, policy_logps
+from pr1_jax.training.state import TrainState
+from pr1_jax.trajectory import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoSettings:
+    """Switches of the GRPO loss (spec section 4)."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    aggregation: str = "token_mean"
+    constant: float = 1.0  # normaliser of `constant`, in tokens
+
+
+def sft_update(
+    state: TrainState,
+    batch: Batch,
+    *,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    policy: PolicySettings,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One SFT step on a batch with leading axes [micro-batches, B]."""
+
+    def loss_fn(params, batch, weights, *, shared):
+        logps, _ = policy_logps(config, params, batch, policy, shared)
+        return losses.sft_loss(logps, weights), {}
+
+    weights = _batch_weights(batch.loss_mask)
+    inputs = (batch, weights)
+    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
+    return state, {"loss/sft": loss, **metrics}
+
+
+def grpo_update(
+    state: TrainState,
+    batch: Batch,
+    ref_logps: jax.Array | None = None,
+    *,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    policy: PolicySettings,
+    grpo: GrpoSettings,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One GRPO step on a mini-batch with leading axes [micro-batches, B]."""
+
+    def loss_fn(params, batch, weights, ref_logps, *, shared):
+        logps, entropies = policy_logps(config, params, batch, policy, shared)
+        loss, metrics = losses.grpo_loss(
+            logps,
+            batch.old_logps,
+            batch.advantages,
+            weights,
+            clip_low=grpo.clip_low,
+            clip_high=grpo.clip_high,
+            ref_logps=ref_logps,
+            kl_coef=grpo.kl_coef,
+            importance=batch.importance,
+        )
+        gap = jnp.abs(logps - batch.old_logps) * batch.loss_mask
+        count = jnp.maximum(all_tokens, 1)
+        metrics |= {
+            "entropy": jnp.sum(entropies * batch.loss_mask) / count,
+            "gap_mean": jnp.sum(gap) / count,
+            "gap_max": jnp.max(gap),
+        }
+        return loss, metrics
+
+    all_tokens = batch.loss_mask.sum()
+    weights = _batch_weights(
+        batch.loss_mask, aggregation=grpo.aggregation, constant=grpo.constant
+    )
+    inputs = (batch, weights, ref_logps)
+    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
+    return state, {"loss/grpo": loss, **metrics}
+
+
+def _batch_weights(loss_mask: jax.Array, **kwargs: Any) -> jax.Array:
+    """`losses.token_weights` over all micro-batches, [micro-batches, B, T]."""
+    flat = loss_mask.reshape(-1, loss_mask.shape[-1])
+    return losses.token_weights(flat, **kwargs).reshape(loss_mask.shape)
+
+
+def _update(state, loss_fn, inputs, optimizer, policy):
+    """Sums gradients over micro-batches and applies them."""
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def micro_step(total, inputs):
+        gradient = functools.partial(grad_fn, state.params)
+        (loss, metrics), grads = at_lengths(gradient, policy, *inputs)
+        maxima = {k: v for k, v in metrics.items() if k.endswith(("_max", "max_error"))}
+        sums = {k: v for k, v in metrics.items() if k not in maxima}
+        added = jax.tree.map(jnp.add, total[0], (loss, sums, grads))
+        return (added, jax.tree.map(jnp.maximum, total[1], maxima)), None
+
+    first = jax.tree.map(lambda x: x[0], inputs)
+    whole = functools.partial(grad_fn, shared=0)
+    (_, metrics), _ = jax.eval_shape(whole, state.params, *first)
+    zero = lambda keep: {
+        k: jnp.zeros(()) for k in metrics if k.endswith(("_max", "max_error")) == keep
+    }
+    grads = jax.tree.map(jnp.zeros_like, state.params)
+    start = ((jnp.zeros(()), zero(False), grads), zero(True))
+    ((loss, sums, grads), maxima), _ = jax.lax.scan(micro_step, start, inputs)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = sums | maxima
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["skipped"] = (~opt_state.last_finite).astype(jnp.float32)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), loss, metrics

@@ -1,0 +1,336 @@
+"""Checkpoints by orbax: parameters, optimizer, step and data position.
+
+All processes are at the same position of the same data, each with its share of every
+batch, so that one position is saved, and any number of processes can go on from it.
+
+A checkpoint is numbered stage · 1,000,000 + step, so that the newest one is the
+furthest along the curriculum. Random keys are functions of the seed, the stage and the
+step, and so need no place of their own.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from pr1_jax.system import processes
+
+STAGE_SIZE = 1_000_000
+_NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
+
+
+class Place(NamedTuple):
+    """A position in the curriculum: `step` steps of stage number `stage` are done."""
+
+    stage: int
+    step: int
+
+
+class _Info(NamedTuple):
+    """A checkpoint's number and metrics, as orbax has them."""
+
+    step: int
+    metrics: Mapping[str, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept(checkpoint_managers.PreservationPolicy):
+    """Keeps the newest, and those with the greatest metric among those that have it.
+
+    Of equals the later one is better.
+    """
+
+    newest: int
+    best: int
+    metric: str
+
+    def should_preserve(
+        self, checkpoints: Sequence[_Info], *, context: Any = None
+    ) -> list[bool]:
+        """Which to keep."""
+        del context
+        numbers = sorted(info.step for info in checkpoints)
+        kept = {*numbers[-self.newest :]}
+        ranked = sorted(
+            (info.metrics[self.metric], info.step)
+            for info in checkpoints
+            if self.metric in (info.metrics or {})
+        )
+        if self.best:
+            kept |= {number for _, number in ranked[-self.best :]}
+        return [info.step in kept for info in checkpoints]
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read."""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        keep_best: int = 0,
+        best_metric: str = "",
+        about: Mapping[str, str] | None = None,
+    ):
+        """Opens, and makes if need be, `<workdir>/checkpoints`.
+
+        Args:
+          workdir: a folder, or one in a bucket: `gs://…`.
+          keep: the newest ones.
+          keep_best: those with the greatest `best_metric`, too.
+          about: what the parameters go with: names of `restore` and their values.
+        """
+        self._kept = _Kept(keep, keep_best, best_metric)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept,
+            # Metrics are written, and read again, only where there is a `best_fn`.
+            best_fn=(lambda metrics: metrics.get(best_metric, -math.inf)),
+            step_name_format=_NAMES,
+            cleanup_tmp_directories=True,
+        )
+        self._best_metric, self._about = best_metric, dict(about or {})
+        self._folder = absolute(workdir) / "checkpoints"
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Deletes what an earlier process was killed before, or while, deleting.
+
+        Half of a checkpoint may be left then; what is kept is as after a save.
+        """
+        numbers = sorted(self._manager.all_steps())
+        found = [_Info(number, self._metrics(number)) for number in numbers]
+        processes.agree(True)  # nothing goes before all have looked
+        for info, keep in zip(found, self._kept.should_preserve(found)):
+            if not keep:
+                self._manager.delete(info.step)
+
+    def _metrics(self, number: int) -> Mapping[str, float]:
+        """Those saved with a checkpoint, as far as they can be read."""
+        try:
+            return self._manager.metrics(number) or {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def latest(self) -> Place | None:
+        """Place of the newest checkpoint."""
+        number = self._manager.latest_step()
+        return None if number is None else Place(*divmod(number, STAGE_SIZE))
+
+    def has(self, place: Place) -> bool:
+        """Whether there is a checkpoint of this place."""
+        return _number(place) in self._manager.all_steps()
+
+    def save(
+        self,
+        place: Place,
+        state: Any,
+        position: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Saves in the background what is needed to go on from `place`.
+
+        Args:
+          position: in the data, as JSON (`data.Stream.get_state`).
+          metrics: of the step; those without `best_metric` cannot be best.
+        """
+        name = self._best_metric
+        found = {name: metrics[name]} if metrics and name in metrics else {}
+        self._manager.save(
+            _number(place),
+            metrics=found,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(dict(position)),
+                about=ocp.args.JsonSave(self._about),
+            ),
+        )
+
+    def restore(self, place: Place, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """The state at `place`, and the position in the data.
+
+        Args:
+          abstract_state: tree of jax.ShapeDtypeStruct with shardings.
+
+        Raises:
+          ValueError: the checkpoint is of another model, or goes with something else.
+          DamagedError: it cannot be read.
+        """
+        number = _number(place)
+        names = {"state": ocp.args.StandardRestore(abstract_state)}
+        names |= {name: ocp.args.JsonRestore() for name in ("data", "about")}
+        folder = self._folder / _NAMES.build_name(number)
+        try:
+            about = self._manager.restore(
+                number, args=ocp.args.Composite(about=names["about"])
+            ).about
+            saved = ocp.PyTreeCheckpointHandler().metadata(folder / "state")
+            saved_params = saved.tree["params"]
+        except Exception as error:
+            raise DamagedError(f"{folder}: {_line(error)}") from error
+        _check_about(about, self._about, str(folder))
+        _check_same(saved_params, abstract_state.params, str(folder))
+        try:
+            found = self._manager.restore(number, args=ocp.args.Composite(**names))
+        except Exception as error:
+            raise DamagedError(f"{folder}: {_line(error)}") from error
+        return found.state, found.data
+
+    def set_aside(self, place: Place) -> epath.Path:
+        """Moves a damaged checkpoint out of the way; returns where it is now."""
+        folder = self._folder / _NAMES.build_name(_number(place))
+        aside = self._folder.parent / "checkpoints_damaged"
+        target = aside / f"{folder.name}_{int(time.time())}"
+        if jax.process_index() == 0:
+            aside.mkdir(parents=True, exist_ok=True)
+            if not aside.exists():  # in a bucket, a folder is what holds a file
+                (aside / "README").write_text("Checkpoints that could not be read.")
+            folder.rename(target)
+        processes.agree(True)  # waits for process 0
+        self._manager.reload()
+        return target
+
+    def wait(self) -> None:
+        """Waits for what is still being written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is still being written, and ends."""
+        self._manager.close()
+
+
+def absolute(
+    path: str | os.PathLike[str], field: str = "checkpoint.folder"
+) -> epath.Path:
+    """A folder, also in a bucket (`gs://…`), as orbax wants it.
+
+    Raises:
+      ValueError: what reads buckets is not installed, or the bucket is of another kind.
+    """
+    kind, found, _ = str(path).partition("://")
+    if not found:
+        return epath.Path(pathlib.Path(path).absolute())
+    if kind != "gs":
+        raise ValueError(f"{field}={path}: buckets are gs://…, or mounted as a folder")
+    if not importlib.util.find_spec("gcsfs"):
+        raise ValueError(f"{field}={path} needs a package: pip install gcsfs")
+    return epath.Path(path)
+
+
+def _number(place: Place) -> int:
+    return place.stage * STAGE_SIZE + place.step
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def restore_params(
+    path: str | os.PathLike[str], abstract_params: Any, **chosen: Any
+) -> Any:
+    """Parameters alone, from the newest checkpoint of another run's workdir.
+
+    Args:
+      abstract_params: tree of jax.ShapeDtypeStruct with shardings; cast to its dtypes.
+      chosen: `number` and `field`, as of `check_params`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `check_params`.
+    """
+    folder = check_params(path, abstract_params, **chosen)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_params)
+    restored = ocp.PyTreeCheckpointHandler().restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+            item={"params": abstract_params},
+            restore_args={"params": restore_args},
+            partial_restore=True,
+        ),
+    )
+    return restored["params"]
+
+
+def check_params(
+    path: str | os.PathLike[str],
+    abstract_params: Any,
+    *,
+    number: int | None = None,
+    field: str = "checkpoint.init",
+    about: Mapping[str, str] | None = None,
+) -> epath.Path:
+    """Folder of the newest state in a run's workdir; reads no parameters.
+
+    Args:
+      number: of another checkpoint than the newest.
+      about: what the parameters must go with, as of `Checkpoints`.
+      field: name of the setting that gave the path, for messages.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, or none of this number.
+      ValueError: it is of another model; names the first parameter that differs.
+    """
+    folder = absolute(path, field)
+    folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
+    found = _NAMES.find_all(folder) if folder.is_dir() else []
+    states = {step.step: step.path / "state" for step in found}
+    if not states:
+        raise FileNotFoundError(f"{field}={path}: no checkpoint in {folder}")
+    number = max(states) if number is None else number
+    if number not in states:
+        raise FileNotFoundError(
+            f"checkpoint={number} is not in {folder}, which has {sorted(states)}"
+        )
+    try:
+        saved = ocp.PyTreeCheckpointHandler().metadata(states[number]).tree["params"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{field}={path}: checkpoint {number} is damaged; name another, or move "
+            f"{states[number].parent} away ({_line(error)})"
+        ) from error
+    _check_same(saved, abstract_params, f"{field}={path}")
+    file = states[number].parent / "about" / "metadata"  # none in older checkpoints
+    if about and file.exists():
+        _check_about(json.loads(file.read_text()), about, f"{field}={path}")
+    return states[number]
+
+
+def _check_about(
+    saved: Mapping[str, str], wanted: Mapping[str, str], name_of_saved: str
+) -> None:
+    """Raises ValueError where a checkpoint goes with something else."""
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{name_of_saved} was made with another {name}: {saved.get(name)} "
+                f"there, and {value} here"
+            )
+
+
+def _check_same(saved: Any, wanted: Any, name_of_saved: str) -> None:
+    """Raises ValueError where two trees differ in names or shapes."""
+    shapes = lambda tree: {
+        jax.tree_util.keystr(keys): tuple(leaf.shape)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    saved, wanted = shapes(saved), shapes(wanted)
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{name_of_saved} is of another model: parameter {name} has "
+                f"shape {saved.get(name)} there and {wanted.get(name)} here"
+            )

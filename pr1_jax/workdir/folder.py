@@ -1,0 +1,122 @@
+"""The folder of a run: its config, and one run at a time."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from pr1_jax.system import files
+
+
+@contextlib.contextmanager
+def only_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a workdir, so that no second run opens it at the same time.
+
+    The system gives it up when the process ends, however it ends.
+
+    Raises:
+      ValueError: another process holds it; names that process.
+    """
+    if jax.process_index():
+        yield
+        return
+    path = pathlib.Path(workdir).absolute() / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ValueError(
+                f"--workdir={workdir} is in use by {file.read().strip()}; wait for "
+                "it, stop it, or take another --workdir"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+# Groups of fields that may change when a run goes on.
+_FREE = ("alarms", "checkpoint", "mesh", "metrics", "report")
+
+
+def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Makes a run's folder, or checks that the one there is of the same config.
+
+    Raises:
+      ValueError: it is of another config; names a field that differs.
+      OSError: it is not a folder, or cannot be made.
+    """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"--workdir={workdir} is no folder; name one, and the bucket as "
+            f"--config.checkpoint.folder={workdir}: checkpoints go there"
+        )
+    path = pathlib.Path(workdir).absolute()
+    mine = flat(files.plain(config.to_dict()))
+    path.mkdir(parents=True, exist_ok=True)
+    theirs = flat(files.read_json(path / "config.json", {})) or mine
+    for name in sorted({*mine, *theirs}):
+        if name.split(".")[0] in _FREE:
+            continue
+        if mine.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{name}={mine.get(name)!r}, but the run in {path} has "
+                f"{theirs.get(name)!r}; take another --workdir"
+            )
+    return path
+
+
+def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+    """The config of a run.
+
+    Raises:
+      FileNotFoundError: there is none in this folder.
+      ValueError: what is there is no config.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        found = files.read_json(path, None)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if found is None:
+        raise FileNotFoundError(
+            f"{workdir} has no config.json: not the workdir of a run"
+        )
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no config")  # noqa: TRY004 (not about types)
+    return _complete(found)
+
+
+def _complete(found: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A run's config, with the defaults of fields that are newer than the run."""
+    from configs import common
+
+    config = common.get_config().unlock()
+    with config.ignore_type():  # what is wrong in it is said where it is used
+        for name, value in found.items():
+            known = config.get(name)
+            if isinstance(known, ml_collections.ConfigDict) and isinstance(value, dict):
+                for key, leaf in value.items():  # benchmarks are not merged
+                    known[key] = leaf
+            else:
+                config[name] = value
+    return config
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out

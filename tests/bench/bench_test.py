@@ -1,0 +1,470 @@
+"""Tests of pr1_jax.bench: costs by hand, plans that are followed, fair baselines."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from pr1_jax import layout, policy, tags
+from pr1_jax.bench import (
+    decode_limits,
+    lanes,
+    limits,
+    plans,
+    report,
+    sampling,
+    shapes,
+    suites,
+    timing,
+)
+from pr1_jax.bench.published import request_programs, requests
+from pr1_jax.kernels import attention
+from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.forward import forward as forward_forward
+from pr1_jax.model.forward import logits as forward_logits
+from pr1_jax.sampler.settings import END_PATH, END_SUMMARY, EOS, PARALLEL, SUMMARY_OPEN
+
+CONFIG = shapes.SHAPES["tiny"].model
+KEY = jax.random.key(3)
+BENCH = shapes.Bench(
+    shape=shapes.SHAPES["tiny"],
+    sizes=shapes.QUICK,
+    repeats=1,
+    limits=limits.Limits(1e9, 1e9, {64: 1e9}, {"sum": 1e9}),
+    traces=plans.builtin_traces(),
+    traces_from="the built-in deciles",
+    quick=True,
+)
+VOCAB = BENCH.vocab
+TAG_IDS = dict(zip(tags.TAGS, VOCAB.special_ids))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(tmp_path_factory):
+    """Much is compiled here, and little of it runs for long."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+
+    def configure(values):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    configure(settings)
+    with pytest.MonkeyPatch.context() as patch:  # of processes that are started
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+    configure(before)
+
+
+@functools.cache
+def drawn_plans(num_paths):
+    return plans.make_plans(BENCH.traces, 6, num_paths, 56, seed=1)[0]
+
+
+@functools.cache
+def params():
+    """Far from uniform, so that log-probs tell contexts apart."""
+    return jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, BENCH.params)
+
+
+def prompts_of(planned):
+    return BENCH.prompts([plan.prompt for plan in planned])
+
+
+def lengths(tokens, block, path):
+    """What of a response a plan says: main, paths, summaries, tail."""
+    ids, tokens = VOCAB.special_ids, np.asarray(tokens)
+    main, summaries, count = [], [], 0
+    for token, p in zip(tokens.tolist(), path.tolist()):
+        if p:
+            continue
+        count += 1
+        if token == ids[PARALLEL]:
+            main.append(count)
+        elif token == ids[END_SUMMARY]:
+            summaries.append(count)
+        if token in (
+            ids[PARALLEL],
+            ids[END_SUMMARY],
+            ids[SUMMARY_OPEN],
+        ):
+            count = 0
+    paths = tuple(
+        tuple(np.bincount(path[block == b])[1:].tolist())
+        for b in range(1, block.max(initial=0) + 1)
+    )
+    assert tokens[-1] == ids[EOS]
+    return tuple(main), paths, tuple(summaries), count
+
+
+def of_plan(plan):
+    return plan.main, plan.paths, plan.summaries, plan.tail
+
+
+@functools.cache
+def programs(kernels):
+    config = with_kernels(CONFIG, kernels)
+    return request_programs.Programs(
+        config, VOCAB, steps_per_chunk=8, prefill_rows=(2,)
+    )
+
+
+@functools.cache
+def requests_of(num_paths, copies, rows, kernels="xla"):
+    planned = drawn_plans(num_paths)
+    prompts, how = prompts_of(planned), {"rows": rows, "copies": copies}
+    made = programs(kernels)
+    return requests.decode_requests(made, params(), prompts, planned, KEY, **how)
+
+
+@jax.jit
+def teacher_forced(tokens, positions, block, path, bans):
+    """Log-probs [T] of tokens [T]; entry 0 has no meaning."""
+
+    def attend(q, k, v, cache):
+        return attention.label_attention(q, k, v, block[None], path[None]), cache
+
+    hidden, _ = forward_forward(CONFIG, params(), tokens[None], positions[None], attend)
+    logits = policy.policy_logits(
+        forward_logits(params(), hidden)[0, :-1],
+        bans[1:],
+        special_ids=VOCAB.special_ids,
+    )
+    return jnp.pad(policy.token_logps(logits, tokens[1:]), (1, 0))
+
+
+def largest_gap(tokens, laid_out, logps, compared):
+    """Between log-probs of free draws and the teacher-forced ones."""
+    T = 128
+    pad = lambda x: jnp.asarray(np.pad(np.asarray(x, np.int32), (0, T - len(x))))
+    no_tags = pad(np.full(len(tokens), 0b1111111))
+    forced = teacher_forced(pad(tokens), *map(pad, laid_out), no_tags)
+    return np.abs(np.asarray(forced)[: len(tokens)] - logps)[compared].max(initial=0)
+
+
+def test_costs_by_hand():
+    layer, names = BENCH.params["layer_0"], ("q", "k", "v", "o", "gate", "up", "down")
+    weights = sum(layer[name]["kernel"].size for name in names)
+    assert limits.layer_weights(CONFIG) == weights == 1920
+    assert limits.head_weights(CONFIG) == BENCH.params["embedding"].size == 1024
+    cost = limits.forward_cost(CONFIG, tokens=3, pairs=6, cached=5, logits=2)
+    assert cost.flops == 2 * 1920 * 3 + 4 * (2 * 8) * 6 + 2 * 1024 * 2
+    assert cost.bytes == 4 * (1920 + 1024 + 2 * (1 * 8) * 5)
+    bare = limits.forward_cost(CONFIG, tokens=1, pairs=0, cached=0, logits=0)
+    assert bare == limits.Cost(2 * 1920, 4 * 1920)  # no logits: the head is not read
+    half = dataclasses.replace(CONFIG, dtype="bfloat16", num_layers=3)
+    cost = limits.forward_cost(half, tokens=1, pairs=1, cached=1, logits=1)
+    assert cost.flops == 3 * (2 * 1920 + 4 * 16) + 2 * 1024
+    assert cost.bytes == 2 * (3 * (1920 + 2 * 8) + 1024)
+
+
+def test_costs_of_steps_prompts_and_updates_by_hand():
+    forward = functools.partial(limits.forward_cost, CONFIG)
+    step = limits.step_cost(CONFIG, rows=4, prompt=5, response=2, lanes=3)
+    assert step == forward(tokens=12, pairs=12 * 7, cached=4 * 7, logits=12)
+    prompt = limits.prefill_cost(CONFIG, rows=2, tokens=3)
+    assert prompt == forward(tokens=6, pairs=2 * (1 + 2 + 3), cached=0, logits=0)
+    flops = limits.update_flops(CONFIG, rows=2, tokens=3, trained=2)
+    assert flops == 6 * (6 * 1920 + 4 * 1024) + 3 * 4 * 16 * 2 * (1 + 2 + 3)
+    flops = limits.update_flops(CONFIG, rows=4, tokens=3, trained=1, group_rows=2)
+    pairs = 2 * (1 + 2) + 4 * 3  # of two prompts, and of four responses to them
+    assert flops == 6 * ((2 * 2 + 4) * 1920 + 4 * 1024) + 3 * 4 * 16 * pairs
+
+
+def test_the_limit_is_the_slower_of_both_at_every_step():
+    cost = limits.Cost(flops=30.0, bytes=8.0)
+    assert cost.seconds(limits.Limits(10.0, 4.0)) == 3.0
+    assert cost.seconds(limits.Limits(30.0, 2.0)) == 4.0
+    seconds = limits.decode_seconds(
+        CONFIG, limits.Limits(1e9, 1e6), rows=2, prompt=5, tokens=2
+    )
+    costs = [limits.step_cost(CONFIG, rows=2, prompt=5, response=n) for n in (0, 1)]
+    assert seconds == pytest.approx(sum(cost.bytes for cost in costs) / 1e6)
+
+
+def test_a_plan_by_hand():
+    # a <Parallel> | <Path> x </Path> · <Path> </Path> | </P> nl <S> | s </S> | b EOS
+    plan = plans.Plan(prompt=3, main=(2,), paths=((3, 2),), summaries=(2,), tail=2)
+    assert plan.tokens == 2 + 5 + 3 + 2 + 2
+    assert plan.opens == [1]
+    assert plan.sequential() == plans.Plan(3, tail=plan.tokens)
+    two = plans.Plan(3, (2, 1), ((3, 2), (2, 2)), (2, 1), 2)
+    assert two.opens == [1, 12]
+    assert two.tokens == 12 + (1 + 4 + 3 + 1) + 2
+
+
+def test_lengths_of_a_trace_by_hand(tmp_path):
+    text = (
+        "It is 12.\n<Parallel>\n<Path>a b</Path>\n<Path>c</Path>\n</Parallel>\n"
+        "<Summary>so: d</Summary>\nFinal Answer: 7"
+    )
+    records = [{"question": "What?", "response": text}]
+    records.append({"question": "x", "response": "<Path>stray</Path>"})
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (trace,) = plans.read_traces(path)
+    assert trace == plans.Trace(2, (6,), ((2, 1),), (3,), 5)
+    (by_character,) = plans.read_traces(path, len)
+    assert by_character.paths == ((3, 1),)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1 is no record"):
+        plans.read_traces(path)
+
+
+def test_drawn_plans_have_their_paths_and_fit():
+    for num_paths in (2, 8):
+        planned, factor = plans.make_plans(BENCH.traces, 40, num_paths, 300)
+        assert {len(p) for plan in planned for p in plan.paths} == {num_paths}
+        if num_paths == 2:
+            assert 290 <= max(plan.tokens for plan in planned) <= 300
+            assert 0.1 < factor < 2
+    blocks = np.mean([len(trace.main) for trace in plans.builtin_traces(2000)])
+    assert blocks == pytest.approx((259 + 2 * 58 + 3 * 12 + 4 * 6) / 338, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_sampler_follows_plans():
+    num_paths = 3
+    planned = drawn_plans(num_paths)
+    sampler = plans.planned_sampler(
+        CONFIG, VOCAB, planned, KEY, rows=4, num_paths=num_paths, steps_per_chunk=8
+    )
+    sampled = sampler.sample(params(), prompts_of(planned), 1, KEY)
+    for plan, t in zip(planned, sampled, strict=True):
+        assert lengths(t.tokens, t.block, t.path) == of_plan(plan)
+        assert len(t.tokens) == plan.tokens
+        tags_and_newline = {*VOCAB.special_ids[1:5], VOCAB.newline_id}
+        assert set(t.tokens[t.forced].tolist()) <= tags_and_newline - {
+            VOCAB.special_ids[END_PATH]
+        }
+
+
+CASES = [(2, False, 8), (3, False, 16), (2, True, 8), (3, True, 16)]
+WITH_KERNELS = [(2, False, 8, "auto"), (3, True, 16, "auto")]
+
+
+@pytest.mark.parametrize("num_paths, copies, rows", CASES)
+def test_requests_follow_plans(num_paths, copies, rows):
+    planned, result = drawn_plans(num_paths), requests_of(num_paths, copies, rows)
+    prompts = prompts_of(planned)
+    for plan, tokens, logps in zip(planned, result.tokens, result.logps, strict=True):
+        parsed = layout.structured(tokens, TAG_IDS, 0)
+        assert lengths(tokens, parsed.block, parsed.path) == of_plan(plan)
+        assert len(tokens) == len(logps) == plan.tokens
+    contexts = sum(len(r.context) - 1 for r in result.requests)
+    alone = sum(len(prompt) - 1 for prompt in prompts)
+    assert result.prefilled_tokens == (alone if copies else contexts)
+
+
+@pytest.mark.parametrize(
+    "num_paths, copies, rows, kernels",
+    [*((*case, "xla") for case in CASES), *WITH_KERNELS],
+)
+def test_requests_decode_with_the_same_model(num_paths, copies, rows, kernels):
+    planned = drawn_plans(num_paths)
+    result = requests_of(num_paths, copies, rows, kernels)
+    if copies:  # the sampler's function, over the whole response
+        for prompt, tokens, logps in zip(
+            prompts_of(planned), result.tokens, result.logps
+        ):
+            laid_out = layout.structured(tokens, TAG_IDS, len(prompt))
+            whole = np.concatenate([prompt, tokens])
+            logps = np.concatenate([np.zeros(len(prompt)), logps])
+            free = ~np.isin(whole, (*VOCAB.special_ids, VOCAB.newline_id))
+            free[: len(prompt)] = False
+            assert largest_gap(whole, laid_out, logps, free) < 1e-4
+    else:  # plain causal decoding of every request's own context
+        for r in result.requests:
+            whole = np.array([*r.context, *r.tokens])
+            logps = np.concatenate([np.zeros(len(r.context)), r.logps])
+            free = np.arange(len(whole)) >= len(r.context)
+            free[-1] = False  # the tag that ends it
+            laid_out = layout.causal(len(whole))
+            assert largest_gap(whole, laid_out, logps, free) < 1e-4
+    drawn = np.concatenate([r.logps for r in result.requests])
+    assert drawn.min() < -5  # the policy is far from uniform
+
+
+FAST = ("limits", "sampling", "blocks")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST))
+        for name in suites.SUITES
+    ],
+)
+def test_every_suite_runs(name, tmp_path):
+    shown = []
+    found = suites.run(BENCH, [name], out=tmp_path, show=shown.append)
+    assert "error" not in found["suites"][name]
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+    text = (tmp_path / "results.md").read_text()
+    for table in shown:
+        report.terminal(table)
+        assert table.rows and table.title in text
+    assert (tmp_path / f"{name}.png").exists() == any(table.plot for table in shown)
+    if name == "blocks":
+        check_schemes(shown[0])
+    if name == "lanes":
+        check_lanes(shown[0])
+
+
+def check_schemes(table):
+    rows = {row["scheme"]: row for row in table.rows}
+    assert len({row["tokens"] for row in rows.values()}) == 1
+    ours, again = rows["ours"], rows["requests"]
+    assert again["prefilled tokens"] > 3 * ours["prefilled tokens"]
+    assert rows["requests, ideal cache"]["prefilled tokens"] < ours["prefilled tokens"]
+    assert rows["sequential"]["critical path"] > ours["critical path"]
+    critical = rows["requests, ideal cache"]["critical path"]
+    assert critical == ours["critical path"]
+
+
+def check_lanes(table):
+    """Of 4 rows, 0, 1, 2 and 4 in a block of two paths of 18 tokens behind 4 others."""
+    some = [row for row in table.rows if row["slots"] < 22 or row["rows in a block"]]
+    assert [row["live"] for row in some] == [4, 5, 6, 8]
+    assert [row["slots"] for row in some] == [13, 15, 18, 22]
+    (longer,) = [row for row in table.rows if row not in some]
+    assert (longer["live"], longer["slots"]) == (4, 22)
+    assert some[0]["relative"].median == 1.0
+    block = some[-1]
+    for name, base in (("relative", some[0]), ("relative at equal slots", longer)):
+        assert block[name] == block["ms per step"].over(base["ms per step"])
+
+
+def test_a_mix_of_rows_by_hand():
+    mix = lanes._Mix(rows=4, inside=1, paths=3, steps=10)
+    assert mix.live == 3 + 3
+    assert mix.slots == (4 + 5, 4 + 3 * 5)
+    block, *others = mix.plans(7)
+    assert block.paths == ((10, 10, 10),) and len(others) == 3
+    assert {plan.tokens for plan in others} == {4 + 10}
+    P = BENCH.sizes.prompt_tokens
+    cost = limits.forward_cost(
+        BENCH.config,
+        tokens=6,
+        pairs=3 * (P + 9) + 3 * (P + 19),
+        cached=3 * (P + 9) + (P + 19),
+        logits=6,
+    )
+    assert mix.seconds(BENCH) == cost.seconds(BENCH.limits)
+
+
+def test_a_sweep_has_a_point_for_each_value(tmp_path):
+    names = [field.name for field in dataclasses.fields(BENCH.sizes)]
+    none = {name: () for name in names if name.endswith(("ties", "lengths"))}
+    sizes = dataclasses.replace(BENCH.sizes, path_counts=(), row_counts=(2, 4), **none)
+    tables = sampling.sweeps(dataclasses.replace(BENCH, sizes=sizes))
+    assert [len(table.rows) for table in tables] == [0, 0, 0, 0, 2, 0]
+    assert [row["rows"] for row in tables[4].rows] == [2, 4]
+    report.draw(tmp_path, "sweeps", tables)
+    assert (tmp_path / "sweeps.png").exists()
+
+
+def test_one_that_fails_is_told_and_others_run(tmp_path, monkeypatch, capsys):
+    def fails(bench):
+        raise ValueError("no room")
+
+    monkeypatch.setitem(suites.SUITES, "sampling", fails)
+    found = suites.run(BENCH, ["sampling", "limits"], out=tmp_path)["suites"]
+    assert found["sampling"]["error"] == "ValueError: no room"
+    assert len(found["limits"]["tables"]) == 2
+    assert "failed: ValueError: no room" in (tmp_path / "results.md").read_text()
+    assert "sampling failed" in capsys.readouterr().err
+
+
+def test_cells():
+    spread = timing.Spread((0.25, 0.2, 0.5))
+    assert report.cell("seconds", spread) == "0.25 (0.2–0.5)"
+    assert report.cell("share of limit", spread) == "25 (20–50) %"
+    assert report.cell("tokens", 12345) == "12,345"
+    assert report.cell("MFU", 0.123456) == "12.3 %"
+    assert report.cell("ms", None) == ""
+    assert report.cell("ratio", timing.Spread((1.0, 1.0))) == "1"
+    assert spread.rate(1.0).median == 4.0
+    # Of each turn, not of the medians.
+    assert spread.over(timing.Spread((0.5, 0.1, 0.1))).values == (0.5, 2.0, 5.0)
+
+
+def test_compared_work_takes_turns():
+    calls = []
+    works = {name: functools.partial(calls.append, name) for name in "ab"}
+    runs = timing.alternate(works, 2)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert len(runs["a"].sec.values) == 2
+
+
+def _named(what, pid, tid, text):
+    place = {"ph": "M", "name": what, "pid": pid, "tid": tid}
+    return place | {"args": {"name": text}}
+
+
+def _ran(pid, tid, ts, dur, op):
+    place = {"ph": "X", "pid": pid, "tid": tid, "ts": ts, "dur": dur}
+    return place | {"name": op, "args": {"hlo_op": op}}
+
+
+def test_costs_of_operations_are_of_devices_and_count_once():
+    host = [_ran(1, 1, 0, 100, "while.3"), _ran(1, 1, 10, 30, "dot.1")]
+    host += [_ran(1, 2, 50, 20, "dot.2"), _named("process_name", 1, 0, "/host:CPU")]
+    costs = decode_limits.operation_costs(host)
+    assert costs == {"dot": (pytest.approx(5e-5), 2)}
+    device = [_named("process_name", 2, 0, "/device:GPU:0")]
+    device += [_ran(2, 7, 0, 40, "fusion.12"), _ran(2, 7, 10, 15, "fusion.13")]
+    costs = decode_limits.operation_costs([*host, *device])
+    assert costs == {"fusion": (pytest.approx(4e-5), 2)}
+    device += [_named("thread_name", 2, 9, "XLA Ops"), _ran(2, 9, 0, 35, "fusion.12")]
+    costs = decode_limits.operation_costs([*host, *device])
+    assert costs == {"fusion": (pytest.approx(3.5e-5), 1)}
+
+
+def command(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "pr1_jax.bench", "--shape=tiny", "--quick", *args],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_json_alone_is_on_standard_output():
+    done = command("--repeats=1", "--suite=limits", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["shape"] == "tiny" and found["flops_per_sec"] > 0
+    assert found["suites"]["limits"]["tables"][0]["rows"]
+
+
+@pytest.mark.parametrize(
+    "flag, reason",
+    [
+        ("--suite=limits,foo", "'foo' is not one of all, limits"),
+        ("--shape=huge", "'huge' is not one of small"),
+        ("--repeats=0", "0 is not a positive integer"),
+        ("--traces=README.md", "line 1 is no record"),
+        ("--out=README.md", "File exists"),
+    ],
+)
+def test_a_bad_flag_is_one_line_that_names_it(flag, reason):
+    done = command(flag)
+    assert done.returncode == 2
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert flag in done.stderr and reason in done.stderr

@@ -1,0 +1,121 @@
+"""Tests of pr1_jax.chat.view: what is drawn of a response while it grows."""
+
+import io
+import re
+
+import pyte
+import pytest
+import rich.console
+
+from pr1_jax.chat import view
+from tests.helpers import growing
+from tests.helpers.growing import LEFT, RIGHT, THIRD
+
+
+@pytest.fixture(scope="module")
+def two(by_bytes):
+    """A response with two paths as it grows."""
+    return growing.steps(by_bytes, "2+2?", growing.text_of(LEFT, RIGHT))
+
+
+@pytest.fixture(scope="module")
+def three(by_bytes):
+    """The same with three paths, and much before them."""
+    response = growing.text_of(LEFT, RIGHT, THIRD, before=f"{THIRD}\n\n{LEFT} ")
+    return growing.steps(by_bytes, "2+2?", response)
+
+
+class Terminal:
+    """A console, and what stands on the screen of the terminal behind it."""
+
+    def __init__(self, width=80, height=24, **environ):
+        self.file = io.StringIO()
+        self.console = rich.console.Console(
+            file=self.file,
+            force_terminal=True,
+            width=width,
+            height=height,
+            _environ={"TERM": "xterm-256color"} | environ,
+        )
+        self._screen = pyte.HistoryScreen(width, height, history=10_000)
+        self._stream, self._fed = pyte.Stream(self._screen), 0
+
+    @property
+    def lines(self):
+        """All lines, those scrolled out of sight included."""
+        new = self.file.getvalue()[self._fed :]
+        self._fed += len(new)
+        self._stream.feed(new.replace("\n", "\r\n"))
+        width = range(self._screen.columns)
+        rows = [*self._screen.history.top]
+        rows += [self._screen.buffer[i] for i in range(self._screen.lines)]
+        text = ["".join(row[x].data for x in width).rstrip() for row in rows]
+        return "\n".join(text).rstrip().split("\n")
+
+
+def drawn(tokenizer, seen, terminal, every=1):
+    """Lines at the end, and those after each drawing."""
+    between = []
+    with view.Screen(terminal.console, tokenizer, every_sec=0) as screen:
+        for part in seen[::every]:
+            screen.show(part)
+            between.append(terminal.lines)
+        screen.finish(seen[-1])
+    return terminal.lines, between
+
+
+@pytest.mark.parametrize("width, height", [(80, 24), (140, 9), (60, 40), (30, 12)])
+def test_the_course_of_drawing_leaves_no_trace(by_bytes, three, width, height):
+    """However often a response is drawn, the scrollback is the same in the end."""
+    draw = lambda every: drawn(by_bytes, three, Terminal(width, height), every)[0]
+    whole = Terminal(width, height)
+    view.draw(whole.console, by_bytes, three[-1])
+    assert draw(1) == draw(13) == draw(len(three)) == whole.lines
+    words = " ".join(whole.lines)
+    for text in ("naïvely", "found.", "数学.", "summary", "Final Answer: 6"):
+        assert text in words
+    _, between = drawn(by_bytes, three, Terminal(width, height))
+    assert not any("\ufffd" in line for lines in between for line in lines)
+
+
+def test_paths_stand_side_by_side_while_they_are_sampled(by_bytes, two):
+    half = re.compile(r"On the left s▌? +│ Right to left▌? ")
+    for width, beside in ((80, True), (140, True), (30, False)):
+        _, between = drawn(by_bytes, two, Terminal(width))
+        found = [lines for lines in between if half.search("\n".join(lines))]
+        assert bool(found) == beside, width
+        names = lambda line: [*re.findall(r"path \d", line)]
+        in_one_line = ["path 1", "path 2"] in map(names, between[-1])
+        assert in_one_line == beside
+    # Both grow by a token a step.
+    counts = [
+        tuple(map(int, found.groups()))
+        for lines in drawn(by_bytes, two, Terminal(80))[1]
+        if (found := re.search(r"╰─ (\d+) tokens .*┴─ (\d+) tokens", "\n".join(lines)))
+    ]
+    assert len(counts) > 15
+    assert all(a == b for a, b in counts)
+
+
+def test_colors_leave_the_background_alone_and_can_be_off(by_bytes, two):
+    colors = {}
+    for name, environ in (("on", {}), ("off", {"NO_COLOR": "1"})):
+        terminal = Terminal(**environ)
+        drawn(by_bytes, two, terminal, every=9)
+        codes = re.findall(r"\x1b\[([\d;]*)m", terminal.file.getvalue())
+        colors[name] = {int(n) for code in codes for n in code.split(";") if n}
+    assert not colors["on"] & {*range(40, 49), *range(100, 108)}
+    assert colors["on"] & {*range(30, 38)}
+    assert not colors["off"] & {*range(30, 49), *range(90, 108)}
+
+
+def test_a_response_cannot_steer_the_terminal(by_bytes):
+    evil = "\x1b[2J\x1b]0;title\x07 \x9b5A\u202eb\ttab"
+    response = growing.text_of(evil, evil, before=evil)
+    *_, whole = growing.steps(by_bytes, "2+2?", response)
+    terminal = Terminal()
+    lines, _ = drawn(by_bytes, [whole], terminal)
+    written = terminal.file.getvalue()
+    for code in ("\x1b[2J", "\x1b]", "\x9b", "\u202e"):
+        assert code not in written
+    assert sum(line.count("␛[2J␛]0;title␇") for line in lines) == 3

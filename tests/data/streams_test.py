@@ -1,0 +1,301 @@
+"""Tests of pr1_jax.data: laws of the streams, prompts, embedded and real data."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import logging
+
+from pr1_jax import tags
+from pr1_jax.data import streams, tasks
+from pr1_jax.data.prompts import INSTRUCTION, Problem, prompt_tokens
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+BLOCK = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"
+PROBLEM_ARGS = {"template": "plain", "max_prompt_tokens": 20}
+TRACE_ARGS = PROBLEM_ARGS | {"variant": "structured", "max_response_tokens": 40}
+
+
+def shared(name):
+    if not (SHARED / name).is_file():
+        pytest.skip(f"real data is not here: {SHARED / name}")
+    return str(SHARED / name)
+
+
+def records(lengths):
+    """Problems whose questions are that long, told apart by their answers."""
+    return [
+        {"question": "x" * n, "answer": str(i), "response": f"{i}{BLOCK}"}
+        for i, n in enumerate(lengths)
+    ]
+
+
+MIXED = records([5, 50, 6, 7, 50, 50, 8, 9, 10, 11, 50, 12, 13])  # 9 of 13 fit
+FITTING = [i for i, r in enumerate(MIXED) if len(r["question"]) <= 20]
+
+
+def problems(tok, source=MIXED, **kwargs):
+    kwargs = {"batch_size": 4, "seed": 0, **PROBLEM_ARGS, **kwargs}
+    return streams.problem_stream(source, tok, **kwargs)
+
+
+def traces(tok, source=MIXED, **kwargs):
+    kwargs = {"batch_size": 4, "seed": 0, **TRACE_ARGS, **kwargs}
+    return streams.trace_stream(source, tok, **kwargs)
+
+
+def take(stream, num_batches):
+    """What identifies the items of the next batches."""
+    return [
+        [
+            item.answer if isinstance(item, Problem) else item.tokens.tolist()
+            for item in batch
+        ]
+        for batch in itertools.islice(stream, num_batches)
+    ]
+
+
+def flat(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
+# --- streams -------------------------------------------------------------------------
+
+
+def test_an_epoch_holds_every_fitting_record_once_and_epochs_differ(by_bytes):
+    answers = flat(take(problems(by_bytes, batch_size=3), 9))
+    epochs = [list(map(int, answers[i : i + 9])) for i in (0, 9, 18)]
+    assert all(sorted(epoch) == FITTING for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    again = flat(take(problems(by_bytes, batch_size=3), 9))
+    other = flat(take(problems(by_bytes, batch_size=3, seed=1), 9))
+    assert answers == again != other
+
+
+def test_without_shuffle_and_bounded(by_bytes):
+    stream = problems(by_bytes, shuffle=False, epochs=2)
+    answers = take(stream, 10)
+    assert [len(batch) for batch in answers] == [4, 4, 4, 4, 2]
+    assert list(map(int, flat(answers))) == FITTING * 2
+    assert stream.counts == {"prompt_too_long": 8}
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_items_are_problems_and_trajectories_of_the_records(by_bytes):
+    (problem,) = next(problems(by_bytes, batch_size=1, shuffle=False))
+    assert (problem.question, problem.answer) == ("xxxxx", "0")
+    assert problem.prompt.dtype == np.int32
+    assert by_bytes.decode(problem.prompt) == "xxxxx"
+    (trace,) = next(traces(by_bytes, batch_size=1, shuffle=False))
+    assert by_bytes.decode(trace.tokens) == f"0{BLOCK}"
+    assert trace.tokens[-1] == by_bytes.eos_id
+    assert (trace.num_blocks, len(trace.prompt)) == (1, 5)
+    # 0 <Parallel> | <Path> a </Path> | <Path> b </Path> | </Parallel> \n <Summary> …
+    assert trace.positions.tolist() == [5, 6, 7, 8, 9, 7, 8, 9, *range(10, 16)]
+    causal = next(traces(by_bytes, batch_size=1, shuffle=False, variant="causal"))
+    assert causal[0].positions.tolist() == [*range(5, 5 + len(trace.tokens))]
+
+
+@pytest.mark.parametrize("make", [problems, traces])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_resumed_equals_never_stopped(by_bytes, make, shuffle):
+    whole = make(by_bytes, shuffle=shuffle)
+    expected = take(whole, 12)
+    for stop in (0, 1, 5):
+        stopped = make(by_bytes, shuffle=shuffle)
+        take(stopped, stop)
+        state = json.loads(json.dumps(stopped.get_state()))
+        resumed = make(by_bytes, shuffle=shuffle)
+        take(resumed, 2)  # wherever it was before
+        resumed.set_state(state)
+        assert take(resumed, 12 - stop) == expected[stop:]
+        assert resumed.get_state() == whole.get_state()
+        assert resumed.counts == whole.counts
+
+
+@pytest.mark.parametrize("make", [problems, traces])
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_processes_together_hold_the_global_batch(by_bytes, make, process_count):
+    whole = take(make(by_bytes, batch_size=2 * process_count), 8)
+    shards = [
+        make(by_bytes, batch_size=2, process_index=i, process_count=process_count)
+        for i in range(process_count)
+    ]
+    parts = [take(shard, 8) for shard in shards]
+    for k, batch in enumerate(whole):
+        assert [part[k] for part in parts] == [
+            batch[i::process_count] for i in range(process_count)
+        ]
+    assert all(shard.get_state() == shards[0].get_state() for shard in shards)
+
+
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_a_source_without_a_usable_record_fails(by_bytes, epochs):
+    stream = problems(by_bytes, records([30, 40, 50]), epochs=epochs)
+    with pytest.raises(ValueError, match="'prompt_too_long': "):
+        next(stream)
+    with pytest.raises(ValueError, match="holds no records"):
+        problems(by_bytes, [])
+
+
+def test_drops_are_counted_by_reason_and_logged_once(by_bytes, monkeypatch):
+    responses = [
+        "7",
+        f"<Parallel> {BLOCK[10:]}",  # brought into canonical form
+        BLOCK.replace("</Path><", "</Path> stray <"),
+        BLOCK.replace("<Path>b</Path>", ""),
+        "</Path>",
+        "x" * 40,  # and EOS
+        "x" * 39,
+    ]
+    source = [{"question": "q", "response": text} for text in responses]
+    source.append({"question": "x" * 21, "response": "7"})
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda *args: lines.append(args[1:]))
+    stream = traces(by_bytes, source, shuffle=False, epochs=1)
+    kept = [by_bytes.decode(trace.tokens) for trace in next(stream)]
+    assert kept == ["7", BLOCK, "x" * 39]
+    assert stream.counts == {
+        "no_canonical_form": 1,
+        "format_fault": 2,
+        "response_too_long": 1,
+        "prompt_too_long": 1,
+    }
+    assert [reason for reason, _ in lines] == list(stream.counts)
+    assert "expected <Path>" in dict(lines)["format_fault"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"template": "none"}, "data.template='none'"),
+        ({"template": "chat"}, "no chat template"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"process_index": 2, "process_count": 2}, "process_index=2"),
+    ],
+)
+def test_wrong_settings_fail_at_once(by_bytes, kwargs, message):
+    for make in (problems, traces):
+        with pytest.raises(ValueError, match=message):
+            make(by_bytes, **kwargs)
+
+
+# --- prompts -------------------------------------------------------------------------
+
+
+def test_instruction_prompt(by_bytes):
+    ids = prompt_tokens(" 1+1? \n", by_bytes, template="instruction")
+    text = by_bytes.decode(ids)
+    assert text == f"{INSTRUCTION}\n\nProblem: 1+1?\n\nSolution:\n"
+    assert all(ids.tolist().count(i) == 1 for i in by_bytes.tag_ids.values())
+    assert all(tag in INSTRUCTION for tag in tags.TAGS)
+
+
+def test_chat_prompt_has_the_instruction_as_system_message(by_bytes, monkeypatch):
+    pytest.importorskip("jinja2", reason="chat templates need jinja2")
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", template)
+    ids = prompt_tokens("1+1?", by_bytes, template="chat")
+    assert by_bytes.decode(ids) == f"system:{INSTRUCTION};user:1+1?;"
+
+
+def test_own_prompts_are_those_of_the_data(by_bytes, monkeypatch):
+    pytest.importorskip("jinja2", reason="chat templates need jinja2")
+    template = "{% for m in messages %}[{{m.role}}]{{m.content}}{% endfor %}>"
+    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", template)
+    said = {"system": "Think.", "user": "1 + 1?"}
+    messages = [{"role": role, "content": text} for role, text in said.items()]
+    rows = [
+        {"question": "1+1?", "answer": "2", "messages": json.dumps(messages)},
+        {"question": "1+1?", "answer": "2"},
+    ]
+    stream = problems(
+        by_bytes, rows, template="own", max_prompt_tokens=40, shuffle=False
+    )
+    prompts = [by_bytes.decode(problem.prompt) for problem in next(stream)[:2]]
+    assert prompts == ["[system]Think.[user]1 + 1?>", "[user]1+1?>"]
+
+
+def test_held_out_takes_the_first_in_order_and_leaves_none_out(by_bytes):
+    take = lambda limit, source: [
+        int(p.answer)
+        for p in streams.held_out(source, by_bytes, limit=limit, **PROBLEM_ARGS)
+    ]
+    fitting = [record for record in MIXED if int(record["answer"]) in FITTING]
+    assert take(4, fitting) == FITTING[:4]
+    assert take(100, fitting) == FITTING
+    with pytest.raises(ValueError, match="rollout.max_prompt_tokens=20: .* problem 1 "):
+        take(4, MIXED)
+    with pytest.raises(ValueError, match="eval.problems=4"):
+        take(4, [])
+
+
+# --- embedded ------------------------------------------------------------------------
+
+
+def test_embedded_train_and_eval_never_coincide():
+    for family in tasks.FAMILIES:
+        asked = {}
+        for split in tasks.SPLITS:
+            for seed in (0, 1):
+                source = streams.open_source(f"embedded:{family}", split, seed=seed)
+                for i in range(400):
+                    head, numbers = source[i]["question"].split("? ")
+                    key = head, tuple(sorted(numbers.split()))
+                    assert asked.setdefault(key, split) == split
+
+
+def test_embedded_streams_are_shuffled_lazily_and_resume():
+    tok = tasks.make_tokenizer()
+    source = streams.open_source("embedded:hard", "train", seed=0, traces=True)
+    args = {**TRACE_ARGS, "max_prompt_tokens": 30, "max_response_tokens": 100}
+    stream = traces(tok, source, **args)
+    batches = take(stream, 8)
+    assert len({tuple(trace) for batch in batches for trace in batch}) == 32
+    blocks = [t.num_blocks for t in next(traces(tok, source, **args, batch_size=64))]
+    assert 16 < sum(blocks) < 48  # block_share is a half
+    resumed = traces(tok, source, **args)
+    resumed.set_state(stream.get_state())
+    assert take(resumed, 2) == take(stream, 2)
+    assert "response" not in streams.open_source("embedded:hard", "eval", seed=0)[0]
+    with pytest.raises(ValueError, match="data.family='odd'"):
+        streams.open_source("embedded:odd", "train", seed=0)
+    with pytest.raises(ValueError, match="data.split='test'"):
+        streams.open_source("embedded:easy", "test", seed=0)
+
+
+# --- real data -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("gsm8k_train", 7473), ("dapo_math_17k", 17917)]
+)
+def test_real_problems_have_integer_answers(name, size):
+    source = streams.open_source(shared(f"{name}.jsonl"), "train", seed=0)
+    assert len(source) == size
+    assert all(r["answer"].removeprefix("-").isdigit() for r in source)
+
+
+def test_real_problems_are_filtered_by_length(by_bytes):
+    source = streams.open_source(shared("gsm8k_train.jsonl"), "train", seed=0)
+    fits = sum(len(r["question"].encode()) <= 200 for r in source)
+    args = {"max_prompt_tokens": 200, "epochs": 1, "batch_size": 1000}
+    stream = problems(by_bytes, source, **args)
+    assert sum(map(len, stream)) == fits > 1000
+    assert stream.counts == {"prompt_too_long": len(source) - fits}
+
+
+def test_real_traces(by_bytes):
+    name = shared("parallel_gsm8k_sample.jsonl")
+    source = streams.open_source(name, "train", seed=0, traces=True)
+    args = {"max_prompt_tokens": 2_000, "max_response_tokens": 10_000}
+    stream = traces(by_bytes, source, **args, epochs=1, batch_size=500)
+    kept = next(stream)
+    assert len(source) == 341
+    assert len(kept) == 338
+    assert stream.counts == {"no_canonical_form": 2, "format_fault": 1}
+    assert Counter(trace.num_blocks for trace in kept)[0] == 3

@@ -1,0 +1,256 @@
+"""Laws of the embedded problems, their traces and their tokenizer."""
+
+import collections
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from configs import common
+from pr1_jax import tags
+from pr1_jax.answers.verdicts import CORRECT
+from pr1_jax.answers.verify import check
+from pr1_jax.data import tasks, traces
+
+NUM = 300
+KINDS = [(family, split) for family in ("easy", "hard") for split in tasks.SPLITS]
+
+
+def records(family="hard", split="train", n=NUM, **settings):
+    source = tasks.Problems(family, split, **{"seed": 0, **settings})
+    return [source[i] for i in range(n)]
+
+
+def parse(question):
+    """Target and numbers of a question."""
+    target, numbers = re.fullmatch(
+        r"Which two add to (\d+)\? (\d+(?: \d+)*)\n", question
+    ).groups()
+    return int(target), tuple(map(int, numbers.split()))
+
+
+def pair_of(question):
+    target, numbers = parse(question)
+    pairs = [p for p in itertools.combinations(numbers, 2) if sum(p) == target]
+    assert len(pairs) == 1, question
+    return pairs[0]
+
+
+def paths_of(response):
+    return re.findall("<Path>(.*?)</Path>", response)
+
+
+def tried(path):
+    """The (number, needed) that a path names, and whether it claims to be done."""
+    named = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\+(-?\d+)", path)]
+    return named, path.endswith(" yes")
+
+
+@pytest.mark.parametrize("family", ["easy", "hard"])
+def test_train_and_eval_never_ask_the_same(family):
+    asked = {
+        split: {
+            (target, tuple(sorted(numbers)))
+            for seed in (0, 1)
+            for record in records(family, split, 1500, seed=seed)
+            for target, numbers in [parse(record["question"])]
+        }
+        for split in tasks.SPLITS
+    }
+    assert min(map(len, asked.values())) > 500  # so an overlap would show
+    assert not asked["train"] & asked["eval"]
+
+
+@pytest.mark.parametrize("family, split", KINDS)
+def test_exactly_one_pair_adds_up_and_the_answer_is_its_difference(family, split):
+    for record in records(family, split):
+        x, y = pair_of(record["question"])
+        assert record["answer"] == str(abs(x - y))
+        target, numbers = parse(record["question"])
+        assert len(set(numbers)) == len(numbers)
+        lengths = tasks.FAMILIES[family]
+        assert lengths.min_length <= len(numbers) <= lengths.max_length
+        assert max(numbers) <= lengths.max_number
+        assert target not in [2 * n for n in numbers]  # no number with itself
+
+
+def test_a_record_depends_on_seed_and_index_alone():
+    first = tasks.Problems("hard", "train", seed=3, block_share=0.5)
+    other = tasks.Problems("hard", "train", seed=3, block_share=0.5)
+    indices = [5, 0, 10**9, 5, 77]
+    forwards = [first[i] for i in indices]
+    backwards = [other[i] for i in reversed(indices)][::-1]
+    assert forwards == backwards
+    assert forwards[0] == forwards[3] == first[np.int64(5)]
+    assert len({r["question"] for r in forwards}) == 4
+
+
+def test_seeds_splits_and_indices_give_other_records():
+    base = records(n=50)
+    assert len({r["question"] for r in base}) == 50
+    for change in ({"seed": 1}, {"split": "eval"}):
+        changed = records(**{"n": 50, **change})
+        assert not {r["question"] for r in base} & {r["question"] for r in changed}
+
+
+@pytest.mark.parametrize("family, split", KINDS)
+@pytest.mark.parametrize("block_share", [0.0, 1.0])
+def test_traces_are_correct_and_canonical(family, split, block_share):
+    for record in records(family, split, block_share=block_share):
+        text = record["response"]
+        assert check(text, record["answer"]).verdict == CORRECT
+        assert tags.check_format(text) == []
+        assert tags.canonical(text) == text
+        assert text.count(tags.PARALLEL) == block_share
+        assert text.splitlines()[-1] == f"Final Answer: {record['answer']}"
+
+
+def test_late_blocks_come_after_a_search_and_change_nothing_else():
+    settings = {"block_share": 0.5, "n": 600}
+    early, late = records(**settings), records(late_share=0.5, **settings)
+    before = [text["response"].partition(tags.PARALLEL)[0] for text in late]
+    with_block = [tags.PARALLEL in text["response"] for text in late]
+    searched = [b for b, block in zip(before, with_block) if block]
+    assert np.mean([b != "" for b in searched]) == pytest.approx(0.5, abs=0.1)
+    assert any(b.endswith(" yes") for b in searched)
+    assert any(b.endswith(" no ") for b in searched)
+    for old, new, text in zip(early, late, before):
+        assert old["question"] == new["question"]
+        if text and tags.PARALLEL in new["response"]:
+            assert new["response"] == text + old["response"]
+            named, _ = tried(text)
+            assert 1 <= len(named) <= 3
+        else:
+            assert new == old
+        assert tags.check_format(new["response"]) == []
+
+
+def test_shares_are_kept():
+    made = records(n=1000, block_share=0.3)
+    share = np.mean([tags.PARALLEL in r["response"] for r in made])
+    assert share == pytest.approx(0.3, abs=0.05)
+    made = records("easy", n=1000, hard_share=0.2)
+    longest = tasks.FAMILIES["easy"].max_length
+    share = np.mean([len(parse(r["question"])[1]) > longest for r in made])
+    assert share == pytest.approx(0.2, abs=0.05)
+    assert "response" not in made[0]
+
+
+@pytest.mark.parametrize("family", ["easy", "hard"])
+def test_the_two_paths_scan_from_opposite_ends(family):
+    orders = set()
+    for record in records(family, block_share=1.0):
+        _, numbers = parse(record["question"])
+        paths = paths_of(record["response"])
+        sides = tuple(path.split()[0] for path in paths)
+        orders.add(sides)
+        for side, path in zip(sides, paths, strict=True):
+            candidates = [number for number, _ in tried(path)[0]]
+            scanned = numbers if side == "left" else numbers[::-1]
+            assert candidates == list(scanned[: len(candidates)])
+            assert candidates
+    assert orders == {("left", "right"), ("right", "left")}
+
+
+def test_a_path_ends_where_it_claims_the_pair_and_only_there():
+    for record in records(block_share=1.0):
+        target, _ = parse(record["question"])
+        pair = pair_of(record["question"])
+        for path in paths_of(record["response"]):
+            named, claims = tried(path)
+            assert path.count(" yes") == claims
+            passed = named[:-1] if claims else named
+            for number, needed in passed:
+                assert number + needed == target
+                assert number not in pair
+
+
+def test_many_paths_give_up_early_and_some_never_do():
+    gave_up, tried_more = collections.Counter(), collections.Counter()
+    for record in records("hard", block_share=1.0, n=1000):
+        for path in paths_of(record["response"]):
+            named, claims = tried(path)
+            tried_more.update(range(len(named) - 1))
+            if not claims:
+                gave_up[len(named) - 1] += 1
+    shares = [gave_up[i] / (gave_up[i] + tried_more[i]) for i in range(3)]
+    # The longer a path, the likelier it is a patient one. Attempts that fail as a whole
+    # are not kept, so that fewer give up than were drawn to.
+    assert (1 - tasks.PATIENT) * tasks.GIVING_UP > shares[0] > 0.35
+    assert shares[0] > shares[1] > shares[2]
+    longest = tasks.FAMILIES["hard"].max_length - 1
+    assert max(tried_more) + 2 >= longest - 1
+
+
+def test_without_a_block_one_search_goes_on_until_it_succeeds():
+    for record in records(block_share=0.0):
+        response, _, _ = record["response"].partition("\n")
+        assert not any(tag in response for tag in tags.TAGS)
+        (_, numbers), named = parse(record["question"]), tried(response)[0]
+        scanned = numbers if response.startswith("left ") else numbers[::-1]
+        assert [number for number, _ in named] == list(scanned[: len(named)])
+        assert sorted(named[-1]) == sorted(pair_of(record["question"]))
+        assert tried(response)[1]
+
+
+def test_the_summary_says_which_paths_found_the_pair():
+    said = collections.Counter()
+    for record in records(block_share=1.0, n=1000):
+        pair = sorted(pair_of(record["question"]))
+        found = {
+            path.split()[0]: sorted(named[-1])
+            for path in paths_of(record["response"])
+            for named, claims in [tried(path)]
+            if claims
+        }
+        assert found and all(claim == pair for claim in found.values())
+        (summary,) = re.findall("<Summary>(.*)</Summary>", record["response"])
+        who, _, claim = summary.partition(" ")
+        assert who == ("both" if len(found) == 2 else next(iter(found)))
+        assert sorted(map(int, claim.split("+"))) == pair
+        said[who] += 1
+    # Neither path alone would do: each is needed in a good part of the blocks.
+    assert set(said) == {"left", "right", "both"}
+    assert min(said["left"], said["right"]) > 300
+
+
+def test_tokens_spell_the_text_and_tags_are_one_each():
+    tokenizer = tasks.make_tokenizer()
+    for record in records(block_share=0.7):
+        text = record["question"] + record["response"]
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert max(ids) < tokenizer.vocab_size
+        assert tokenizer.eos_id not in ids
+        present = [i for i in ids if i in tokenizer.tag_ids.values()]
+        written = re.findall("|".join(tags.TAGS), text)
+        assert present == [tokenizer.tag_ids[tag] for tag in written]
+
+
+@pytest.mark.parametrize("late_share", [0.0, 1.0])
+@pytest.mark.parametrize("family", ["easy", "hard"])
+def test_traces_fit_the_default_budgets(family, late_share):
+    tokenizer = tasks.make_tokenizer()
+    limits = common.get_config().rollout
+    for record in records(family, block_share=0.5, late_share=late_share):
+        prompt = tokenizer.encode(record["question"])
+        trace = traces.from_text(
+            prompt, record["response"], tokenizer, variant="structured"
+        )
+        assert len(prompt) <= limits.max_prompt_tokens
+        assert len(trace.tokens) <= limits.max_response_tokens
+
+
+@pytest.mark.parametrize("family", ["easy", "hard"])
+def test_guessing_is_hard(family):
+    counts = collections.Counter(r["answer"] for r in records(family, "eval", 3000))
+    assert counts.most_common(1)[0][1] / 3000 < 0.12
+
+
+@pytest.mark.parametrize(
+    "family, split, named", [("zz", "eval", "zz"), ("easy", "a", "a")]
+)
+def test_unknown_family_or_split(family, split, named):
+    with pytest.raises(ValueError, match=repr(named)):
+        tasks.Problems(family, split, seed=0)

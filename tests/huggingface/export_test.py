@@ -1,0 +1,151 @@
+"""An exported checkpoint is the checkpoint: weights, tokenizer, and as `model.path`."""
+
+import functools
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import rl_alternating
+from pr1_jax import export
+from pr1_jax.data import tokenizer_files
+from pr1_jax.huggingface.config import read_config
+from pr1_jax.huggingface.weights import load_params
+from pr1_jax.stages import curriculum, experiment, sft
+from pr1_jax.system import files
+from pr1_jax.training.state import from_params
+from pr1_jax.workdir import checkpoint
+
+REFERENCE = pathlib.Path(__file__).parents[1] / "helpers" / "data" / "hf_reference"
+FIRST, LAST = checkpoint.Place(0, 12), checkpoint.Place(1, 4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a run with two checkpoints, and its experiment."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = rl_alternating.get_config("smoke")
+    config.checkpoint.init = "/of/another/run"  # what the run itself began with
+    files.write_json(workdir / "config.json", config.to_dict())
+    config.checkpoint.init = ""
+    made = experiment.build(config)
+    optimizer, _ = made.optimizer("sft")
+    checkpoints = checkpoint.Checkpoints(workdir)
+    for scale, place in ((1, FIRST), (2, LAST)):
+        scaled = functools.partial(jnp.multiply, scale)
+        params = jax.tree.map(scaled, made.initial_params())
+        state = from_params(params, optimizer, made.mesh)
+        checkpoints.save(place, state, sft.open_stream(made).get_state())
+    checkpoints.close()
+    return workdir, made
+
+
+def exported_params(folder, **settings):
+    config = read_config(folder, **settings)
+    return load_params(folder, config)
+
+
+def assert_scaled(params, expected, scale, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, scale * b, rtol=1e-6, **tolerance),
+        params,
+        expected,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings, scale",
+    [({}, 2), ({"number": 12}, 1), ({"max_shard_bytes": 100_000}, 2)],
+)
+def test_weights_of_the_checkpoint(run, tmp_path, settings, scale):
+    workdir, made = run
+    export.export(workdir, tmp_path / "out", **settings)
+    params = exported_params(tmp_path / "out")
+    assert_scaled(params, made.initial_params(), scale)
+    parts = list((tmp_path / "out").glob("*.safetensors"))
+    assert (len(parts) > 1) == ("max_shard_bytes" in settings)
+
+
+def test_dtype_of_the_weights(run, tmp_path):
+    workdir, made = run
+    export.export(workdir, tmp_path / "out", dtype="bfloat16")
+    params = exported_params(tmp_path / "out", param_dtype="bfloat16")
+    assert params["embedding"].dtype == jnp.bfloat16
+    expected = made.initial_params()["embedding"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(params["embedding"], 2 * expected)
+
+
+def test_serves_as_the_model_of_another_run(run, tmp_path):
+    workdir, made = run
+    out = tmp_path / "out"
+    export.export(workdir, out)
+    assert tokenizer_files.load(out).tag_ids == made.tokenizer.tag_ids
+    config = rl_alternating.get_config("smoke")
+    config.model.path = str(out)
+    again = experiment.build(config)
+    assert again.vocab == made.vocab
+    assert not again.tokenizer.new_tags  # so that their rows stay as they are
+    assert_scaled(again.initial_params(), made.initial_params(), 2)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pr1_jax.export", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_what_is_wrong_is_one_line_and_writes_nothing(run, tmp_path):
+    workdir, _ = run
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("")
+    out = tmp_path / "out"
+    cases = {
+        f"{full} exists": (f"--workdir={workdir}", f"--out={full}"),
+        "checkpoint=7 is not in": (
+            *(f"--workdir={workdir}", f"--out={out}", "--checkpoint=7"),
+        ),
+        "no config.json": (f"--workdir={tmp_path}", f"--out={out}"),
+        "--workdir is missing": (f"--out={out}",),
+        "value should be one of": ("--dtype=int8",),
+    }
+    for words, arguments in cases.items():
+        done = command(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+    assert [path.name for path in full.iterdir()] == ["mine.txt"]
+
+
+def test_a_damaged_folder_stops_a_run_before_it_begins(run, tmp_path):
+    workdir, made = run
+    good, damaged, other = (tmp_path / name for name in ("good", "damaged", "other"))
+    export.export(workdir, good)
+    config = rl_alternating.get_config("smoke")
+
+    def prepare(folder):
+        config.model.path = str(folder)
+        curriculum.prepare(config)
+
+    prepare(good)
+    shutil.copytree(good, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"{weights} is truncated or damaged"):
+        prepare(damaged)
+    shutil.copytree(REFERENCE / "qwen3", other)
+    made.tokenizer.save(other)
+    with pytest.raises(ValueError, match="the tokenizer has 119 tokens, .* 32"):
+        prepare(other)
+    (other / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ValueError, match="model_type='mamba' is not of"):
+        prepare(other)

@@ -1,0 +1,432 @@
+"""The C++ kernels of decode steps compute what XLA does."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax import layout
+from pr1_jax.kernels.cpu import library
+from pr1_jax.kernels.cpu.decoding import attend as decoding_attend
+from pr1_jax.kernels.cpu.decoding import (
+    draw,
+    finish_layer,
+    pack_gated,
+    pack_keys,
+    project,
+    project_heads,
+    unpack_keys,
+)
+from pr1_jax.kernels.cpu.decoding import pack as decoding_pack
+from pr1_jax.kernels.cpu.decoding import uniform as decoding_uniform
+from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.forward import forward
+from pr1_jax.model.forward import logits as forward_logits
+from pr1_jax.model.layers import rotary_angles, rotate
+from pr1_jax.model.params import init_params, unbox
+from pr1_jax.sampler.forward import decoding_config, decoding_params
+from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.settings import Settings, Vocab
+
+CONFIG = ModelConfig(
+    vocab_size=24,
+    num_layers=1,
+    width=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_width=24,
+)
+needs_kernels = pytest.mark.skipif(
+    bool(library.why_not("float32")), reason=library.why_not("float32")
+)
+
+
+def floats(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 32])
+@pytest.mark.parametrize("sizes", [(3, 1), (16, 16), (33, 50), (256, 97)])
+def test_products_are_those_of_matrices(rows, sizes):
+    rng = np.random.default_rng(rows)
+    x, matrix = floats(rng, rows, sizes[0]), floats(rng, *sizes)
+    packed = decoding_pack(matrix)
+    got = project(x, packed, sizes[1])
+    expected = np.float64(x) @ np.float64(matrix)
+    np.testing.assert_allclose(got, expected, atol=1e-5 * sizes[0] ** 0.5)
+
+
+def normalised(x, scale, eps):
+    x = np.float64(x)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * np.float64(scale)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 7, 32, 200])
+@pytest.mark.parametrize(
+    "sizes", [(3, 1, 2), (16, 16, 16), (33, 50, 40), (256, 97, 64)]
+)
+def test_what_comes_after_attention(rows, sizes):
+    (D, F, heads), rng, eps = sizes, np.random.default_rng(rows), 0.03
+    x, scale = floats(rng, rows, D), floats(rng, D)
+    out, o = floats(rng, rows, heads), floats(rng, heads, D) / heads**0.5
+    gate, up = (floats(rng, D, F) / D**0.5 for _ in range(2))
+    down = floats(rng, F, D) / F**0.5
+    z = x + np.float64(out) @ np.float64(o)
+    h = normalised(z, scale, eps)
+    g = h @ np.float64(gate)
+    expected = z + g / (1 + np.exp(-g)) * (h @ np.float64(up)) @ np.float64(down)
+    got = finish_layer(
+        *(x, out, scale, decoding_pack(o)),
+        *(pack_gated(gate, up), decoding_pack(down), eps),
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("has_norms, has_bias", [(True, False), (False, True)])
+@pytest.mark.parametrize("heads", [(6, 3, 2), (3, 3, 8), (8, 2, 34), (4, 1, 64)])
+def test_heads_are_normalised_projected_and_rotated(heads, has_norms, has_bias):
+    """Heads smaller and larger than panels; more rows than are computed at once."""
+    (N, K, H), lead, D, eps = heads, (5, 23), 19, 0.03
+    R, rng = N // K, np.random.default_rng(H)
+    x, scale = floats(rng, *lead, D), floats(rng, D)
+    matrix = floats(rng, D, K * (R + 2) * H)
+    bias = floats(rng, K, R + 2, H) if has_bias else None
+    angles = rotary_angles(jnp.asarray(rng.integers(0, 99, lead)), H, 1e4)
+    scales = (floats(rng, H), floats(rng, H)) if has_norms else (None, None)
+    qkv = normalised(x, scale, eps) @ np.float64(matrix)
+    qkv = qkv.reshape(*lead, K, R + 2, H) + (bias if has_bias else 0)
+
+    def expected(x, scale):
+        x = x if scale is None else normalised(x, scale, eps)
+        return rotate(jnp.asarray(x, jnp.float32), angles)
+
+    q, k, v = project_heads(
+        *(x, scale, decoding_pack(matrix), bias, angles, scales, eps), heads=(N, K)
+    )
+    queries = qkv[..., :R, :].reshape(*lead, N, H)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=5e-5)
+    close(q, expected(queries, scales[0]))
+    close(k, expected(qkv[..., R, :], scales[1]))
+    close(v, qkv[..., R + 1, :])
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # Qwen3
+        {"qk_norm": False, "qkv_bias": True},  # Qwen2
+        {"qk_norm": False, "num_kv_heads": 2, "tie_embeddings": False},  # Llama
+        {"param_dtype": "bfloat16", "num_layers": 2, "mlp_width": 41},
+    ],
+)
+def test_a_packed_decoder_computes_what_others_do(changes):
+    """Also where scales are not 1 and biases not 0, as they are at the start."""
+    config = dataclasses.replace(CONFIG, **changes)
+    rng = np.random.default_rng(0)
+    params = unbox(init_params(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), params
+    )
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (3, 5)))
+    positions = jnp.asarray(rng.integers(0, 50, (3, 5)))
+
+    def attend(q, k, v, cache):
+        groups = config.num_heads // config.num_kv_heads
+        k, v = (jnp.repeat(x, groups, axis=-2) for x in (k, v))
+        return jnp.sin(q * k) + v, cache + q.sum()
+
+    def outputs(config):
+        decoding = decoding_config(config)
+        weights = decoding_params(config, params)
+        cache = (jnp.zeros(()),) * config.num_layers
+        hidden, cache = forward(decoding, weights, tokens, positions, attend, cache)
+        return hidden, forward_logits(weights, hidden), cache
+
+    expected = outputs(config)
+    got = outputs(dataclasses.replace(config, cpu_kernels=True))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        got,
+        expected,
+    )
+
+
+def row_wise(rng, D=33, F=70, H=8):
+    """What a layer computes of each row alone, as a function of what is live."""
+    scale, heads = floats(rng, D), (4, 2)
+    packed = lambda *sizes: decoding_pack(floats(rng, *sizes))
+    gated = pack_gated(floats(rng, D, F), floats(rng, D, F))
+    head, qkv, o, down = packed(D, 70), packed(D, 8 * H), packed(4 * H, D), packed(F, D)
+
+    def outputs(x, out, live=None):
+        angles = rotary_angles(jnp.zeros(len(x), jnp.int32), H, 1e4)
+        settings = {"heads": heads, "live": live}
+        norms = (None, angles, (None, None), 1e-6)
+        return (
+            project(x, head, 70, live),
+            *project_heads(x, scale, qkv, *norms, **settings),
+            finish_layer(x, out, scale, o, gated, down, 1e-6, live=live),
+        )
+
+    return outputs
+
+
+@needs_kernels
+def test_what_is_computed_of_a_row_does_not_depend_on_the_others():
+    rng = np.random.default_rng(0)
+    outputs, x, out = row_wise(rng), floats(rng, 140, 33), floats(rng, 140, 32)
+    for some in (slice(0, 1), slice(3, 11), slice(17, 140)):
+        for got, all_ in zip(outputs(x[some], out[some]), outputs(x, out), strict=True):
+            np.testing.assert_array_equal(got, all_[some])
+
+
+@needs_kernels
+def test_threads_wait_for_what_they_read():
+    """A layer's products follow one another in one call, on several threads."""
+    rng = np.random.default_rng(0)
+    outputs, x, out = (
+        row_wise(rng, 256, 600, 32),
+        floats(rng, 64, 256),
+        floats(rng, 64, 128),
+    )
+    first = outputs(x, out)
+    for _ in range(50):
+        for got, expected in zip(outputs(x, out), first, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("live", [0, 1, 13, 20, 99])
+def test_rows_that_are_not_live_change_nothing(live):
+    """Whatever they hold, and however many there are."""
+    rng, wanted = np.random.default_rng(live), slice(0, min(live, 20))
+    outputs, x, out = row_wise(rng), floats(rng, 20, 33), floats(rng, 20, 32)
+    broken = x.at[live:].set(jnp.nan), out.at[live:].set(jnp.nan)
+    some = jax.jit(outputs)(*broken, jnp.int32(live))
+    for got, expected in zip(some, outputs(x, out), strict=True):
+        np.testing.assert_array_equal(got[wanted], expected[wanted])
+
+
+@needs_kernels
+def test_random_numbers_are_those_of_jax():
+    keys = jax.random.split(jax.random.key(3), 50)
+    counts = jnp.arange(50, dtype=jnp.int32) ** 5
+    folded = jax.vmap(jax.random.fold_in)(keys, counts)
+    expected = jax.vmap(jax.random.uniform)(folded)
+    np.testing.assert_array_equal(decoding_uniform(keys, counts), expected)
+
+
+@needs_kernels
+def test_of_lanes_that_are_not_live_nothing_is_drawn():
+    rng = np.random.default_rng(0)
+    logits, uniform = floats(rng, 9, 100), jnp.asarray(rng.random(9), jnp.float32)
+    tokens, logps = draw(logits, uniform)
+    np.testing.assert_allclose(
+        logps, jax.nn.log_softmax(logits)[jnp.arange(9), tokens], atol=1e-6
+    )
+    some = draw(logits.at[4:].set(jnp.nan), uniform, jnp.int32(4))
+    for got, expected in zip(some, (tokens, logps), strict=True):
+        np.testing.assert_array_equal(got, np.where(np.arange(9) < 4, expected, 0))
+
+
+def reference(q, k, v, own, shared, lanes, filled, slot_labels, prompt, length):
+    """In float64, a lane and head at a time."""
+    (keys, values), out = (np.array(x) for x in own), np.zeros(q.shape)
+    row, slot, block, path = (np.asarray(x) for x in lanes)
+    live = [i for i in range(len(row)) if row[i] < len(keys)]
+    for i in live:
+        if slot[i] >= 0:
+            keys[row[i], :, :, slot[i]] = k[i]
+            values[row[i], :, slot[i]] = v[i]
+    per_head = q.shape[1] // k.shape[1]
+    for i in live:
+        b, n = row[i], int(filled[row[i]])
+        m, T = prompt[b], int(length[prompt[b]])
+        seen = layout.visible_labels(
+            block[i], path[i], slot_labels[0][b, :n], slot_labels[1][b, :n]
+        )
+        for head in range(q.shape[1]):
+            j = head // per_head
+            all_keys = np.concatenate(
+                [np.asarray(shared[0])[m, j, :, :T], keys[b, j, :, :n][:, seen]], 1
+            )
+            all_values = np.concatenate(
+                [np.asarray(shared[1])[m, j, :T], values[b, j, :n][seen]]
+            )
+            scores = np.float64(q[i, head]) @ all_keys / np.sqrt(q.shape[2])
+            probs = np.exp(scores - scores.max())
+            out[i, head] = probs / probs.sum() @ all_values
+    return out, (keys, values)
+
+
+@needs_kernels
+@pytest.mark.parametrize("seed", range(6))
+def test_attention_of_lanes_is_that_of_the_rule(seed):
+    """Rows in and outside blocks, one at its prompt's end, one idle; odd sizes too."""
+    rng = np.random.default_rng(seed)
+    K = int(rng.integers(1, 4))
+    N, H = K * int(rng.integers(1, 4)), int(rng.choice([3, 8, 20, 32, 64]))
+    B, M, S, T = 6, 3, int(rng.integers(20, 90)), int(rng.integers(1, 70))
+    row = np.repeat([0, 1, 2, 4, 5], [1, 8, 3, 1, 2])  # row 3 is idle
+    inside = np.isin(row, (1, 2, 5))
+    path = np.concatenate([[0], 1 + np.arange(8), 1 + np.arange(3), [0], [2, 4]])
+    block = np.where(inside, 2, 0)
+    filled = rng.integers(10, S + 1, B)
+    filled[4] = 0  # its pending token is the prompt's last
+    slot = filled[row] - 1 - np.array([0, *range(8), *range(3), 0, 0, 1])
+    slot[row == 4] = -1
+    slot_block = rng.integers(0, 3, (B, S))
+    slot_path = np.where(slot_block > 0, rng.integers(1, 9, (B, S)), 0)
+    slot_block[row, slot], slot_path[row, slot] = block, path
+    dead = np.full(3, B)
+    pad = lambda x, value: np.concatenate([x, np.full(3, value)]).astype(np.int32)
+    lanes = (np.concatenate([row, dead]).astype(np.int32), pad(slot, 0))
+    lanes += (pad(block, 0), pad(path, 0))
+    L = len(lanes[0])
+    args = (
+        *(floats(rng, L, N, H), floats(rng, L, K, H), floats(rng, L, K, H)),
+        (floats(rng, B, K, H, S), floats(rng, B, K, S, H)),
+        (floats(rng, M, K, H, T), floats(rng, M, K, T, H)),
+    )
+    rest = {
+        "lanes": tuple(map(jnp.asarray, lanes)),
+        "filled": jnp.asarray(filled, jnp.int32),
+        "slot_labels": tuple(
+            jnp.asarray(x, jnp.int32) for x in (slot_block, slot_path)
+        ),
+        "prompt": jnp.asarray(rng.integers(0, M, B), jnp.int32),
+        "prompt_length": jnp.asarray(rng.integers(1, T + 1, M), jnp.int32),
+    }
+    expected, cache = reference(*args, *rest.values())
+    pack = lambda keys, values: (pack_keys(keys), values)
+
+    @jax.jit
+    def attend(q, k, v, own, shared):
+        out, own = decoding_attend(q, k, v, pack(*own), pack(*shared), **rest)
+        return out, unpack_keys(own[0])[..., :S], own[1]
+
+    out, *own = attend(*args)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    for got, wanted in zip(own, cache, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@needs_kernels
+def test_keys_that_are_not_packed_are_refused():
+    one, none, q = jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32), jnp.ones((1, 1, 8))
+    plain, labels = (jnp.ones((1, 1, 8, 16)), jnp.ones((1, 1, 16, 8))), none[None]
+    packed = pack_keys(plain[0]), plain[1]
+    for own, shared in ((plain, packed), (packed, plain)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="keys are not packed"):
+            decoding_attend(
+                *(q, q, q, own, shared),
+                lanes=(none, none, none, none),
+                filled=one,
+                slot_labels=(labels.repeat(16, 1), labels.repeat(16, 1)),
+                prompt=none,
+                prompt_length=one,
+            )[0].block_until_ready()
+
+
+@needs_kernels
+def test_far_scores_neither_overflow_nor_vanish():
+    """Softmax of scores hundreds apart, as a trained model may have them."""
+    rng = np.random.default_rng(0)
+    q = jnp.full((1, 1, 8), 30.0)
+    keys = jnp.linspace(-60, 60, 40)[None, None, None].repeat(8, 2)
+    values = floats(rng, 1, 1, 40, 8)
+    one, none = jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32)
+    labels = jnp.zeros((1, 40), jnp.int32)
+    out, _ = decoding_attend(
+        *(q, q[:, :, :], q[:, :, :], (pack_keys(keys), values)),
+        (jnp.zeros((1, 1, 0, 8, 16)), jnp.zeros((1, 1, 0, 8))),
+        lanes=(none, -one, none, none),
+        filled=40 * one,
+        slot_labels=(labels, labels),
+        prompt=none,
+        prompt_length=none,
+    )
+    np.testing.assert_allclose(out[0, 0], values[0, 0, -1], atol=1e-6)
+
+
+@needs_kernels
+def test_auto_takes_them_and_tensor_parallel_meshes_do_not():
+    assert with_kernels(CONFIG).cpu_kernels
+    assert not with_kernels(CONFIG, "xla").cpu_kernels
+    mesh = jax.make_mesh((1, 1, 2), ("data", "fsdp", "tensor"))
+    assert not with_kernels(CONFIG, mesh=mesh).cpu_kernels
+    with pytest.raises(ValueError, match="rollout.kernels=cpu: mesh.tensor=2"):
+        with_kernels(CONFIG, "cpu", mesh)
+    half = ModelConfig(**{**vars(CONFIG), "dtype": "bfloat16"})
+    assert not with_kernels(half).cpu_kernels
+    with pytest.raises(ValueError, match="rollout.kernels=cpu: model.dtype=bfloat16"):
+        with_kernels(half, "cpu")
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Nothing is compiled or loaded yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library.library.cache_clear()
+    yield tmp_path
+    library.library.cache_clear()
+
+
+def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", str(fresh))
+    monkeypatch.delenv("CXX", raising=False)
+    config = with_kernels(CONFIG)
+    assert not config.cpu_kernels
+    vocab = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
+    settings = Settings(max_prompt_tokens=4, max_response_tokens=6)
+    params = unbox(init_params(config, jax.random.key(0)))
+    sampler = Sampler(config, vocab, settings, rows=2)
+    (response,) = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
+    assert 1 <= len(response.tokens) <= 6
+    with pytest.raises(ValueError, match="rollout.kernels=cpu: no C.* was found"):
+        with_kernels(CONFIG, "cpu")
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(fresh, monkeypatch):
+    broken = fresh / "broken-g++"
+    broken.write_text("#!/bin/sh\necho 'fatal: out of luck' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    why = library.why_not("float32")
+    assert "broken-g++ cannot compile" in why and why.endswith("fatal: out of luck")
+    assert list((fresh / "cache" / "pr1_jax").iterdir()) == []
+
+
+def test_of_what_a_compiler_says_the_first_error_is_shown(fresh, monkeypatch):
+    said = "In function f:\\nx.cc:1: error: first\\nx.cc:2: error: second\\n  ~~~^~~"
+    broken = fresh / "broken-g++"
+    broken.write_text(f"#!/bin/sh\nprintf '{said}\\n' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert library.why_not("float32").endswith(": x.cc:1: error: first")
+
+
+def test_a_compiler_that_is_there_compiles_them():
+    """Else all tests of the kernels would be skipped, and none fail."""
+    try:
+        compiler = library._compiler()
+    except OSError as error:
+        pytest.skip(str(error))
+    assert library.why_not("float32") == "", compiler
+
+
+@needs_kernels
+def test_compiled_once(fresh, monkeypatch):
+    path = library.build()
+    made = path.stat().st_mtime_ns
+    assert library.build() == path and path.stat().st_mtime_ns == made
+    assert [x.name for x in path.parent.iterdir()] == [path.name]

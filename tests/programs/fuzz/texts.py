@@ -1,0 +1,211 @@
+"""Targets that read text: layout, format check, canonical form, answers."""
+
+import json
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from pr1_jax import layout, tags
+from pr1_jax.answers import pool, published
+from pr1_jax.answers.extract import extract
+from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
+from pr1_jax.answers.verify import check
+from tests.programs.fuzz.base import one_line
+
+VERDICTS = (CORRECT, INCORRECT, UNDECIDED)
+
+
+# --- Bytes to text ------------------------------------------------------------------
+
+_TAG_PIECES = (
+    *tags.TAGS,
+    *("\n", " ", "a", "<", ">", "/", "<Path", "Parallel>", "</", "\u2028", "\x1f"),
+)
+_ANSWER_PIECES = (
+    *("Final Answer:", "final answer** :", "\n", "\\boxed{", "\\fbox {", "{", "}"),
+    *("$", "$$", "\\(", "\\)", "\\", "\\\\", "**", "`", "<|im_end|>", "<|", "|>"),
+    *("0", "1", "12", "999", ".", ",", "/", "%", "-", "+", "e", "E", "_", "^", "="),
+    *("\\frac{", "\\dfrac", "}{", "\\text{", "\\mathrm{", "\\sqrt", "\\pi", "\\circ"),
+    *(" ", "  ", "\\,", "{,}", "\\%", "\\$", "€", "½", "²", "₈", "π", "√", "−", "٣"),
+    *("x", "y=", "i", " or ", " and ", "is ", "meters", " cm", "\\pm ", "<", "\\le"),
+    *("(", ")", "[", "]", "\\{", "\\}", "\\begin{cases}", "&", "\\end{cases}", ";"),
+    *("\\overline{", "an ", "a ", "square", "mbox", "frac", "sqrt", "\ud800", "\x00"),
+    *tags.TAGS,
+)
+_MAX_CHARS = 3_000
+
+
+def as_text(content: bytes, pieces: Sequence[str]) -> str:
+    """A text made of raw UTF-8, or of pieces, maybe of one part many times over."""
+    if not content:
+        return ""
+    mode, rest = content[0], content[1:]
+    if mode & 1:
+        text = rest.decode("utf-8", "surrogateescape" if mode & 4 else "replace")
+    else:
+        text = "".join(pieces[byte % len(pieces)] for byte in rest)
+    if mode >= 224 and text:
+        third = len(text) // 3
+        start, middle, end = text[:third], text[third : -third or None], text[-third:]
+        times = min(4 << mode % 16, _MAX_CHARS // len(middle))
+        text = start + middle * times + (end if third else "")
+    return text
+
+
+def _letters(text: str) -> str:
+    """The tags of a text, one letter each."""
+    letters = dict(zip(tags.TAGS, "PpTtSs"))
+    return "".join(letters[tag] for tag in re.findall("|".join(tags.TAGS), text))
+
+
+# --- Layout, format, canonical form -------------------------------------------------
+
+_TAG_IDS = {tag: 10 + i for i, tag in enumerate(tags.TAGS)}
+_SYMBOLS = dict(zip("PpTtSs", _TAG_IDS.values())) | {"n": 2, ".": 3}
+_BLOCK = re.compile("P(?:T[.n]*t){2,}p[.n]S[.n]*s")
+_WHOLE = re.compile(f"(?:[.n]|{_BLOCK.pattern})*")
+
+
+def _positions(symbols: str, start: int) -> list[tuple[int, int, int]]:
+    """Position, block and path of each symbol, read off section 2 of the spec."""
+    found, at, number = [], start, 0
+    index = 0
+    while index < len(symbols):
+        block = _BLOCK.match(symbols, index)
+        if not block:
+            found.append((at, 0, 0))
+            at, index = at + 1, index + 1
+            continue
+        number += 1
+        found.append((at, 0, 0))
+        paths = re.findall("T[.n]*t", block.group())
+        for path, text in enumerate(paths, 1):
+            found += [(at + 1 + i, number, path) for i in range(len(text))]
+        at += 1 + max(map(len, paths))
+        rest = len(block.group()) - 1 - sum(map(len, paths))
+        found += [(at + i, 0, 0) for i in range(rest)]
+        at, index = at + rest, block.end()
+    return found
+
+
+def _sees(symbols: str, labels: Sequence[tuple[int, int, int]], q: int, k: int) -> bool:
+    """Section 2: whether query q sees key k."""
+    _, block, path = labels[k]
+    if k > q or not block or labels[q][1:] == (block, path):
+        return k <= q
+    ends = [i for i, symbol in enumerate(symbols) if symbol == "p"]
+    return ends[block - 1] <= q
+
+
+def check_layout(content: bytes) -> None:
+    """The parser accepts the grammar, nothing else, and labels it as the spec says."""
+    prompt_length = content[0] % 5 if content else 0
+    symbols = "".join("PpTtSsn."[byte % 8] for byte in content[1:])
+    tokens = [_SYMBOLS[symbol] for symbol in symbols]
+    try:
+        parsed = layout.structured(tokens, _TAG_IDS, prompt_length)
+    except ValueError as error:
+        one_line(error, "malformed response")
+        assert not _WHOLE.fullmatch(symbols), f"{symbols} is refused: {error}"
+        return
+    assert _WHOLE.fullmatch(symbols), f"{symbols} is accepted"
+    expected = [(i, 0, 0) for i in range(prompt_length)]
+    expected += _positions(symbols, prompt_length)
+    assert np.stack(parsed, axis=1).reshape(-1, 3).tolist() == [*map(list, expected)]
+    if len(symbols) <= 40:
+        labels = expected[prompt_length:]
+        dense = layout.visible(parsed)[prompt_length:, prompt_length:]
+        for q, k in np.ndindex(dense.shape):
+            assert dense[q, k] == _sees(symbols, labels, q, k), (symbols, q, k)
+
+
+def check_format(content: bytes) -> None:
+    """The format check never raises, and finds no fault in the grammar alone."""
+    text = as_text(content, _TAG_PIECES)
+    faults = tags.check_format(text)
+    well_formed = re.fullmatch("(?:P(?:Tt){2,}pSs)*", _letters(text))
+    assert (not faults) == bool(well_formed), (text, faults)
+    for fault in faults:
+        named = re.match(r"(</?\w+>) at (\d+): expected ", fault)
+        assert named and text.startswith(named[1], int(named[2])), fault
+
+
+def check_canonical(content: bytes) -> None:
+    """Canonical text is canonical, well formed, and only white space was removed."""
+    text = as_text(content, _TAG_PIECES)
+    try:
+        found = tags.canonical(text)
+    except ValueError as error:
+        one_line(error, "text has")
+        stray = "stray text" in str(error)
+        assert bool(tags.check_format(text)) != stray, (text, error)
+        return
+    assert tags.check_format(found) == [] == tags.check_format(text)
+    assert tags.canonical(found) == found
+    assert tags.count_blocks(found) == tags.count_blocks(text)
+    assert found.replace("\n", "") in text or _letters(found) == _letters(text)
+    assert "".join(found.split()) == "".join(text.split())
+
+
+# --- Answers ------------------------------------------------------------------------
+
+
+class NoWorkers:
+    """Stands in for the worker processes: all that needs one is undecided."""
+
+    def ask(self, answer: str, reference: str, timeout_sec: float) -> Result:
+        """Checks that both can be sent to a worker."""
+        json.dumps([answer, reference, timeout_sec])
+        return Result(UNDECIDED, "not asked")
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def _response_and_reference(content: bytes) -> tuple[str, str]:
+    cut = 1 + content[0] * len(content) // 256 if content else 0
+    return (
+        as_text(content[1:cut], _ANSWER_PIECES),
+        as_text(content[cut:], _ANSWER_PIECES),
+    )
+
+
+def check_answer_parser(content: bytes) -> None:
+    """What is decided in this process: extraction, spelling, numbers; both checkers."""
+    response, reference = _response_and_reference(content)
+    kept, pool._pool = pool._pool, NoWorkers()
+    try:
+        result = check(response, reference)
+        itself = check(f"Final Answer: {reference}", reference)
+    finally:
+        pool._pool = kept
+    assert result.verdict in VERDICTS and result.reason
+    assert itself.verdict in VERDICTS
+    found = extract(response)
+    assert found is None or found.strip(), (response, found)
+    assert found is not None or result.verdict == INCORRECT
+    assert isinstance(published.check(response, reference), bool)
+
+
+def check_answer(content: bytes) -> None:
+    """The whole check, worker process included, within its time limit."""
+    response, reference = _response_and_reference(content)
+    result = check(response, reference, timeout_sec=1.0)
+    assert result.verdict in VERDICTS and result.reason
+
+
+def answer_seeds() -> list[bytes]:
+    """Answers with their references."""
+    pairs = [
+        ("Final Answer: 1,000", "1000"),
+        (r"so \boxed{\frac{1}{2}} cm", "0.5"),
+        ("Final Answer: $x \\le 3$", "(-\\infty, 3]"),
+        ("**Final Answer:** 3 meters<|im_end|>", "3"),
+    ]
+    seeds = []
+    for response, reference in pairs:
+        parts = b"\x01" + response.encode(), b"\x01" + reference.encode()
+        size = sum(map(len, parts)) + 1
+        seeds.append(bytes([-(-256 * len(parts[0]) // size)]) + b"".join(parts))
+    return seeds

@@ -1,0 +1,79 @@
+"""Pictures of a run's report, as they are in notebooks/pictures:
+
+    bash launch/quickstart.sh
+    .venv/bin/python tests/programs/screenshots.py runs/quickstart
+
+Needs Chromium and its driver. Colours are reduced to 256, so that a picture stays below
+150 kB.
+"""
+
+import argparse
+import io
+import pathlib
+import sys
+
+from PIL import Image
+
+from tests.helpers import browser
+
+_PICTURES = pathlib.Path(__file__).parents[2] / "notebooks" / "pictures"
+_LARGEST_BYTES = 150_000
+_BLOCK = """
+  const last = document.querySelector("#filter-group").lastElementChild.value;
+  document.querySelector("#filter-group").value = last;
+  document.querySelector("#filter-group").dispatchEvent(new Event("change"));
+  document.querySelector('[data-filter="verdict"][data-value="correct"]').click();
+  document.querySelector('[data-filter="blocks"][data-value="with"]').click();
+  document.querySelector("#list button").click();
+"""
+_MASK = """
+  for (const name of ["mask", "positions"]) {
+    document.querySelector(`[data-picture="${name}"]`).click();
+  }
+"""
+_TO = "document.querySelector('{}').scrollIntoView();"
+# Name: width, height, dark, fragment, what is done first.
+_SHOTS = {
+    "report": (1240, 1000, False, "", ""),
+    "curves_dark": (1240, 860, True, "", _TO.format("#curves")),
+    "step": (1240, 860, False, "#step={step}", _TO.format("#curves")),
+    "response": (1240, 760, False, "", _BLOCK + _TO.format("#responses")),
+    "mask": (1240, 860, True, "", _BLOCK + _MASK + _TO.format("#response")),
+    "phone": (390, 844, False, "", _BLOCK + _TO.format("#response .tools")),
+}
+
+
+def main() -> None:
+    """Writes all pictures."""
+    parser = argparse.ArgumentParser(description="Pictures of a run's report.")
+    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, default=_PICTURES)
+    parser.add_argument("--step", type=int, default=11, help="of the picture `step`")
+    asked = parser.parse_args()
+    page = asked.workdir / "report.html"
+    if not page.exists():
+        sys.exit(f"error: {page} does not exist: python -m pr1_jax.report makes it")
+    if browser.find() is None:
+        sys.exit("error: Chromium and its driver are needed (Debian: chromium-driver)")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with browser.opened(scale=1.5) as chrome:
+        for name, (width, height, dark, fragment, script) in _SHOTS.items():
+            browser.look(chrome, width, height, dark=dark)
+            browser.visit(chrome, page, fragment.format(step=asked.step))
+            chrome.execute_script(script)
+            path = asked.out / f"{name}.png"
+            size = _save(chrome.get_screenshot_as_png(), path)
+            print(f"{path}: {size / 1000:.0f} kB")
+            if size > _LARGEST_BYTES:
+                sys.exit(f"error: {path} has over {_LARGEST_BYTES / 1000:.0f} kB")
+
+
+def _save(png: bytes, path: pathlib.Path) -> int:
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    rare_too, plain = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    image.quantize(256, rare_too, dither=plain).save(path, optimize=True)
+    return path.stat().st_size
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+"""DOC"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import common
+from pr1_jax import rewards
+from pr1_jax.report import (
+    differences,
+    events,
+    figures,
+    history,
+    page,
+    reading,
+    request,
+    traces,
+    updates,
+)
+from pr1_jax.stages import checks
+from pr1_jax.system import files
+from pr1_jax.workdir import alarms, metrics
+from tests.helpers import made_up_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "collapsed"
+    made_up_run.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(workdir):
+    page.write([workdir], workdir / "report.html")
+    return (workdir / "report.html").read_text(encoding="utf-8")
+
+
+def _data(html):
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)
+    return json.loads(found[1])
+
+
+# --- What happened ------------------------------------------------------------------
+
+
+def test_the_step_of_a_collapse_is_an_event_with_what_moved(written):
+    (run,) = _data(written)["runs"]
+    at = [e for e in run["events"] if e["step"] == 140 and e["stage"] == "rl"]
+    assert {e["name"] for e in at if e["kind"] == "alarm"} >= {
+        *("entropy_collapse", "length_collapse", "no_signal", "no_blocks")
+    }
+    (change,) = [e for e in at if e["kind"] == "change"]
+    assert "Entropy 0.5" in change["text"]
+    moved = {name: (z, before) for name, z, before in run["moves"][change["row"]]}
+    assert {*moved} >= {"policy/entropy", "rollout/total_tokens", "reward/mean"}
+    z, before = moved["policy/entropy"]
+    assert z < -20 and before == pytest.approx(0.5, abs=0.02)
+    assert run["rewards"][change["row"]] == "tiered"
+
+
+def test_a_quiet_run_has_no_news(written):
+    (run,) = _data(written)["runs"]
+    news = [e for e in run["events"] if e["kind"] != "stage"]
+    assert {e["step"] for e in news} == {77, 140}  # a skipped update, the collapse
+    assert [e["name"] for e in news if e["step"] == 77] == ["skipped"]
+
+
+def _run(rows, config=None):
+    rows = [{"stage": "rl", "step": i, **row} for i, row in enumerate(rows, start=1)]
+    nothing = {name: {} for name in ("summary", "benchmarks")}
+    return reading.Run(
+        path=pathlib.Path("runs/a"),
+        name="a",
+        config=config or {},
+        rows=rows,
+        evaluations=[],
+        sources=[],
+        **nothing,
+    )
+
+
+def test_moves_are_counted_in_spreads_from_the_median_before():
+    values = [1.0, 3.0] * 10 + [12.0, 2.0]
+    z, before = events.moves(_run([{"a/b": v} for v in values]))["a/b"]
+    assert before[20] == 2.0  # of ten 1 and ten 3, whose spread is 1.4826
+    assert z[20] == pytest.approx(10 / 1.4826)
+    assert np.isnan(z[7]) and np.isfinite(z[8])  # eight steps before are enough
+
+
+def test_the_least_change_of_a_still_figure_is_no_news():
+    rows = [{"rollout/undecided": 0.0, "a/b": 100.0}] * 20
+    rows += [{"rollout/undecided": 0.02, "a/b": 103.0}]
+    found = events.moves(_run(rows))
+    assert found["rollout/undecided"][0][20] == pytest.approx(2.0)
+    assert found["a/b"][0][20] == pytest.approx(1.5)
+    assert events.largest(found, 20) == []
+
+
+def test_a_missing_figure_moves_nothing():
+    rows = [{"a/b": None if i % 2 else 1.0} for i in range(30)]
+    z, before = events.moves(_run(rows))["a/b"]
+    assert np.isnan(z[1]) and z[28] == 0 and before[28] == 1.0
+    assert events.largest(events.moves(_run(rows)), 28) == []
+
+
+def test_rewards_are_compared_with_steps_of_the_same_reward():
+    config = {"reward": {"schedule": "alternating", "window": 10, "tiered_steps": 2}}
+    named = [rewards.scheduled("alternating", i) for i in range(1, 101)]
+    rows = [{"reward/mean": 0.9 if name == "tiered" else 0.1} for name in named]
+    z, _ = events.moves(_run(rows, config))["reward/mean"]
+    assert np.nanmax(np.abs(z)) == 0
+    z, _ = events.moves(_run(rows))["reward/mean"]  # not known to be scheduled
+    assert np.nanmax(np.abs(z)) > 8
+
+
+def test_windows_of_a_schedule():
+    reward = {"schedule": "scaffold", "window": 10, "tiered_steps": 2}
+    config = {"reward": {**reward, "scaffold_steps": 20}}
+    assert reading.windows(config, 40) == [
+        *((1, 8, "accuracy"), (9, 10, "tiered")),
+        *((11, 18, "accuracy"), (19, 20, "tiered"), (21, 40, "accuracy")),
+    ]
+    assert reading.windows({"reward": {"schedule": "of another time"}}, 3) == [
+        (1, 3, "")
+    ]
+
+
+def test_every_alarm_and_every_drawn_metric_has_words():
+    assert {*figures.ALARMS} == {*alarms.NAMES}
+    drawn = {m for charts in figures.CHARTS.values() for c in charts for m in c.metrics}
+    assert drawn <= {*figures.FIGURES}
+
+
+# --- Which responses ----------------------------------------------------------------
+
+
+def test_the_page_has_responses_of_evaluations_ends_events_and_the_step_before(written):
+    (run,) = _data(written)["runs"]
+    names = [group["name"] for group in run["responses"]]
+    steps = [group["step"] for group in run["responses"] if group["step"]]
+    assert names[0] == "eval_0_base"
+    assert {1, 76, 77, 139, 140, 160} <= {*steps} and steps == sorted(steps)
+    assert len(steps) < 30 and "of 160 steps" in run["left_out"]
+
+
+def test_a_small_budget_takes_fewer_of_each_and_then_fewer_steps(workdir):
+    run = reading.read(workdir)
+    size = lambda found: len(json.dumps(found.groups))
+    whole = traces.embed(run, [])
+    some = traces.embed(run, [], budget=size(whole) // 2)
+    assert size(some) < 0.6 * size(whole)
+    assert [g["name"] for g in some.groups] == [g["name"] for g in whole.groups]
+    few = traces.embed(run, [], budget=2500)
+    assert 0 < len(few.groups) < len(whole.groups)
+    assert few.groups[0]["name"] == "eval_0_base"  # the most wanted
+
+
+def test_named_steps_are_embedded_in_full(workdir):
+    run = reading.read(workdir)
+    asked = traces.steps_named(run, [33])
+    (group,) = [g for g in traces.embed(run, [], asked=asked, budget=0).groups]
+    assert group["step"] == 33 and group["full"] and len(group["records"]) == 3
+    with pytest.raises(ValueError, match=r"--steps=999: .* steps 1 to 160"):
+        traces.steps_named(run, [999])
+
+
+def test_a_trace_survives_its_encoding():
+    trace = made_up_run.response(paths=3, tokens=9, blocks=2)["trace"]
+    encoded = traces.encode({"trace": trace})["trace"]
+    assert encoded["pieces"] == trace["pieces"]
+    assert len(encoded["spans"]) < len(trace["pieces"]) / 2
+    for name, values in traces.decode(encoded).items():
+        assert values == trace[name], name
+    assert encoded["surprise"] == [round(-100 * x) for x in trace["logps"]]
+
+
+@pytest.mark.parametrize(
+    "trace", [7, {}, {"pieces": ["a"]}, "torn", {"pieces": ["a"], "logps": None}]
+)
+def test_a_torn_trace_is_shown_as_text(trace):
+    columns = {"forced": [0], "positions": [0, 1], "block": [0], "path": [0]}
+    if isinstance(trace, dict):
+        trace = {**columns, **trace}
+    found = traces.encode({"trace": trace, "response": "r", "reward": "high"})
+    assert "trace" not in found and found["response"] == "r" and found["reward"] is None
+
+
+def test_parts_of_several_processes_are_one_source(tmp_path):
+    made_up_run.write(tmp_path, steps=3, responses=())
+    for process in range(2):
+        name = f"rl_000002-0000{process}-of-00002"
+        made_up_run.write_responses(tmp_path, name, [made_up_run.sequential()])
+    run = reading.read(tmp_path)
+    (source,) = [s for s in run.sources if s.step == 2]
+    assert source.name == "rl_000002" and len(reading.read_records(source)) == 2
+
+
+# --- The page -----------------------------------------------------------------------
+
+
+def test_hostile_text_cannot_leave_its_place(written):
+    assert made_up_run.HOSTILE[:20] not in written
+    assert written.count("</script>") == 2 and "<img" not in written
+    assert "\u2028" not in written
+    (run,) = _data(written)["runs"]
+    responses = [r.get("response") for g in run["responses"] for r in g["records"]]
+    assert made_up_run.HOSTILE + "\ud800" in responses  # as the model wrote it
+
+
+def test_the_page_is_small_and_closed(written):
+    code = written.replace(re.search(r'id="data">(.*?)</script>', written)[1], "")
+    assert len(code.encode()) < 75_000
+    assert "default-src 'none'" in code and not re.search(r"https?://(?!www\.w3)", code)
+
+
+def test_a_config_is_told_as_differences_from_the_nearest_default():
+    config = common.get_config("smoke", variant="causal").to_dict()
+    config["rl"]["lr"] = 1.0
+    config["gone"] = {"now": 1}
+    name, rows = differences.from_base(files.plain(config))
+    assert name == "configs/common.py:smoke"
+    assert rows == [("gone.now", "1", differences.ABSENT), ("rl.lr", "1.0", "0.0003")]
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    files.write_json(tmp_path / "config.json", ml_collections.ConfigDict().to_dict())
+    (tmp_path / "metrics.jsonl").touch()
+    page.write([tmp_path], tmp_path / "report.html")
+    (run,) = _data((tmp_path / "report.html").read_text())["runs"]
+    assert run["steps"] == [] and run["left_out"] == "This run has kept no responses."
+
+
+def test_of_two_lines_of_a_step_the_later_counts(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        for stage, step, value in (("sft", 1, 1), ("rl", 1, 2), ("sft", 1, 3)):
+            writer.write(stage, step, {"a/b": value})
+        writer.write("eval_1_sft", 0, {"eval/accuracy": 1})
+    run = reading.read(tmp_path)
+    assert [(r["stage"], r["a/b"]) for r in run.rows] == [("sft", 3), ("rl", 2)]
+    assert run.evaluations[0][:2] == ("eval_1_sft", 1)
+
+
+# --- While a run trains -------------------------------------------------------------
+
+
+def test_each_file_is_analysed_once(workdir, monkeypatch):
+    run = reading.read(workdir)
+    history.History(workdir).update(run)
+    monkeypatch.setattr(history.analysis, "summarize", lambda records: 1 / 0)
+    found = history.History(workdir).update(run)
+    assert found["rl_000001"]["analysis/relative_position"] == pytest.approx(
+        0.09, abs=0.1
+    )
+    with pytest.raises(ZeroDivisionError):
+        made_up_run.write_responses(workdir, "rl_000161", [made_up_run.response()])
+        history.History(workdir).update(reading.read(workdir))
+    (workdir / "rollouts" / "rl_000161.jsonl").unlink()
+
+
+def test_analyses_without_time_left_wait_for_the_next_update(tmp_path):
+    made_up_run.write(tmp_path, steps=12, responses=range(1, 13))
+    run = reading.read(tmp_path)
+    assert history.History(tmp_path).update(run, limit_sec=-1) == {}
+    assert len(history.History(tmp_path).update(run)) == 13
+
+
+def test_updates_write_the_page_while_a_run_goes_on_and_at_its_end(tmp_path):
+    made_up_run.write(tmp_path, steps=12, responses=range(1, 4))
+    kept = updates.Updates(tmp_path, every_sec=0.0)
+    kept.after_step()
+    kept.close()
+    (run,) = _data((tmp_path / "report.html").read_text())["runs"]
+    assert run["steps"][-1] == 12
+
+
+def test_updates_between_evaluations_are_rare(tmp_path):
+    made_up_run.write(tmp_path, steps=12, responses=())
+    kept = updates.Updates(tmp_path, every_sec=3600.0)
+    for _ in range(3):
+        kept.after_step()
+    time.sleep(0.05)
+    assert not (tmp_path / "report.html").exists()
+    quiet = updates.Updates(tmp_path, every_sec=0.0, enabled=False)
+    quiet.after_step()
+    quiet.close()
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("field", ["every_sec", "traces"])
+def test_settings_are_checked(field):
+    config = common.get_config("smoke")
+    config.report[field] = type(config.report[field])(-1)
+    with pytest.raises(ValueError, match=f"report.{field}=-1.* must not be negative"):
+        checks.check(config)
+
+
+def test_a_report_that_fails_is_a_warning(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text("no JSON\n")
+    kept = updates.Updates(tmp_path, every_sec=0.0)
+    with caplog.at_level("WARNING"):
+        kept.start()
+        kept.close()
+    (line,) = [m for m in caplog.messages if "report.html" in m]
+    assert "not JSON" in line and "the run goes on" in line
+
+
+# --- The command --------------------------------------------------------------------
+
+
+def _command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pr1_jax.report", *map(str, arguments)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command_lays_runs_over_each_other(workdir, tmp_path):
+    out = tmp_path / "compare.html"
+    made_up_run.write(tmp_path / "other", steps=20, responses=[3])
+    found = _command(workdir, tmp_path / "other", f"--out={out}", "--steps=3")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith(f"{out}: ")
+    data = _data(out.read_text())
+    assert [run["name"] for run in data["runs"]] == ["collapsed", "other"]
+    assert data["fields"] == [["rl.steps", "160", "20"]]
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    for arguments in (["nowhere"], ["configs", "--colour=red"]):
+        found = _command(*arguments)
+        assert found.returncode == 2 and found.stdout == ""
+        assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("workdirs", "out", "steps", "message"),
+    [
+        ((), None, (), "name the workdir of a run"),
+        (("{run}", "{run}"), None, (), "--out is missing"),
+        (("nowhere",), None, (), "nowhere is not a folder"),
+        (("configs",), None, (), "configs has no metrics.jsonl"),
+        (("{run}",), None, ("1", "x"), "--steps=1,x: 'x' is not the number"),
+        (("{run}",), None, ("-1",), "'-1' is not the number"),
+        (("{run}",), None, ("999",), "--steps=999: "),
+        (("{run}",), "tests", (), "--out=tests is a folder"),
+    ],
+)
+def test_mistakes_are_named(workdir, monkeypatch, workdirs, out, steps, message):
+    monkeypatch.chdir(ROOT)
+    named = [name.format(run=workdir) for name in workdirs]
+    with pytest.raises((ValueError, OSError), match=message):
+        request.write(named, out, steps)

@@ -1,0 +1,167 @@
+"""Sampling on eight devices gives what one device gives."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from pr1_jax import layout
+from pr1_jax.kernels.cpu import library
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.params import init_params, param_shardings
+from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.settings import Settings, Vocab
+from pr1_jax.system.mesh import batch_shards, make_mesh
+
+VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
+CONFIG = ModelConfig(
+    vocab_size=24,
+    num_layers=1,
+    width=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+)
+SETTINGS = Settings(
+    max_prompt_tokens=9,
+    max_response_tokens=70,
+    max_path_tokens=9,
+    max_summary_tokens=7,
+    summary_reserve=3,
+    answer_reserve=3,
+)
+GROUPS, GROUP_SIZE, ROWS = 7, 4, 16
+MESHES = [
+    (data, fsdp, 8 // data // fsdp)
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if data * fsdp <= 8
+]
+FAST = [(2, 2, 2)]
+
+
+@functools.cache
+def random_params():
+    """Parameters whose policy is far from uniform, and likes tags."""
+    params = nn.unbox(init_params(CONFIG, jax.random.key(0)))
+    params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+    return params | {"embedding": params["embedding"] / 2}
+
+
+def sample(variant, mesh=None, config=CONFIG, **settings):
+    params, shards = random_params(), 1
+    if mesh is not None:
+        params = jax.device_put(params, param_shardings(CONFIG, mesh))
+        shards = batch_shards(mesh)
+    sampler = Sampler(
+        config,
+        VOCAB,
+        dataclasses.replace(SETTINGS, variant=variant, **settings),
+        rows=ROWS,
+        shards=shards,
+        group_size=GROUP_SIZE,
+        prompts_per_prefill=4,
+    )
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 24, rng.integers(1, 10)) for _ in range(GROUPS)]
+    found = sampler.sample(params, prompts, GROUP_SIZE, jax.random.key(3))
+    return found, sampler
+
+
+@functools.cache
+def on_one_device(variant):
+    return sample(variant)[0]
+
+
+@pytest.mark.parametrize(
+    "variant, sizes",
+    [
+        *(("structured", sizes) for sizes in FAST),
+        *(
+            pytest.param(variant, sizes, marks=pytest.mark.slow)
+            for variant in layout.VARIANTS
+            for sizes in MESHES
+            if variant == "causal" or sizes not in FAST
+        ),
+    ],
+)
+def test_eight_devices_sample_what_one_does(variant, sizes):
+    found, _ = sample(variant, make_mesh(*sizes))
+    expected = on_one_device(variant)
+    assert sum(t.num_blocks for t in expected) > 10
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
+        for name in ("positions", "block", "path", "forced", "bans"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        assert a.sequential_steps == b.sequential_steps
+
+
+@pytest.mark.skipif(bool(library.why_not("float32")), reason=library.why_not("float32"))
+def test_kernels_of_several_devices_sample_what_one_does_without():
+    mesh = make_mesh(2, 2, 1, devices=jax.devices()[:4])
+    config = dataclasses.replace(CONFIG, cpu_kernels=True)
+    found, _ = sample("structured", mesh, config)
+    for a, b in zip(found, on_one_device("structured"), strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
+
+
+def test_rows_are_split_and_weights_only_over_tensor():
+    mesh = make_mesh(2, 2, 2)
+    _, sampler = sample("structured", mesh, max_blocks=0, max_response_tokens=8)
+    assert (sampler.rows, sampler.shards) == (4, 4)  # of each, and how many
+    state = sampler.empty(8, 16)
+    lowered = sampler.lower(
+        jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            random_params(),
+            param_shardings(CONFIG, mesh),
+        ),
+        slots=8,
+        prompt_tokens=16,
+        num_lanes=4,
+    )
+    assert set(lowered) == {"prefill", "decode"}
+    params, placed, _ = lowered["decode"].compile().input_shardings[0]
+    keys = placed.cache[0][0].shard_shape(state.cache[0][0].shape)
+    assert keys == (4, 1, 8, 8)  # rows and heads split
+    layer = params["layer_0"]
+    assert layer["gate_up"]["kernel"].shard_shape((32, 2, 48)) == (32, 2, 24)
+    assert layer["o"]["kernel"].shard_shape((4, 8, 32)) == (2, 8, 32)
+
+
+def test_shards_that_the_mesh_does_not_make_are_refused():
+    params = jax.device_put(
+        random_params(), param_shardings(CONFIG, make_mesh(8, 1, 1))
+    )
+    sampler = Sampler(CONFIG, VOCAB, SETTINGS, rows=8, shards=2)
+    with pytest.raises(ValueError, match="shards=2, but .* splits rows into 8"):
+        sampler.sample(params, [[3]], 1, jax.random.key(0))
+
+
+def test_weights_that_are_split_stay_split():
+    """No decode step gathers a kernel over `tensor`."""
+    mesh = make_mesh(1, 1, 8)
+    config = dataclasses.replace(CONFIG, num_heads=16, num_kv_heads=8, mlp_width=256)
+    places = param_shardings(config, mesh)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        nn.unbox(shapes),
+        places,
+    )
+    settings = dataclasses.replace(SETTINGS, max_blocks=0)
+    sampler = Sampler(config, VOCAB, settings, rows=4)
+    lowered = sampler.lower(params, slots=8, prompt_tokens=16, num_lanes=4)
+    text = lowered["decode"].compile().as_text()
+    kernels = {64 * 256, 32 * 256, 16 * 8 * 32, 8 * 4 * 8 * 32}  # elements
+    gathered = re.findall(r"= \w+\[([\d,]+)\][^=]* all-gather\(", text)
+    sizes = {math.prod(map(int, shape.split(","))) for shape in gathered}
+    assert not sizes & kernels, sizes

@@ -1,0 +1,143 @@
+"""Traces from a teacher: which attempts are kept, and that SFT reads them."""
+
+import json
+
+import jax
+import pytest
+
+from configs.coldstart import get_config
+from pr1_jax import tags
+from pr1_jax.answers import check
+from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
+from pr1_jax.data import sources, streams
+from pr1_jax.stages import coldstart, experiment
+from pr1_jax.stages.run import Run
+
+BLOCK = (
+    "<Parallel>\n<Path>left 1+6 no </Path>\n<Path>right 4+3 yes</Path>\n</Parallel>\n"
+    "<Summary>right 4+3</Summary>\nFinal Answer: 1"
+)
+
+
+def attempt(question="q", response=BLOCK, verdict=CORRECT, finished=True):
+    return {
+        "question": question,
+        "response": response,
+        "answer": "1",
+        "verdict": verdict,
+        "finished": finished,
+    }
+
+
+@pytest.mark.parametrize(
+    "fields, reason",
+    [
+        ({}, "kept"),
+        ({"finished": False}, "unfinished"),
+        ({"verdict": INCORRECT}, "incorrect"),
+        ({"verdict": UNDECIDED}, "undecided"),
+        ({"response": "Final Answer: 1"}, "no_block"),
+        ({"response": BLOCK.replace("</Path>", "", 1)}, "format_fault"),
+        ({"response": BLOCK.replace("\n<Path>r", "stray<Path>r")}, "no_canonical_form"),
+    ],
+)
+def test_why_an_attempt_is_kept_or_not(fields, reason):
+    traces, reasons = coldstart.select([attempt(**fields)], needs_block=True)
+    assert reasons == {reason: 1}
+    expected = {"question": "q", "response": tags.canonical(BLOCK), "answer": "1"}
+    assert traces == ([expected] if reason == "kept" else [])
+
+
+def test_never_two_copies_of_a_question():
+    first, second = BLOCK, BLOCK.replace("left 1+6 no ", "left 2+5 no ")
+    attempts = [
+        attempt("a", verdict=INCORRECT),
+        attempt("a", first),
+        attempt("a", second),
+        attempt("b", second),
+        attempt("a", first),
+    ]
+    traces, reasons = coldstart.select(attempts, needs_block=True)
+    assert [(t["question"], t["response"]) for t in traces] == [
+        ("a", tags.canonical(first)),
+        ("b", tags.canonical(second)),
+    ]
+    assert reasons == {"incorrect": 1, "kept": 2, "spare": 2}
+
+
+def test_a_trace_without_a_block_where_that_will_do():
+    plain = attempt(response="Final Answer: 1")
+    traces, reasons = coldstart.select([plain], needs_block=False)
+    assert reasons == {"kept": 1}
+    assert traces[0]["response"] == "Final Answer: 1"
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A small experiment whose verifier finds every second response correct."""
+    config = get_config("smoke")
+    config.stages = ("coldstart",)
+    config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
+    config.rollout.rows, config.rollout.prompts_per_prefill = 4, 2
+    config.rollout.max_response_tokens = 60
+    config.rollout.update(min_path_tokens=3, max_path_tokens=8)
+    config.coldstart.update(problems=12, samples=2, needs_block=False)
+    return experiment.build(config.lock(), devices=jax.devices()[:1])
+
+
+def run_stage(made, workdir, monkeypatch):
+    right = lambda text: sum(map(ord, text)) % 2 == 0
+    name = lambda text: CORRECT if right(text) else INCORRECT
+    monkeypatch.setattr(
+        check, "check", lambda text, *_, **__: Result(name(text), "made up")
+    )
+    with Run(made, workdir) as current:
+        coldstart.run_stage(made, current, 0)
+    text = (workdir / "traces.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_attempts_are_kept_and_not_made_again(made, tmp_path, monkeypatch):
+    traces = run_stage(made, tmp_path, monkeypatch)
+    attempts = (tmp_path / "samples" / "coldstart.jsonl").read_text().splitlines()
+    assert len(attempts) == 24
+    questions = [json.loads(line)["question"] for line in attempts]
+    assert len(set(questions)) == 12
+    assert 0 < len(traces) == len({t["question"] for t in traces})
+    assert run_stage(made, tmp_path, monkeypatch) == traces
+    again = (tmp_path / "samples" / "coldstart.jsonl").read_text().splitlines()
+    assert again == attempts
+
+
+def test_what_it_writes_are_traces_for_sft(made, tmp_path):
+    questions = [f"Which two add to 7? {i} 1 6 4 3\n" for i in range(8, 13)]
+    traces, _ = coldstart.select(map(attempt, questions), needs_block=True)
+    file = tmp_path / "traces.jsonl"
+    file.write_text("".join(json.dumps(trace) + "\n" for trace in traces))
+    stream = streams.trace_stream(
+        sources.open_source(str(file), "train", seed=0, traces=True),
+        made.tokenizer,
+        variant="structured",
+        template="plain",
+        max_prompt_tokens=28,
+        max_response_tokens=92,
+        batch_size=5,
+        seed=0,
+    )
+    assert all(trace.num_blocks == 1 for trace in next(stream))
+    assert not stream.counts
+
+
+def test_a_teacher_that_does_not_know_the_tags_reads_them_spelled(monkeypatch):
+    config = get_config("smoke")
+    seen = []
+    monkeypatch.setattr(
+        streams,
+        "problem_stream",
+        lambda *args, **kwargs: seen.append(kwargs) or iter([]),
+    )
+    for mode in ("structured", "ordinary"):
+        config.coldstart.mode = mode
+        made = experiment.build(config)
+        coldstart.check_data(made)
+    assert [kwargs["allow_tags"] for kwargs in seen] == [True, False]

@@ -1,0 +1,423 @@
+"""Configs: all load and check out; a wrong one stops in time, in one line.
+
+What `--config.a.b=v` becomes is tested in this process through `config_flags`, as
+`pr1_jax.main` uses it; the command itself a few times, for it takes seconds.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from pr1_jax import rewards
+from pr1_jax.stages import curriculum
+from pr1_jax.system import files
+from tests.helpers import compiling
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = (
+    *("coldstart", "evaluate", "grpo_sequential", "rl_accuracy", "rl_alternating"),
+    *("rl_easy", "rl_parallel_only", "rl_scaffold", "sft_causal", "sft_structured"),
+)
+VARIANTS = (None, "smoke", "smollm2", "qwen3_4b")
+SMOKE = "configs/rl_alternating.py:smoke"
+
+
+def get_config(name, variant=None):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+def parsed(*arguments, config=SMOKE):
+    """The config that `pr1_jax.main` would get from these flags."""
+    argv = ["main", f"--config={ROOT / config}", *arguments]
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file(
+        "config", None, lock_config=True, flag_values=values, sys_argv=argv
+    )
+    values(argv)
+    return flag.value
+
+
+def changed(**fields):
+    """The smoke config with some fields changed; `rl__steps` stands for `rl.steps`."""
+    config = get_config("rl_alternating", "smoke").lock()
+    for name, value in fields.items():
+        *groups, leaf = name.split("__")
+        group = config
+        for part in groups:
+            group = group[part]
+        group[leaf] = value
+    return config
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    """Makes any compilation an error."""
+
+    def compiles(*args, **kwargs):
+        raise AssertionError("something compiles before the config is checked")
+
+    monkeypatch.setattr(jax._src.compiler, "backend_compile_and_load", compiles)
+
+
+# --- Configs that are right -----------------------------------------------------------
+
+
+def test_no_config_is_forgotten():
+    stems = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert stems == {"common", *NAMES}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_loads_locked_and_round_trips(name, variant):
+    suffix = f":{variant}" if variant else ""
+    config = parsed(config=f"configs/{name}.py{suffix}")
+    assert config.name == name
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.rl.no_such_field = 1
+    plain = files.plain(config.to_dict())
+    assert json.loads(json.dumps(plain)) == plain
+    again = ml_collections.ConfigDict(plain)
+    assert files.plain(again.to_dict()) == plain
+
+
+@pytest.mark.parametrize("variant", [None, "smoke"])
+@pytest.mark.parametrize("name", NAMES)
+def test_embedded_configs_pass_their_checks_and_compile_nothing(
+    name, variant, nothing_compiles
+):
+    config = get_config(name, variant)
+    made, held_out = curriculum.prepare(config.lock())
+    assert (held_out is None) == (name == "evaluate")
+    assert held_out is None or len(held_out) == config.eval.problems
+    assert made.settings.variant == config.variant
+    assert not config.model.path and not config.checkpoint.init
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variants_are_the_same_experiment(name):
+    default, *others = (get_config(name, v) for v in VARIANTS)
+    names = lambda c: {k for k, _ in c.items()}
+    for other in others:
+        assert names(other) == names(default)
+        for group in ("rl", "sft", "rollout", "reward", "eval", "model", "data"):
+            assert names(other[group]) == names(default[group])
+        assert other.variant == default.variant
+        assert other.reward.schedule == default.reward.schedule
+        assert other.rl.clip_high == default.rl.clip_high
+
+
+def test_overrides_take_the_type_of_the_field():
+    config = parsed(
+        "--config.rl.lr=2e-6",
+        "--config.rl.steps=7",
+        "--config.rl.dynamic_sampling=true",
+        "--config.model.length_buckets=(96, 108)",
+        "--config.data.rl=embedded:easy",
+    )
+    assert (config.rl.lr, config.rl.steps) == (2e-6, 7)
+    assert config.rl.dynamic_sampling is True
+    assert tuple(config.model.length_buckets) == (96, 108)
+    assert config.data.rl == "embedded:easy"
+
+
+# --- Published settings, spec section 6 -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, variant, stages, schedule, clip",
+    [
+        ("sft_causal", "causal", ("sft",), None, None),
+        ("sft_structured", "structured", ("sft",), None, None),
+        ("rl_easy", "causal", None, "parallel_and_accuracy", (0.2, 0.2)),
+        ("rl_accuracy", "structured", None, "accuracy", (0.2, 0.2)),
+        ("rl_alternating", "structured", None, "alternating", (0.2, 0.28)),
+        ("rl_parallel_only", "structured", None, "parallel_only", None),
+        ("rl_scaffold", "structured", None, "scaffold", (0.2, 0.28)),
+        ("grpo_sequential", None, ("rl",), "accuracy", (0.2, 0.2)),
+        ("evaluate", None, ("benchmark",), None, None),
+        ("coldstart", None, ("coldstart",), None, None),
+    ],
+)
+def test_published_method(name, variant, stages, schedule, clip):
+    c = get_config(name, "qwen3_4b")
+    assert variant in (None, c.variant)
+    assert tuple(c.stages) == stages or (stages is None and "rl" in c.stages)
+    assert schedule in (None, c.reward.schedule)
+    assert clip in (None, (c.rl.clip_low, c.rl.clip_high))
+
+
+def test_published_benchmarks():
+    c = get_config("evaluate", "qwen3_4b")
+    samples = {name: b.samples for name, b in c.eval.benchmarks.items()}
+    assert samples == {"aime24": 16, "aime25": 16, "amc23": 16, "math": 1}
+    assert {*c.eval.modes} == {"structured", "causal", "ordinary"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_sizes(name):
+    c = get_config(name, "qwen3_4b")
+    assert (c.rollout.max_prompt_tokens, c.rollout.max_response_tokens) == (2000, 3000)
+    assert c.rollout.num_paths == 2
+    assert c.rollout.max_blocks == (0 if name == "grpo_sequential" else 4)
+    assert (c.rollout.temperature, c.rollout.top_p) == (1.0, 1.0)
+    if "sft" in c.stages:
+        assert c.sft.steps == {"causal": 58, "structured": 230}[c.variant]
+        assert (c.sft.batch_size, c.sft.lr) == (128, 1e-5)
+        assert (c.sft.lr_schedule, c.sft.warmup_share) == ("cosine", 0.1)
+        assert c.optimizer.weight_decay == 0.01
+        assert c.data.sft.startswith("hf:Parallel-R1/parallel-r1-cold-start")
+    if "rl" in c.stages:
+        size = (c.rl.prompts_per_step, c.rl.group_size, c.rl.steps)
+        assert size == ((1024, 5, 35) if name == "rl_easy" else (512, 8, 300))
+        assert c.rl.lr == 1e-6
+        assert (c.rl.kl_coef, c.rl.aggregation) == (0.0, "token_mean")
+        assert c.data.rl == (
+            "tfds:gsm8k" if name == "rl_easy" else "hf:Leo-Dai/dapo-math-17k_dedup"
+        )
+        if name != "rl_easy":
+            assert c.rl.prompts_per_step // c.rl.mini_batches == 128
+
+
+def names_of(c, steps):
+    return [
+        rewards.scheduled(
+            c.reward.schedule,
+            step,
+            window=c.reward.window,
+            tiered_steps=c.reward.tiered_steps,
+            scaffold_steps=c.reward.scaffold_steps,
+        )
+        for step in range(1, steps + 1)
+    ]
+
+
+@pytest.mark.parametrize("variant", [None, "qwen3_4b"])
+def test_alternating_is_eight_steps_of_accuracy_and_two_tiered(variant):
+    c = get_config("rl_alternating", variant)
+    assert names_of(c, 20) == (["accuracy"] * 8 + ["tiered"] * 2) * 2
+
+
+def test_scaffold_turns_to_accuracy_for_good():
+    found = names_of(get_config("rl_scaffold", "qwen3_4b"), 300)
+    assert found[:200] == (["accuracy"] * 8 + ["tiered"] * 2) * 20
+    assert set(found[200:]) == {"accuracy"}
+    for variant in (None, "smoke"):
+        c = get_config("rl_scaffold", variant)
+        found = names_of(c, c.rl.steps)
+        assert "tiered" in found[: c.rl.steps // 2]
+        assert set(found[c.rl.steps // 2 :]) == {"accuracy"}
+
+
+def test_smoke_goes_through_all_rewards_of_its_schedule():
+    c = get_config("rl_alternating", "smoke")
+    assert set(names_of(c, c.rl.steps)) == {"accuracy", "tiered"}
+
+
+# --- Configs that are wrong -------------------------------------------------------------
+
+WRONG = [
+    # What is changed, and what the message must name: the field and its value.
+    ({"rollout__num_paths": 99}, "rollout.num_paths=99"),
+    ({"rollout__num_paths": 1}, "rollout.num_paths=1"),
+    ({"rollout__max_blocks": -1}, "rollout.max_blocks=-1"),
+    ({"rollout__rows": 0}, "rollout.rows=0"),
+    ({"rollout__top_p": 0.0}, "rollout.top_p=0.0"),
+    ({"rollout__temperature": 0.0}, "rollout.temperature=0.0"),
+    ({"rollout__temperature": -1.0}, "rollout.temperature=-1.0"),
+    ({"rollout__min_path_tokens": 1}, "rollout.min_path_tokens=1"),
+    ({"rollout__max_path_tokens": 3}, "rollout.max_path_tokens=3"),
+    ({"rollout__max_prompt_tokens": 0}, "rollout.max_prompt_tokens=0"),
+    ({"rl__micro_batch_size": 3}, "rl.micro_batch_size=3"),
+    ({"rl__micro_batch_size": 0}, "rl.micro_batch_size=0"),
+    ({"rl__mini_batches": 3}, "rl.mini_batches=3"),
+    ({"rl__prompts_per_step": 5}, "rl.prompts_per_step=5"),
+    ({"rl__group_size": 1, "rl__micro_batch_size": 1}, "rl.group_size=1"),
+    ({"rl__steps": 0}, "rl.steps=0"),
+    ({"rl__aggregation": "sum"}, "rl.aggregation='sum'"),
+    ({"rl__lr_schedule": "linear"}, "rl.lr_schedule='linear'"),
+    ({"sft__batch_size": 15}, "sft.batch_size=15"),
+    ({"sft__micro_batch_size": 32}, "sft.micro_batch_size=32"),
+    ({"sft__steps": -1}, "sft.steps=-1"),
+    ({"checkpoint__init": "/nowhere/run"}, "checkpoint.init=/nowhere/run"),
+    ({"checkpoint__init": "nowhere"}, "checkpoint.init=nowhere"),
+    ({"checkpoint__every_steps": 0}, "checkpoint.every_steps=0"),
+    ({"model__path": "/nowhere/model"}, "model.path=/nowhere/model"),
+    ({"model__num_kv_heads": 3}, "model.num_kv_heads=3"),
+    ({"model__head_dim": 31}, "model.head_dim=31"),
+    ({"reward__schedule": "best"}, "reward.schedule='best'"),
+    ({"data__rl": "embedded:medium"}, "data.rl=embedded:medium"),
+    ({"data__rl": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
+    ({"data__sft": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
+    ({"data__eval": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
+    ({"data__template": "fancy"}, "data.template='fancy'"),
+    ({"eval__problems": 0}, "eval.problems=0"),
+    ({"eval__samples": 0}, "eval.samples=0"),
+    ({"eval__modes": ("structured", "beam")}, "eval.modes=('structured', 'beam')"),
+    ({"stages": ("benchmark",)}, "eval.benchmarks="),
+    ({"coldstart__mode": "plain"}, "coldstart.mode='plain'"),
+    ({"coldstart__samples": 0}, "coldstart.samples=0"),
+    ({"rl__importance_cap": -1.0}, "rl.importance_cap=-1.0"),
+    ({"mesh__data": 3}, "mesh.data=3"),
+    ({"mesh__fsdp": 3}, "mesh.fsdp=3"),
+    ({"mesh__fsdp": -1}, "mesh.fsdp=-1"),
+    ({"variant": "both"}, "variant='both'"),
+    ({"stages": ("sft", "dpo")}, "'dpo'"),
+    # Each of these would fail, or be nonsense, only once the run is under way.
+    ({"reward__window": 0}, "reward.window=0"),
+    ({"reward__tiered_steps": 5}, "reward.tiered_steps=5"),
+    ({"reward__timeout_sec": 0.0}, "reward.timeout_sec=0.0"),
+    ({"model__dtype": "float99"}, "model.dtype='float99'"),
+    ({"model__query_chunk": 0}, "model.query_chunk=0"),
+    ({"model__attention": "cudnn"}, "model.attention='cudnn'"),
+    ({"model__attention": "pallas"}, "model.attention=pallas needs a TPU"),
+    ({"rollout__kernels": "cuda"}, "rollout.kernels='cuda' is not one of"),
+    (
+        {"rollout__kernels": "cpu", "model__dtype": "bfloat16"},
+        "rollout.kernels=cpu: model.dtype=bfloat16 is not float32",
+    ),
+    ({"model__kernels": "cuda"}, "model.kernels='cuda' is not one of"),
+    ({"model__kernels": "cpu"}, "model.kernels=cpu: the mesh has 8 devices"),
+    ({"model__logits_chunk": -1}, "model.logits_chunk=-1"),
+    ({"model__length_buckets": (0, 108)}, "model.length_buckets=(0, 108)"),
+    ({"rl__shared_prompt_tokens": (0,)}, "rl.shared_prompt_tokens=(0,)"),
+    ({"rl__shared_prompt_tokens": (8.5,)}, "rl.shared_prompt_tokens=(8.5,)"),
+    ({"rl__dynamic_sampling_rounds": 0}, "rl.dynamic_sampling_rounds=0"),
+    ({"rl__lr": -1.0}, "rl.lr=-1.0"),
+    ({"sft__lr": float("nan")}, "sft.lr=nan"),
+    ({"rl__clip_low": -0.1}, "rl.clip_low=-0.1"),
+    ({"rl__kl_coef": -0.1}, "rl.kl_coef=-0.1"),
+    ({"sft__warmup_share": 1.5}, "sft.warmup_share=1.5"),
+    ({"data__block_share": 1.5}, "data.block_share=1.5"),
+    ({"data__late_share": -0.1}, "data.late_share=-0.1"),
+    ({"rollout__shortcut": "fast"}, "rollout.shortcut='fast'"),
+    (
+        {"rollout__shortcut": "causal_after_block", "variant": "causal"},
+        "rollout.shortcut=causal_after_block",
+    ),
+    ({"seed": -1}, "seed=-1"),
+    ({"stages": ("rl", "rl")}, "stages=('rl', 'rl')"),
+    ({"checkpoint__init": str(ROOT / "configs")}, "checkpoint.init="),
+    ({"checkpoint__init": "nowhere/run"}, "checkpoint.init=nowhere/run"),
+]
+
+
+@pytest.mark.parametrize("fields, named", WRONG, ids=[named for _, named in WRONG])
+def test_wrong_config_is_named_before_anything_compiles(
+    fields, named, nothing_compiles
+):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        curriculum.prepare(changed(**fields))
+    assert named in str(error.value)
+
+
+def test_prompts_that_are_too_long_are_named(tmp_path, nothing_compiles):
+    data = tmp_path / "long.jsonl"
+    question = "Which two add to 9? " + " ".join(map(str, range(1, 40))) + "\n"
+    data.write_text(json.dumps({"question": question, "answer": "1"}) + "\n")
+    for field in ("data__rl", "data__eval"):
+        with pytest.raises(ValueError) as error:
+            curriculum.prepare(changed(**{field: str(data)}))
+        assert "rollout.max_prompt_tokens=28" in str(error.value)
+
+
+def test_the_nothing_compiles_fixture_would_notice(nothing_compiles):
+    with pytest.raises(AssertionError, match="something compiles"):
+        jax.jit(lambda x: x + 41)(1.0)
+
+
+# --- The command ------------------------------------------------------------------------
+
+
+def stopped(workdir, *arguments):
+    """Runs the command; asserts that it stops as it should; returns its one line."""
+    environment = compiling.on_one_device()
+    found = subprocess.run(
+        [sys.executable, "-m", "pr1_jax.main", f"--workdir={workdir}", *arguments],
+        check=False,
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.startswith("error:"), found.stderr
+    assert found.stderr.count("\n") == 1, found.stderr
+    assert not workdir.exists()
+    return found.stderr
+
+
+@pytest.mark.parametrize(
+    "argument, named",
+    [
+        ("--config.rollout.num_paths=99", "rollout.num_paths=99"),
+        ("--config.rl.stepz=3", "rl.stepz=3"),
+        ("--config.rl.steps=abc", "rl.steps=abc"),
+        ("--config.checkpoint.init=/nowhere/run", "checkpoint.init=/nowhere/run"),
+        ("--workdirr=somewhere", "workdirr"),
+        ("surplus", "surplus"),
+    ],
+)
+def test_the_command_stops_with_one_line(tmp_path, argument, named):
+    line = stopped(tmp_path / "run", f"--config={SMOKE}", argument)
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    "config, named",
+    [("rl_alternating.py:tiny", "'tiny'"), ("nowhere.py", "nowhere.py")],
+)
+def test_the_command_knows_no_such_config(tmp_path, config, named):
+    assert named in stopped(tmp_path / "run", f"--config=configs/{config}")
+
+
+def test_a_checkpoint_folder_without_a_checkpoint(tmp_path):
+    (tmp_path / "empty").mkdir()
+    init = f"--config.checkpoint.init={tmp_path / 'empty'}"
+    assert f"{tmp_path / 'empty'}" in stopped(
+        tmp_path / "run", f"--config={SMOKE}", init
+    )
+
+
+def test_the_workdir_of_another_run_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 5, "name": "other"}))
+    command = [sys.executable, "-m", "pr1_jax.main", f"--config={SMOKE}"]
+    found = subprocess.run(
+        [*command, f"--workdir={tmp_path}"],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith("error:") and found.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_finished_workdir_does_not_hide_a_wrong_config(tmp_path):
+    (tmp_path / "summary.json").write_text('{"finished": true}')
+    command = [sys.executable, "-m", "pr1_jax.main", f"--config={SMOKE}"]
+    found = subprocess.run(
+        [*command, f"--workdir={tmp_path}", "--config.rollout.num_paths=99"],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: rollout.num_paths=99")

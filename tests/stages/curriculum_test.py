@@ -1,0 +1,463 @@
+"""The whole curriculum, end to end: by its command, as a person would run it.
+
+One run of `configs/rl_alternating.py:smoke` is shared by most tests. Compiled programs
+are shared by all processes through JAX's cache, which changes no result.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import rl_alternating
+from pr1_jax import rewards, tags
+from pr1_jax.answers.verdicts import CORRECT
+from pr1_jax.answers.verify import check
+from pr1_jax.stages import curriculum
+from pr1_jax.system.files import plain
+from pr1_jax.workdir import metrics
+from tests.helpers import compiling
+
+ROOT = pathlib.Path(__file__).parents[2]
+ALTERNATING = "configs/rl_alternating.py:smoke"
+SFT_STEPS, RL_STEPS, PROMPTS, GROUP = 60, 6, 4, 8
+# Easy problems and some more of SFT, so that rewards differ and there are gradients.
+LEARNS = (
+    "--config.data.rl=embedded:easy",
+    "--config.data.eval=embedded:easy",
+    f"--config.sft.steps={SFT_STEPS}",
+    f"--config.rl.steps={RL_STEPS}",
+    f"--config.rl.group_size={GROUP}",
+)
+SMALL = (
+    "--config.model.num_layers=1",
+    "--config.model.length_buckets=()",
+    "--config.eval.banned=False",
+    "--config.sft.steps=30",
+    "--config.rl.steps=2",
+)
+
+
+@dataclasses.dataclass
+class Launched:
+    """A process of `pr1_jax.main` and where it works."""
+
+    process: subprocess.Popen
+    workdir: pathlib.Path
+    began: float
+
+    def wait(self):
+        """Waits for exit code 0; fails with what the process said."""
+        self.out, self.err = self.process.communicate(timeout=600)
+        self.seconds = time.monotonic() - self.began
+        assert self.process.returncode == 0, f"{self.out}\n{self.err}"
+        return self
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Starts `pr1_jax.main` on the devices that there are: launch(workdir, *flags)."""
+    cache = tmp_path_factory.mktemp("compiled")
+    environment = compiling.on_one_device() | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    started = []
+
+    def start(workdir, *arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pr1_jax.main", f"--workdir={workdir}", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return Launched(process, pathlib.Path(workdir), time.monotonic())
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def all_launched(launch, tmp_path_factory):
+    """The runs that are never interrupted, all at once: most of it is compiling."""
+    folder = tmp_path_factory.mktemp("runs")
+    wanted = {
+        "alternating": (ALTERNATING, LEARNS),
+        "causal": ("configs/rl_easy.py:smoke", SMALL),
+        "sequential": ("configs/grpo_sequential.py:smoke", SMALL),
+    }
+    return {
+        name: launch(folder / name, f"--config={config}", *arguments)
+        for name, (config, arguments) in wanted.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def full(all_launched):
+    return all_launched["alternating"].wait()
+
+
+@pytest.fixture(scope="module")
+def causal(all_launched):
+    return all_launched["causal"].wait()
+
+
+@pytest.fixture(scope="module")
+def sequential(all_launched):
+    return all_launched["sequential"].wait()
+
+
+def lines(workdir, stage=None):
+    """Lines of metrics.jsonl, of one stage if named."""
+    found = metrics.read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    return [line for line in found if stage in (None, line["stage"])]
+
+
+def responses(workdir, name):
+    text = (pathlib.Path(workdir) / "rollouts" / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def files(folder):
+    """Every file below a folder, with its content and time of change."""
+    paths = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+# --- One run ------------------------------------------------------------------------
+
+
+def test_the_workdir_holds_all_that_is_promised(full):
+    names = {path.name for path in full.workdir.iterdir()}
+    assert names >= {
+        *("config.json", "metrics.jsonl", "tensorboard", "rollouts", "checkpoints"),
+        *("summary.json", "curves.png", "report.html", "analysis.jsonl"),
+    }
+    assert (full.workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for stage in ("eval_0_base", "sft", "eval_1_sft", "rl", "eval_2_rl"):
+        (events,) = (full.workdir / "tensorboard" / stage).iterdir()
+        assert events.stat().st_size > 500, stage
+    assert len(list((full.workdir / "checkpoints").iterdir())) == 2
+    assert not list(full.workdir.rglob("*.tmp"))
+
+
+def test_config_json_is_the_resolved_config(full):
+    config = json.loads((full.workdir / "config.json").read_text())
+    expected = rl_alternating.get_config("smoke").to_dict()
+    expected["data"] |= {"rl": "embedded:easy", "eval": "embedded:easy"}
+    expected["sft"]["steps"] = SFT_STEPS
+    expected["rl"] |= {"steps": RL_STEPS, "group_size": GROUP}
+    assert config == plain(expected)
+
+
+def test_steps_are_complete_in_order_and_not_doubled(full):
+    expected = [("eval_0_base", 0)]
+    expected += [("sft", step + 1) for step in range(SFT_STEPS)]
+    expected += [("eval_1_sft", 0)]
+    expected += [("rl", step + 1) for step in range(RL_STEPS)]
+    expected += [("eval_2_rl", 0)]
+    assert [(line["stage"], line["step"]) for line in lines(full.workdir)] == expected
+
+
+def test_figures_are_there_and_finite(full):
+    promised = {
+        "eval": ("eval/accuracy", "eval/parallel_ratio", "eval/sequential_steps"),
+        "sft": ("loss/sft", "perf/step_sec"),
+        "rl": (
+            *("reward/mean", "rollout/parallel_ratio", "rollout/logp_gap_max"),
+            *("rollout/total_tokens", "rollout/sequential_steps", "perf/step_sec"),
+        ),
+    }
+    for line in lines(full.workdir):
+        names = promised[line["stage"].split("_")[0]]
+        assert {*names, "perf/compilations"} <= set(line)
+        for name, value in line.items():
+            if name != "stage":
+                assert value is not None and math.isfinite(value), (name, line)
+
+
+def test_the_sampler_and_the_trainer_agree_at_every_step(full):
+    for line in lines(full.workdir, "rl"):
+        assert 0 < line["rollout/logp_gap_max"] < 1e-4
+        assert line["rollout/logp_gap_mean"] <= line["rollout/logp_gap_max"]
+        assert line["policy/ratio_max_error"] < 1e-4
+
+
+def test_the_time_of_a_step_is_accounted_for(full):
+    parts = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")
+    for line in lines(full.workdir, "rl"):
+        times = [line[f"perf/{part}_sec"] for part in parts]
+        assert min(times) >= 0 and line["perf/decode_sec"] > 0
+        found = sum(times) / line["perf/step_sec"]
+        assert line["perf/accounted"] == pytest.approx(found)
+        # The steps of this run are very short; those of a real one are not.
+        assert 0.8 < line["perf/accounted"] <= 1.001
+        assert 0 < line["perf/useful_row_steps"] <= 1
+
+
+def test_nothing_compiles_after_the_first_step(full):
+    tokens = {line["rollout/total_tokens"] for line in lines(full.workdir, "rl")}
+    assert len(tokens) == RL_STEPS  # lengths do vary
+    for stage in ("sft", "rl"):
+        counts = {line["perf/compilations"] for line in lines(full.workdir, stage)[1:]}
+        assert len(counts) == 1 and min(counts) > 0, stage
+
+
+def test_sft_learns_and_rl_has_gradients(full):
+    losses = [line["loss/sft"] for line in lines(full.workdir, "sft")]
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+    found = lines(full.workdir, "rl")
+    assert sum(line["optim/grad_norm"] > 0 for line in found) >= 2
+    assert not any(line["optim/skipped"] for line in found)
+
+
+def test_rollouts_agree_with_rewards_and_figures(full):
+    schedule = {"window": 2, "tiered_steps": 1}
+    used, num_blocks = set(), 0
+    for line in lines(full.workdir, "rl"):
+        found = responses(full.workdir, f"rl_{line['step']:06d}")
+        assert len(found) == PROMPTS * GROUP
+        name = rewards.scheduled("alternating", line["step"], **schedule)
+        used.add(name)
+        assert line["reward/tiered"] == (name == "tiered")
+        for r in found:
+            assert r["num_blocks"] == r["response"].count(tags.PARALLEL)
+            assert r["format_ok"] == (tags.check_format(r["response"]) == [])
+            verdict = check(r["response"], r["answer"]).verdict
+            assert r["verdict"] == verdict
+            assert r["reward"] == rewards.reward(
+                name,
+                correct=verdict == CORRECT,
+                num_blocks=r["num_blocks"],
+                format_ok=r["format_ok"],
+            )
+            num_blocks += r["num_blocks"]
+        groups = [r["question"] for r in found]
+        assert groups == [q for q in groups[::GROUP] for _ in range(GROUP)]
+        mean = lambda values: pytest.approx(np.mean(list(values)), abs=1e-5)
+        assert line["reward/mean"] == mean(r["reward"] for r in found)
+        ratio = mean(r["num_blocks"] > 0 for r in found)
+        assert line["rollout/parallel_ratio"] == ratio
+        assert line["rollout/total_tokens"] == mean(r["total_tokens"] for r in found)
+        steps = mean(r["sequential_steps"] for r in found)
+        assert line["rollout/sequential_steps"] == steps
+    assert used == {"accuracy", "tiered"}
+    assert num_blocks > 0
+
+
+def test_every_sampled_response_passes_the_format_check(full, causal):
+    checked = 0
+    for workdir in (full.workdir, causal.workdir):
+        for path in sorted((workdir / "rollouts").iterdir()):
+            for response in responses(workdir, path.stem):
+                assert tags.check_format(response["response"]) == []
+                checked += tags.PARALLEL in response["response"]
+    assert checked > 20
+
+
+def test_summary_holds_the_evaluations(full):
+    summary = json.loads((full.workdir / "summary.json").read_text())
+    assert summary["finished"] is True
+    assert list(summary["evaluations"]) == ["eval_0_base", "eval_1_sft", "eval_2_rl"]
+    for name, found in summary["evaluations"].items():
+        (line,) = lines(full.workdir, name)
+        assert found == {k: line[k] for k in found}
+        assert {"eval/accuracy", "eval/parallel_ratio"} <= set(found)
+        asked = responses(full.workdir, name)
+        correct = np.mean([r["verdict"] == "correct" for r in asked])
+        assert found["eval/accuracy"] == pytest.approx(correct)
+        assert 0 <= found["eval/accuracy_low"] <= found["eval/accuracy"]
+        assert found["eval/accuracy"] <= found["eval/accuracy_high"] <= 1
+
+
+def test_a_person_can_follow_it(full):
+    for word in ("eval_0_base", f"{SFT_STEPS}/{SFT_STEPS}", f"{RL_STEPS}/{RL_STEPS}"):
+        assert word in full.out
+    assert str(full.workdir) in full.out
+    assert "Traceback" not in full.err
+
+
+def test_a_finished_run_says_so_and_changes_nothing(full, launch):
+    before = files(full.workdir)
+    again = launch(full.workdir, f"--config={ALTERNATING}", *LEARNS).wait()
+    assert "finished" in again.out
+    assert files(full.workdir) == before
+    assert again.seconds < max(10, full.seconds / 3)
+
+
+# --- Stopping and going on ----------------------------------------------------------
+
+
+def killed(launched, reached):
+    """Kills a process without warning once `reached()`."""
+    while not reached():
+        assert launched.process.poll() is None, launched.process.communicate()
+        time.sleep(0.01)
+    launched.process.send_signal(signal.SIGKILL)
+    launched.process.communicate()
+    assert launched.process.returncode == -signal.SIGKILL
+
+
+def state_of(workdir):
+    """All arrays of the last checkpoint, optimizer included, by name."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    newest = max(folder.iterdir())
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(newest / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return newest.name, {jax.tree_util.keystr(k): np.asarray(x) for k, x in leaves}
+
+
+def without_times(line):
+    return {name: x for name, x in line.items() if not name.startswith("perf/")}
+
+
+@pytest.mark.slow  # soak_test.py does so, too, from outside
+def test_stopping_anywhere_and_going_on_equals_never_stopping(full, launch, tmp_path):
+    has = lambda stage, step: any(x["step"] >= step for x in lines(tmp_path, stage))
+    last_of_sft = tmp_path / "checkpoints" / f"{SFT_STEPS:08d}"
+    first_of_rl = tmp_path / "checkpoints" / f"{10**6 + 2:08d}"
+    for reached in (
+        lambda: has("sft", SFT_STEPS // 2),  # in the middle of SFT
+        last_of_sft.exists,  # before the evaluation after SFT
+        lambda: has("eval_1_sft", 0),  # before the first checkpoint of RL
+        first_of_rl.exists,  # in the middle of RL: saving holds up the later steps
+    ):
+        killed(launch(tmp_path, f"--config={ALTERNATING}", *LEARNS), reached)
+        assert not curriculum.is_finished(tmp_path)
+    resumed = launch(tmp_path, f"--config={ALTERNATING}", *LEARNS).wait()
+    assert "resuming rl after step" in resumed.out
+
+    stopped = [without_times(line) for line in lines(tmp_path)]
+    assert stopped == [without_times(line) for line in lines(full.workdir)]
+    names = sorted(path.name for path in (full.workdir / "rollouts").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "rollouts").iterdir())
+    for name in names:
+        expected = (full.workdir / "rollouts" / name).read_bytes()
+        assert (tmp_path / "rollouts" / name).read_bytes() == expected, name
+    (place, state), (expected_place, expected) = map(state_of, (tmp_path, full.workdir))
+    assert place == expected_place == f"{10**6 + RL_STEPS:08d}"
+    assert state.keys() == expected.keys()
+    for name, x in state.items():
+        np.testing.assert_array_equal(x, expected[name], err_msg=name)
+    summaries = [
+        json.loads((folder / "summary.json").read_text())["evaluations"]
+        for folder in (tmp_path, full.workdir)
+    ]
+    stopped, expected = (
+        {name: without_times(found) for name, found in summary.items()}
+        for summary in summaries
+    )
+    assert stopped == expected
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_checkpoint_repeats_its_last_evaluation(
+    full, launch, tmp_path
+):
+    launch(
+        tmp_path,
+        "--config=configs/evaluate.py:smoke",
+        "--config.eval.benchmarks.easy.samples=1",
+        "--config.eval.modes=('structured', 'ordinary')",
+        "--config.rollout.rows=2",  # in chunks, and with other rows
+        "--config.rollout.prompts_per_prefill=2",
+        f"--config.checkpoint.init={full.workdir}",
+    ).wait()
+    (expected,) = lines(full.workdir, "eval_2_rl")
+    (found,) = lines(tmp_path, "benchmark_easy_structured")
+    for name in ("accuracy", "parallel_ratio", "total_tokens", "sequential_steps"):
+        assert found[f"eval/{name}"] == pytest.approx(expected[f"eval/{name}"])
+    (found,) = lines(tmp_path, "benchmark_easy_ordinary")
+    assert found["eval/accuracy"] == pytest.approx(expected["eval/accuracy_banned"])
+    samples = (tmp_path / "samples" / "easy_structured.jsonl").read_text()
+    samples = [json.loads(line) for line in samples.splitlines()]
+    same = responses(full.workdir, "eval_2_rl")
+    assert all(response.pop("trace") for response in same)
+    assert [{name: r[name] for name in same[0]} for r in samples] == same
+
+
+# --- Other configs ------------------------------------------------------------------
+
+
+def test_causal_variant_logs_both_gaps(causal):
+    found = lines(causal.workdir, "rl")
+    assert len(found) == 2
+    later = []
+    for line in found:
+        assert 0 < line["rollout/logp_gap_max"] < 1e-4
+        assert line["policy/ratio_max_error"] < 1e-4
+        later.append(line["rollout/logp_gap_later_paths_max"])
+    # Second paths were sampled without seeing the first: a gap by design.
+    assert max(later) > 1e-3
+    counts = {line["perf/compilations"] for line in found}
+    assert len(counts) == 1
+
+
+def test_sequential_baseline_has_no_blocks(sequential):
+    for line in lines(sequential.workdir):
+        for group in ("rollout", "eval"):
+            if f"{group}/parallel_ratio" in line:
+                assert line[f"{group}/parallel_ratio"] == 0.0
+                speed_up = line[f"{group}/self_parallelism"]
+                assert speed_up == pytest.approx(1.0)
+    for path in (sequential.workdir / "rollouts").iterdir():
+        for response in responses(sequential.workdir, path.stem):
+            assert not any(tag in response["response"] for tag in tags.TAGS)
+
+
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_smoke_goes_through_all_stages(name, launch, tmp_path):
+    run = launch(
+        tmp_path,
+        f"--config=configs/{name}.py:smoke",
+    ).wait()
+    assert run.seconds < 90
+    config = json.loads((tmp_path / "config.json").read_text())
+    stages = {line["stage"] for line in lines(tmp_path)}
+    assert stages >= {"eval_0_base", *config["stages"]}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["finished"]
+    assert len(summary["evaluations"]) == 1 + len(config["stages"])
+
+
+def test_sigterm_saves_and_a_second_run_is_refused(launch, tmp_path):
+    """One run, told to stop in its RL stage; meanwhile another one wants its workdir."""
+    switches = (f"--config={ALTERNATING}", *LEARNS, *SMALL, "--config.rl.steps=60")
+    switches += ("--config.checkpoint.every_steps=1000",)
+    first = launch(tmp_path, *switches)
+    file = tmp_path / "metrics.jsonl"
+    while not any(line["stage"] == "rl" for line in metrics.read_metrics(file)):
+        assert first.process.poll() is None
+        time.sleep(0.1)
+    second = launch(tmp_path, *switches)
+    _, said = second.process.communicate(timeout=120)
+    assert second.process.returncode == 2
+    assert f"is in use by process {first.process.pid} on " in said
+    first.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert "stopped: all is saved in" in first.wait().out
+    assert time.monotonic() - began < 30
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    last = metrics.read_metrics(file)[-1]
+    assert saved == 1_000_000 + last["step"] and last["step"] < 60

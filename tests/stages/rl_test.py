@@ -1,0 +1,203 @@
+"""The RL stage: each of its switches, by the figures of its first steps."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import rl_alternating
+from pr1_jax import trajectory
+from pr1_jax.answers import check
+from pr1_jax.answers.verdicts import CORRECT, INCORRECT, Result
+from pr1_jax.stages import experiment, rl, updater
+from pr1_jax.stages.run import Run
+from pr1_jax.workdir import metrics
+
+PROMPTS = 4
+RESPONSE_TOKENS = 110
+
+
+@pytest.fixture(scope="module")
+def rl_steps(tmp_path_factory):
+    """Takes RL steps in this process under some switches: rl_steps(**switches).
+
+    A random model is never right, so a response counts as correct where its number of
+    tokens is even. All runs share one compiled sampler.
+    """
+    samplers = {}
+
+    def take(
+        switches,
+        verdict=lambda text: len(text) % 2 == 0,
+        variant="structured",
+        **rollout,
+    ):
+        config = rl_alternating.get_config("smoke")
+        config.variant = variant
+        config.stages = ("rl",)
+        config.data.rl = config.data.eval = "embedded:easy"
+        config.reward.schedule = "accuracy"
+        config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
+        # Room for a block nearly anywhere: a random model opens one in 100 tokens.
+        config.rollout.update(min_path_tokens=3, max_path_tokens=8)
+        config.rollout.max_response_tokens = RESPONSE_TOKENS
+        config.model.length_buckets = ()
+        config.rl.update(steps=1, group_size=4, micro_batch_size=8, mini_batches=1)
+        config.rl.shared_prompt_tokens = ()
+        config.rl.update(switches)
+        config.rollout.update(rollout)
+        made = experiment.build(config.lock(), devices=jax.devices()[:1])
+        key = (variant, *rollout.items())
+        made.samplers.update(samplers.get(key, {}))
+
+        def check_many(texts, references, **settings):
+            name = lambda text: CORRECT if verdict(text) else INCORRECT
+            return [Result(name(text), "made up") for text in texts]
+
+        workdir = tmp_path_factory.mktemp("steps")
+        with pytest.MonkeyPatch.context() as patch, Run(made, workdir) as current:
+            patch.setattr(check, "check_many", check_many)
+            start = jax.tree.map(np.asarray, current.params)
+            rl.run_stage(made, current, 0)
+            end = jax.tree.map(np.asarray, current.params)
+        samplers[key] = made.samplers
+        moved = jax.tree.map(lambda a, b: b - a, start, end)
+        rollouts = (workdir / "rollouts" / "rl_000001.jsonl").read_text()
+        sampled = [json.loads(line) for line in rollouts.splitlines()]
+        return metrics.read_metrics(workdir / "metrics.jsonl"), sampled, moved
+
+    return take
+
+
+def difference(a, b):
+    """Greatest difference of two trees of arrays."""
+    gaps = jax.tree.map(lambda x, y: np.abs(x - y).max(), a, b)
+    return max(jax.tree.leaves(gaps))
+
+
+@pytest.fixture(scope="module")
+def plain(rl_steps):
+    """The step of the other tests with all switches off."""
+    return rl_steps({})
+
+
+@pytest.mark.slow
+def test_kl_starts_at_zero_and_holds_the_policy_back(rl_steps):
+    last = []
+    for kl_coef in (1e-6, 10.0):
+        found, _, _ = rl_steps({"kl_coef": kl_coef, "steps": 4, "lr": 3e-3})
+        assert found[0]["policy/ref_kl"] == pytest.approx(0.0, abs=1e-6)
+        assert found[1]["policy/ref_kl"] > 1e-4
+        last.append(found[-1]["policy/ref_kl"])
+    assert last[1] < 0.5 * last[0]
+
+
+def test_a_prompt_is_computed_once_for_its_group(rl_steps, plain):
+    (alone,), sampled, expected = plain
+    packed = []
+
+    def pack(*args, **kwargs):
+        packed.append(kwargs["shared"])
+        return trajectory.pack(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updater, "pack", pack)
+        # No prompt is shorter than 11 tokens.
+        (line,), again, moved = rl_steps({"shared_prompt_tokens": (11,)})
+    assert sampled == again
+    assert np.unique(packed) == [11]
+    saved = alone["perf/update_tokens"] - line["perf/update_tokens"]
+    assert saved == PROMPTS * (4 - 1) * 11
+    assert line["loss/grpo"] == pytest.approx(alone["loss/grpo"], abs=1e-6)
+    assert line["rollout/logp_gap_max"] < 1e-4
+    assert difference(moved, expected) < 0.01 * np.abs(moved["embedding"]).max()
+
+
+def test_forced_tokens_are_trained_on_when_asked(rl_steps, plain):
+    found, sampled, moved = rl_steps({"train_on_forced": True})
+    (line,), (other,) = found, plain[0]
+    assert sampled == plain[1]
+    assert any(r["num_blocks"] for r in sampled)  # so there are forced tokens
+    # The sampler recorded no log-probs for them: they are recomputed.
+    assert line["policy/ratio_max_error"] < 1e-4
+    assert line["rollout/logp_gap_max"] < 1e-4
+    assert line["loss/grpo"] != pytest.approx(other["loss/grpo"], abs=1e-6)
+    assert difference(moved, plain[2]) > 1e-6
+
+
+@pytest.mark.slow
+def test_importance_of_a_sampler_that_is_another_policy(rl_steps):
+    (plain,), sampled, moved = rl_steps({}, variant="causal")
+    assert any(r["num_blocks"] for r in sampled)
+    assert plain["rollout/logp_gap_max"] < 1e-4
+    assert plain["rollout/logp_gap_later_paths_max"] > 1e-4  # by design
+    assert "policy/importance_mean" not in plain
+    (line,), again, corrected = rl_steps({"importance_cap": 2.0}, variant="causal")
+    assert again == sampled
+    assert line["policy/importance_mean"] == pytest.approx(1.0, abs=0.05)
+    assert 0 < line["policy/importance_min"] < 1 - 1e-4
+    assert 0 < difference(corrected, moved)
+
+
+@pytest.mark.parametrize(
+    "aggregation, normalize_std",
+    [
+        ("token_mean", True),
+        ("token_mean", False),
+        pytest.param("response_mean", True, marks=pytest.mark.slow),
+        ("constant", True),
+    ],
+)
+def test_loss_of_the_first_update_by_hand(rl_steps, aggregation, normalize_std):
+    # Without blocks every token is in the loss, and all ratios are 1.
+    switches = {"aggregation": aggregation, "normalize_std": normalize_std}
+    third = lambda text: len(text) % 3 == 0
+    (line,), sampled, _ = rl_steps(switches, third, max_blocks=0)
+    values = np.array([r["reward"] for r in sampled]).reshape(PROMPTS, 4)
+    centred = values - values.mean(axis=1, keepdims=True)
+    spread = values.std(axis=1, keepdims=True) + 1e-6
+    assert ((spread > 0.1) & (spread < 0.9)).any()  # so that the division shows
+    advantages = (centred / spread if normalize_std else centred).ravel()
+    tokens = np.array([r["total_tokens"] for r in sampled])
+    assert len(set(tokens)) > 2 and np.ptp(advantages) > 0
+    expected = {
+        "token_mean": (advantages * tokens).sum() / tokens.sum(),
+        "response_mean": advantages.mean(),
+        "constant": (advantages * tokens).sum() / (len(tokens) * RESPONSE_TOKENS),
+    }
+    assert line["loss/grpo"] == pytest.approx(-expected[aggregation], abs=1e-5)
+
+
+def test_two_mini_batches_make_two_updates(rl_steps, plain):
+    (line,), sampled, moved = rl_steps({"mini_batches": 2})
+    assert sampled == plain[1]
+    assert line["policy/ratio_max_error"] < 1e-4  # of the first one
+    assert difference(moved, plain[2]) > 1e-6
+
+
+def test_dynamic_sampling_replaces_groups_without_signal(rl_steps):
+    # About one response in twelve is right: most groups of four have no signal.
+    rarely = lambda text: sum(map(ord, text)) % 12 == 0
+    (line,), _, _ = rl_steps({}, rarely)
+    assert line["rollout/degenerate_groups"] > 0
+    assert line["rollout/sampling_rounds"] == 1
+    dynamic = {"dynamic_sampling": True, "dynamic_sampling_rounds": 30}
+    (line,), sampled, _ = rl_steps(dynamic, rarely)
+    assert line["rollout/degenerate_groups"] == 0
+    assert 1 < line["rollout/sampling_rounds"] <= 30
+    assert len(sampled) == PROMPTS * 4
+    for i in range(0, len(sampled), 4):
+        group = sampled[i : i + 4]
+        assert len({r["question"] for r in group}) == 1
+        assert {r["reward"] for r in group} == {-1.0, 1.0}
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_gives_up_after_its_rounds(rl_steps):
+    dynamic = {"dynamic_sampling": True, "dynamic_sampling_rounds": 3}
+    (line,), sampled, _ = rl_steps(dynamic, lambda text: False)
+    assert line["rollout/sampling_rounds"] == 3
+    assert line["rollout/degenerate_groups"] == 1
+    assert len(sampled) == PROMPTS * 4
+    assert line["optim/grad_norm"] == 0

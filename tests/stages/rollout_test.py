@@ -1,0 +1,236 @@
+"""From trajectories to rewards, figures and files, on responses made by hand."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from pr1_jax.data import tasks, traces
+from pr1_jax.data.prompts import Problem
+from pr1_jax.stages import rollout
+from pr1_jax.stages.responses import describe, group_advantages, write_responses
+from pr1_jax.workdir import metrics
+
+TOKENIZER = tasks.make_tokenizer()
+PROMPT = np.array(TOKENIZER.encode("Which two add to 7? 1 2 3 4\n"), np.int32)
+PATHS = "<Parallel><Path>left 1+6 no </Path><Path>right 4+3 yes</Path></Parallel>\n"
+BLOCK = f"{PATHS}<Summary>3+4 yes</Summary>"
+PER_TOKEN = ("tokens", "positions", "block", "path", "forced", "bans", "logps")
+RIGHT, WRONG = "\nFinal Answer: 1", "\nFinal Answer: 2"
+
+
+def made(*responses):
+    """Trajectories of responses in canonical text."""
+    return [
+        traces.from_text(PROMPT, text, TOKENIZER, variant="structured")
+        for text in responses
+    ]
+
+
+def scored(*responses, answers=("1",), trajectories=None):
+    """Responses to made-up problems, verified."""
+    problems = [Problem(f"problem {i}", a, PROMPT) for i, a in enumerate(answers)]
+    trajectories = trajectories or made(*responses)
+    samples = len(trajectories) // len(problems)
+    with rollout.Scorer(problems, samples, TOKENIZER, timeout_sec=5.0) as scorer:
+        for i in reversed(range(len(trajectories))):  # as they happen to finish
+            scorer.add(i, trajectories[i])
+        return scorer.results()
+
+
+def stray_tag(response=RIGHT):
+    """A response with a `</Path>` that the model wrote out of place: no block of it."""
+    (plain,) = made(response)
+    tag = TOKENIZER.tag_ids["</Path>"]
+    tokens = np.array([tag, *plain.tokens], np.int32)
+    more = {
+        name: np.array([0, *getattr(plain, name)], getattr(plain, name).dtype)
+        for name in PER_TOKEN
+    }
+    return dataclasses.replace(plain, **more | {"tokens": tokens})
+
+
+def test_score_asks_problem_major():
+    found = scored(RIGHT, WRONG, WRONG, RIGHT, answers=("1", "2"))
+    assert [s.correct for s in found] == [True, False, True, False]
+    assert [s.problem.question for s in found] == ["problem 0"] * 2 + ["problem 1"] * 2
+    assert [s.verdict for s in found] == ["correct", "incorrect"] * 2
+
+
+def test_text_shows_tags_and_hides_eos():
+    (found,) = scored(BLOCK + RIGHT)
+    assert found.text == BLOCK + RIGHT
+    assert found.format_ok
+    assert found.total_tokens == len(TOKENIZER.encode(BLOCK + RIGHT)) + 1  # with EOS
+
+
+def test_a_response_without_an_answer_is_incorrect():
+    (found,) = scored("left 1+6 no ")
+    assert (found.verdict, found.reward("tiered")) == ("incorrect", -1.0)
+
+
+@pytest.mark.parametrize(
+    "response, accuracy, both, tiered",
+    [
+        (RIGHT, 1.0, -1.0, 1.0),
+        (BLOCK + RIGHT, 1.0, 1.0, 1.2),
+        (WRONG, -1.0, -1.0, -1.0),
+        (BLOCK + WRONG, -1.0, -1.0, -1.0),
+    ],
+)
+def test_rewards_of_responses(response, accuracy, both, tiered):
+    (found,) = scored(response)
+    names = ("accuracy", "parallel_and_accuracy", "tiered")
+    assert [found.reward(name) for name in names] == [accuracy, both, tiered]
+
+
+def test_blocks_are_counted_as_recorded_and_faults_as_written():
+    (found,) = scored(trajectories=[stray_tag()])
+    assert not found.format_ok
+    assert found.trajectory.num_blocks == 0
+    assert found.reward("tiered") == 1.0  # spec section 5: correct and no block
+
+
+def test_describe_by_hand():
+    cut = dataclasses.replace(made(WRONG)[0], finished=False)
+    responses = [*made(BLOCK + RIGHT, BLOCK + BLOCK + RIGHT), cut]
+    found = describe([s.facts for s in scored(trajectories=responses)])
+    tokens = [len(TOKENIZER.encode(r)) + 1 for r in (BLOCK, BLOCK * 2, "")]
+    tokens = np.mean(tokens) + len(TOKENIZER.encode(RIGHT))
+    path = len(TOKENIZER.encode("<Path>left 1+6 no </Path>"))
+    assert path == len(TOKENIZER.encode("<Path>right 4+3 yes</Path>"))
+    assert found["rollout/accuracy"] == pytest.approx(2 / 3)
+    assert found["rollout/parallel_ratio"] == pytest.approx(2 / 3)
+    assert found["rollout/num_blocks"] == pytest.approx(1.0)
+    assert found["rollout/finished"] == pytest.approx(2 / 3)
+    assert found["rollout/format_ok"] == 1.0
+    assert found["rollout/undecided"] == 0.0
+    assert found["rollout/total_tokens"] == pytest.approx(tokens)
+    # Three blocks in three responses: one path of each costs nothing.
+    assert found["rollout/sequential_steps"] == pytest.approx(tokens - path)
+    speed_up = tokens / (tokens - path)
+    assert found["rollout/self_parallelism"] == pytest.approx(speed_up)
+
+
+def test_advantages_by_hand():
+    responses = (RIGHT, WRONG, WRONG, WRONG, BLOCK + RIGHT, RIGHT, RIGHT, WRONG)
+    values, advantages, found = group_advantages(
+        scored(*responses, answers=("1", "1")), "tiered", 4, normalize_std=False
+    )
+    np.testing.assert_allclose(values, [1, -1, -1, -1, 1.2, 1, 1, -1])
+    expected = [1.5, -0.5, -0.5, -0.5, 0.65, 0.45, 0.45, -1.55]
+    np.testing.assert_allclose(advantages, expected, rtol=1e-6)
+    assert found["reward/mean"] == pytest.approx(0.025)
+    assert found["reward/tiered"] == 1.0
+    assert found["rollout/degenerate_groups"] == 0.0
+
+
+def test_advantages_are_scaled_by_the_spread_of_their_own_group():
+    found = scored(RIGHT, WRONG, WRONG, WRONG, RIGHT, RIGHT, WRONG, WRONG)
+    _, advantages, _ = group_advantages(found, "accuracy", 4, normalize_std=True)
+    groups = advantages.reshape(2, 4)
+    np.testing.assert_allclose(groups.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_array_equal(np.sign(groups[0]), [1, -1, -1, -1])
+    assert groups[0, 0] > groups[1, 0] > 0  # the rarer success counts for more
+
+
+def test_groups_without_signal_are_counted():
+    found = scored(RIGHT, RIGHT, WRONG, WRONG, RIGHT, WRONG)
+    _, advantages, figures = group_advantages(found, "accuracy", 2, normalize_std=True)
+    assert figures["rollout/degenerate_groups"] == pytest.approx(2 / 3)
+    np.testing.assert_array_equal(advantages[:4], 0.0)
+    assert advantages[4] > 0 > advantages[5]
+
+
+def test_equal_but_for_the_block_is_a_signal_of_the_tiered_reward_only():
+    found = scored(BLOCK + RIGHT, RIGHT)
+    for name, share in (("accuracy", 1.0), ("tiered", 0.0)):
+        _, _, figures = group_advantages(found, name, 2, normalize_std=True)
+        assert figures["rollout/degenerate_groups"] == share
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def test_written_responses_read_back(tmp_path):
+    found = scored(BLOCK + RIGHT, WRONG)
+    path = tmp_path / "rollouts" / "rl_000001.jsonl"
+    write_responses(path, found, [1.2, -1.0])
+    first, second = read(path)
+    assert first["response"] == BLOCK + RIGHT
+    assert (first["reward"], second["reward"]) == (1.2, -1.0)
+    assert (first["verdict"], second["verdict"]) == ("correct", "incorrect")
+    assert (first["num_blocks"], second["num_blocks"]) == (1, 0)
+    assert first["sequential_steps"] < first["total_tokens"]
+    assert second["sequential_steps"] == second["total_tokens"]
+    write_responses(path, found[1:])
+    (only,) = read(path)
+    assert "reward" not in only
+
+
+def test_a_trace_says_what_each_token_was(tmp_path):
+    (first,) = made(BLOCK + RIGHT)
+    logps = np.linspace(-2, -0.0001, len(first.tokens)).astype(np.float32)
+    forced = np.arange(len(first.tokens)) == 1
+    first = dataclasses.replace(first, logps=logps, forced=forced)
+    (plain,) = made(WRONG)
+    cut = dataclasses.replace(
+        plain,
+        finished=False,
+        **{name: getattr(plain, name)[:-1] for name in PER_TOKEN},
+    )
+    found = scored(trajectories=[first, cut, first])
+    path = tmp_path / "r.jsonl"
+    write_responses(path, found, traces=2, tokenizer=TOKENIZER)
+    records = read(path)
+    assert ["trace" in record for record in records] == [True, True, False]
+    trace, short = records[0]["trace"], records[1]["trace"]
+    assert trace.pop("prompt_tokens") == len(PROMPT)
+    assert {len(values) for values in trace.values()} == {len(first.tokens)}
+    assert "".join(trace["pieces"]) == BLOCK + RIGHT + "<eos>"
+    assert trace["pieces"][:4] == ["<Parallel>", "<Path>", "left ", "1"]
+    assert "".join(short["pieces"]) == WRONG == records[1]["response"]
+    np.testing.assert_allclose(trace["logps"], logps, atol=5.01e-4)
+    assert str(trace["logps"][-1]) == "0.0"
+    assert trace["forced"] == [0, 1] + [0] * (len(logps) - 2)
+    assert trace["positions"] == first.positions.tolist()
+    assert trace["block"] == first.block.tolist()
+    assert trace["path"] == first.path.tolist()
+    write_responses(path, found)
+    assert "trace" not in read(path)[0]
+
+
+@pytest.mark.parametrize(
+    "odd", ["naïve – 数学 🧮", "a\u2028b\x85c\x00d", "\ud83d half"]
+)
+def test_odd_text_is_one_line_each(tmp_path, odd):
+    (found,) = scored(RIGHT)
+    found = dataclasses.replace(found, text=odd)
+    write_responses(tmp_path / "r.jsonl", [found, found])
+    data = (tmp_path / "r.jsonl").read_bytes()
+    assert data.count(b"\n") == 2
+    for line in data.splitlines():
+        text = line.decode("utf-8", "surrogatepass")
+        assert json.loads(text)["response"] == odd
+
+
+def test_a_crash_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "r.jsonl"
+    found = scored(RIGHT, WRONG)
+    write_responses(path, found)
+    before = path.read_bytes()
+
+    def crash(*paths):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(metrics.os, "replace", crash)
+    with pytest.raises(OSError, match="no space"):
+        write_responses(path, found[:1])
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    write_responses(path, found[:1])
+    assert len(read(path)) == 1
+    assert os.listdir(tmp_path) == ["r.jsonl"]

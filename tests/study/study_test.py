@@ -1,0 +1,471 @@
+"""The study: cells, runs that go on, and what is written of them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from study_verdicts_test import AGREES, world
+
+from pr1_jax.stages import checks
+from pr1_jax.study import cells, dense, figures, outcomes, results, runner, tables
+from pr1_jax.study.verdicts import CLAIMS, HOLDS, judge
+from pr1_jax.system import files
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "paper_in_miniature.ipynb"
+
+
+# --- Cells ----------------------------------------------------------------------------
+
+
+def config_of(study, cell, seed=0):
+    """The config that `pr1_jax.main` would get; where it starts from is left out."""
+    command = [x for x in study.command(cell, seed) if "checkpoint.init" not in x]
+    argv = ["main", *(x for x in command if x.startswith("--config"))]
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file(
+        "config", None, lock_config=True, flag_values=values, sys_argv=argv
+    )
+    values(argv)
+    return flag.value
+
+
+@pytest.mark.parametrize("size", cells.SYNTHETIC)
+def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = runner.Study(tmp_path, size=size)
+    steps = {}
+    for cell in cells.CELLS.values():
+        config = config_of(study, cell, seed=7)
+        checks.check(config)
+        assert (config.seed, config.data.seed, config.data.eval_seed) == (7, 7, 0)
+        assert config.data.eval == "embedded:hard"
+        assert (
+            config.eval.problems == config_of(study, cells.CELLS["sft"]).eval.problems
+        )
+        if cell.kind == "rl":
+            assert tuple(config.stages) == ("rl",)
+            assert config.rl.clip_high == 0.28
+            steps[cell.name] = config.rl.steps
+        elif cell.kind == "sft":
+            share = 0.0 if cell.name == "sft_sequential" else 0.5
+            assert config.data.block_share == share
+            assert tuple(config.stages) == ("sft",)
+    if size == "embedded":  # as many steps for all that are compared
+        fewer = {"causal_easy", "structured_easy"}
+        assert {n for name, n in steps.items() if name not in fewer} == {80}
+
+
+def test_cells_differ_by_what_they_are_named_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = lambda name: config_of(runner.Study(tmp_path), cells.CELLS[name])
+    schedules = {
+        "accuracy": "accuracy",
+        "alternating": "alternating",
+        "parallel_only": "parallel_only",
+        "scaffold": "scaffold",
+        "causal_with_easy": "accuracy",
+        "structured_easy": "parallel_and_accuracy",
+    }
+    for name, schedule in schedules.items():
+        assert config(name).reward.schedule == schedule
+    for name in ("causal_easy", "causal_with_easy", "causal_without_easy"):
+        assert config(name).variant == "causal"
+    for name in ("structured_easy", "structured_with_easy", "no_cold_start"):
+        assert config(name).variant == "structured"
+    assert config("sequential").rollout.max_blocks == 0
+    assert config("no_cold_start").rollout.max_blocks == 4
+    assert config("forced").rl.train_on_forced
+    assert config("causal_sampling").rollout.shortcut == "causal_after_block"
+    assert config("scaffold").reward.scaffold_steps == 40
+
+
+def test_cells_start_from_cells_that_are_run_before():
+    everything = [name for members in cells.MEMBERS.values() for name in members]
+    for size in cells.SIZES:
+        order = [cell.name for cell in cells.with_starts(everything, size)]
+        assert len({*order}) == len(order)
+        for i, name in enumerate(order):
+            start = cells.start_of(cells.CELLS[name], size)
+            assert not start or start in order[:i]
+    assert {*order} <= {*cells.CELLS}
+    named = {cell.name for cell in cells.with_starts(everything, "embedded")}
+    assert named == {*cells.CELLS}  # none is left out
+    assert cells.start_of(cells.CELLS["no_cold_start"], "smollm2") == ""
+    assert cells.start_of(cells.CELLS["no_cold_start"], "smoke") == "sft_sequential"
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pr1_jax.study", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
+    out = tmp_path / "study"
+    done = command(
+        f"--out={out}", "--dry_run", "--only=rewards", "--seeds=0,4", "--jobs=1"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert len(lines) == 2 * 6
+    assert all(line.startswith("python -m pr1_jax.main --config=") for line in lines)
+    expected = f"--config.checkpoint.init={out}/runs/sft/seed4"
+    assert sum(expected in line for line in lines) == 3
+    assert "# left: about 1.1 h, 1 at a time" in done.stdout
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ((), "--out is missing"),
+        (("--out=x", "--only=rewards,speed"), "--only=speed"),
+        (("--out=x", "--cell=best"), "--cell=best"),
+        (("--out=x", "--seeds=0,a"), "--seeds=0,a"),
+        (("--out=x", "--jobs=-1"), "--jobs=-1"),
+        (("--out=x", "--override=rl.steps"), "--override=rl.steps"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, named):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {named}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- Runs -----------------------------------------------------------------------------
+
+
+def finish(workdir, accuracy=0.5):
+    evaluations = {"eval_1": {"eval/accuracy": accuracy, "eval/parallel_ratio": 0.25}}
+    found = {"finished": True, "evaluations": evaluations}
+    (workdir / "checkpoints" / "00000001").mkdir(parents=True)
+    files.write_json(workdir / "config.json", {"eval": {"samples": 1}})
+    files.write_json(workdir / "summary.json", found)
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Cells of which processes were started; those in `fails` end with code 3."""
+    started, fails = [], set()
+
+    def start_process(command, log, out, core=None):
+        (workdir,) = (x.partition("=")[2] for x in command if "workdir" in x)
+        workdir = pathlib.Path(workdir)
+        name = f"{workdir.parent.name}/{workdir.name}"
+        started.append(name)
+        workdir.mkdir(parents=True, exist_ok=True)
+        log.write_text("began\nerror: no room\n\n")
+        if name not in fails:
+            finish(workdir)
+        return subprocess.Popen(["sh", "-c", f"exit {3 * (name in fails)}"])
+
+    monkeypatch.setattr(runner, "start_process", start_process)
+    monkeypatch.setattr(runner, "_POLL_SEC", 0.01)
+    start_process.started, start_process.fails = started, fails
+    return start_process
+
+
+def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
+    study = runner.Study(tmp_path, seeds=(0, 1), jobs=1)
+    finish(study.workdir(cells.CELLS["sft"], 0))
+    said = []
+    running = runner.Runner(study, said.append)
+    running.run(cells.with_starts(["accuracy"], "embedded"))
+    assert processes.started == ["accuracy/seed0", "sft/seed1", "accuracy/seed1"]
+    assert not running.failed
+    assert said[0] == "[1/4] sft seed 0: done before"
+    assert "accuracy 50.0 %, with a block 25.0 %" in said[-1]
+    assert {*runner.seconds(study)} == {*processes.started}
+    running.run(cells.with_starts(["accuracy"], "embedded"))
+    assert len(processes.started) == 3
+
+
+def test_a_failed_run_is_named_and_only_what_starts_from_it_is_left_out(
+    tmp_path, processes
+):
+    study = runner.Study(tmp_path, seeds=(0, 1), jobs=1)
+    processes.fails.add("sft/seed0")
+    said, seeds = [], []
+    running = runner.Runner(study, said.append)
+    chosen = cells.with_starts(["accuracy"], "embedded")
+    running.run(chosen, after_seed=lambda: seeds.append(len(processes.started)))
+    assert running.failed == ["sft/seed0", "accuracy/seed0"]
+    assert processes.started == ["sft/seed0", "sft/seed1", "accuracy/seed1"]
+    assert "failed with exit code 3: error: no room" in " ".join(said)
+    assert seeds == [2, 3]
+
+
+def test_runs_that_need_not_wait_are_run_at_a_time_each_on_its_core(
+    tmp_path, monkeypatch
+):
+    """What starts from another waits for it, and each has a core that no other has."""
+    study, live, most, order = runner.Study(tmp_path, (0, 1), jobs=3), {}, [], []
+
+    def start_process(command, log, out, core):
+        (workdir,) = (x.partition("=")[2] for x in command if "workdir" in x)
+        name = "/".join(pathlib.Path(workdir).parts[-2:])
+        order.append(name)
+        code = f"sleep 0.1; cd {workdir}; echo '{{\"finished\": true}}' > summary.json"
+        files.write_json(f"{workdir}/config.json", {"eval": {"samples": 1}})
+        live[name] = process = subprocess.Popen(["sh", "-c", code]), core
+        cores = [c for p, c in live.values() if p.poll() is None]
+        assert len({*cores}) == len(cores) and core is not None
+        most.append(len(cores))
+        for cell in [name.partition("/")[0]]:
+            if start := cells.CELLS[cell].start:
+                assert live[name.replace(cell, start)][0].poll() == 0
+        return process[0]
+
+    monkeypatch.setattr(runner, "start_process", start_process)
+    monkeypatch.setattr(runner, "cpu_cores", lambda: [4, 5, 6, 7])
+    monkeypatch.setattr(runner, "_POLL_SEC", 0.01)
+    running = runner.Runner(study, lambda text: None)
+    chosen = cells.with_starts(["accuracy", "sequential"], "embedded")
+    running.run(chosen)
+    assert not running.failed and len(order) == len({*order}) == 8
+    assert order[:3] == ["sft/seed0", "sft_sequential/seed0", "sft/seed1"]
+    assert max(most) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores of Linux alone")
+def test_a_process_has_the_core_that_it_is_given(tmp_path):
+    own = os.sched_getaffinity(0)
+    code = "import os; print(os.sched_getaffinity(0), os.environ['JAX_PLATFORMS'])"
+    core = runner.cpu_cores()[-1]
+    assert runner.run_process(["-c", code], tmp_path / "log", tmp_path, core) == 0
+    assert (tmp_path / "log").read_text().split() == [f"{{{core}}}", "cpu"]
+    assert os.sched_getaffinity(0) == own
+
+
+def test_expected_times_follow_what_was_found(tmp_path):
+    study = runner.Study(tmp_path)
+    sft, rl = cells.CELLS["sft"], cells.CELLS["accuracy"]
+    assert runner.expected_minutes(study, rl) == rl.minutes
+    assert runner.expected_minutes(dataclasses.replace(study, size="smoke"), rl) is None
+    times = {"sft/seed0": 120 * sft.minutes, "accuracy/seed0": 9999.0}
+    files.write_json(tmp_path / "seconds.json", times)
+    finish(study.workdir(sft, 0))  # and the other is not finished
+    assert runner.expected_minutes(study, sft) == pytest.approx(2 * sft.minutes)
+    assert runner.expected_minutes(study, rl) == pytest.approx(2 * rl.minutes)
+
+
+def test_differences_of_two_runs_are_all_but_times(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder, accuracy, sec in ((first, 0.5, 1.0), (second, 0.5, 2.0)):
+        (folder / "rollouts").mkdir(parents=True)
+        (folder / "rollouts" / "eval_1_rl.jsonl").write_text("{}\n")
+        line = {"stage": "rl", "step": 1, "loss": accuracy, "perf/step_sec": sec}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert runner.differences(first, second) == []
+    (second / "rollouts" / "eval_1_rl.jsonl").write_text("{} \n")
+    assert runner.differences(first, second) == ["eval_1_rl.jsonl"]
+    (second / "metrics.jsonl").write_text('{"stage": "rl", "step": 1, "loss": 0.6}\n')
+    assert runner.differences(first, second)[0] == "metrics.jsonl"
+
+
+def test_a_run_is_asked_to_save_and_waited_for(tmp_path):
+    """Ctrl-C here is SIGTERM there; what it says until its end is in the log."""
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved')))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    log = tmp_path / "log.txt"
+
+    def interrupt(*_):
+        if log.exists() and "ready" in log.read_text():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run_process(["-c", code], log, tmp_path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert log.read_text().split() == ["ready", "saved"]
+
+
+# --- Reading and writing --------------------------------------------------------------
+
+
+def write_run(workdir, kind, question="Which?", steps=2):
+    """A finished run: two problems, the first solved, in a block."""
+    finish(workdir)
+    block = (
+        "a <Parallel><Path>b</Path><Path>c 1</Path></Parallel>\n<Summary>d</Summary>"
+    )
+    rollouts = workdir / "rollouts"
+    rollouts.mkdir()
+    with (rollouts / f"eval_1_{kind}.jsonl").open("w") as file:
+        for solved in (True, False):
+            record = {
+                "question": question,
+                "verdict": "correct" if solved else "incorrect",
+                "num_blocks": int(solved),
+                "total_tokens": 10 + 10 * solved,
+                "sequential_steps": 10,
+            }
+            file.write(json.dumps(record) + "\n")
+    with (workdir / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            line = {"stage": "rl", "step": step, "rollout/accuracy": 0.5 * step}
+            file.write(json.dumps(line) + "\n")
+            record = {"response": block if step == 1 else "none"}
+            (rollouts / f"rl_{step:06d}.jsonl").write_text(json.dumps(record) + "\n")
+
+
+def test_runs_are_read_as_they_were_written(tmp_path):
+    study = runner.Study(tmp_path, seeds=(0, 1))
+    write_run(study.workdir(cells.CELLS["sft"], 0), "sft")
+    write_run(study.workdir(cells.CELLS["late"], 1), "rl")
+    found = results.read(study)
+    assert {*found.problems} == {"sft", "late"}
+    assert found.problems["sft"]["accuracy"][0].tolist() == [1.0, 0.0]
+    assert found.problems["sft"]["parallel_ratio"][0].tolist() == [1.0, 0.0]
+    assert found.problems["late"]["total_tokens"][1].tolist() == [20.0, 10.0]
+    course = found.courses["late"]
+    assert course["accuracy"][1].tolist() == [0.5, 1.0]
+    # By character, where a record has no trace.
+    np.testing.assert_allclose(course[outcomes.POSITION][1], [2 / 74, np.nan])
+    assert "sft" not in found.courses
+    workdir = study.workdir(cells.CELLS["accuracy"], 0)
+    write_run(workdir, "rl", question="Another?")
+    with pytest.raises(ValueError, match="other problems"):
+        results.read(study)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A study of made-up numbers, and what was written of it."""
+    out = tmp_path_factory.mktemp("study")
+    study, found = runner.Study(out), world(**AGREES)
+    judged = judge(found)
+    about = results.about(study, "python -m pr1_jax.study --out=study")
+    summary = results.summarize(found, study)
+    files.write_json(
+        out / "results.json", {"about": about, "claims": judged, **summary}
+    )
+    return out, json.loads((out / "results.json").read_text())
+
+
+def test_results_are_small_and_say_what_made_them(published):
+    out, read = published
+    assert (out / "results.json").stat().st_size < 200_000
+    about = read["about"]
+    assert {"command", "commit", "cores", "python", "jax", "seeds", "size"} <= {*about}
+    assert str(ROOT) not in json.dumps(read) and str(out) not in json.dumps(read)
+    sft = read["cells"]["sft"]
+    ratio = sft["metrics"]["parallel_ratio"]
+    assert ratio["value"] == pytest.approx(0.9, abs=0.01)
+    assert ratio["low"] < ratio["value"] < ratio["high"]
+    assert len(ratio["by_seed"]) == 3 and sft["problems"] == 50
+    assert len(read["cells"]["late"]["courses"]["position"][0]) == 80
+
+
+def test_every_experiment_has_a_picture_and_a_text(published):
+    out, read = published
+    figures.save(read, list(figures.FIGURES), out)
+    assert {*figures.FIGURES} == {*cells.EXPERIMENTS} == {*tables.TITLES}
+    for name in cells.EXPERIMENTS:
+        data = (out / f"{name}.png").read_bytes()
+        assert data.startswith(b"\x89PNG") and len(data) < 150_000
+    text = tables.readme(read, cells.EXPERIMENTS)
+    for claim in CLAIMS:
+        assert claim.text in text and claim.paper in text
+    assert text.count(f"Verdict: **{HOLDS}**") == len(CLAIMS)
+    assert re.search(
+        r"\| after SFT \| (79\.|80\.)\d \((79\.|80\.)\d to 80\.\d\) \|", text
+    )
+    for what in cells.TRIED:
+        assert what in text
+
+
+@pytest.mark.parametrize("name", cells.EXPERIMENTS)
+def test_pictures_of_one_seed_and_of_missing_cells_are_drawn(name):
+    found = world(**AGREES, seeds=1)
+    summary = results.summarize(found, runner.Study(pathlib.Path("nowhere"), (0,)))
+    for gone in ("sequential", "late", "alternating"):
+        summary["cells"].pop(gone)
+    course = summary["cells"]["scaffold"]["courses"]["parallel_ratio"][0]
+    course[0] = None
+    figures.FIGURES[name]({**summary, "dense": []}).draw_without_rendering()
+
+
+def test_numbers_in_words():
+    found = {"value": 0.8871, "low": 0.857, "high": 0.914, "number_of_seeds": 3}
+    assert tables.with_interval(found, 100) == "88.7 (85.7 to 91.4)"
+    assert tables.with_interval(found | {"number_of_seeds": 0}, 100) == "88.7"
+    part = {"text": "x", "unit": "points", "measured": found}
+    assert tables.measured(part) == "x: +88.7 (85.7 to 91.4) points"
+    assert tables.measured(part | {"measured": None}) == "x: not measured"
+
+
+def test_a_dense_mask_computes_the_same():
+    block, path = dense.labels_of(64)
+    assert block.max() == 2 and path.max() == 2
+    found = dense.compare(64, repeats=1)
+    assert 0 < found["max_difference"] < 1e-4
+    assert found["dense_bytes"] > 0 and found["exact_sec"] > 0
+    assert dense.lengths(512) == [128, 256, 512]
+
+
+def test_the_notebook_tells_what_was_found(published, monkeypatch):
+    out, read = published
+    monkeypatch.setenv("STUDY", str(out))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources=folder
+    ).execute()
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", ())]
+    shown = [x["data"] for x in outputs if "data" in x]
+    assert sum("image/png" in x for x in shown) == len(cells.EXPERIMENTS)
+    text = "\n".join(x.get("text/markdown", "") for x in shown)
+    for claim in read["claims"]:
+        assert tables.paragraph(claim) in text
+    assert not [x for x in outputs if x.get("name") == "stderr"]
+
+
+# --- For real -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_cells_for_real_again_and_again(tmp_path):
+    out = tmp_path / "study"
+    small = ("--size=smoke", "--seeds=0", "--override=eval.problems=8")
+    small += ("--override=model.num_layers=1", "--override=rl.steps=2")
+    asked = (f"--out={out}", *small, "--cell=causal_sampling")
+    done = command(*asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "causal_sampling seed 0" in done.stdout
+    read = json.loads((out / "results.json").read_text())
+    assert {*read["cells"]} == {"sft", "causal_sampling"}
+    gaps = read["cells"]["causal_sampling"]["courses"]["gap_max"][0]
+    assert len(gaps) == 2 and max(gaps) > 1e-3  # far above rounding
+    before = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
+    done = command(*asked)
+    assert done.stdout.count("done before") == 2
+    after = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
+    assert after == before
+    done = command(f"--out={out}", *small, "--again=causal_sampling")
+    assert done.returncode == 0 and "the same to the last bit" in done.stdout

@@ -1,0 +1,134 @@
+"""Several processes on one machine do what one does, and go on where others stopped."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pr1_jax.workdir import metrics
+from tests.helpers import compiling
+
+ROOT = pathlib.Path(__file__).parents[2]
+SWITCHES = (
+    "--config=configs/rl_alternating.py:smoke",
+    "--config.model.num_layers=1",
+    "--config.model.length_buckets=()",
+    "--config.stages=('rl',)",
+    "--config.rl.steps=3",
+    "--config.rl.mini_batches=2",
+    "--config.checkpoint.every_steps=1",
+    "--config.eval.banned=False",
+    "--config.rollout.max_blocks=2",
+)
+
+
+def start(workdir, processes, *switches):
+    """Starts a job, in a process group of its own."""
+    command = ["bash", "launch/local_multiprocess.sh", str(processes)]
+    return subprocess.Popen(
+        [*command, *SWITCHES, *switches, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=compiling.on_one_device(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*args):
+    job = start(*args)
+    said, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, said
+
+
+def figures(workdir):
+    """All metrics but those of speed, by stage, step and name."""
+    return {
+        (line["stage"], line["step"], name): value
+        for line in metrics.read_metrics(workdir / "metrics.jsonl")
+        for name, value in line.items()
+        if not name.startswith("perf/") and name not in ("stage", "step")
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The workdir of a run of one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run(workdir, 1)
+    return workdir
+
+
+def assert_same_figures(workdir, expected):
+    found, expected = figures(workdir), figures(expected)
+    assert found.keys() == expected.keys()
+    assert {step for stage, step, _ in found if stage == "rl"} == {1, 2, 3}
+    for name, value in expected.items():
+        if not isinstance(value, str):
+            assert found[name] == pytest.approx(value, rel=1e-3, abs=2e-4), name
+
+
+def test_two_processes_give_the_figures_of_one(alone, tmp_path):
+    run(tmp_path, 2)
+    assert_same_figures(tmp_path, alone)
+    files = {path.name for path in (tmp_path / "rollouts").iterdir()}
+    assert "rl_000002-00001-of-00002.jsonl" in files
+    whole = metrics.read_metrics(alone / "rollouts" / "rl_000002.jsonl")
+    parts = [
+        metrics.read_metrics(
+            tmp_path / "rollouts" / f"rl_000002-0000{i}-of-00002.jsonl"
+        )
+        for i in range(2)
+    ]
+    texts = lambda records: sorted(r["question"] + r["response"] for r in records)
+    assert len(parts[0]) == len(parts[1])
+    assert texts(parts[0] + parts[1]) == texts(whole)
+
+
+@pytest.mark.slow
+def test_when_one_dies_all_stop_and_another_number_goes_on(alone, tmp_path):
+    job = start(tmp_path, 2)
+    file = tmp_path / "metrics.jsonl"
+    began = time.monotonic()
+    while "rl" not in {line["stage"] for line in metrics.read_metrics(file)}:
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() - began < 300
+        time.sleep(0.2)
+    # The one whose number is 1.
+    found = subprocess.run(
+        ["pgrep", "-f", f"workdir={tmp_path} .*--process_id=1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    os.kill(int(found[0]), signal.SIGKILL)
+    began = time.monotonic()
+    said, _ = job.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert job.returncode != 0
+    assert "process 1 of 2 ended with exit code 137" in said
+    # Ours, or JAX's own where heartbeats stop first.
+    assert re.search("another process of the job has stopped|another task died", said)
+    run(tmp_path, 1)
+    assert_same_figures(tmp_path, alone)
+
+
+def test_half_of_the_flags_are_refused():
+    job = subprocess.run(
+        [
+            *(sys.executable, "-m", "pr1_jax.main", *SWITCHES),
+            "--coordinator=localhost:1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert job.returncode == 2
+    assert "--num_processes, --process_id missing" in job.stderr

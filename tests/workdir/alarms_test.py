@@ -1,0 +1,119 @@
+"""Each alarm rings when it should, once, and stops."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import rl_alternating
+from pr1_jax.stages import experiment, rl, sft
+from pr1_jax.stages.run import Run
+from pr1_jax.workdir import alarms, metrics
+
+LIMITS = alarms.Limits(
+    logp_gap=1e-2,
+    min_entropy=0.01,
+    min_length=2.0,
+    min_parallel_ratio=0.01,
+    max_parallel_ratio=0.99,
+    max_undecided=0.1,
+    max_degenerate=0.99,
+    max_skipped=3,
+)
+FINE = {
+    "rollout/logp_gap_max": 1e-5,
+    "policy/entropy": 0.5,
+    "rollout/total_tokens": 40.0,
+    "rollout/parallel_ratio": 0.5,
+    "rollout/undecided": 0.0,
+    "rollout/degenerate_groups": 0.5,
+    "optim/skipped": 0.0,
+}
+WRONG = [
+    ("logp_gap", "rollout/logp_gap_max", 0.02),
+    ("entropy_collapse", "policy/entropy", 0.001),
+    ("length_collapse", "rollout/total_tokens", 1.0),
+    ("no_blocks", "rollout/parallel_ratio", 0.0),
+    ("always_blocks", "rollout/parallel_ratio", 1.0),
+    ("undecided", "rollout/undecided", 0.2),
+    ("no_signal", "rollout/degenerate_groups", 1.0),
+    ("skipped", "optim/skipped", 1.0),
+]
+
+
+def test_all_is_quiet_and_every_alarm_is_tried():
+    found = alarms.Alarms(LIMITS).check("rl", 1, FINE)
+    assert found == {f"alarm/{name}": 0.0 for name in alarms.NAMES}
+    assert {name for name, _, _ in WRONG} == {*alarms.NAMES}
+
+
+@pytest.mark.parametrize("name, metric, value", WRONG)
+def test_an_alarm_rings_once_and_says_what_to_do(name, metric, value, monkeypatch):
+    said = []
+    warn = lambda text, *args: said.append(text % args)
+    monkeypatch.setattr(alarms.logging, "warning", warn)
+    made = alarms.Alarms(LIMITS)
+    course = [FINE, FINE | {metric: value}, FINE | {metric: value}, FINE]
+    found = [made.check("rl", i, x) for i, x in enumerate(course)]
+    assert [x[f"alarm/{name}"] for x in found] == [0, 1, 1, 0]
+    assert all(sum(x.values()) == x[f"alarm/{name}"] for x in found)
+    (line,) = said
+    assert line.startswith(f"alarm {name}: rl step 1: {metric}=")
+    assert len(line.split("; ", 1)[1]) > 20  # what to do
+
+
+def test_metrics_that_a_stage_lacks_ring_nothing():
+    assert alarms.Alarms(LIMITS).check("sft", 1, {"optim/skipped": 0.0}) == {
+        "alarm/skipped": 0.0
+    }
+
+
+def test_updates_skipped_in_a_row_are_counted():
+    made = alarms.Alarms(LIMITS)
+    for skipped, lost in ((2, False), (0, False), (2, False), (1, True)):
+        made.check("rl", 1, {"optim/skipped": float(skipped)})
+        assert made.is_lost == lost
+    never = alarms.Alarms(dataclasses.replace(LIMITS, max_skipped=0))
+    for _ in range(50):
+        never.check("rl", 1, {"optim/skipped": 1.0})
+    assert not never.is_lost
+
+
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "rl"])
+def test_gradients_that_stay_non_finite_stop_the_run(stage, tmp_path):
+    config = rl_alternating.get_config("smoke")
+    config.stages = (stage,)
+    config.model.num_layers = config.rollout.max_blocks = 1
+    config.model.update(num_heads=1, width=16, mlp_width=16, length_buckets=())
+    config.rl.mini_batches, config.rl.micro_batch_size = 1, 16
+    config.data.rl = config.data.eval = "embedded:easy"
+    config.alarms.max_skipped = 2
+    config.checkpoint.every_steps = 100
+    made = experiment.build(config.lock(), devices=jax.devices()[:1])
+    with Run(made, tmp_path) as current:
+        if stage == "sft":
+            nan = lambda x: jnp.full_like(x, jnp.nan)
+            current.params = jax.tree.map(nan, current.params)
+        with pytest.MonkeyPatch.context() as patch:
+            if stage == "rl":
+                advantages = rl.rollout.group_advantages
+                infinite = lambda *args, **kwargs: (
+                    (found := advantages(*args, **kwargs))[0],
+                    np.full_like(found[1], math.inf),
+                    found[2],
+                )
+                patch.setattr(rl.rollout, "group_advantages", infinite)
+            match = f"{stage} step 2: 2 updates in a row .*alarms.max_skipped=2"
+            with pytest.raises(FloatingPointError, match=match):
+                {"sft": sft, "rl": rl}[stage].run_stage(made, current, 0)
+    lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
+    lines = [line for line in lines if line["stage"] == stage]
+    assert [line["alarm/skipped"] for line in lines] == [1.0, 1.0]
+    with np.load(tmp_path / f"non_finite_{stage}.npz") as batch:
+        assert batch["tokens"].shape[0] * batch["tokens"].shape[1] == 16
+        assert batch["loss_mask"].any()
+        if stage == "rl":
+            assert np.isinf(batch["advantages"]).all()

@@ -1,0 +1,123 @@
+"""DOC"""
+
+import io
+
+import pytest
+import rich.console
+from absl import logging
+
+from pr1_jax.workdir import progress
+
+FIGURES = {
+    "reward/mean": 0.25,
+    "rollout/accuracy": 0.706,
+    "rollout/parallel_ratio": 0.631,
+    "perf/tokens_per_sec": 12345.0,
+    "other/unknown": 9.0,
+}
+
+
+class _Clock:
+    """Stands in for the module `time`; the test moves it."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = _Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def _console(*, terminal):
+    return rich.console.Console(
+        file=io.StringIO(), force_terminal=terminal, width=100, _environ={}
+    )
+
+
+def _run(clock, console, total_steps, last_step, step_time_sec):
+    with progress.Progress("rl", total_steps, console=console) as bar:
+        for step in range(1, last_step + 1):
+            clock.now += step_time_sec
+            bar.update(step, FIGURES)
+    return console.file.getvalue().splitlines()
+
+
+def test_plain_lines_hold_the_figures_and_no_control_codes(clock):
+    first, *_, last = _run(clock, _console(terminal=False), 40, 40, 3.0)
+    assert first == (
+        "rl  step 1/40  reward 0.250  accuracy 70.6%  parallel 63.1%  "
+        "tokens/s 12.3k  0:03 elapsed"
+    )
+    assert "step 40/40" in last
+    assert last.endswith("2:00 elapsed")
+    assert last.isascii()
+    assert last.isprintable()
+
+
+def test_plain_lines_come_every_two_seconds_with_the_first_and_the_last(clock):
+    lines = _run(clock, _console(terminal=False), 30, 30, 0.25)
+    steps = [int(line.split("/")[0].split()[-1]) for line in lines]
+    assert steps == [1, 9, 17, 25, 30]
+
+
+def test_a_stage_that_ends_early_still_prints_its_last_step(clock):
+    lines = _run(clock, _console(terminal=False), 30, 4, 0.25)
+    assert [line.split()[2] for line in lines] == ["1/30", "4/30"]
+
+
+def test_time_left_ignores_the_compilation_and_the_steps_before_a_restart(clock):
+    bar = progress.Progress("rl", 100, console=_console(terminal=False))
+    with bar:
+        clock.now += 60  # the first step of this process compiles
+        bar.update(51, {})
+        assert bar.time_left_sec is None
+        for step in (52, 54, 56):
+            clock.now += 4
+            bar.update(step, {})
+        assert bar.time_left_sec == pytest.approx(44 * 2)
+        clock.now += 1
+        assert bar.time_left_sec == pytest.approx(44 * 2 - 1)
+
+
+def test_say_prints_text_as_it_is(clock):
+    console = _console(terminal=False)
+    with progress.Progress("rl", 3, console=console) as bar:
+        bar.say("saved [bold]runs/x[/bold] at step 3, " + 20 * "a long line ")
+    expected = "saved [bold]runs/x[/bold] at step 3, " + 20 * "a long line "
+    assert console.file.getvalue() == expected + "\n"
+
+
+def test_the_live_display_holds_bar_figures_and_messages():
+    console = _console(terminal=True)
+    stream = logging.get_absl_handler().python_handler.stream
+    with progress.Progress("rl", 8, console=console, unit="batch") as bar:
+        for step in range(1, 5):
+            bar.update(step, {**FIGURES, "reward/mean": step / 4})
+        bar.say("a checkpoint")
+    shown = console.file.getvalue()
+    for text in ("batch 4/8", "1.000", "70.6%", "12.3k", "▁▃▆█", "a checkpoint"):
+        assert text in shown
+    assert logging.get_absl_handler().python_handler.stream is stream
+
+
+def test_disabled_progress_is_silent(capsys):
+    with progress.Progress("rl", 2, enabled=False) as bar:
+        bar.update(2, FIGURES)
+        bar.say("text")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_a_missing_figure_breaks_nothing(value):
+    for terminal in (True, False):
+        console = _console(terminal=terminal)
+        with progress.Progress("sft", 2, console=console) as bar:
+            bar.update(1, {"loss/sft": 0.5})
+            bar.update(2, {"loss/sft": value})
+        assert "step 2/2" in console.file.getvalue()
