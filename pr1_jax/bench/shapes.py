@@ -91,7 +91,7 @@ class Shape:
     """A model, and what goes with its size."""
 
     name: str
-    decoder: ModelConfig
+    model: ModelConfig
     logits_chunk: int = 0  # of the update
     plan_tokens: int = 0  # other than `Sizes.plan_tokens`
     # The baselines' prefill: shapes that are compiled. Few cost padding, many time.

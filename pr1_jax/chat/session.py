@@ -39,7 +39,7 @@ FEWEST_PROMPT_TOKENS = 64  # for which is compiled, and twice as many, and so on
 class Opened:
     """What a checkpoint holds; its parameters are not read yet."""
 
-    decoder: ModelConfig
+    model: ModelConfig
     tokenizer: tokenizer.Tokenizer
     settings: Settings
     template: str  # one of `data.TEMPLATES`

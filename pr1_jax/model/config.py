@@ -33,7 +33,7 @@ class ModelConfig:
     remat: bool = False  # recompute each layer in the backward pass
     remat_policy: str = "nothing"  # what of it is kept all the same
     fused: bool = False  # parameters as `fuse_projections` makes them, for decoding
-    library: bool = False  # of `cpu_training`, or with `fused` of `cpu_kernels`
+    cpu_kernels: bool = False  # of `cpu_training`, or with `fused` of `cpu_kernels`
 
     @property
     def packed(self) -> bool:

@@ -37,7 +37,7 @@ class Experiment:
 
     config: ml_collections.ConfigDict
     tokenizer: tokenizer.Tokenizer
-    decoder: ModelConfig
+    model: ModelConfig
     vocab: Vocab
     mesh: Mesh
     settings: Settings

@@ -7,10 +7,10 @@ import subprocess
 
 import numpy as np
 import pytest
-from study_test import write_run
 
 from pr1_jax.study import cells, outcomes, results, runner
 from pr1_jax.system import files
+from tests.study.study_test import write_run
 
 CHOSEN = cells.with_starts(["accuracy"], "embedded")  # after sft
 

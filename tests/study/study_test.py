@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from study_verdicts_test import AGREES, world
 
 from pr1_jax.stages import checks
 from pr1_jax.study import cells, dense, figures, outcomes, results, runner, tables
 from pr1_jax.study.verdicts import CLAIMS, HOLDS, judge
 from pr1_jax.system import files
+from tests.study.study_verdicts_test import AGREES, world
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "paper_in_miniature.ipynb"

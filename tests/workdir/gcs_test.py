@@ -3,12 +3,12 @@
 import os
 import socket
 
-import checkpoint_test
 import jax
 import pytest
 
 from pr1_jax.workdir import checkpoint
 from pr1_jax.workdir.checkpoint import Checkpoints, Place
+from tests.workdir import checkpoint_test
 
 pytestmark = pytest.mark.slow
 
