@@ -26,6 +26,9 @@ def get_config(
     c.seed = 0
     c.variant = variant  # "structured" or "causal": the paper's Unseen and Seen
     c.stages = ("sft", "rl")  # evaluated before, between and after
+    # What computes the model: "xla", "cpu" (C++ kernels: float32 on a CPU, updates on
+    # one device), or "auto": for updates and for decoding each "cpu" where it runs.
+    c.kernels = "auto"
 
     c.model = ml_collections.ConfigDict()
     c.model.path = ""  # Hugging Face folder or hub name; "" = the embedded model
@@ -42,9 +45,6 @@ def get_config(
     c.model.remat = False  # recompute layers in the backward pass
     c.model.remat_policy = "nothing"  # kept all the same; or "dots", matrix products
     c.model.attention = "auto"  # "pallas" (TPU) or "xla"
-    # Of updates: "xla", "cpu" (C++, float32, one device, attention as well), or "auto",
-    # "cpu" where it runs.
-    c.model.kernels = "auto"
     c.model.query_chunk = 512  # of "xla": queries whose scores are held at once
     c.model.logits_chunk = 0  # positions whose logits are held at once; 0 = all
     c.model.length_buckets = (60, 76, 92)  # micro-batches are cut to the next of these
@@ -89,8 +89,6 @@ def get_config(
     c.rollout.lane_buckets = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     c.rollout.steps_per_chunk = 32  # decode steps between two looks of the host
     c.rollout.refill_share = 0.0625  # refill once so many rows are finished
-    # Of decode steps: "xla", "cpu" (C++, float32), or "auto", "cpu" where it runs.
-    c.rollout.kernels = "auto"
 
     c.reward = ml_collections.ConfigDict()
     c.reward.schedule = "alternating"

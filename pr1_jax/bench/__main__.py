@@ -111,11 +111,11 @@ def main(argv: list[str]) -> None:
     import rich.console  # these after the flags: JAX is slow to import
 
     from pr1_jax.bench import limits, report, shapes, suites
-    from pr1_jax.kernels.cpu import library
+    from pr1_jax.model.backend import KERNELS
 
     _check_names(_SUITE, _SUITE.value, ("all", *suites.SUITES))
     _check_names(_SHAPE, [_SHAPE.value], tuple(shapes.SHAPES))
-    _check_names(_KERNELS, [_KERNELS.value], library.IMPLEMENTATIONS)
+    _check_names(_KERNELS, [_KERNELS.value], KERNELS)
     traces, traces_from = _traces()
     folder, shape = _folder(), shapes.SHAPES[_SHAPE.value]
     bench = shapes.Bench(

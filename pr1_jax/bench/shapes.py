@@ -169,7 +169,7 @@ class Bench:
     traces: tuple[Trace, ...]
     traces_from: str
     quick: bool = False
-    kernels: str = "auto"  # of decode steps and updates, as of `rollout.kernels`
+    kernels: str = "auto"  # of decode steps and updates, as of `kernels`
 
     @functools.cached_property
     def config(self) -> ModelConfig:

@@ -25,6 +25,7 @@ def main(argv: list[str]) -> None:
             parallel=not _NO_PARALLEL.value,
             seed=_SEED.value,
             steps_per_chunk=1 if drawn else 32,
+            kernels=_KERNELS.value,
             notify=lambda text: print(text, file=sys.stderr, flush=True),
             variant=_VARIANT.value,
             num_paths=_NUM_PATHS.value,
@@ -83,6 +84,9 @@ if __name__ == "__main__":
     )
     _TEMPLATE = flags.DEFINE_enum(
         "template", None, ["plain", "instruction", "chat"], "Of prompts; as trained."
+    )
+    _KERNELS = flags.DEFINE_enum(
+        "kernels", "auto", ["auto", "xla", "cpu"], "What computes the model."
     )
     _JSON = flags.DEFINE_bool("json", False, "Writes a JSON object a line.")
     _PACE = flags.DEFINE_float(

@@ -28,6 +28,7 @@ def load(
     parallel: bool = True,
     seed: int = 0,
     steps_per_chunk: int = 4,
+    kernels: str = "auto",
     notify: Callable[[str], None] = lambda text: None,
     **settings: Any,
 ) -> Chat:
@@ -39,7 +40,7 @@ def load(
       template: of prompts; default the run's, or for a folder `instruction` where its
         tokenizer can spell that, and else `plain`.
       settings: fields of `decode.Settings`; None = as the run has them.
-      parallel, seed, steps_per_chunk, notify: as of `Chat`.
+      parallel, seed, steps_per_chunk, kernels, notify: as of `Chat`.
 
     Raises:
       ValueError, OSError: one line that names what is wrong.
@@ -72,6 +73,7 @@ def load(
         parallel=parallel,
         seed=seed,
         steps_per_chunk=steps_per_chunk,
+        kernels=kernels,
         notify=notify,
     )
 
@@ -79,6 +81,7 @@ def load(
 def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
     config = read_config(folder)
     config.checkpoint.init = ""
+    config.kernels = "auto"  # as this machine allows, whatever the run's one did
     config.mesh.update(data=1, fsdp=1, tensor=1)
     try:
         made = experiment.build(config, devices=jax.devices()[:1])

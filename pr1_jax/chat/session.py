@@ -72,12 +72,14 @@ class Chat:
         parallel: bool = True,
         seed: int = 0,
         steps_per_chunk: int = 4,
+        kernels: str = "auto",
         notify: Callable[[str], None] = lambda text: None,
         decode_fn: DecodeFn | None = None,
     ):
         """Reads and compiles nothing yet.
 
         Args:
+          kernels: of `model.backend.KERNELS`.
           steps_per_chunk: decode steps between two looks at a response.
           notify: is told what takes long.
           decode_fn: stands in for the model (tests).
@@ -87,6 +89,7 @@ class Chat:
         self.parallel, self.seed, self.asked = parallel, seed, 0
         self._read_params, self._notify = opened.read_params, notify
         self._decode_fn = decode_fn
+        self._model = None if decode_fn else with_kernels(self.model, kernels)
         self._steps_per_chunk = steps_per_chunk
         self._samplers: dict[Settings, Sampler] = {}
         self._warm: dict[Settings, int] = {}  # prompt tokens compiled for
@@ -238,7 +241,7 @@ class Chat:
         settings = self._decoding
         if settings not in self._samplers:
             sampler = Sampler(
-                None if self._decode_fn else with_kernels(self.model),
+                self._model,
                 Vocab.of(self.tokenizer),
                 settings,
                 rows=1,

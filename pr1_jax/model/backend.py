@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from pr1_jax.kernels.cpu import library
 from pr1_jax.model.config import ModelConfig
 
-# --- In the kernels of `cpu_kernels` and `cpu_training` ------------------------------
+KERNELS = ("auto", "xla", "cpu")
 
 
 def with_kernels(
@@ -21,7 +21,7 @@ def with_kernels(
     """The config for a sampler, or for updates, on a mesh or on JAX's default device.
 
     Args:
-      kernels: of `cpu_kernels.IMPLEMENTATIONS`; `auto` takes `cpu` where it runs.
+      kernels: of `KERNELS`; `auto` takes `cpu` where it runs.
       training: for updates, whose kernels run on one device alone.
 
     Raises:
@@ -38,8 +38,7 @@ def with_kernels(
     else:
         reason = library.why_not(config.dtype)
     if reason and kernels == "cpu":
-        field = "model.kernels" if training else "rollout.kernels"
-        raise ValueError(f"{field}=cpu: {reason}")
+        raise ValueError(f"kernels=cpu: {reason}")
     if reason:
         what = "compute updates" if training else "decode"
         logging.info("XLA's kernels %s: %s", what, reason)

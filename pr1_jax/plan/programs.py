@@ -63,9 +63,8 @@ def build(
     if config.model.attention == "auto":  # would ask for the machine that plans
         on_tpu = devices[0].platform == "tpu"
         config.model.attention = "pallas" if on_tpu else "xla"
-    for section in (config.model, config.rollout):
-        if section.kernels == "auto":  # these devices stand for accelerators
-            section.kernels = "xla"
+    if config.kernels == "auto":  # these devices stand for accelerators
+        config.kernels = "xla"
     if not config.model.path:
         return experiment.build(config, devices=devices)
     checks.check(config, devices=devices)

@@ -16,7 +16,7 @@ import ml_collections
 from pr1_jax import layout, losses, rewards
 from pr1_jax.data import prompts
 from pr1_jax.kernels import attention
-from pr1_jax.kernels.cpu import library
+from pr1_jax.model.backend import KERNELS
 from pr1_jax.model.config import REMAT_POLICIES
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.system import hub
@@ -42,8 +42,7 @@ _CHOICES = {
     "model.param_dtype": _DTYPES,
     "model.remat_policy": tuple(REMAT_POLICIES),
     "model.attention": attention.IMPLEMENTATIONS,
-    "model.kernels": library.IMPLEMENTATIONS,
-    "rollout.kernels": library.IMPLEMENTATIONS,
+    "kernels": KERNELS,
 }
 _TOO_LARGE = 2**31  # and neither are inf and nan below it
 _POSITIVE = "must be positive"

@@ -44,15 +44,13 @@ class Experiment:
 
     @functools.cached_property
     def sampling_model(self) -> ModelConfig:
-        """The model as samplers decode it, with the kernels of `rollout.kernels`."""
-        kernels = self.config.rollout.kernels
-        return with_kernels(self.model, kernels, self.mesh)
+        """The model as samplers decode it."""
+        return with_kernels(self.model, self.config.kernels, self.mesh)
 
     @functools.cached_property
     def training_model(self) -> ModelConfig:
-        """The model as updates compute it, with the kernels of `model.kernels`."""
-        kernels = self.config.model.kernels
-        return with_kernels(self.model, kernels, self.mesh, training=True)
+        """The model as updates compute it."""
+        return with_kernels(self.model, self.config.kernels, self.mesh, training=True)
 
     @functools.cached_property
     def samplers(self) -> dict[tuple[str, int], Sampler]:
@@ -230,8 +228,8 @@ def build(
         mesh=mesh.make_mesh(**config.mesh, devices=devices),
         settings=checks.decode_settings(config),
     )
-    for section, training in ((config.rollout, False), (config.model, True)):
-        if section.kernels == "cpu":  # whether they run, before anything compiles
+    if config.kernels == "cpu":  # whether they run, before anything compiles
+        for training in (False, True):
             with_kernels(made.model, "cpu", made.mesh, training=training)
     if config.checkpoint.init:
         about = {"tokenizer": made.tokenizer.fingerprint}

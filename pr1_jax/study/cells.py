@@ -229,8 +229,7 @@ def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
         "checkpoint.keep": 1,
         "checkpoint.keep_best": 0,
         # As ever, whether or not there is a C++ compiler: other sums round otherwise.
-        "model.kernels": "xla",
-        "rollout.kernels": "xla",
+        "kernels": "xla",
         "rl.shared_prompt_tokens": (),
     }
     if cell.kind != "evaluate":

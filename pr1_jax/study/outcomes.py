@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax.kernels.cpu import library
 from pr1_jax.report import analysis
 from pr1_jax.study import cells, places
 from pr1_jax.study.cells import Cell
 from pr1_jax.study.places import Study
-from pr1_jax.system import files
+from pr1_jax.system import files, processor
 from pr1_jax.workdir import metrics
 
 # Figures of a response, by the field of its record.
@@ -47,10 +46,11 @@ POSITION = "position"  # and this one, of its responses
 
 # Fields that configs did not always have: what runs did before.
 _BEFORE = {
-    "model.kernels": "xla",
-    "rollout.kernels": "xla",
+    "kernels": "xla",
     "rl.shared_prompt_tokens": [],
 }
+# Fields that have another name today.
+_RENAMED = {"model.kernels": "kernels", "rollout.kernels": "kernels"}
 _OWN = ("size", "overrides", "config file", "start")  # settings that no config has
 _NOT_SET = "not set"
 UNKNOWN = {"commit": "unknown"}  # what made a run that was not kept as it ended
@@ -308,7 +308,8 @@ def _field(config: Mapping[str, Any], name: str) -> Any:
 
 def _check(study: Study, cell: Cell, seed: int, record: Mapping[str, Any]) -> None:
     """Refuses what was made with other settings than today's."""
-    today, then = _settings(study, cell, seed), record["settings"]
+    today = _settings(study, cell, seed)
+    then = {_RENAMED.get(n, n): value for n, value in record["settings"].items()}
     for name in dict.fromkeys([*today, *then]):
         was = then.get(name, _BEFORE.get(name, _NOT_SET))
         now = today.get(name, _NOT_SET)
@@ -332,7 +333,7 @@ def made() -> dict[str, str]:
 
 def _processor() -> str:
     """The processor that XLA compiles for: others round otherwise, and draw otherwise."""
-    name, known = library.processor()
+    name, known = processor.describe()
     vectors = ("avx512f", "avx2", "sve", "asimd")
     widest = next((x for x in vectors if x in known.split()), "")
     return " ".join(filter(None, (platform.machine(), name, widest)))

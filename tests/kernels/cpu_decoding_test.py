@@ -364,11 +364,11 @@ def test_auto_takes_them_and_tensor_parallel_meshes_do_not():
     assert not with_kernels(CONFIG, "xla").cpu_kernels
     mesh = jax.make_mesh((1, 1, 2), ("data", "fsdp", "tensor"))
     assert not with_kernels(CONFIG, mesh=mesh).cpu_kernels
-    with pytest.raises(ValueError, match="rollout.kernels=cpu: mesh.tensor=2"):
+    with pytest.raises(ValueError, match="kernels=cpu: mesh.tensor=2"):
         with_kernels(CONFIG, "cpu", mesh)
     half = ModelConfig(**{**vars(CONFIG), "dtype": "bfloat16"})
     assert not with_kernels(half).cpu_kernels
-    with pytest.raises(ValueError, match="rollout.kernels=cpu: model.dtype=bfloat16"):
+    with pytest.raises(ValueError, match="kernels=cpu: model.dtype=bfloat16"):
         with_kernels(half, "cpu")
 
 
@@ -392,7 +392,7 @@ def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
     sampler = Sampler(config, vocab, settings, rows=2)
     (response,) = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
     assert 1 <= len(response.tokens) <= 6
-    with pytest.raises(ValueError, match="rollout.kernels=cpu: no C.* was found"):
+    with pytest.raises(ValueError, match="kernels=cpu: no C.* was found"):
         with_kernels(CONFIG, "cpu")
 
 

@@ -432,5 +432,5 @@ def test_they_run_on_one_device_alone():
         (2, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:2]
     )
     assert not kernels(mesh=two).cpu_kernels
-    with pytest.raises(ValueError, match="model.kernels=cpu: the mesh has 2 devices"):
+    with pytest.raises(ValueError, match="kernels=cpu: the mesh has 2 devices"):
         kernels("cpu", two)

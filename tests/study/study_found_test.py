@@ -142,7 +142,7 @@ def test_each_run_is_kept_as_it_ends_with_what_made_it(tmp_path, started, monkey
         ("size=embedded", {"size": "smoke"}, None),
         ("overrides=", {"overrides": ("rl.lr=1.0",)}, None),
         ("rl.clip_high=0.2,", {}, lambda config: config["rl"].update(clip_high=0.2)),
-        ("rollout.kernels=cpu", {}, lambda c: c["rollout"].update(kernels="cpu")),
+        ("kernels=cpu", {}, lambda c: c.update(kernels="cpu")),
         ("seed=3", {}, lambda config: config.update(seed=3)),
     ],
 )
@@ -157,8 +157,8 @@ def test_other_settings_are_refused(tmp_path, started, field, settings, change):
 
 
 def test_runs_from_before_a_field_existed_are_as_its_default(tmp_path):
-    study = kept_study(tmp_path, lambda config: config.pop("rollout"))
-    assert "rollout.kernels" not in study.kept(0).read_text()
+    study = kept_study(tmp_path, lambda config: config.pop("kernels"))
+    assert "kernels" not in study.kept(0).read_text()
     assert {*results.read(study).problems} == {"sft", "accuracy"}
 
 

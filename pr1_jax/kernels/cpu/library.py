@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-IMPLEMENTATIONS = ("auto", "xla", "cpu")
+from pr1_jax.system import processor
 
 _FOLDER = pathlib.Path(__file__).parent
 _SOURCES = (
@@ -87,19 +87,6 @@ def _compiler() -> str:
     raise OSError("no C++ compiler was found (g++, clang++ or $CXX)")
 
 
-def processor() -> tuple[str, str]:
-    """The processor's name, and what instructions it has, apart by spaces.
-
-    Compilers make other code for another one, which rounds otherwise.
-    """
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor(), ""
-    facts = {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
-    return facts.get("model name", ""), facts.get("flags", facts.get("Features", ""))
-
-
 def _folder() -> pathlib.Path:
     """Where compiled kernels are kept: the user's cache, or else a temporary folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -121,7 +108,7 @@ def build() -> pathlib.Path:
     """
     compiler = _compiler()
     sources = [(_FOLDER / name).read_bytes() for name in _HEADERS + _SOURCES]
-    depends = (*sources, *_FLAGS, compiler, platform.machine(), *processor())
+    depends = (*sources, *_FLAGS, compiler, platform.machine(), *processor.describe())
     depends += (importlib.metadata.version("jaxlib"),)
     key = hashlib.sha256("\0".join(map(str, depends)).encode()).hexdigest()[:16]
     folder = _folder()
