@@ -89,7 +89,7 @@ class Chat:
         self.parallel, self.seed, self.asked = parallel, seed, 0
         self._read_params, self._notify = opened.read_params, notify
         self._decode_fn = decode_fn
-        self._model = None if decode_fn else with_kernels(self.model, kernels)
+        self._kernels = kernels
         self._steps_per_chunk = steps_per_chunk
         self._samplers: dict[Settings, Sampler] = {}
         self._warm: dict[Settings, int] = {}  # prompt tokens compiled for
@@ -241,7 +241,7 @@ class Chat:
         settings = self._decoding
         if settings not in self._samplers:
             sampler = Sampler(
-                self._model,
+                None if self._decode_fn else with_kernels(self.model, self._kernels),
                 Vocab.of(self.tokenizer),
                 settings,
                 rows=1,
