@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pr1_jax.report import figures, reading
+from pr1_jax.report import reading
+from pr1_jax.workdir import alarms, metric_table
 
 WINDOW = 20  # steps before
 _ENOUGH = 8  # of them that have the figure
@@ -66,15 +67,16 @@ def moves(run: reading.Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     for rows in by_stage:
         names = np.array([run.reward_names[i] for i in rows])
         by_reward += [rows[names == name] for name in dict.fromkeys(names.tolist())]
-    found, shares = {}, {n for n, f in figures.FIGURES.items() if f.form == "share"}
+    found = {}
     for metric, values in run.columns.items():
         if metric in _NOT_MOVES or metric.startswith("alarm/"):
             continue
         if metric.startswith("perf/") and metric not in _MACHINE:
             continue
         z, before = np.full(len(values), np.nan), np.full(len(values), np.nan)
+        is_share = metric_table.describe(metric).form == "share"
         for rows in by_reward if metric.startswith(_BY_REWARD) else by_stage:
-            z[rows], before[rows] = _scores(values[rows], is_share=metric in shares)
+            z[rows], before[rows] = _scores(values[rows], is_share=is_share)
         found[metric] = z, before
     return found
 
@@ -108,7 +110,7 @@ def largest(
     found: dict[str, tuple[np.ndarray, np.ndarray]], row: int, count: int = 8
 ) -> list[tuple[str, float, float]]:
     """Metric, z and median before of what moved most at a row, first things first."""
-    order = [*figures.FIGURES]
+    order = [*metric_table.METRICS]
     place = lambda name: order.index(name) if name in order else len(order)
     rows = [(n, float(z[row]), float(m[row])) for n, (z, m) in found.items()]
     rows = [r for r in rows if np.isfinite(r[1]) and abs(r[1]) >= 3]
@@ -135,7 +137,7 @@ def _alarms(run: reading.Run) -> Iterator[Event]:
             continue
         kind = "skipped" if name == "skipped" else "alarm"
         for first, last in _stretches(values == 1, run):
-            known = figures.ALARMS.get(name)
+            known = alarms.ALARMS.get(name)
             steps = last - first + 1
             text = known.title if known else name
             text += f" for {steps} steps" if steps > 1 else ""
@@ -143,7 +145,7 @@ def _alarms(run: reading.Run) -> Iterator[Event]:
     if "alarm/skipped" not in run.columns:  # written before there were alarms
         skipped = run.columns.get("optim/skipped", np.zeros(0))
         for first, last in _stretches(skipped > 0, run):
-            text = figures.ALARMS["skipped"].title
+            text = alarms.ALARMS["skipped"].title
             yield _event(run, "skipped", "skipped", first, last, text)
 
 
@@ -175,8 +177,9 @@ def _changes(
         quiet_until = -1
         for row in np.flatnonzero(sharp).tolist():
             if row > quiet_until:
-                text = f"{figures.label(metric)} {_say(metric, before[row])} → "
-                by_row.setdefault(row, {})[metric] = text + _say(metric, values[row])
+                words = metric_table.describe(metric)
+                was, now = words.write(before[row]), words.write(values[row])
+                by_row.setdefault(row, {})[metric] = f"{words.label} {was} → {now}"
                 quiet_until = row + _QUIET
     for row, changed in by_row.items():
         texts = [*changed.values()]
@@ -184,14 +187,6 @@ def _changes(
         yield _event(
             run, "change", "", row, row, ", ".join(texts[:3]) + more, tuple(changed)
         )
-
-
-def _say(metric: str, value: float) -> str:
-    form = figures.FIGURES[metric].form
-    if form == "share":
-        return f"{100 * value:.0f} %"
-    text = f"{value:.1f}" if form == "count" else f"{value:.3g}"
-    return text.replace("-", "−")
 
 
 def _boundaries(run: reading.Run) -> Iterator[Event]:

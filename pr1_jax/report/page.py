@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax.report import differences, events, figures, history, reading, traces
+from pr1_jax.report import charts, differences, events, history, reading, traces
 from pr1_jax.system import files
+from pr1_jax.workdir import alarms, metric_table
 
 _FOLDER = pathlib.Path(__file__).parent / "assets"
 _SCRIPTS = (
@@ -193,7 +194,17 @@ def assemble(
     runs: Sequence[Mapping[str, Any]], config_rows: Sequence[tuple[str, ...]]
 ) -> bytes:
     """The page, of what `describe` returned for each run."""
-    data = figures.as_data() | {
+    names = {name for run in runs for name in run["values"]}
+    data = {
+        "metrics": {n: dataclasses.asdict(metric_table.describe(n)) for n in names},
+        "charts": [
+            {"group": group, "charts": [dataclasses.asdict(c) for c in found]}
+            for group, found in charts.CHARTS.items()
+        ],
+        "alarms": {
+            name: {"title": a.title, "means": a.means, "look": a.look}
+            for name, a in alarms.ALARMS.items()
+        },
         "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "runs": list(runs),
         "fields": list(config_rows),

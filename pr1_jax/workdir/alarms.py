@@ -5,14 +5,14 @@ when it begins. None of them stops a run but the one for gradients that stay non
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from absl import logging
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds of `config.alarms`. Shares are of 1; see `_RULES`."""
+    """Bounds of `config.alarms`. Shares are of 1; see `ALARMS`."""
 
     logp_gap: float  # of sampled and trained log-probs, outside later causal paths
     min_entropy: float  # nats a token
@@ -24,51 +24,94 @@ class Limits:
     max_skipped: int  # updates in a row with a non-finite gradient
 
 
-# Name: metric, whether its value is wrong, what to look at.
-_RULES = {
-    "logp_gap": (
+@dataclasses.dataclass(frozen=True)
+class Alarm:
+    """One alarm; its words stand in the log and in the report.
+
+    Attributes:
+      metric: that it watches.
+      rings: whether a value of the metric is wrong.
+      title: two or three words.
+      means: what is wrong, one sentence.
+      look: what to look at, and what to change.
+    """
+
+    metric: str
+    rings: Callable[[float, Limits], bool]
+    title: str
+    means: str
+    look: str
+
+
+ALARMS = {
+    "logp_gap": Alarm(
         "rollout/logp_gap_max",
         lambda x, limits: x > limits.logp_gap,
-        (
-            "the sampler and the trainer compute different policies; "
-            "try model.dtype=float32, and report it"
-        ),
+        "Log-prob gap",
+        "The sampler and the trainer give a token different log-probs, so the update "
+        "corrects a policy that did not write these responses.",
+        "Look at the gap's curve: a jump points at this step, a high start at "
+        "model.dtype. Try model.dtype=float32, and report it.",
     ),
-    "entropy_collapse": (
+    "entropy_collapse": Alarm(
         "policy/entropy",
         lambda x, limits: x < limits.min_entropy,
-        "the policy hardly explores; lower rl.lr, or add rl.kl_coef",
+        "Entropy collapse",
+        "The policy is nearly certain of every token: it samples the same response "
+        "again and again and has nothing left to compare.",
+        "Look whether the step's responses are copies of each other, and what the "
+        "reward did before. A lower rl.lr or some rl.kl_coef helps.",
     ),
-    "no_signal": (
+    "no_signal": Alarm(
         "rollout/degenerate_groups",
         lambda x, limits: x > limits.max_degenerate,
-        (
-            "rewards in a group are all equal, so that nothing is learned; take easier or "
-            "harder data.rl, a larger rl.group_size, or rl.dynamic_sampling"
-        ),
+        "No signal",
+        "In nearly every group all rewards are equal, so all advantages are 0 and "
+        "nothing is learned.",
+        "Look at accuracy: near 100 % the problems are too easy, near 0 % too hard. "
+        "Change data.rl, a larger rl.group_size, or rl.dynamic_sampling.",
     ),
-    "length_collapse": (
+    "length_collapse": Alarm(
         "rollout/total_tokens",
         lambda x, limits: x < limits.min_length,
-        "responses are nearly empty; look at rollouts/ and the reward",
+        "Length collapse",
+        "Responses are nearly empty: ending at once has come to pay, or nothing pays.",
+        "Read the responses of this step and the one before, in rollouts/, and compare "
+        "their rewards; look at reward.schedule.",
     ),
-    "no_blocks": (
+    "no_blocks": Alarm(
         "rollout/parallel_ratio",
         lambda x, limits: x < limits.min_parallel_ratio,
-        "hardly a response has a block; see reward.schedule, or train more SFT",
+        "No blocks",
+        "Hardly a response has a block: parallel thinking has died out, or was never "
+        "learned.",
+        "Look at the parallel ratio after SFT. More SFT helps, or a reward.schedule "
+        "with a bonus for blocks.",
     ),
-    "always_blocks": (
+    "always_blocks": Alarm(
         "rollout/parallel_ratio",
         lambda x, limits: x > limits.max_parallel_ratio,
-        "nearly every response has a block; see reward.schedule",
+        "Always blocks",
+        "Nearly every response has a block, also where none is of use.",
+        "Look at the accuracy of evaluations with blocks banned; see reward.schedule.",
     ),
-    "undecided": (
+    "undecided": Alarm(
         "rollout/undecided",
         lambda x, limits: x > limits.max_undecided,
-        "the verifier cannot decide; raise reward.timeout_sec, or look at the answers",
+        "Undecided",
+        "The verifier could not judge many answers; they count as not correct.",
+        "Filter the report's responses by 'undecided' and read the reasons; raise "
+        "reward.timeout_sec.",
+    ),
+    "skipped": Alarm(
+        "optim/skipped",
+        lambda x, limits: x > 0,
+        "Update skipped",
+        "A gradient was not finite, so an update was left out; the parameters stay.",
+        "Look at the gradient norm before it; the batch is in non_finite_*.npz. "
+        "Lower the learning rate.",
     ),
 }
-NAMES = (*_RULES, "skipped")
 
 
 class Alarms:
@@ -83,37 +126,26 @@ class Alarms:
         self, stage: str, step: int, metrics: Mapping[str, float]
     ) -> dict[str, float]:
         """Metrics `alarm/…` of a step; logs those that begin."""
-        wrong = {}
-        for name, (metric, is_wrong, advice) in _RULES.items():
-            if metric in metrics:
-                wrong[name] = is_wrong(metrics[metric], self._limits)
-                self._ring(name, wrong[name], stage, step, metric, metrics, advice)
         if "optim/skipped" in metrics:
-            skipped = metrics["optim/skipped"]
-            self.skipped = self.skipped + int(skipped) if skipped else 0
-            wrong["skipped"] = bool(skipped)
-            advice = "a non-finite gradient, the update was left out; lower the lr"
-            self._ring(
-                "skipped",
-                wrong["skipped"],
-                stage,
-                step,
-                "optim/skipped",
-                metrics,
-                advice,
-            )
-        return {f"alarm/{name}": float(value) for name, value in wrong.items()}
+            skipped = int(metrics["optim/skipped"])
+            self.skipped = self.skipped + skipped if skipped else 0
+        found = {}
+        for name, alarm in ALARMS.items():
+            if alarm.metric not in metrics:
+                continue
+            value = metrics[alarm.metric]
+            is_wrong = alarm.rings(value, self._limits)
+            if is_wrong and name not in self._ringing:
+                text = f"{alarm.metric}={value:.4g}; {alarm.means} {alarm.look}"
+                logging.warning("alarm %s: %s step %d: %s", name, stage, step, text)
+            if is_wrong:
+                self._ringing.add(name)
+            else:
+                self._ringing.discard(name)
+            found[f"alarm/{name}"] = float(is_wrong)
+        return found
 
     @property
     def is_lost(self) -> bool:
         """Whether so many updates in a row were skipped that going on is pointless."""
         return 0 < self._limits.max_skipped <= self.skipped
-
-    def _ring(self, name, is_wrong, stage, step, metric, metrics, advice) -> None:
-        if is_wrong and name not in self._ringing:
-            text = "alarm %s: %s step %d: %s=%.4g; %s"
-            value = metrics[metric]
-            logging.warning(text, name, stage, step, metric, value, advice)
-            self._ringing.add(name)
-        elif not is_wrong:
-            self._ringing.discard(name)

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 import rich.console
@@ -22,46 +22,27 @@ import rich.table
 import rich.text
 from absl import logging
 
+from pr1_jax.workdir import metric_table
+
 _PLAIN_INTERVAL_SEC = 2.0
 _STEP_TIMES = 31  # step times of which the median gives the time left
 _SPARK_WIDTH = 32
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def _small(value: float) -> str:
-    return f"{value:.1e}"
-
-
-def _count(value: float) -> str:
-    """12345.0 -> '12.3k'."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / min(size, 1e3 if letter == 'k' else size):.1f}{letter}"
-    return f"{value:.0f}"
-
-
-# Metric, label, format; in the order of display. Of two metrics with the same
-# label a stage has one.
-_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("loss/sft", "loss", _number),
-    ("reward/mean", "reward", _number),
-    ("rollout/accuracy", "accuracy", _percent),
-    ("eval/accuracy", "accuracy", _percent),
-    ("rollout/parallel_ratio", "parallel", _percent),
-    ("eval/parallel_ratio", "parallel", _percent),
-    ("coldstart/kept", "kept", _percent),
-    ("coldstart/traces", "traces", _count),
-    ("policy/entropy", "entropy", _number),
-    ("rollout/logp_gap_max", "logp gap", _small),
-    ("perf/tokens_per_sec", "tokens/s", _count),
+# In the order of display. Of two metrics with the same words a stage has one.
+_SHOWN = (
+    "loss/sft",
+    "reward/mean",
+    "rollout/accuracy",
+    "eval/accuracy",
+    "rollout/parallel_ratio",
+    "eval/parallel_ratio",
+    "coldstart/kept",
+    "coldstart/traces",
+    "policy/entropy",
+    "rollout/logp_gap_max",
+    "perf/tokens_per_sec",
 )
 
 
@@ -112,7 +93,7 @@ class Progress:
         self._total_steps = total_steps
         self._unit = unit
         self._step: int | None = None
-        self._history: dict[str, list[float]] = {name: [] for name, _, _ in _FIGURES}
+        self._history: dict[str, list[float]] = {name: [] for name in _SHOWN}
         self._step_times_sec: deque[float] = deque(maxlen=_STEP_TIMES)
         self._start_sec = self._update_sec = time.monotonic()
         self._printed_sec = -math.inf
@@ -182,11 +163,16 @@ class Progress:
             return text
         return f"{text}  {_clock(left)} left"
 
+    def _figures(self) -> Iterator[tuple[str, str, list[float]]]:
+        """Words, last value as text, and history of each metric that there is."""
+        for name in _SHOWN:
+            if history := list(self._history[name]):
+                metric = metric_table.describe(name)
+                yield metric.short, metric.write(history[-1]), history
+
     def _print_line(self) -> None:
         parts = [f"{self._stage}  {self._unit} {self._step}/{self._total_steps}"]
-        for name, label, text in _FIGURES:
-            if self._history[name]:
-                parts.append(f"{label} {text(self._history[name][-1])}")
+        parts += [f"{words} {text}" for words, text, _ in self._figures()]
         self.say("  ".join([*parts, self._clocks()]))
         self._printed_sec, self._printed_step = time.monotonic(), self._step
 
@@ -207,9 +193,6 @@ class Progress:
         figures.add_column(justify="right", min_width=8)
         figures.add_column(style="green")
         blocks = self._console.encoding.startswith("utf")
-        for name, label, text in _FIGURES:
-            history = list(self._history[name])
-            if history:
-                spark = _sparkline(history) if blocks else ""
-                figures.add_row(f"  {label}", text(history[-1]), spark)
+        for words, text, history in self._figures():
+            figures.add_row(f"  {words}", text, _sparkline(history) if blocks else "")
         return rich.console.Group(bar, figures)

@@ -16,7 +16,6 @@ from pr1_jax import rewards
 from pr1_jax.report import (
     differences,
     events,
-    figures,
     history,
     page,
     reading,
@@ -26,7 +25,7 @@ from pr1_jax.report import (
 )
 from pr1_jax.stages import checks
 from pr1_jax.system import files
-from pr1_jax.workdir import alarms, metrics
+from pr1_jax.workdir import metrics
 from tests.helpers import made_up_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -133,12 +132,6 @@ def test_windows_of_a_schedule():
     assert reading.windows({"reward": {"schedule": "of another time"}}, 3) == [
         (1, 3, "")
     ]
-
-
-def test_every_alarm_and_every_drawn_metric_has_words():
-    assert {*figures.ALARMS} == {*alarms.NAMES}
-    drawn = {m for charts in figures.CHARTS.values() for c in charts for m in c.metrics}
-    assert drawn <= {*figures.FIGURES}
 
 
 # --- Which responses ----------------------------------------------------------------

@@ -46,8 +46,8 @@ WRONG = [
 
 def test_all_is_quiet_and_every_alarm_is_tried():
     found = alarms.Alarms(LIMITS).check("rl", 1, FINE)
-    assert found == {f"alarm/{name}": 0.0 for name in alarms.NAMES}
-    assert {name for name, _, _ in WRONG} == {*alarms.NAMES}
+    assert found == {f"alarm/{name}": 0.0 for name in alarms.ALARMS}
+    assert {name for name, _, _ in WRONG} == {*alarms.ALARMS}
 
 
 @pytest.mark.parametrize("name, metric, value", WRONG)

@@ -338,12 +338,7 @@ function highlight(chart, at) {
   }
 }
 
-const SHORT = { "rollout/total_tokens": "tokens", "rollout/sequential_steps": "steps",
-  "rollout/logp_gap_max": "largest", "rollout/logp_gap_mean": "mean", "perf/step_sec": "step",
-  "perf/decode_sec": "decoding", "perf/update_sec": "update", "rollout/format_ok": "format",
-  "rollout/finished": "finished", "analysis/path_agreement": "paths",
-  "analysis/summary_follows_majority": "summary" };
-const short = (metric) => SHORT[metric] || figure(metric).label.toLowerCase();
+const short = (metric) => figure(metric).short || figure(metric).label.toLowerCase();
 
 // --- All charts --------------------------------------------------------------------
 
