@@ -34,16 +34,31 @@ make_venv() {
   "$python" -m venv --clear "$VENV"
 }
 
-# Installs each requirements file given, unless it is the same as last time.
+# Runs pip install, unless the last time was with the same: pip_install NAME CONTENT
+# ARGUMENTS... An environment that is a link is another checkout's, and stays as it is.
+pip_install() {
+  local stamp="$VENV/installed-$1" content=$2
+  shift 2
+  if [[ -L "$VENV" || (-f "$stamp" && "$(<"$stamp")" == "$content") ]]; then
+    return
+  fi
+  echo "Installing ${*: -1} (the first time takes a minute or two)"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  printf '%s\n' "$content" >"$stamp"
+}
+
+# Installs this package, to be edited in place, with extras: install_package "[test]"
+install_package() {
+  local extras=${1:-}
+  pip_install "package$extras" \
+    "$(cat setup.py requirements.txt && sed '/no matter to an installation/,$d' pyproject.toml)" \
+    --editable ".$extras"
+}
+
+# Installs requirements files.
 install() {
-  local file stamp
+  local file
   for file in "$@"; do
-    stamp="$VENV/installed-${file//\//-}"
-    if [[ -f "$stamp" && "$(<"$stamp")" == "$(<"$file")" ]]; then
-      continue
-    fi
-    echo "Installing $file (the first time takes a minute or two)"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
-    cp "$file" "$stamp"
+    pip_install "${file//\//-}" "$(<"$file")" --requirement "$file"
   done
 }

@@ -41,10 +41,7 @@ do_setup() {
     PYTHON=$(python3 -m uv python find 3.12)
   fi
   make_venv
-  install requirements.txt
-  if [[ $accelerator != cpu ]]; then
-    install "launch/requirements-$accelerator.txt"
-  fi
+  install_package "$([[ $accelerator == cpu ]] || echo "[$accelerator]")"
   [[ -z $stamp ]] || echo "$stamp" >"$VENV/checkout"
 }
 

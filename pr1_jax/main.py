@@ -1,7 +1,6 @@
 """Command line: `python -m pr1_jax.main --config=configs/rl_alternating.py`."""
 
 import contextlib
-import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -85,4 +84,4 @@ def _explained(workdir: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    cli.run(main, functools.partial(cli.parse_config, config=_CONFIG))
+    cli.run(main, config=_CONFIG)

@@ -1,4 +1,4 @@
-"""What a config needs on accelerators that are not there: `python -m pr1_jax.plan`.
+r"""What a config needs on accelerators that are not there: `python -m pr1_jax.plan`.
 
     python -m pr1_jax.plan --config=configs/rl_alternating.py:qwen3_4b \
         --topology=v5e:4x4
@@ -10,7 +10,6 @@ arithmetic. The exit code is 0 where the config fits, 1 where it does
 not, 2 for a mistake.
 """
 
-import functools
 import json
 import os
 import sys
@@ -78,4 +77,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, functools.partial(cli.parse_config, config=_CONFIG))
+    cli.run(main, config=_CONFIG)

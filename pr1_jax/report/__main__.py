@@ -33,12 +33,5 @@ def main(argv: list[str]) -> None:
     print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        cli.stop(error)
-
-
 if __name__ == "__main__":
-    cli.run(main, _parse_flags)
+    cli.run(main, most_arguments=None)

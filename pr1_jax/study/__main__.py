@@ -1,4 +1,4 @@
-"""The paper's claims in miniature: `python -m pr1_jax.study --out=runs/study`.
+r"""The paper's claims in miniature: `python -m pr1_jax.study --out=runs/study`.
 
 Trains every cell of `cells.py` at every seed, one a CPU core at a time, and says of each
 claim whether it holds here. What is finished is not run again: the same command goes on.

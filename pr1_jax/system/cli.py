@@ -1,5 +1,11 @@
-"""What the commands of this package share: a mistake is one line and exit code 2."""
+"""What the commands of this package share: a mistake is one line and exit code 2.
 
+`--help` prints the command's own docstring and flags, and exits with 0. A config may be
+a file of ours (`configs/`), which is found from any folder.
+"""
+
+import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -8,18 +14,53 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 
+def run(
+    main: Callable[[list[str]], None],
+    *,
+    config: flags.FlagHolder | None = None,
+    most_arguments: int | None = 0,
+) -> None:
+    """Runs a command's `main(argv)`.
+
+    Args:
+      config: the flag that names a config file, if the command has one; it is needed.
+      most_arguments: how many arguments that are no flags it takes; None = any number.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        if {"-h", "-help", "--help", "--helpshort"} & {*argv[1:]}:
+            _print_help()
+            sys.exit(0)
+        if config is not None:
+            return parse_config(argv, config)
+        return parse_flags(argv, most_arguments)
+
+    logging.set_verbosity(logging.WARNING)  # orbax says much at INFO
+    app.run(main, flags_parser=parse)
+
+
 def stop(error: object) -> NoReturn:
     """Ends the command with one line on standard error."""
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     sys.exit(2)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; stops at a wrong one, and at arguments that are none."""
+def require(given: Sequence[flags.FlagHolder]) -> None:
+    """Stops unless all of these flags have values."""
+    for flag in given:
+        if not flag.value:
+            stop(f"--{flag.name} is missing")
+
+
+def parse_flags(argv: list[str], most_arguments: int | None = 0) -> list[str]:
+    """Parses flags; returns the program's name and the arguments that are no flags.
+
+    Stops at a wrong flag, and at more arguments than `most_arguments`.
+    """
     if nameless := [arg for arg in argv if arg.lstrip("-").startswith("config.=")]:
         stop(f"{nameless[0][:60]}: the name of a field of the config is missing")
     try:
-        positional = flags.FLAGS(argv)
+        program, *arguments = flags.FLAGS(argv)
     except flags.Error as error:
         # A config file that fails comes with its whole traceback.
         text, _, trace = str(error).partition("Traceback")
@@ -28,24 +69,68 @@ def parse_flags(argv: list[str]) -> list[str]:
         stop(error)
     except SyntaxError as error:
         stop(f"{error.filename} is not a config file, which is Python: {error}")
-    if positional[1:]:
-        stop(f"unexpected arguments: {positional[1:]}")
-    return positional
+    if most_arguments is not None and len(arguments) > most_arguments:
+        stop(f"unexpected arguments: {arguments[most_arguments:]}")
+    return [program, *arguments]
 
 
 def parse_config(argv: list[str], config: flags.FlagHolder) -> list[str]:
     """Parses flags, of which `config` names a config file and overrides its fields."""
+    argv = _with_config_paths(argv, config.name)
     try:
-        positional = parse_flags(argv)
-        found = config.value
-        _ = found is None or found.name  # a file that is missing is noticed here
+        rest = parse_flags(argv)
+        chosen = config.value
+        _ = chosen is None or chosen.name  # a file that cannot be read is noticed here
     except (AttributeError, KeyError) as error:
         stop(_unknown_field(argv, error))
     except (TypeError, ValueError, OSError) as error:
         stop(error)
-    if found is None:
+    if chosen is None:
         stop(f"--{config.name} is missing, e.g. --config=configs/rl_alternating.py")
-    return positional
+    return rest
+
+
+def config_folder() -> pathlib.Path:
+    """The folder of our configs: in an installed package, or beside it in a checkout."""
+    package = pathlib.Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def config_path(given: str) -> str:
+    """The path of a config, `path.py` or `path.py:VARIANT`, or of ours of that name.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    path, colon, variant = given.partition(":")
+    if os.path.isfile(path):
+        return given
+    folder = config_folder()
+    name = path.removeprefix("configs/").removesuffix(".py")
+    ours = {file.stem: file for file in sorted(folder.glob("*.py"))}
+    if name not in ours:
+        raise ValueError(
+            f"{path}: no such file; those of {folder} are {', '.join(ours)}"
+        )
+    return f"{ours[name]}{colon}{variant}"
+
+
+def _with_config_paths(argv: Sequence[str], flag: str) -> list[str]:
+    """Arguments in which the value of --`flag` is a path; stops where there is none."""
+    argv = list(argv)
+    for i, (name, *value) in enumerate(arg.split("=", 1) for arg in argv):
+        if name not in (f"-{flag}", f"--{flag}") or argv[i:] == [name]:
+            continue
+        try:
+            path = config_path(value[0] if value else argv[i + 1])
+        except ValueError as error:
+            stop(f"--{flag}={error}")
+        if value:
+            argv[i] = f"{name}={path}"
+        else:
+            argv[i + 1] = path
+    return argv
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
@@ -59,17 +144,8 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
     return f"{' '.join(named)}: not a field of the config. {hint}"
 
 
-def require(given: Sequence[flags.FlagHolder]) -> None:
-    """Stops unless all of these flags have values."""
-    for flag in given:
-        if not flag.value:
-            stop(f"--{flag.name} is missing")
-
-
-def run(
-    main: Callable[[list[str]], None],
-    parse: Callable[[list[str]], list[str]] = parse_flags,
-) -> None:
-    """Runs a command's `main(argv)`."""
-    logging.set_verbosity(logging.WARNING)  # orbax says much at INFO
-    app.run(main, flags_parser=parse)
+def _print_help() -> None:
+    """Prints what the command says of itself, then its own flags."""
+    about = (sys.modules["__main__"].__doc__ or "").strip()
+    own_flags = flags.FLAGS.main_module_help().strip().partition("\n")[2]
+    print(f"{about}\n\nFlags:\n{own_flags}")

@@ -31,8 +31,8 @@ class World:
         self.started = []
         self.root.mkdir()
         shutil.copytree(ROOT / "launch", self.checkout / "launch")
-        shutil.copy(ROOT / "requirements.txt", self.checkout)
-        shutil.copy(ROOT / ".gitignore", self.checkout)
+        for name in ("pyproject.toml", "setup.py", "requirements.txt", ".gitignore"):
+            shutil.copy(ROOT / name, self.checkout)
         self.git("init", "--quiet")
         self.git("add", "--all")
         stand_ins.install(tmp_path / "bin")

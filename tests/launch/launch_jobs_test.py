@@ -86,8 +86,8 @@ def test_setup_gets_a_newer_python_where_there_is_none(world, tmp_path):
         path.chmod(0o755)
     world.run("host.sh", "setup", "gpu", "abc")
     assert (world.checkout / ".venv" / "checkout").read_text() == "abc\n"
-    installed = [call[-1] for call in world.calls("python", "install", "-r")]
-    assert installed == ["requirements.txt", "launch/requirements-gpu.txt"]
+    installed = [call[-1] for call in world.calls("python", "install")]
+    assert installed == [".[gpu]"]
     calls = (world.root / "python3").read_text()
     assert "pip install --quiet --user uv" in calls and "uv python install" in calls
     world.run("host.sh", "setup", "gpu", "abc")

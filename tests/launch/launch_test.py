@@ -49,7 +49,7 @@ TPU_CALL = ["gcloud", "compute", "tpus"]
 def test_shellcheck():
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     command = shutil.which("shellcheck", path=path)
-    assert command, "pip install -r tests/requirements.txt"
+    assert command, "pip install -e '.[test]'"
     scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/**/*.sh"), ROOT / ".ci/run"]
     assert len(scripts) > 9
     done = subprocess.run(
@@ -199,7 +199,7 @@ def test_install_only_what_changed(world):
     world.run("tpu_vm.sh", "install", *TPU, "--ssh-flags=--internal-ip")
     assert len(world.calls("scp")) == 1
     assert "--internal-ip" in world.calls("scp")[0]
-    assert world.calls("python", "install", "launch/requirements-tpu.txt")
+    assert world.calls("python", "install", ".[tpu]")
     world.run("tpu_vm.sh", "install", *TPU)
     assert len(world.calls("scp")) == 1
     # An edit that is not committed goes along, a file that is gone goes away.
@@ -297,7 +297,7 @@ def test_ssh_joins_the_hosts(world):
     assert sorted(world.programs()) == [
         [*joined, f"--process_id={i}", *PROGRAM] for i in range(2)
     ]
-    assert not world.calls("launch/requirements-gpu.txt")  # --accelerator=cpu
+    assert {call[-1] for call in world.calls("install")} == {"."}  # --accelerator=cpu
     hosts = world.checkout / "hosts"
     hosts.write_text("# first\n me@two \n\none # last\n")
     flags = [f"--hosts-file={hosts}", "--coordinator=10.0.0.2:99"]

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
 
 make_venv
-install requirements.txt tests/requirements.txt
+install_package "[test]"
 packages=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # The fuzzer has an environment of its own, which finds the project's packages too.
 export PYTHON=$PWD/$VENV/bin/python

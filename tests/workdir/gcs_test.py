@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def bucket():
     """A bucket on this machine; the address is read when a bucket is first used."""
-    reason = "pip install -r tests/requirements.txt"
+    reason = "pip install -e '.[test]'"
     server = pytest.importorskip("gcp_storage_emulator.server", reason=reason)
     pytest.importorskip("gcsfs", reason=reason)
     with socket.socket() as free:
