@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
     del argv
     import rich.console  # these after the flags: JAX is slow to import
 
-    from pr1_jax.bench import limits, report, shapes, suites
+    from pr1_jax.bench import limits, shapes, suites
     from pr1_jax.model.backend import KERNELS
 
     _check_names(_SUITE, _SUITE.value, ("all", *suites.SUITES))
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     asked = set(_SUITE.value)
     names = [name for name in suites.SUITES if asked & {name, "all"}]
     console = rich.console.Console(width=None if sys.stdout.isatty() else 200)
-    show = lambda table: console.print(report.terminal(table))
+    show = lambda table: console.print(table.terminal())
     found = suites.run(bench, names, out=folder, show=None if _JSON.value else show)
     if _JSON.value:
         print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))

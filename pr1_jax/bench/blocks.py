@@ -149,9 +149,6 @@ def refill(bench: Bench) -> list[Table]:
     for count in sizes.refill_responses:
         run = runs[str(count)]
         found = run.figures[-1]
-        per_token = timing.Spread(
-            tuple(1e6 * f["sec"] / f["tokens"] for f in run.figures)
-        )
         table.append(
             {
                 "responses": count,
@@ -160,7 +157,7 @@ def refill(bench: Bench) -> list[Table]:
                 "tokens": found["tokens"],
                 "steps": found["decode_steps"],
                 "seconds": run.sec,
-                "µs per token": per_token,
+                "µs per token": run.sec.over(run["tokens"]).times(1e6),
             }
         )
     title = f"Real lengths, 2 paths, {G} responses a prompt"

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from pr1_jax.bench import limits, timing
+from pr1_jax.bench import timing
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.sampling import plain_sampler, work
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.bench.update import Chain, figures, measure
+from pr1_jax.model import costs
 
 _TOP = 12  # operations that are named
 _CONTAINERS = ("while", "call", "conditional")  # their time is that of what they hold
@@ -37,7 +38,7 @@ def _batches(bench: Bench) -> Table:
     table = []
     for rows in sizes.batches:
         run, half = runs[str(rows)], tokens // 2
-        cost = limits.step_cost(bench.config, rows=rows, prompt=prompt, response=half)
+        cost = costs.decode_step(bench.config, rows=rows, prompt=prompt, response=half)
         limit_ms = 1e3 * cost.seconds(bench.limits)
         bytes_ms = 1e3 * cost.bytes / bench.limits.bytes_per_sec
         table.append(
@@ -82,9 +83,9 @@ def _operations(bench: Bench) -> Table:
         with jax.profiler.trace(folder):
             call()
         events = read_trace(Path(folder))
-    costs = operation_costs(events)
-    total = sum(sec for sec, _ in costs.values()) or 1.0
-    top = sorted(costs.items(), key=lambda item: -item[1][0])[:_TOP]
+    spent = operation_costs(events)
+    total = sum(sec for sec, _ in spent.values()) or 1.0
+    top = sorted(spent.items(), key=lambda item: -item[1][0])[:_TOP]
     table = [
         {
             "operation": name,

@@ -7,11 +7,14 @@ import statistics
 import jax
 import numpy as np
 
-from pr1_jax.bench import limits, plans, timing
+from pr1_jax.bench import plans
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.report import Table
 from pr1_jax.bench.sampling import KEY
 from pr1_jax.bench.shapes import Bench
+from pr1_jax.bench.timing import ChunkClock
+from pr1_jax.model import costs
+from pr1_jax.system.tables import Spread
 
 _BEGIN = 4  # tokens before a block
 _NOTE = (
@@ -57,7 +60,7 @@ class _Mix:
         """Limit of a step half way."""
         outside, inside = (bench.sizes.prompt_tokens + n for n in self.slots)
         others = self.rows - self.inside
-        cost = limits.forward_cost(
+        cost = costs.forward(
             bench.config,
             tokens=self.live,
             pairs=others * outside + self.inside * self.paths * inside,
@@ -93,7 +96,7 @@ def steps(bench: Bench) -> list[dict[str, object]]:
                 found[name].append(step_ms)
 
     table = []
-    spreads = {name: timing.Spread(tuple(step_ms)) for name, step_ms in found.items()}
+    spreads = {name: Spread(tuple(step_ms)) for name, step_ms in found.items()}
     for (buckets, mix), spread in spreads.items():
         limit_ms = 1e3 * mix.seconds(bench)
         share = mix.inside / rows
@@ -128,7 +131,7 @@ def _works(bench: Bench, lane_buckets, mixes, room: int) -> dict:
         rows=bench.sizes.rows,
         num_paths=mixes[0].paths,
         changes={"max_response_tokens": room},
-        kind=timing.ChunkClock,
+        kind=ChunkClock,
         lane_buckets=lane_buckets,
         steps_per_chunk=bench.sizes.lane_steps_per_chunk,
     )

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from pr1_jax.bench import limits, plans, timing
+from pr1_jax.bench import plans, timing
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
+from pr1_jax.model import costs
 from pr1_jax.sampler.cache import empty
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.settings import Settings
@@ -61,9 +62,9 @@ def sampling(bench: Bench) -> list[Table]:
     programs = with_compiles.count - before
     with_compiles.stop()
 
-    prefill = limits.prefill_cost(config, rows=rows, tokens=prompt)
+    prefill = costs.prefill(config, rows=rows, tokens=prompt)
     prefill_sec = prefill.seconds(bench.limits)
-    decode_sec = limits.decode_seconds(
+    decode_sec = costs.decode_seconds(
         config, bench.limits, rows=rows, prompt=prompt, tokens=response
     )
     tokens = rows * response
@@ -109,15 +110,12 @@ def _swept(
     rows = []
     for value, (_, limit_ms, lanes) in points.items():
         run = runs[str(value)]
-        per_token = timing.Spread(
-            tuple(1e6 * f["decode_sec"] / f["tokens"] for f in run.figures)
-        )
         row = {
             column: value,
             "ms per step": run["step_ms"],
             "limit ms per step": limit_ms,
             "share of limit": run["step_ms"].rate(limit_ms),
-            "µs per token": per_token,
+            "µs per token": run["decode_sec"].over(run["tokens"]).times(1e6),
             "limit µs per token": 1e3 * limit_ms / lanes,
         }
         rows.append(row)
@@ -146,7 +144,7 @@ def _plain_point(bench: Bench, rows: int, prompt: int, response: int):
 
 
 def _limit_ms(bench: Bench, rows: int, prompt: int, tokens: int) -> float:
-    seconds = limits.decode_seconds(
+    seconds = costs.decode_seconds(
         bench.config, bench.limits, rows=rows, prompt=prompt, tokens=tokens
     )
     return 1e3 * seconds / tokens
@@ -167,7 +165,7 @@ def _paths_point(bench: Bench, num_paths: int):
     )
     call = work(bench, sampler, bench.prompts([plan.prompt] * rows))
     steps = (
-        limits.step_cost(
+        costs.decode_step(
             bench.config,
             rows=rows,
             prompt=plan.prompt,

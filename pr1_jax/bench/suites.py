@@ -10,14 +10,29 @@ from typing import Any
 
 import jax
 
-from pr1_jax.bench import blocks, decode_limits, lanes, limits, report, sampling
+from pr1_jax.bench import blocks, decode_limits, lanes, report, sampling
 from pr1_jax.bench.report import Table
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.bench.update import update
 from pr1_jax.system import files
 
+
+def _limits(bench: Bench) -> list[Table]:
+    """The peaks that all shares are of."""
+    found = bench.limits
+    products = [
+        {"size": size, "GFLOP/s": rate / 1e9} for size, rate in found.matmuls.items()
+    ]
+    reads = [{"way": way, "GB/s": rate / 1e9} for way, rate in found.reads.items()]
+    note = "The best of each is the limit that everything else is a share of."
+    return [
+        Table(f"Square matrix products, {bench.config.dtype}", products),
+        Table("Reading a large array", reads, note),
+    ]
+
+
 SUITES: dict[str, Callable[[Bench], list[Table]]] = {
-    "limits": limits.suite,
+    "limits": _limits,
     "sampling": sampling.sampling,
     "update": update,
     "blocks": blocks.blocks,

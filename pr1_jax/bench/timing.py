@@ -1,38 +1,13 @@
 """Repeated timings: what is compared takes turns, after one call of each to warm up."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Mapping
 
 import jax
 
 from pr1_jax.sampler.sampler import Sampler
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """One figure of several repeats."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """What stands for them all."""
-        return statistics.median(self.values)
-
-    def times(self, factor: float) -> "Spread":
-        """In another unit."""
-        return Spread(tuple(value * factor for value in self.values))
-
-    def rate(self, amount: float) -> "Spread":
-        """Seconds to `amount` a second."""
-        return Spread(tuple(amount / value for value in self.values))
-
-    def over(self, other: "Spread") -> "Spread":
-        """Ratios to another's, repeat by repeat: of what took turns."""
-        pairs = zip(self.values, other.values, strict=True)
-        return Spread(tuple(value / base for value, base in pairs))
+from pr1_jax.system.tables import Spread
 
 
 @dataclasses.dataclass

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pr1_jax.bench import limits, shapes, timing
+from pr1_jax.bench import shapes, timing
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
+from pr1_jax.model import costs
 from pr1_jax.model.backend import with_kernels
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.sampler.settings import Vocab
@@ -174,7 +175,7 @@ def measure(bench: Bench, chain: Chain, **sizes: Any) -> tuple[Update, timing.Wo
 def figures(bench: Bench, update: Update, run: timing.Runs) -> dict[str, Any]:
     """Columns of a table that all updates have."""
     assert not any(f["skipped"] for f in run.figures), "an update was not finite"
-    flops = limits.update_flops(
+    flops = costs.update_flops(
         bench.config,
         rows=update.rows,
         tokens=update.tokens,

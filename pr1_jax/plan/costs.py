@@ -1,9 +1,9 @@
 """What an RL step costs at the least: FLOPs, bytes and seconds at a device's peaks.
 
-FLOPs are counted as in `bench.limits`: matrix products, and attention over visible
-pairs. Seconds are of whichever takes longer, computing or reading memory, with all
-devices busy; what goes over the links between devices stands apart, since it may or
-may not overlap. Blocks are taken to cost what plain text of the same length does.
+FLOPs are counted by `model.costs`. Seconds are of whichever takes longer, computing or
+reading memory, with all devices busy; what goes over the links between devices stands
+apart, since it may or may not overlap. Blocks are taken to cost what plain text of the
+same length does.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from pr1_jax.bench import limits
+from pr1_jax.model import costs as model_costs
 from pr1_jax.plan import memory
 from pr1_jax.plan.hardware import Hardware
 from pr1_jax.plan.programs import (
@@ -113,15 +113,14 @@ def responses(experiment: Experiment) -> int:
 
 def _weight_bytes(experiment: Experiment, *, logits: bool = True) -> float:
     """Of the weights that one device reads for a forward pass."""
-    c = experiment.model
-    numbers = limits.layer_weights(c) + logits * limits.head_weights(c)
-    return numbers * jnp.dtype(c.dtype).itemsize / experiment.mesh.shape["tensor"]
+    whole = model_costs.weight_bytes(experiment.model, logits=logits)
+    return whole / experiment.mesh.shape["tensor"]
 
 
 def _prefill(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
     config, shape = experiment.config, sampling_shape(experiment)
     prompts, T = config.rl.prompts_per_step, lengths.prompt_tokens
-    cost = limits.prefill_cost(experiment.model, rows=1, tokens=T)
+    cost = model_costs.prefill(experiment.model, rows=1, tokens=T)
     calls = math.ceil(prompts / (shape.shards * shape.prompts_per_prefill))
     written = memory.cache_bytes(experiment, math.ceil(prompts / shape.shards), T)
     bytes_ = calls * _weight_bytes(experiment, logits=False) + written
@@ -136,7 +135,7 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     config, shape = experiment.config, sampling_shape(experiment)
     all_rows, group = shape.rows * shape.shards, config.rl.group_size
     half, prompt = lengths.response_tokens // 2, lengths.prompt_tokens
-    cost = limits.step_cost(
+    cost = model_costs.decode_step(
         experiment.model, rows=all_rows, prompt=prompt, response=half
     )
     steps = responses(experiment) / all_rows * lengths.response_tokens
@@ -149,7 +148,7 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
 def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
     """Three forward passes, four with remat; the state is read and written once."""
     rows = responses(experiment)
-    flops = limits.update_flops(
+    flops = model_costs.update_flops(
         experiment.model,
         rows=rows,
         tokens=lengths.update_tokens,

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pr1_jax.model import costs
 from pr1_jax.plan.hardware import GIB
 from pr1_jax.plan.programs import (
     abstract_batch,
@@ -163,9 +164,8 @@ def update_moment(experiment: Experiment, program: Program) -> Moment:
 def cache_bytes(experiment: Experiment, rows: int, tokens: int) -> int:
     """Keys and values of so many rows and tokens on one device."""
     c, tensor = experiment.model, experiment.mesh.shape["tensor"]
-    heads = c.num_kv_heads // (tensor if c.num_kv_heads % tensor == 0 else 1)
-    numbers = 2 * c.num_layers * heads * c.head_dim * rows * tokens
-    return numbers * jnp.dtype(c.dtype).itemsize
+    shards = tensor if c.num_kv_heads % tensor == 0 else 1
+    return costs.cache_bytes(c, rows * tokens) // shards
 
 
 def prefill_arguments(experiment: Experiment) -> int:

@@ -3,11 +3,11 @@
 import rich.console
 import rich.text
 
-from pr1_jax.bench.report import Table, terminal
 from pr1_jax.model.params import param_count
 from pr1_jax.plan import costs
 from pr1_jax.plan.hardware import GIB
 from pr1_jax.plan.planning import Plan
+from pr1_jax.system.tables import Table
 
 
 def show(plan: Plan) -> rich.console.Group:
@@ -21,10 +21,10 @@ def show(plan: Plan) -> rich.console.Group:
         f"{count / 1e9:.3g} billion parameters"
     )
     parts = [rich.text.Text(title + "\n", style="bold")]
-    parts += [terminal(memory_table(plan)), verdict(plan)]
-    parts += [terminal(work_table(plan))]
+    parts += [memory_table(plan).terminal(), verdict(plan)]
+    parts.append(work_table(plan).terminal())
     if plan.traffic:
-        parts.append(terminal(traffic_table(plan)))
+        parts.append(traffic_table(plan).terminal())
     notes = "".join(f"* {line}\n" for line in plan.assumptions)
     return rich.console.Group(*parts, rich.text.Text(notes, style="dim"))
 

@@ -27,10 +27,12 @@ from pr1_jax.bench import (
 )
 from pr1_jax.bench.published import request_programs, requests
 from pr1_jax.kernels import attention
+from pr1_jax.model import costs
 from pr1_jax.model.backend import with_kernels
 from pr1_jax.model.forward import forward as forward_forward
 from pr1_jax.model.forward import logits as forward_logits
 from pr1_jax.sampler.settings import END_PATH, END_SUMMARY, EOS, PARALLEL, SUMMARY_OPEN
+from pr1_jax.system import tables
 
 CONFIG = shapes.SHAPES["tiny"].model
 KEY = jax.random.key(3)
@@ -159,41 +161,41 @@ def largest_gap(tokens, laid_out, logps, compared):
 def test_costs_by_hand():
     layer, names = BENCH.params["layer_0"], ("q", "k", "v", "o", "gate", "up", "down")
     weights = sum(layer[name]["kernel"].size for name in names)
-    assert limits.layer_weights(CONFIG) == weights == 1920
-    assert limits.head_weights(CONFIG) == BENCH.params["embedding"].size == 1024
-    cost = limits.forward_cost(CONFIG, tokens=3, pairs=6, cached=5, logits=2)
+    assert costs.layer_weights(CONFIG) == weights == 1920
+    assert costs.head_weights(CONFIG) == BENCH.params["embedding"].size == 1024
+    cost = costs.forward(CONFIG, tokens=3, pairs=6, cached=5, logits=2)
     assert cost.flops == 2 * 1920 * 3 + 4 * (2 * 8) * 6 + 2 * 1024 * 2
     assert cost.bytes == 4 * (1920 + 1024 + 2 * (1 * 8) * 5)
-    bare = limits.forward_cost(CONFIG, tokens=1, pairs=0, cached=0, logits=0)
-    assert bare == limits.Cost(2 * 1920, 4 * 1920)  # no logits: the head is not read
+    bare = costs.forward(CONFIG, tokens=1, pairs=0, cached=0, logits=0)
+    assert bare == costs.Cost(2 * 1920, 4 * 1920)  # no logits: the head is not read
     half = dataclasses.replace(CONFIG, dtype="bfloat16", num_layers=3)
-    cost = limits.forward_cost(half, tokens=1, pairs=1, cached=1, logits=1)
+    cost = costs.forward(half, tokens=1, pairs=1, cached=1, logits=1)
     assert cost.flops == 3 * (2 * 1920 + 4 * 16) + 2 * 1024
     assert cost.bytes == 2 * (3 * (1920 + 2 * 8) + 1024)
 
 
 def test_costs_of_steps_prompts_and_updates_by_hand():
-    forward = functools.partial(limits.forward_cost, CONFIG)
-    step = limits.step_cost(CONFIG, rows=4, prompt=5, response=2, lanes=3)
+    forward = functools.partial(costs.forward, CONFIG)
+    step = costs.decode_step(CONFIG, rows=4, prompt=5, response=2, lanes=3)
     assert step == forward(tokens=12, pairs=12 * 7, cached=4 * 7, logits=12)
-    prompt = limits.prefill_cost(CONFIG, rows=2, tokens=3)
+    prompt = costs.prefill(CONFIG, rows=2, tokens=3)
     assert prompt == forward(tokens=6, pairs=2 * (1 + 2 + 3), cached=0, logits=0)
-    flops = limits.update_flops(CONFIG, rows=2, tokens=3, trained=2)
+    flops = costs.update_flops(CONFIG, rows=2, tokens=3, trained=2)
     assert flops == 6 * (6 * 1920 + 4 * 1024) + 3 * 4 * 16 * 2 * (1 + 2 + 3)
-    flops = limits.update_flops(CONFIG, rows=4, tokens=3, trained=1, group_rows=2)
+    flops = costs.update_flops(CONFIG, rows=4, tokens=3, trained=1, group_rows=2)
     pairs = 2 * (1 + 2) + 4 * 3  # of two prompts, and of four responses to them
     assert flops == 6 * ((2 * 2 + 4) * 1920 + 4 * 1024) + 3 * 4 * 16 * pairs
 
 
 def test_the_limit_is_the_slower_of_both_at_every_step():
-    cost = limits.Cost(flops=30.0, bytes=8.0)
+    cost = costs.Cost(flops=30.0, bytes=8.0)
     assert cost.seconds(limits.Limits(10.0, 4.0)) == 3.0
     assert cost.seconds(limits.Limits(30.0, 2.0)) == 4.0
-    seconds = limits.decode_seconds(
+    seconds = costs.decode_seconds(
         CONFIG, limits.Limits(1e9, 1e6), rows=2, prompt=5, tokens=2
     )
-    costs = [limits.step_cost(CONFIG, rows=2, prompt=5, response=n) for n in (0, 1)]
-    assert seconds == pytest.approx(sum(cost.bytes for cost in costs) / 1e6)
+    steps = [costs.decode_step(CONFIG, rows=2, prompt=5, response=n) for n in (0, 1)]
+    assert seconds == pytest.approx(sum(step.bytes for step in steps) / 1e6)
 
 
 def test_a_plan_by_hand():
@@ -316,7 +318,7 @@ def test_every_suite_runs(name, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == found
     text = (tmp_path / "results.md").read_text()
     for table in shown:
-        report.terminal(table)
+        table.terminal()
         assert table.rows and table.title in text
     assert (tmp_path / f"{name}.png").exists() == any(table.plot for table in shown)
     if name == "blocks":
@@ -357,7 +359,7 @@ def test_a_mix_of_rows_by_hand():
     assert block.paths == ((10, 10, 10),) and len(others) == 3
     assert {plan.tokens for plan in others} == {4 + 10}
     P = BENCH.sizes.prompt_tokens
-    cost = limits.forward_cost(
+    cost = costs.forward(
         BENCH.config,
         tokens=6,
         pairs=3 * (P + 9) + 3 * (P + 19),
@@ -371,10 +373,10 @@ def test_a_sweep_has_a_point_for_each_value(tmp_path):
     names = [field.name for field in dataclasses.fields(BENCH.sizes)]
     none = {name: () for name in names if name.endswith(("ties", "lengths"))}
     sizes = dataclasses.replace(BENCH.sizes, path_counts=(), row_counts=(2, 4), **none)
-    tables = sampling.sweeps(dataclasses.replace(BENCH, sizes=sizes))
-    assert [len(table.rows) for table in tables] == [0, 0, 0, 0, 2, 0]
-    assert [row["rows"] for row in tables[4].rows] == [2, 4]
-    report.draw(tmp_path, "sweeps", tables)
+    made = sampling.sweeps(dataclasses.replace(BENCH, sizes=sizes))
+    assert [len(table.rows) for table in made] == [0, 0, 0, 0, 2, 0]
+    assert [row["rows"] for row in made[4].rows] == [2, 4]
+    report.draw(tmp_path, "sweeps", made)
     assert (tmp_path / "sweeps.png").exists()
 
 
@@ -391,16 +393,16 @@ def test_one_that_fails_is_told_and_others_run(tmp_path, monkeypatch, capsys):
 
 
 def test_cells():
-    spread = timing.Spread((0.25, 0.2, 0.5))
-    assert report.cell("seconds", spread) == "0.25 (0.2–0.5)"
-    assert report.cell("share of limit", spread) == "25 (20–50) %"
-    assert report.cell("tokens", 12345) == "12,345"
-    assert report.cell("MFU", 0.123456) == "12.3 %"
-    assert report.cell("ms", None) == ""
-    assert report.cell("ratio", timing.Spread((1.0, 1.0))) == "1"
+    spread = tables.Spread((0.25, 0.2, 0.5))
+    assert tables.cell("seconds", spread) == "0.25 (0.2–0.5)"
+    assert tables.cell("share of limit", spread) == "25 (20–50) %"
+    assert tables.cell("tokens", 12345) == "12,345"
+    assert tables.cell("MFU", 0.123456) == "12.3 %"
+    assert tables.cell("ms", None) == ""
+    assert tables.cell("ratio", tables.Spread((1.0, 1.0))) == "1"
     assert spread.rate(1.0).median == 4.0
     # Of each turn, not of the medians.
-    assert spread.over(timing.Spread((0.5, 0.1, 0.1))).values == (0.5, 2.0, 5.0)
+    assert spread.over(tables.Spread((0.5, 0.1, 0.1))).values == (0.5, 2.0, 5.0)
 
 
 def test_compared_work_takes_turns():
@@ -424,15 +426,15 @@ def _ran(pid, tid, ts, dur, op):
 def test_costs_of_operations_are_of_devices_and_count_once():
     host = [_ran(1, 1, 0, 100, "while.3"), _ran(1, 1, 10, 30, "dot.1")]
     host += [_ran(1, 2, 50, 20, "dot.2"), _named("process_name", 1, 0, "/host:CPU")]
-    costs = decode_limits.operation_costs(host)
-    assert costs == {"dot": (pytest.approx(5e-5), 2)}
+    spent = decode_limits.operation_costs(host)
+    assert spent == {"dot": (pytest.approx(5e-5), 2)}
     device = [_named("process_name", 2, 0, "/device:GPU:0")]
     device += [_ran(2, 7, 0, 40, "fusion.12"), _ran(2, 7, 10, 15, "fusion.13")]
-    costs = decode_limits.operation_costs([*host, *device])
-    assert costs == {"fusion": (pytest.approx(4e-5), 2)}
+    spent = decode_limits.operation_costs([*host, *device])
+    assert spent == {"fusion": (pytest.approx(4e-5), 2)}
     device += [_named("thread_name", 2, 9, "XLA Ops"), _ran(2, 9, 0, 35, "fusion.12")]
-    costs = decode_limits.operation_costs([*host, *device])
-    assert costs == {"fusion": (pytest.approx(3.5e-5), 1)}
+    spent = decode_limits.operation_costs([*host, *device])
+    assert spent == {"fusion": (pytest.approx(3.5e-5), 1)}
 
 
 def command(*args):
