@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from pr1_jax.model import costs as model_costs
+from pr1_jax.model.config import ModelConfig
 from pr1_jax.plan import memory
 from pr1_jax.plan.hardware import Hardware
 from pr1_jax.plan.programs import (
@@ -146,7 +147,7 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
 
 
 def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
-    """Three forward passes, four with remat; the state is read and written once."""
+    """Three forward passes, four where all is recomputed; the state moves once."""
     rows = responses(experiment)
     flops = model_costs.update_flops(
         experiment.model,
@@ -154,7 +155,7 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
         tokens=lengths.update_tokens,
         trained=min(experiment.settings.max_response_tokens, lengths.update_tokens),
     )
-    passes = 4 if experiment.model.remat else 3
+    passes = 4 if _recomputes(experiment.model) else 3
     micro_batches, updates = _counts(experiment)
     state = memory.resident(experiment)
     grads = state[memory.PARAMETERS]
@@ -162,6 +163,11 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     moved = 2 * (state[memory.PARAMETERS] + state[memory.OPTIMIZER]) + grads
     bytes_ += updates * moved
     return _work("update", experiment, hardware, flops * passes / 3, bytes_)
+
+
+def _recomputes(model: ModelConfig) -> bool:
+    """Whether the backward pass of a layer computes all of its products again."""
+    return model.remat and model.remat_policy == "nothing"
 
 
 def _counts(experiment: Experiment) -> tuple[int, int]:
@@ -196,7 +202,7 @@ def step_traffic(
     }
     shards = data * fsdp
     tokens = responses(experiment) * lengths.update_tokens * 2  # forward, backward
-    tokens += c.remat * tokens // 2
+    tokens += _recomputes(c) * tokens // 2
     if "rl" in experiment.config.stages:
         tokens += responses(experiment) * lengths.response_tokens
         tokens += experiment.config.rl.prompts_per_step * lengths.prompt_tokens

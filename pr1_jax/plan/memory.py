@@ -11,12 +11,12 @@ import dataclasses
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pr1_jax.model import costs
+from pr1_jax.model.config import ModelConfig
 from pr1_jax.plan.hardware import GIB
 from pr1_jax.plan.programs import (
     abstract_batch,
@@ -261,7 +261,7 @@ def estimated_update(experiment: Experiment) -> Program:
     parts = resident(experiment)
 
     kept = _layer_numbers(c, tensor) * itemsize
-    layers = c.width * itemsize if c.remat else kept
+    layers = _remat_numbers(c, tensor) * itemsize if c.remat else kept
     chunk = min(policy.query_chunk, T)
     scores = _LIVE_SCORES * 4 * rows * _heads(c, tensor) * chunk * T
     predicted = rows * min(T, policy.max_trained)
@@ -287,11 +287,20 @@ def estimated_sampling(experiment: Experiment) -> tuple[Program, Program]:
     return Program(int(work)), Program(int(total))
 
 
-def _heads(config: Any, tensor: int) -> int:
+def _heads(config: ModelConfig, tensor: int) -> int:
     return config.num_heads // (tensor if config.num_heads % tensor == 0 else 1)
 
 
-def _layer_numbers(config: Any, tensor: int) -> int:
+def _remat_numbers(config: ModelConfig, tensor: int) -> int:
+    """Numbers a token that a layer with `remat` keeps: its input, or products too."""
+    c = config
+    if c.remat_policy == "nothing":
+        return c.width
+    heads = c.num_heads + 2 * c.num_kv_heads  # q, k, v
+    return 3 * c.width + (heads * c.head_dim + 2 * c.mlp_width) // tensor
+
+
+def _layer_numbers(config: ModelConfig, tensor: int) -> int:
     """Numbers a token that a layer makes on its way: what it would keep."""
     c = config
     heads = 2 * c.num_heads + 2 * c.num_kv_heads  # q and what is attended to, k, v

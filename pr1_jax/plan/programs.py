@@ -7,6 +7,7 @@ makes them, in the largest shapes that a run can come to. No array is ever made.
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from pr1_jax.sampler.forward import decoding_config
 from pr1_jax.sampler.forward import decoding_params as forward_decoding_params
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.settings import Vocab
-from pr1_jax.stages import checks, experiment, rl, sft
+from pr1_jax.stages import checks, experiment, sft, updater
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.system.mesh import SAMPLING_RULES, batch_shards, local_mesh, make_mesh
 from pr1_jax.training.state import TrainState
@@ -65,10 +66,11 @@ def build(
         config.model.attention = "pallas" if on_tpu else "xla"
     if config.kernels == "auto":  # these devices stand for accelerators
         config.kernels = "xla"
-    if not config.model.path:
+    path = config.model.path
+    if not path or pathlib.Path(path).expanduser().is_dir():
         return experiment.build(config, devices=devices)
     checks.check(config, devices=devices)
-    shape, num_tokens = shapes.model_shape(config)
+    shape, num_tokens = shapes.published(path, **experiment.numerics(config.model))
     tag_ids = tuple(range(num_tokens - len(tags.TAGS), num_tokens))
     return Experiment(
         config=config,
@@ -106,7 +108,7 @@ def abstract_batch(made: Experiment) -> Any:
 
 def lower_update(made: Experiment) -> jax.stages.Lowered:
     """One update: GRPO, or SFT where the config has no stage `rl`."""
-    stage = rl if training_stage(made.config) == "rl" else sft
+    stage = updater if training_stage(made.config) == "rl" else sft
     return stage.lower_update(made)
 
 

@@ -1,14 +1,8 @@
 """Shapes of published models, so that a plan needs neither weights nor a tokenizer."""
 
-import dataclasses
-from pathlib import Path
 from typing import Any
 
-import ml_collections
-
 from pr1_jax import tags
-from pr1_jax.data import tokenizer_files
-from pr1_jax.huggingface.config import read_config
 from pr1_jax.model.config import ModelConfig
 
 # config.json of the hub, and how many tokens the tokenizer has.
@@ -60,30 +54,24 @@ PUBLISHED = {
 }
 
 
-def model_shape(config: ml_collections.ConfigDict) -> tuple[ModelConfig, int]:
-    """The model of a config with `model.path`, and the tokens that it can write.
+def published(name: str, **numerics: Any) -> tuple[ModelConfig, int]:
+    """The shape of a published model, and the tokens that it can write.
 
-    Tags get the ids behind the tokenizer's own; the embeddings grow where there is no
-    room for them.
+    Tags get the ids behind the tokenizer's own; the embeddings grow where they have no
+    rows left for them.
+
+    Args:
+      numerics: fields of `ModelConfig` that no model's folder says.
 
     Raises:
-      ValueError: `model.path` is no folder and no model of `PUBLISHED`.
+      ValueError: `name`, which is `model.path`, is no folder and not in `PUBLISHED`.
     """
-    names = ("dtype", "param_dtype", "scan_layers", "remat")
-    numerics = {name: config.model[name] for name in names}
-    path = config.model.path
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        shape = read_config(folder, **numerics)
-        tokens = tokenizer_files.load(folder).vocab_size
-    elif path in PUBLISHED:
-        fields, tokens = PUBLISHED[path]
-        shape = ModelConfig(**fields, **numerics)
-        tokens += len(tags.TAGS)
-    else:
+    if name not in PUBLISHED:
         raise ValueError(
-            f"model.path={path} is no folder, nor a model whose shape is known: "
+            f"model.path={name} is no folder, nor a model whose shape is known: "
             f"{', '.join(PUBLISHED)}"
         )
-    vocab_size = max(shape.vocab_size, tokens)
-    return dataclasses.replace(shape, vocab_size=vocab_size), tokens
+    fields, tokens = PUBLISHED[name]
+    tokens += len(tags.TAGS)
+    fields = fields | {"vocab_size": max(fields["vocab_size"], tokens)}
+    return ModelConfig(**fields, **numerics), tokens

@@ -159,7 +159,7 @@ class Experiment:
         places = param_shardings(self.model, self.mesh)
         if c.model.path:
             folder = resolve(c.model.path)
-            config = read_config(folder, **_numerics(c.model))
+            config = read_config(folder, **numerics(c.model))
             # Straight to its devices; only rows for new tags change places.
             first = param_shardings(config, self.mesh)
             params = weights.load_params(folder, config, shardings=first)
@@ -179,7 +179,7 @@ class Experiment:
         c = self.config
         if c.model.path and not c.checkpoint.init:
             folder = resolve(c.model.path)
-            config = read_config(folder, **_numerics(c.model))
+            config = read_config(folder, **numerics(c.model))
             weights.check_weights(folder, config, self.tokenizer)
 
     def optimizer(self, stage: str):
@@ -211,7 +211,7 @@ def build(
     if config.model.path:
         folder = resolve(config.model.path)
         own_tokenizer = tokenizer_files.load(folder)
-        shape = read_config(folder, **_numerics(config.model))
+        shape = read_config(folder, **numerics(config.model))
         vocab_size = max(shape.vocab_size, own_tokenizer.vocab_size)
     else:
         own_tokenizer = tasks.make_tokenizer()
@@ -239,6 +239,7 @@ def build(
     return made
 
 
-def _numerics(c: Mapping[str, Any]) -> dict[str, Any]:
+def numerics(c: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the config section `model` that no model's folder says."""
     names = ("dtype", "param_dtype", "scan_layers", "remat", "remat_policy")
     return {n: c[n] for n in names}

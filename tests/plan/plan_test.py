@@ -107,8 +107,7 @@ def test_topology_with_wrong_dimensions_shows_right_ones():
     ],
 )
 def test_published_shapes_have_the_published_size(name, billions):
-    config = tiny(model__path=name)
-    shape, num_tokens = shapes.model_shape(config)
+    shape, num_tokens = shapes.published(name)
     params = jax.eval_shape(lambda: init_params(shape, jax.random.key(0)))
     count = param_count(unbox(params))
     assert count == pytest.approx(1e9 * billions, rel=2e-3)
@@ -116,10 +115,26 @@ def test_published_shapes_have_the_published_size(name, billions):
 
 
 def test_tags_take_padding_first_and_then_new_rows():
-    qwen, tokens = shapes.model_shape(tiny(model__path="Qwen/Qwen3-4B"))
+    qwen, tokens = shapes.published("Qwen/Qwen3-4B")
     assert (qwen.vocab_size, tokens) == (151936, 151669 + 6)
-    smollm2, tokens = shapes.model_shape(tiny(model__path="HuggingFaceTB/SmolLM2-135M"))
+    smollm2, tokens = shapes.published("HuggingFaceTB/SmolLM2-135M")
     assert smollm2.vocab_size == tokens == 49152 + 6
+
+
+@pytest.mark.parametrize("path", ["", "Qwen/Qwen3-4B"])
+def test_what_remat_keeps_reaches_the_program_and_its_costs(path):
+    """With `dots` products are kept: more memory, and no fourth forward pass."""
+    of = lambda policy: built(
+        model__path=path, model__remat=True, model__remat_policy=policy
+    )
+    nothing, dots = of("nothing"), of("dots")
+    assert dots.training_model.remat_policy == "dots"
+    lengths = costs.Lengths(10, 50, 76)
+    flops = [costs.step_work(made, UNIT, lengths)[-1].flops for made in (nothing, dots)]
+    assert flops[0] == flops[1] / 3 * 4
+    less, more = (memory.estimated_update(made).total for made in (nothing, dots))
+    none = memory.estimated_update(built(model__path=path)).total
+    assert less < more < none
 
 
 def test_unknown_model_names_the_field():
