@@ -10,8 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.box
-import rich.table
 
 from pr1_jax import evaluate
 from pr1_jax.answers.verdicts import CORRECT, UNDECIDED
@@ -20,7 +18,7 @@ from pr1_jax.stages import evaluation
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run, evaluation_name
 from pr1_jax.stages.samples import sample
-from pr1_jax.system import files
+from pr1_jax.system import files, tables
 
 _MEANS = {  # of a benchmark's responses, by the field of their records
     "parallel_ratio": lambda r: r["num_blocks"] > 0,
@@ -69,8 +67,9 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
         results[mode] = found | {"average": _average(found, shares)}
     if jax.process_index() == 0:
         files.write_json(run.workdir / "benchmarks.json", results)
-        files.replace_file(run.workdir / "benchmarks.md", _markdown(results).encode())
-    run.say(_table(results))
+        text = f"{_papers(results).markdown()}\n{_details(results).markdown()}"
+        files.replace_file(run.workdir / "benchmarks.md", text.encode())
+    run.say(_details(results).terminal())
 
 
 def _sample(
@@ -140,80 +139,55 @@ def _average(
     }
 
 
-_COLUMNS = (
-    (
-        "benchmark",
-        lambda name, f: f"{name} @{f['samples']}" if "samples" in f else name,
-    ),
-    ("mean@k", lambda name, f: _interval(f, "accuracy")),
-    ("pass@k", lambda name, f: _interval(f, "pass_at_k")),
-    ("parallel", lambda name, f: f"{100 * f['parallel_ratio']:.1f}"),
-    ("tokens", lambda name, f: f"{f['total_tokens']:.1f}"),
-    ("steps", lambda name, f: f"{f['sequential_steps']:.1f}"),
-    ("sec", lambda name, f: f"{f['seconds']:.3f}"),
-    ("string", lambda name, f: f"{100 * f['accuracy_string']:.1f}"),
-)
-_CAPTION = (
+_NOTE = (
     "Shares in per cent, with 95 % intervals by bootstrap over problems. Of a response, "
     "on average: tokens, sequential steps, wall-clock seconds (in batches, with "
     "verification). string: mean@k by the published string checker."
 )
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
 def _interval(found: Mapping[str, float], name: str) -> str:
     if name not in found:
         return ""
-    mean, low, high = (100 * found[name + end] for end in ("", "_low", "_high"))
-    return f"{mean:.1f} ({low:.1f}–{high:.1f})"
+    mean, low, high = (_percent(found[name + end]) for end in ("", "_low", "_high"))
+    return f"{mean} ({low}–{high})"
 
 
-def _table(
-    results: Mapping[str, Mapping[str, Mapping[str, float]]],
-) -> rich.table.Table:
-    """All figures, for the terminal."""
-    table = rich.table.Table(
-        *(title for title, _ in _COLUMNS),
-        box=rich.box.SIMPLE,
-        caption=_CAPTION,
-        caption_justify="left",
-    )
-    for mode, found in results.items():
-        table.add_row(mode, style="bold")
-        for name, figures in found.items():
-            first, *rest = (cell(name, figures) for _, cell in _COLUMNS)
-            table.add_row(f"  {first}", *rest)
-        table.add_section()
-    return table
-
-
-def _markdown(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The paper's table, mean@k / pass@k in per cent, and all figures below it."""
-    names = [name for name in next(iter(results.values())) if name != "average"]
-    rows = [["mode", "parallel", *names, "Avg."]]
-    for mode, found in results.items():
-        pair = lambda f: (
-            f"{100 * f['accuracy']:.1f} / {100 * f['pass_at_k']:.1f}"
-            if f["samples"] > 1
-            else f"{100 * f['accuracy']:.1f}"
-        )
-        average = found["average"]
-        rows.append(
-            [
-                mode,
-                f"{100 * average['parallel_ratio']:.1f}",
-                *(pair(found[name]) for name in names),
-                _interval(average, "accuracy"),
-            ]
-        )
-    details = [["mode", *(title for title, _ in _COLUMNS)]] + [
-        [mode, *(cell(name, figures) for _, cell in _COLUMNS)]
+def _details(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tables.Table:
+    """All figures."""
+    rows = [
+        {
+            "mode": mode,
+            "benchmark": f"{name} @{f['samples']}" if "samples" in f else name,
+            "mean@k": _interval(f, "accuracy"),
+            "pass@k": _interval(f, "pass_at_k"),
+            "parallel": _percent(f["parallel_ratio"]),
+            "tokens": f"{f['total_tokens']:.1f}",
+            "steps": f"{f['sequential_steps']:.1f}",
+            "sec": f"{f['seconds']:.3f}",
+            "string": _percent(f["accuracy_string"]),
+        }
         for mode, found in results.items()
-        for name, figures in found.items()
+        for name, f in found.items()
     ]
-    return f"{_rows(rows)}\n{_rows(details)}\n{_CAPTION}\n"
+    return tables.Table("", rows, _NOTE)
 
 
-def _rows(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    lines = ["| " + " | ".join(row) + " |\n" for row in rows]
-    return "".join([lines[0], "|" + "---|" * len(rows[0]) + "\n", *lines[1:]])
+def _papers(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tables.Table:
+    """The paper's table: mean@k / pass@k in per cent, a row a mode."""
+
+    def pair(f: Mapping[str, float]) -> str:
+        mean, passed = _percent(f["accuracy"]), _percent(f["pass_at_k"])
+        return f"{mean} / {passed}" if f["samples"] > 1 else mean
+
+    rows = []
+    for mode, found in results.items():
+        average = found["average"]
+        row = {"mode": mode, "parallel": _percent(average["parallel_ratio"])}
+        row |= {name: pair(f) for name, f in found.items() if name != "average"}
+        rows.append(row | {"Avg.": _interval(average, "accuracy")})
+    return tables.Table("", rows)

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import ml_collections
-import rich.table
 
 from pr1_jax.model.params import param_count
 from pr1_jax.stages import benchmark, coldstart, evaluation, experiment, rl, sft
 from pr1_jax.stages.run import TRAINING, Run
-from pr1_jax.system import files
+from pr1_jax.system import files, tables
 
 _STAGES = {"coldstart": coldstart, "sft": sft, "rl": rl, "benchmark": benchmark}
 
@@ -102,29 +101,23 @@ def _percent(found: dict[str, float], name: str) -> str:
 
 def _report(current: Run) -> None:
     """Prints the final table."""
-    columns = (
-        ("accuracy", lambda e: _percent(e, "accuracy")),
-        (
-            "95 % interval",
-            lambda e: (
+    rows = [
+        {
+            "evaluation": name,
+            "accuracy": _percent(e, "accuracy"),
+            "95 % interval": (
                 f"{_percent(e, 'accuracy_low')} to {_percent(e, 'accuracy_high')}"
             ),
-        ),
-        ("blocks banned", lambda e: _percent(e, "accuracy_banned")),
-        ("parallel ratio", lambda e: _percent(e, "parallel_ratio")),
-        ("tokens", lambda e: f"{e['eval/total_tokens']:.1f}"),
-        ("steps", lambda e: f"{e['eval/sequential_steps']:.1f}"),
-    )
-    evaluations = current.summary["evaluations"]
-    evaluations = {n: e for n, e in evaluations.items() if n.startswith("eval_")}
-    table = rich.table.Table("evaluation", *(name for name, _ in columns))
-    for name, found in evaluations.items():
-        has_banned = "eval/accuracy_banned" in found
-        cells = [
-            cell(found) if has_banned or "banned" not in title else "–"
-            for title, cell in columns
-        ]
-        table.add_row(name, *cells)
-    if evaluations:
-        current.say(table)
+            "blocks banned": (
+                _percent(e, "accuracy_banned") if "eval/accuracy_banned" in e else "–"
+            ),
+            "parallel ratio": _percent(e, "parallel_ratio"),
+            "tokens": f"{e['eval/total_tokens']:.1f}",
+            "steps": f"{e['eval/sequential_steps']:.1f}",
+        }
+        for name, e in current.summary["evaluations"].items()
+        if name.startswith("eval_")
+    ]
+    if rows:
+        current.say(tables.Table("", rows).terminal())
     current.say(f"finished: {current.workdir}")

@@ -125,7 +125,7 @@ def test_the_table_is_written_and_resumed(made, tmp_path):
         assert found["average"]["total_tokens"] == pytest.approx(mean)
     text = (tmp_path / "benchmarks.md").read_text()
     assert text.startswith(
-        "| mode | parallel | easy | hard | Avg. |\n|---|---|---|---|---|\n"
+        "| mode | parallel | easy | hard | Avg. |\n| --- | --- | --- | --- | --- |\n"
     )
     assert text.count("| hard @2 |") == 3
     summary = files.read_json(tmp_path / "summary.json", None)
