@@ -2,6 +2,10 @@
 
 import dataclasses
 
+from pr1_jax.workdir import metric_table
+
+_SCALES = {"share": "share", "small": "log", "count": "zero", "seconds": "zero"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
@@ -9,62 +13,72 @@ class Chart:
 
     Attributes:
       scale: "share" (0 to 1), "zero" (from 0), "free" or "log".
-      held_out: metric of the evaluations, drawn where they took place.
+      held_out: metric of the evaluations, drawn where they took place; "" for none.
+      in_picture: whether `curves.png` has the chart, too.
     """
 
     title: str
     metrics: tuple[str, ...]
-    scale: str = "free"
-    held_out: str = ""
+    scale: str
+    held_out: str
+    in_picture: bool
+
+
+def _chart(
+    *metrics: str, title: str = "", scale: str = "", in_picture: bool = False
+) -> Chart:
+    """A chart with title and scale of its first metric, unless they are given."""
+    first = metric_table.describe(metrics[0])
+    is_sampled = len(metrics) == 1 and metrics[0].startswith("rollout/")
+    return Chart(
+        title or first.label,
+        metrics,
+        scale or _SCALES.get(first.form, "free"),
+        metrics[0].replace("rollout/", "eval/") if is_sampled else "",
+        in_picture,
+    )
 
 
 CHARTS = {
     "Outcome": (
-        Chart("Reward", ("reward/mean",)),
-        Chart("Accuracy", ("rollout/accuracy",), "share", "eval/accuracy"),
-        Chart("SFT loss", ("loss/sft",), "zero"),
+        _chart("reward/mean", in_picture=True),
+        _chart("rollout/accuracy", in_picture=True),
+        _chart("loss/sft", scale="zero", in_picture=True),
     ),
     "Shape of the thinking": (
-        Chart(
-            "Parallel ratio",
-            ("rollout/parallel_ratio",),
-            "share",
-            "eval/parallel_ratio",
+        _chart("rollout/parallel_ratio", in_picture=True),
+        _chart("analysis/relative_position"),
+        _chart(
+            "rollout/total_tokens",
+            "rollout/sequential_steps",
+            title="Length",
+            in_picture=True,
         ),
-        Chart("Relative position of blocks", ("analysis/relative_position",), "share"),
-        Chart(
-            "Length",
-            ("rollout/total_tokens", "rollout/sequential_steps"),
-            "zero",
+        _chart("rollout/self_parallelism"),
+        _chart("analysis/path_bleu"),
+        _chart(
+            "analysis/path_agreement",
+            "analysis/summary_follows_majority",
+            title="Agreement",
         ),
-        Chart("Tokens a sequential step", ("rollout/self_parallelism",)),
-        Chart("Likeness of paths (BLEU)", ("analysis/path_bleu",), "share"),
-        Chart(
-            "Agreement",
-            ("analysis/path_agreement", "analysis/summary_follows_majority"),
-            "share",
-        ),
-        Chart("Verification", ("analysis/verification_share",), "share"),
-        Chart("Format", ("rollout/format_ok", "rollout/finished"), "share"),
+        _chart("analysis/verification_share"),
+        _chart("rollout/format_ok", "rollout/finished", title="Format"),
     ),
     "Policy": (
-        Chart("Entropy", ("policy/entropy",), "zero"),
-        Chart(
-            "Log-prob gap",
-            ("rollout/logp_gap_max", "rollout/logp_gap_mean"),
-            "log",
+        _chart("policy/entropy", scale="zero", in_picture=True),
+        _chart(
+            "rollout/logp_gap_max",
+            "rollout/logp_gap_mean",
+            title="Log-prob gap",
+            in_picture=True,
         ),
-        Chart("Groups without signal", ("rollout/degenerate_groups",), "share"),
-        Chart("Gradient norm", ("optim/grad_norm",), "log"),
-        Chart("Policy shift", ("policy/approx_kl",), "log"),
-        Chart("Clipped tokens", ("policy/clip_fraction",), "zero"),
+        _chart("rollout/degenerate_groups", in_picture=True),
+        _chart("optim/grad_norm"),
+        _chart("policy/approx_kl"),
+        _chart("policy/clip_fraction"),
     ),
     "Machine": (
-        Chart("Tokens a second", ("perf/tokens_per_sec",), "zero"),
-        Chart(
-            "Time of a step",
-            ("perf/step_sec", "perf/update_sec"),
-            "zero",
-        ),
+        _chart("perf/tokens_per_sec", in_picture=True),
+        _chart("perf/step_sec", "perf/update_sec"),
     ),
 }

@@ -1,106 +1,108 @@
-"""One picture of a run: `curves.png`, drawn from `metrics.jsonl`.
+"""One picture of a run: `curves.png`, the charts of the page that tell its course.
 
-Small multiples over the steps of training, and the held-out accuracy of each
-evaluation as bars. Stages of a kind (two RL stages, say) follow each other on
-one axis. A panel without data is left out. Matplotlib's figure is used without
-pyplot, so nothing global is touched and no display is needed.
+Matplotlib's figure is used without pyplot, so nothing global is touched and no display
+is needed.
 """
 
-import dataclasses
 import io
-import itertools
-import os
-import pathlib
-import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from pr1_jax.report import reading
+from pr1_jax.report.charts import CHARTS, Chart
+from pr1_jax.report.drawing import ACCENT, FAINT, INK, LINE
 from pr1_jax.system import files
-from pr1_jax.workdir import metrics
+from pr1_jax.workdir import metric_table
 
+_COLORS = (ACCENT, "#e8710a")
+_WINDOW = "#fde68a"
 _COLUMNS = 3
-_DOTS_PER_INCH = 100
-_COLORS = ("#2563eb", "#e8710a")
-_PALE, _SHADE = "#93b4f4", "#fde68a"
-_INK, _FAINT, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
-_SFT, _RL = "loss/sft", "reward/mean"  # the figure that tells a stage's kind
 
 
-@dataclasses.dataclass(frozen=True)
-class _Panel:
-    """What one panel draws: figures (metric, name in the legend) of one kind."""
+def plot_curves(run: reading.Run) -> None:
+    """Draws `curves.png` into the run's workdir, 1600 pixels wide.
 
-    title: str
-    kind: str
-    figures: tuple[tuple[str, str], ...]
-    scale: str = "linear"  # linear, log, percent or count
-    smooth: bool = True
-
-
-_PANELS = (
-    _Panel("SFT loss", _SFT, ((_SFT, ""),)),
-    _Panel("RL reward", _RL, ((_RL, ""),)),
-    _Panel("Rollout accuracy", _RL, (("rollout/accuracy", ""),), "percent"),
-    _Panel(
-        "Parallel ratio (responses with a block)",
-        _RL,
-        (("rollout/parallel_ratio", ""),),
-        "percent",
-    ),
-    _Panel(
-        "Length of a response",
-        _RL,
-        (
-            ("rollout/total_tokens", "tokens"),
-            ("rollout/sequential_steps", "sequential steps"),
-        ),
-        "count",
-    ),
-    _Panel("Policy entropy (nats per token)", _RL, (("policy/entropy", ""),)),
-    _Panel(
-        "Log-prob gap, sampler to trainer",
-        _RL,
-        (("rollout/logp_gap_max", "largest"), ("rollout/logp_gap_mean", "mean")),
-        "log",
-        smooth=False,
-    ),
-    _Panel("Tokens per second", _RL, (("perf/tokens_per_sec", ""),), "count"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Track:
-    """The lines of all stages of one kind, laid end to end.
-
-    Attributes:
-      steps: [N] steps counted through, from the first stage on.
-      records: the N lines.
-      stages: for each stage its name and the slice of its lines.
+    Charts without a value are left out.
     """
+    charts = [c for group in CHARTS.values() for c in group if c.in_picture]
+    charts = [chart for chart in charts if _stages(run, chart)]
+    count = max(len(charts), 1)
+    rows, columns = -(-count // _COLUMNS), min(_COLUMNS, count)
+    figure = Figure(figsize=(16, 0.6 + 3.9 * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, chart in zip(grid, charts):
+        _draw(axes, run, chart)
+    for axes in grid[len(charts) :]:
+        axes.set_axis_off()
+    title = run.name if charts else f"{run.name}: no step has been logged yet"
+    if names := sorted({window.reward for window in run.windows}):
+        title += f"    (shaded: steps with the reward {', '.join(names)})"
+    figure.suptitle(title, fontsize=13, color=FAINT, x=0.01, ha="left")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100, facecolor="white")
+    files.replace_file(run.path / "curves.png", image.getvalue())
 
-    steps: np.ndarray
-    records: Sequence[dict[str, Any]]
-    stages: Sequence[tuple[str, slice]]
 
-    def figure(self, name: str) -> np.ndarray:
-        """Returns a metric as float [N], NaN where a line lacks it."""
-        values = [record.get(name) for record in self.records]
-        return np.array([np.nan if v is None else v for v in values], float)
+def _stages(run: reading.Run, chart: Chart) -> list[tuple[str, slice, int]]:
+    """Name, rows and first step, counted through, of the stages that a chart has."""
+    found, before = [], 0
+    for name, first, count in run.stages:
+        rows = slice(first, first + count)
+        columns = [run.columns[m][rows] for m in chart.metrics if m in run.columns]
+        if np.isfinite(columns).any():
+            found.append((name, rows, before))
+            before += run.rows[first + count - 1]["step"]
+    return found
 
 
-def _track(records: Sequence[dict[str, Any]], kind: str) -> _Track:
-    chosen = [record for record in records if kind in record]
-    steps, stages = [], []
-    for stage, lines in itertools.groupby(chosen, key=lambda record: record["stage"]):
-        first, offset = len(steps), steps[-1] if steps else 0
-        steps += [offset + line["step"] for line in lines]
-        stages.append((stage, slice(first, len(steps))))
-    return _Track(np.array(steps, int), chosen, stages)
+def _draw(axes: Axes, run: reading.Run, chart: Chart) -> None:
+    axes.set_title(chart.title, loc="left", fontsize=13, fontweight="bold", color=INK)
+    axes.grid(axis="y", color=LINE, linewidth=1, alpha=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", labelsize=11, colors=FAINT, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    stages = _stages(run, chart)
+    lines = [line for line in zip(chart.metrics, _COLORS) if line[0] in run.columns]
+    for name, rows, before in stages:
+        steps = before + np.array([row["step"] for row in run.rows[rows]])
+        for window in (w for w in run.windows if w.stage == name):
+            first, last = before + window.first - 0.5, before + window.last + 0.5
+            axes.axvspan(first, last, color=_WINDOW, alpha=0.55, lw=0)
+        for metric, color in lines:
+            _draw_line(axes, chart, steps, run.columns[metric][rows], color)
+        if len(stages) > 1:
+            at = {"textcoords": "offset points", "xycoords": ("data", "axes fraction")}
+            axes.axvline(before + 0.5, color=FAINT, linewidth=0.8, linestyle=":")
+            axes.annotate(name, (before + 0.5, 0), (3, 4), color=FAINT, **at)
+    if len(lines) > 1:
+        for metric, color in lines:
+            words = metric_table.describe(metric).short
+            axes.plot([], [], color=color, linewidth=2.2, label=words)
+    _draw_held_out(axes, run, chart, stages)
+    _set_scale(axes, chart.scale)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=11, labelcolor=INK)
+
+
+def _draw_line(
+    axes: Axes, chart: Chart, steps: np.ndarray, values: np.ndarray, color: str
+) -> None:
+    """Draws a metric over one stage, smoothed unless there is little of it."""
+    if chart.scale == "log":
+        values = np.where(values > 0, values, np.nan)
+    few = len(values) <= 8
+    if not few and chart.scale != "log":
+        axes.plot(steps, values, color=color, linewidth=1, alpha=0.3)
+        values = _smoothed(values)
+    marker = "o" if few else None
+    axes.plot(steps, values, color=color, linewidth=2.2, marker=marker)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
@@ -112,184 +114,48 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _short(value: float, _position: int | None = None) -> str:
-    """12500.0 -> '12.5k'."""
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
-
-
-def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK)
-    axes.grid(axis="y", color=_GRID, linewidth=1)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", labelsize=11, colors=_FAINT, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+def _draw_held_out(
+    axes: Axes,
+    run: reading.Run,
+    chart: Chart,
+    stages: Sequence[tuple[str, slice, int]],
+) -> None:
+    """Draws the evaluations before and after stages, with their intervals."""
+    steps = {rows.start: before for _, rows, before in reversed(stages)}
+    for _, rows, before in stages:
+        steps.setdefault(rows.stop, before + run.rows[rows.stop - 1]["step"])
+    points = [
+        (
+            steps[at] + 0.5,
+            value,
+            line.get(f"{chart.held_out}_low", value),
+            line.get(f"{chart.held_out}_high", value),
+        )
+        for _, at, line in run.evaluations
+        if at in steps and (value := line.get(chart.held_out)) is not None
+    ]
+    if points:
+        x, value, low, high = np.array(points, float).T
+        axes.errorbar(
+            x,
+            value,
+            [np.maximum(value - low, 0), np.maximum(high - value, 0)],
+            fmt="o",
+            color=INK,
+            markerfacecolor="white",
+            capsize=4,
+            zorder=3,
+            label="held-out, 95 %",
+        )
 
 
 def _set_scale(axes: Axes, scale: str) -> None:
     if scale == "log":
         axes.set_yscale("log")
-    elif scale == "percent":
+    elif scale == "share":
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    elif scale == "count":
+    elif scale == "zero":
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(_short))
-
-
-def _shade_tiered(axes: Axes, track: _Track) -> None:
-    """Shades the steps whose reward was `tiered`."""
-    tiered = track.steps[track.figure("reward/tiered") == 1.0]
-    runs = np.split(tiered, np.flatnonzero(np.diff(tiered) > 1) + 1)
-    for run in (run for run in runs if len(run)):
-        axes.axvspan(run[0] - 0.5, run[-1] + 0.5, color=_SHADE, alpha=0.55, lw=0)
-
-
-def _mark_stages(axes: Axes, track: _Track) -> None:
-    """Names the stages: under the axis if there is one, else where each starts."""
-    if len(track.stages) == 1:
-        axes.set_xlabel(f"step of {track.stages[0][0]}", color=_FAINT)
-        return
-    axes.set_xlabel("step", color=_FAINT)
-    for stage, lines in track.stages:
-        start = track.steps[lines.start] - 0.5
-        axes.axvline(start, color=_FAINT, linewidth=1, linestyle=":")
-        axes.annotate(
-            stage,
-            (start, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -4),
-            textcoords="offset points",
-            va="top",
-            fontsize=10,
-            color=_FAINT,
-        )
-
-
-def _drawable(panel: _Panel, track: _Track, name: str) -> np.ndarray:
-    """Returns a metric as float [N], NaN where there is nothing to draw."""
-    values = track.figure(name)
-    return np.where(values > 0, values, np.nan) if panel.scale == "log" else values
-
-
-def _draw_line(
-    axes: Axes, steps: np.ndarray, values: np.ndarray, smooth: bool, color: str
-) -> None:
-    """Draws one metric over one stage, smoothed unless there is little of it."""
-    few = len(values) <= 8
-    if smooth and not few:
-        axes.plot(steps, values, color=color, linewidth=1, alpha=0.3)
-        values = _smoothed(values)
-    marker = "o" if few else None
-    axes.plot(steps, values, color=color, linewidth=2.2, marker=marker)
-
-
-def _draw_panel(axes: Axes, panel: _Panel, track: _Track) -> None:
-    _style(axes, panel.title)
-    _shade_tiered(axes, track)
-    for (name, label), color in zip(panel.figures, _COLORS, strict=False):
-        values = _drawable(panel, track, name)
-        if np.isnan(values).all():
-            continue
-        for _, lines in track.stages:
-            _draw_line(axes, track.steps[lines], values[lines], panel.smooth, color)
-        axes.plot([], [], color=color, linewidth=2.2, label=label)
-    _set_scale(axes, panel.scale)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    _mark_stages(axes, track)
-    if len(panel.figures) > 1:
-        axes.legend(frameon=False, fontsize=11, labelcolor=_INK)
-
-
-def _evaluations(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the last line with an accuracy of each stage, in order, by name."""
-    found = {}
-    for record in records:
-        if record.get("eval/accuracy") is not None:
-            found[re.sub(r"^eval_\d+_", "after\n", record["stage"])] = record
-    return {name.replace("after\nbase", "base"): line for name, line in found.items()}
-
-
-def _draw_bar(axes: Axes, place: float, line: dict, name: str, **style) -> None:
-    """Draws metric `name` of an evaluation, its interval and its value."""
-    value, low, high = line[name], line.get(f"{name}_low"), line.get(f"{name}_high")
-    axes.bar(place, value, **style)
-    if low is not None and high is not None:
-        # The value can lie outside its interval by rounding only.
-        error = [[max(value - low, 0)], [max(high - value, 0)]]
-        axes.errorbar(place, value, error, ecolor=_INK, elinewidth=1.5, capsize=4)
-    axes.annotate(
-        f"{100 * value:.0f}%",
-        (place, max(value, high or 0)),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="center",
-        fontsize=11,
-        color=_INK,
-    )
-
-
-def _draw_evaluations(axes: Axes, evaluations: dict[str, dict[str, Any]]) -> None:
-    """Draws each evaluation's accuracy, beside it that with `<Parallel>` banned."""
-    _style(axes, "Held-out accuracy, 95 % interval")
-    banned_name, paired = "eval/accuracy_banned", False
-    for place, line in enumerate(evaluations.values()):
-        pair = line.get(banned_name) is not None
-        width, shift = (0.38, 0.2) if pair else (0.55, 0.0)
-        bars = {"width": width, "color": _COLORS[0]}
-        _draw_bar(axes, place - shift, line, "eval/accuracy", **bars)
-        if pair:
-            bars["color"] = _PALE
-            _draw_bar(axes, place + shift, line, banned_name, **bars)
-        paired |= pair
-    if paired:
-        for color, name in ((_COLORS[0], "blocks allowed"), (_PALE, "blocks banned")):
-            axes.bar(0, 0, color=color, label=name)
-        axes.legend(frameon=False, fontsize=11, labelcolor=_INK, loc="upper left")
-    _set_scale(axes, "percent")
-    axes.set_ylim(0, 1.3 if paired else 1.12)
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.set_xticks(range(len(evaluations)), list(evaluations))
-    axes.set_xlim(-0.6, len(evaluations) - 0.4)
-
-
-def plot_curves(workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Draws `curves.png` from `metrics.jsonl`, both in `workdir`.
-
-    Returns:
-      The path of the picture, 1600 pixels wide.
-    """
-    workdir = pathlib.Path(workdir)
-    records = metrics.read_metrics(workdir / "metrics.jsonl")
-    tracks = {kind: _track(records, kind) for kind in (_SFT, _RL)}
-    panels = []
-    for panel in _PANELS:
-        track = tracks[panel.kind]
-        drawable = [_drawable(panel, track, name) for name, _ in panel.figures]
-        if np.isfinite(drawable).any():
-            panels.append(panel)
-    evaluations = _evaluations(records)
-
-    count = max(len(panels) + bool(evaluations), 1)
-    columns = min(_COLUMNS, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(16, 0.6 + 3.9 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, panel in zip(grid, panels, strict=False):
-        _draw_panel(axes, panel, tracks[panel.kind])
-    if evaluations:
-        _draw_evaluations(grid[len(panels)], evaluations)
-    for axes in grid[len(panels) + bool(evaluations) :]:
-        axes.set_axis_off()
-    title = workdir.resolve().name if records else f"{workdir}: no metrics yet"
-    if (tracks[_RL].figure("reward/tiered") == 1.0).any():
-        title += "    (shaded: steps with the tiered reward)"
-    figure.suptitle(title, fontsize=13, color=_FAINT, x=0.01, ha="left")
-
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
-    path = workdir / "curves.png"
-    files.replace_file(path, image.getvalue())
-    return path
+        short = lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}"
+        axes.yaxis.set_major_formatter(FuncFormatter(short))

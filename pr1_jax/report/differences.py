@@ -4,19 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pr1_jax.system import files
+from pr1_jax.workdir import folder
 
 ABSENT = "(not there)"  # a field that one of two configs does not have
-
-
-def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Leaves by dotted name, as text; sequences alike whether lists or tuples."""
-    found: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= fields(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = _text(value)
-    return found
 
 
 def _text(value: Any) -> str:
@@ -27,7 +17,10 @@ def _text(value: Any) -> str:
 
 def between(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Name and one text a config, of each field in which they are not all equal."""
-    flat = [fields(config) for config in configs]
+    flat = [
+        {name: _text(value) for name, value in folder.flat(config).items()}
+        for config in configs
+    ]
     names = sorted({name for found in flat for name in found})
     rows = [(name, *(found.get(name, ABSENT) for found in flat)) for name in names]
     return [row for row in rows if len({*row[1:]}) > 1]

@@ -17,8 +17,9 @@ from pr1_jax.workdir import alarms, metric_table
 WINDOW = 20  # steps before
 _ENOUGH = 8  # of them that have the figure
 _SHARP = 8.0  # a change with such a z is an event, if it is also large: _WATCHED
+_MOST = 0.5  # of the groups of a stage without signal, which is worth a sentence
 _QUIET = 20  # steps in which the same figure makes no second event
-_NOT_MOVES = ("optim/lr", "optim/skipped", "reward/tiered")
+_NOT_MOVES = ("alarm/", "data/", "optim/lr", "optim/skipped", "reward/tiered")
 _MACHINE = ("perf/step_sec", "perf/tokens_per_sec")
 _BY_REWARD = ("reward/", "rollout/degenerate_groups")
 # Figures whose sharp changes are events: the least change that counts, and the least
@@ -44,8 +45,8 @@ class Event:
     """Something to look at, from `row` to `last_row`.
 
     Attributes:
-      kind: "alarm", "skipped", "change", "stage" or "evaluation".
-      name: of the alarm, the stage or the evaluation; "" for a change.
+      kind: "alarm", "skipped", "change" or "stage".
+      name: of the alarm or the stage; "" for a change.
       text: one line.
       metrics: that changed.
     """
@@ -69,7 +70,7 @@ def moves(run: reading.Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         by_reward += [rows[names == name] for name in dict.fromkeys(names.tolist())]
     found = {}
     for metric, values in run.columns.items():
-        if metric in _NOT_MOVES or metric.startswith("alarm/"):
+        if metric.startswith((*_NOT_MOVES, "reward/weight_")):
             continue
         if metric.startswith("perf/") and metric not in _MACHINE:
             continue
@@ -205,3 +206,46 @@ def rows_of_interest(events: Sequence[Event]) -> list[int]:
         if event.kind in ("alarm", "skipped", "change"):
             weight[event.row] = weight.get(event.row, 0) + 1
     return sorted(weight, key=lambda row: (-weight[row], row))
+
+
+def facts(run: reading.Run) -> list[str]:
+    """Sentences on what no step stands out by, and a reader must know all the same."""
+    return [
+        f"{stage}: {text}"
+        for stage, first, count in run.stages
+        for tell in (_dropped, _dull)
+        if (text := tell(run, slice(first, first + count)))
+    ]
+
+
+def _dull(run: reading.Run, rows: slice) -> str:
+    """How many groups taught nothing, where they are most of them."""
+    shares = run.columns.get("rollout/degenerate_groups", np.zeros(0))[rows]
+    shares = shares[np.isfinite(shares)]
+    if not len(shares) or shares.mean() < _MOST:
+        return ""
+    return (
+        f"{100 * shares.mean():.0f}% of the groups had no signal: their responses all "
+        "got the same reward, and nothing was learned from them."
+    )
+
+
+def _dropped(run: reading.Run, rows: slice) -> str:
+    """How many records of the data were left out, and why."""
+    last = {
+        name.removeprefix("data/"): values[rows][np.isfinite(values[rows])][-1:]
+        for name, values in run.columns.items()
+        if name.startswith("data/")
+    }
+    counts = {name: int(value[0]) for name, value in last.items() if len(value)}
+    kept = counts.pop("kept", 0)
+    dropped = {
+        name.removeprefix("dropped_").replace("_", " "): count
+        for name, count in counts.items()
+        if name.startswith("dropped_") and count
+    }
+    if not dropped:
+        return ""
+    words = [f"{count:,} {reason}" for reason, count in dropped.items()]
+    total = kept + sum(dropped.values())
+    return f"kept {kept:,} of {total:,} records: {', '.join(words)}."

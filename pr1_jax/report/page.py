@@ -4,6 +4,7 @@ All that comes from models, data and configs is JSON inside one `<script>` that 
 and never runs; the page's own code puts it in place as text.
 """
 
+import collections
 import dataclasses
 import datetime
 import json
@@ -110,8 +111,8 @@ def describe(
         "stages": _stages(run, shown),
         "steps": [rows[i]["step"] for i in shown],
         "rewards": [run.reward_names[i] for i in shown],
-        "windows": _windows(run),
-        "schedule": _schedule(run),
+        "windows": [dataclasses.asdict(window) for window in run.windows],
+        "schedule": _rewards(run),
         "values": {
             metric: [_short(values[i]) for i in shown]
             for metric, values in run.columns.items()
@@ -126,6 +127,7 @@ def describe(
             | {"row": place[e.row], "last_row": place.get(e.last_row, place[e.row])}
             for e in happened
         ],
+        "facts": events.facts(run),
         "evaluations": [
             {"name": title, "at": int(np.searchsorted(shown, at)), "values": _plain(v)}
             for title, at, v in evaluations
@@ -154,31 +156,12 @@ def _stages(run: reading.Run, shown: Sequence[int]) -> list[dict[str, Any]]:
     return found
 
 
-def _windows(run: reading.Run) -> list[dict[str, Any]]:
-    """Stretches of RL steps whose reward is not accuracy, done or planned."""
-    found = []
-    for stage, first, count in run.stages:
-        rows = run.rows[first : first + count]
-        if not any("reward/mean" in row for row in rows):
-            continue
-        last = max(row["step"] for row in rows)
-        for start, end, name in reading.windows(run.config, last):
-            if name not in ("", "accuracy"):
-                found.append({"stage": stage, "from": start, "to": end, "name": name})
-    return found
-
-
-def _schedule(run: reading.Run) -> str:
-    """The schedule in words."""
-    settings = run.config.get("reward", {})
-    name = settings.get("schedule", "")
-    if name not in ("alternating", "scaffold"):
-        return str(name)
-    text = f"{name}: the last {settings.get('tiered_steps')} of every "
-    text += f"{settings.get('window')} steps are tiered"
-    if name == "scaffold":
-        text += f", up to step {settings.get('scaffold_steps')}"
-    return text
+def _rewards(run: reading.Run) -> str:
+    """The schedule, and how many steps each of its rewards was in force."""
+    counts = collections.Counter(filter(None, run.reward_names))
+    parts = [f"{name} in {n} step{'s' * (n > 1)}" for name, n in counts.items()]
+    name = str(run.config.get("reward", {}).get("schedule", ""))
+    return f"{name}: {', '.join(parts)}" if len(parts) > 1 else name
 
 
 def _short(value: float) -> float | None:
@@ -194,7 +177,8 @@ def assemble(
     runs: Sequence[Mapping[str, Any]], config_rows: Sequence[tuple[str, ...]]
 ) -> bytes:
     """The page, of what `describe` returned for each run."""
-    names = {name for run in runs for name in run["values"]}
+    values = [at["values"] for run in runs for at in (run, *run["evaluations"])]
+    names = sorted({name for found in values for name in found})
     data = {
         "metrics": {n: dataclasses.asdict(metric_table.describe(n)) for n in names},
         "charts": [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -11,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import rewards
 from pr1_jax.system import files
 from pr1_jax.workdir import metrics
 
 _PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.jsonl")
 _STEP = re.compile(r"(.+)_(\d{6,})")
+_WEIGHT = "reward/weight_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,16 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
+class Window:
+    """A stretch of steps of one stage, first and last included, with one reward."""
+
+    stage: str
+    first: int
+    last: int
+    reward: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """What a workdir holds.
 
@@ -45,7 +56,7 @@ class Run:
       rows: lines of training steps in order.
       evaluations: name, number of rows before it, figures; in order.
       benchmarks: `benchmarks.json`, {} where there is none.
-      sources: all responses, evaluations first.
+      sources: all responses, in the order in which they were sampled.
     """
 
     path: pathlib.Path
@@ -67,11 +78,39 @@ class Run:
 
     @functools.cached_property
     def reward_names(self) -> list[str]:
-        """The reward in force at each row; "" outside RL."""
-        return [
-            reward_name(self.config, row["step"]) if "reward/mean" in row else ""
-            for row in self.rows
+        """The rewards that have a weight at each row, "a + b"; "" outside RL."""
+        weights = {
+            name.removeprefix(_WEIGHT): values
+            for name, values in self.columns.items()
+            if name.startswith(_WEIGHT)
+        }
+        weighed = [
+            " + ".join(name for name, values in weights.items() if values[i] > 0)
+            for i in range(len(self.rows))
         ]
+        return [name or self._unweighed(row) for name, row in zip(weighed, self.rows)]
+
+    def _unweighed(self, row: Mapping[str, Any]) -> str:
+        """The reward of a row written when only `reward/tiered` was logged."""
+        if "reward/tiered" not in row:
+            return ""
+        if row["reward/tiered"]:
+            return "tiered"
+        settings, both = self.config.get("reward", {}), "parallel_and_accuracy"
+        return both if settings.get("schedule") == both else "accuracy"
+
+    @functools.cached_property
+    def windows(self) -> list[Window]:
+        """Stretches of RL steps whose reward is not accuracy alone."""
+        named = zip(self.rows, self.reward_names)
+        found = []
+        for (stage, name), rows in itertools.groupby(
+            named, key=lambda at: (at[0]["stage"], at[1])
+        ):
+            steps = [row["step"] for row, _ in rows]
+            if name not in ("", "accuracy"):
+                found.append(Window(stage, steps[0], steps[-1], name))
+        return found
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -105,7 +144,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
         rows=rows,
         evaluations=evaluations,
         benchmarks=_mapping(path / "benchmarks.json"),
-        sources=_sources(path),
+        sources=_sources(path, rows, evaluations),
     )
 
 
@@ -138,7 +177,11 @@ def _mapping(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def _sources(workdir: pathlib.Path) -> list[Source]:
+def _sources(
+    workdir: pathlib.Path,
+    rows: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[tuple[str, int, Mapping[str, Any]]],
+) -> list[Source]:
     parts: dict[str, list[pathlib.Path]] = {}
     folders = (workdir / "rollouts", workdir / "samples")
     for path in sorted(p for folder in folders for p in folder.glob("*.jsonl")):
@@ -149,7 +192,17 @@ def _sources(workdir: pathlib.Path) -> list[Source]:
         match = _STEP.fullmatch(name)
         stage, step = (match[1], int(match[2])) if match else (name, None)
         found.append(Source(name, stage, step, tuple(paths)))
-    return sorted(found, key=lambda s: (s.step is not None, s.stage, s.step or 0))
+    # Of an evaluation, the number of rows before it; a row comes after it.
+    when: dict[Any, tuple[int, int]] = {name: (at, 0) for name, at, _ in evaluations}
+    when |= {(row["stage"], row["step"]): (i, 1) for i, row in enumerate(rows)}
+
+    def order(source: Source) -> tuple:
+        names = (source.name, f"benchmark_{source.name}", (source.stage, source.step))
+        known = next((when[name] for name in names if name in when), None)
+        unknown = (len(rows), 1) if source.step else (-1, 0)  # not logged yet, or early
+        return (*(known or unknown), source.stage, source.step or 0)
+
+    return sorted(found, key=order)
 
 
 def read_records(source: Source, limit: int | None = None) -> list[dict[str, Any]]:
@@ -170,31 +223,3 @@ def read_records(source: Source, limit: int | None = None) -> list[dict[str, Any
                 if isinstance(record, dict):
                     records.append(record)
     return records
-
-
-def reward_name(config: Mapping[str, Any], step: int) -> str:
-    """The reward that the config's schedule uses at a step; "" where it says none."""
-    settings = config.get("reward", {})
-    if not isinstance(settings, Mapping) or "schedule" not in settings or step < 1:
-        return ""
-    names = ("window", "tiered_steps", "scaffold_steps")
-    try:
-        return rewards.scheduled(
-            settings["schedule"],
-            step,
-            **{n: settings[n] for n in names if n in settings},
-        )
-    except (ValueError, TypeError):  # a config of another version
-        return ""
-
-
-def windows(config: Mapping[str, Any], steps: int) -> list[tuple[int, int, str]]:
-    """First step, last step and reward of each stretch of steps with one reward."""
-    found: list[tuple[int, int, str]] = []
-    for step in range(1, steps + 1):
-        name = reward_name(config, step)
-        if found and found[-1][2] == name:
-            found[-1] = (found[-1][0], step, name)
-        else:
-            found.append((step, step, name))
-    return found

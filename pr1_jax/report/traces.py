@@ -14,30 +14,42 @@ from typing import Any
 from pr1_jax.report import reading
 
 BUDGET = 6_000_000  # bytes of responses in a page
-_PER_SOURCE = 16  # at most, of a step or an evaluation
-_LOOK_AT = 64  # records of a file to choose from
+_MANY, _FEW = 16, 2  # responses of a source that is of interest, and of any other
+_LOOK_AT = 4  # times as many records of a file to choose from
 _EVENTS, _SPREAD = 16, 8  # steps, at most
+# Responses of the sources of interest, of the others, and whether those have traces;
+# the first that fits into the budget.
+_PLANS = (
+    *((many, _FEW, True) for many in (_MANY, 12, 8, 6, 4, 3, 2)),
+    *((many, _FEW, False) for many in (4, 2, 1)),
+    (1, 1, False),
+)
+
+Encoded = list[tuple[dict[str, Any], int]]  # records, and their sizes as JSON
 
 
 class Shelf:
     """The responses chosen of each source, encoded; a file is read again if it changed."""
 
     def __init__(self):
-        self._chosen: dict[reading.Source, tuple[Any, list[tuple[dict, int]]]] = {}
+        self._chosen: dict[reading.Source, tuple[Any, Encoded]] = {}
 
     def take(
-        self, sources: Sequence[reading.Source]
-    ) -> dict[reading.Source, list[tuple[dict[str, Any], int]]]:
-        """Encoded records of each source with their sizes; forgets other sources."""
+        self, counts: Mapping[reading.Source, int]
+    ) -> dict[reading.Source, Encoded]:
+        """So many encoded records of each source, or all; forgets other sources."""
         held, self._chosen = self._chosen, {}
-        for source in sources:
+        for source, count in counts.items():
             stamp = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.paths]
+            stamp.append(count)
             if source not in held or held[source][0] != stamp:
-                records = reading.read_records(source, _LOOK_AT)
-                encoded = [encode(r) for r in _mixed(records, _PER_SOURCE)]
-                held[source] = stamp, [(r, _size(r)) for r in encoded]
+                records = reading.read_records(source, _LOOK_AT * count)
+                held[source] = (
+                    stamp,
+                    [_sized(encode(r)) for r in _mixed(records, count)],
+                )
             self._chosen[source] = held[source]
-        return {source: found for source, (_, found) in self._chosen.items()}
+        return {source: encoded for source, (_, encoded) in self._chosen.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +93,9 @@ def embed(
     budget: int = BUDGET,
     shelf: Shelf | None = None,
 ) -> Embedded:
-    """Picks responses of evaluations, first, last, interesting and spread steps.
+    """Picks responses: some of each step, more of those that are of interest.
+
+    Those are evaluations, first, last and spread steps, and what `interesting` says.
 
     Args:
       interesting: rows to show, with the one before each, most wanted first.
@@ -89,9 +103,10 @@ def embed(
       shelf: of the update before, so that little is read again.
     """
     wanted = [s for s in _wanted(run, interesting) if s not in asked]
-    encoded = (shelf or Shelf()).take(wanted)
-    per_source, kept = _fit(wanted, encoded, budget)
-    groups = {s: _group(s, [r for r, _ in encoded[s][:per_source]]) for s in kept}
+    others = [s for s in run.sources if s not in asked and s not in {*wanted}]
+    counts = dict.fromkeys(wanted, _MANY) | dict.fromkeys(others, _FEW)
+    chosen = _fit(wanted, others, (shelf or Shelf()).take(counts), budget)
+    groups = {s: _group(s, [r for r, _ in found]) for s, found in chosen.items()}
     for source in asked:
         records = [encode(r) for r in reading.read_records(source)]
         groups[source] = _group(source, records, full=True)
@@ -130,24 +145,40 @@ def _mixed(records: Sequence[Mapping[str, Any]], count: int) -> list[Mapping]:
 
 def _fit(
     wanted: Sequence[reading.Source],
-    encoded: Mapping[reading.Source, Sequence[tuple[Any, int]]],
+    others: Sequence[reading.Source],
+    encoded: Mapping[reading.Source, Encoded],
     budget: int,
-) -> tuple[int, list[reading.Source]]:
-    """Responses a source, and the sources, that fit: fewer of each before fewer."""
-    for per_source in (16, 12, 8, 6, 4, 3, 2, 1):
-        sizes = [sum(n for _, n in encoded[s][:per_source]) for s in wanted]
-        if sum(sizes) <= budget:
-            return per_source, list(wanted)
-    kept, used = [], 0
-    for source, size in zip(wanted, sizes):
-        if used + size <= budget:
-            kept.append(source)
-            used += size
-    return 1, kept
+) -> dict[reading.Source, Encoded]:
+    """The responses that fit: fewer of each, then texts alone, then fewer sources."""
+    for many, few, traced in _PLANS:
+        chosen = {s: encoded[s][:many] for s in wanted}
+        for source in others:
+            found = encoded[source][:few]
+            chosen[source] = found if traced else [_text_alone(r) for r, _ in found]
+        sizes = {s: sum(size for _, size in found) for s, found in chosen.items()}
+        if sum(sizes.values()) <= budget:
+            return chosen
+    left = budget - sum(sizes[s] for s in wanted)
+    strides = (others[::k] for k in range(2, len(others)))
+    spread = next((x for x in strides if sum(sizes[s] for s in x) <= left), ())
+    fitting, used = {}, 0
+    for source in (*wanted, *spread):
+        if used + sizes[source] <= budget:
+            fitting[source] = chosen[source]
+            used += sizes[source]
+    return fitting
 
 
-def _size(value: Any) -> int:
-    return len(json.dumps(value, separators=(",", ":")))
+def _text_alone(record: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """An encoded record without its trace, and its size."""
+    alone = {name: x for name, x in record.items() if name != "trace"}
+    if "trace" in record:
+        alone["response"] = "".join(record["trace"]["pieces"])
+    return _sized(alone)
+
+
+def _sized(record: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    return record, len(json.dumps(record, separators=(",", ":")))
 
 
 def _group(source: reading.Source, records: list, *, full: bool = False) -> dict:
@@ -168,9 +199,10 @@ def _left_out(run: reading.Run, groups: Mapping[reading.Source, Any]) -> str:
     shown = [s for s in steps if s in groups]
     if not steps:
         return f"All responses are in {run.path}/rollouts."
+    of = "every step" if shown == steps else f"{len(shown)} of {len(steps)} steps"
     return (
-        f"Here are some responses of {len(shown)} of {len(steps)} steps and of the "
-        f"evaluations; all are in {run.path}/rollouts. To add all of a step: "
+        f"Here are some responses of {of} and of the evaluations; all are in "
+        f"{run.path}/rollouts. To add all of a step: "
         f"python -m pr1_jax.report {run.path} --steps={steps[-1].step}"
     )
 

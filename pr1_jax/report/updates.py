@@ -1,4 +1,4 @@
-"""Keeps `report.html` up to date while a run trains, beside it and not in its way."""
+"""Keeps `report.html` and `curves.png` up to date beside a run that trains."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from absl import logging
 
-from pr1_jax.report import history, page, reading, traces
+from pr1_jax.report import curves, history, page, reading, traces
 from pr1_jax.system import files
 
 _ANALYSES_SEC = 2.0  # in one update; what is left waits for the next
@@ -16,8 +16,9 @@ _SHARE = 0.02  # of the time, at most, goes into updates between evaluations
 class Updates:
     """Writes the report of a workdir in a thread of its own; failures are warnings.
 
-    Between evaluations an update comes at most every `every_sec` seconds, and so rarely
-    that all of them take 2 % of the time.
+    A run calls `after_step`, `after_evaluation` and `close`. Between evaluations an
+    update comes at most every `every_sec` seconds, and so rarely that all of them take
+    2 % of the time; `curves.png` is drawn after evaluations alone.
     """
 
     def __init__(
@@ -36,16 +37,13 @@ class Updates:
         self._warned = False
 
     def after_step(self) -> None:
-        """Brings the report up to date, if it is time and nobody does so already."""
+        """Brings the page up to date, if it is time and nobody does so already."""
         if time.monotonic() >= self._next:
-            self.start()
+            self._start()
 
-    def start(self) -> None:
-        """Brings the report up to date, unless that is being done."""
-        if self._thread is None or (self._running and not self._running.done()):
-            return
-        self._notice()
-        self._running = self._thread.submit(self._write)
+    def after_evaluation(self) -> None:
+        """Brings page and picture up to date, unless that is being done."""
+        self._start(picture=True)
 
     def close(self) -> None:
         """Waits for an update under way, and makes a last one."""
@@ -53,10 +51,16 @@ class Updates:
             return
         if self._running is not None:
             wait([self._running])
-        self.start()
+        self.after_evaluation()
         self._thread.shutdown()
         self._notice()
         self._thread = None
+
+    def _start(self, *, picture: bool = False) -> None:
+        if self._thread is None or (self._running and not self._running.done()):
+            return
+        self._notice()
+        self._running = self._thread.submit(self._write, picture)
 
     def _notice(self) -> None:
         """Warns, once, if the last update failed: a report is never worth a run."""
@@ -72,15 +76,15 @@ class Updates:
             self._workdir,
         )
 
-    def _write(self) -> None:
+    def _write(self, picture: bool) -> None:
         began = time.monotonic()
         try:
-            self._make()
+            self._make(picture)
         finally:
             ended = time.monotonic()
             self._next = ended + max(self._every_sec, (ended - began) / _SHARE)
 
-    def _make(self) -> None:
+    def _make(self, picture: bool) -> None:
         try:
             run = reading.read(self._workdir)
         except FileNotFoundError:  # nothing was logged yet
@@ -90,3 +94,5 @@ class Updates:
         described = page.describe(run, found, shelf=self._shelf)
         out = os.path.join(self._workdir, "report.html")
         files.replace_file(out, page.assemble([described], []))
+        if picture:
+            curves.plot_curves(run)

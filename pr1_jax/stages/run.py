@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import rich.console
 from absl import logging
 
-from pr1_jax.report import curves, updates
+from pr1_jax.report import updates
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.system import files, processes, stopping
 from pr1_jax.system.mesh import local_batch
@@ -239,13 +239,11 @@ class Run:
             display.update(step, found)
 
     def record_evaluation(self, name: str, found: Mapping[str, float]) -> None:
-        """Writes an evaluation to metrics and summary, and draws the curves anew."""
+        """Writes an evaluation to metrics and summary."""
         self.log(name, 0, found)
         self.summary["evaluations"][name] = dict(found)
         self._save_summary()
-        if self._main:
-            curves.plot_curves(self.workdir)
-        self._report.start()
+        self._report.after_evaluation()
 
     def finish(self) -> None:
         """Marks the run as finished."""

@@ -21,11 +21,13 @@ def write(workdir: pathlib.Path, *, steps: int = 160, responses=range(1, 161)) -
     files.write_json(workdir / "config.json", config.to_dict())
     noise = np.random.default_rng(0)
     alarms = Alarms(Limits(**config.alarms))
-    evaluations = {"eval_0_base": evaluation(0.05), "eval_2_rl": evaluation(0.4)}
+    accuracies = {"eval_0_base": 0.05, "eval_1_sft": 0.55, "eval_2_rl": 0.4}
+    evaluations = {name: evaluation(x) for name, x in accuracies.items()}
     with metrics.MetricWriter(workdir) as writer:
         writer.write("eval_0_base", 0, evaluations["eval_0_base"])
         for step in range(1, 31):
             writer.write("sft", step, {"loss/sft": 2 / step + noise.normal(0, 0.02)})
+        writer.write("eval_1_sft", 0, evaluations["eval_1_sft"])
         for step in range(1, steps + 1):
             found = figures(step, noise)
             found |= alarms.check("rl", step, found)
@@ -48,7 +50,10 @@ def figures(step: int, noise: np.random.Generator) -> dict[str, float]:
     tiered = (step - 1) % 10 >= 8
     return {
         "reward/mean": -1.0 if lost else near(0.6 if tiered else 0.4, 0.03),
-        "reward/tiered": float(tiered),
+        "reward/weight_accuracy": float(not tiered),
+        "reward/weight_tiered": float(tiered),
+        "data/kept": 30.0,
+        "data/dropped_too_long": 30.0,
         "rollout/accuracy": 0.0 if lost else near(0.7, 0.02),
         "rollout/parallel_ratio": 0.0 if lost else near(0.6, 0.02),
         "rollout/total_tokens": 1.0 if lost else near(120, 3),
@@ -72,6 +77,7 @@ def evaluation(accuracy: float) -> dict[str, float]:
         "eval/parallel_ratio": 0.6,
         "eval/total_tokens": 120.0,
         "eval/sequential_steps": 80.0,
+        "eval/sequential_steps_banned": 70.0,
         "eval/self_parallelism": 1.5,
     }
 

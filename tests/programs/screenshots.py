@@ -19,9 +19,9 @@ from tests.helpers import browser
 _PICTURES = pathlib.Path(__file__).parents[2] / "notebooks" / "pictures"
 _LARGEST_BYTES = 150_000
 _BLOCK = """
-  const last = document.querySelector("#filter-group").lastElementChild.value;
-  document.querySelector("#filter-group").value = last;
-  document.querySelector("#filter-group").dispatchEvent(new Event("change"));
+  const picker = document.querySelector("#filter-group");
+  picker.value = picker.options[1].value;  // the newest
+  picker.dispatchEvent(new Event("change"));
   document.querySelector('[data-filter="verdict"][data-value="correct"]').click();
   document.querySelector('[data-filter="blocks"][data-value="with"]').click();
   document.querySelector("#list button").click();

@@ -47,6 +47,17 @@ def see(chrome, report):
     return visit
 
 
+def test_it_opens_on_the_trained_state_and_compares_it_with_sft(see):
+    _, texts = see()
+    assert "eval_2_rl" in texts("#response .facts")[0]
+    accuracy, *_ = texts("#headline div")
+    assert "40.0" in accuracy and "from 55.0\u202f% after SFT" in accuracy
+    steps = texts("#headline div")[-1]
+    assert "80" in steps and "70 with blocks banned" in steps
+    facts = texts("#event-list .fact")
+    assert facts == ["rl: kept 30 of 60 records: 30 too long."]
+
+
 def _count(texts):
     return int(texts("#count")[0].split()[0])
 
@@ -132,16 +143,17 @@ def test_one_step_is_read_off_all_charts_by_key(see, chrome):
     assert texts("#step h2") == ["Step 159 of rl"]
 
 
-def _open_the_large_one(chrome):
+def _open(chrome, name):
     chrome.execute_script(
         """const rows = [...document.querySelectorAll("#list button")];
-        rows.find((row) => row.textContent.includes("eval_2_rl")).click();"""
+        rows.find((row) => row.textContent.includes(arguments[0])).click();""",
+        name,
     )
 
 
 def test_paths_stand_side_by_side_in_time(see, chrome):
     see()
-    _open_the_large_one(chrome)
+    _open(chrome, "eval_2_rl")
     chrome.find_element(By.CSS_SELECTOR, '[data-size="16"]').click()
     found = chrome.execute_script(
         """const rows = document.querySelectorAll(".paths .row:not(.heads)");
@@ -168,7 +180,7 @@ def test_paths_stand_side_by_side_in_time(see, chrome):
 
 def test_a_token_says_what_it_is(see, chrome):
     _, texts = see()
-    _open_the_large_one(chrome)
+    _open(chrome, "eval_2_rl")
     chrome.execute_script("document.querySelector('.trace').scrollIntoView()")
     chrome.find_element(By.CSS_SELECTOR, '.trace [data-i="5"]').click()
     tip = texts("#tip")[0].split("\n")
@@ -185,6 +197,7 @@ def test_a_token_says_what_it_is(see, chrome):
 
 def test_mask_and_positions_are_drawn(see, chrome):
     see()
+    _open(chrome, "eval_0_base")
     chrome.find_element(By.CSS_SELECTOR, '[data-picture="mask"]').click()
     chrome.find_element(By.CSS_SELECTOR, '[data-picture="positions"]').click()
     cells = chrome.execute_script(
@@ -226,7 +239,7 @@ def test_a_response_of_3000_tokens_scrolls_smoothly(see, chrome):
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_nothing_is_wider_than_the_window(see, chrome, width):
     see("", width)
-    _open_the_large_one(chrome)
+    _open(chrome, "eval_2_rl")
     chrome.find_element(By.CSS_SELECTOR, '[data-picture="mask"]').click()
     assert chrome.execute_script("return document.documentElement.scrollWidth") == width
 

@@ -1,4 +1,4 @@
-"""DOC"""
+"""The report of a run: what happened, which responses, the page, the command."""
 
 import json
 import pathlib
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from configs import common
-from pr1_jax import rewards
 from pr1_jax.report import (
     differences,
     events,
@@ -112,50 +111,78 @@ def test_a_missing_figure_moves_nothing():
     assert events.largest(events.moves(_run(rows)), 28) == []
 
 
+def _weights(step):
+    tiered = float((step - 1) % 10 >= 8)
+    return {"reward/weight_accuracy": 1 - tiered, "reward/weight_tiered": tiered}
+
+
 def test_rewards_are_compared_with_steps_of_the_same_reward():
-    config = {"reward": {"schedule": "alternating", "window": 10, "tiered_steps": 2}}
-    named = [rewards.scheduled("alternating", i) for i in range(1, 101)]
-    rows = [{"reward/mean": 0.9 if name == "tiered" else 0.1} for name in named]
-    z, _ = events.moves(_run(rows, config))["reward/mean"]
+    rows = [_weights(i) for i in range(1, 101)]
+    rewards = [{"reward/mean": 0.1 + 0.8 * row["reward/weight_tiered"]} for row in rows]
+    z, _ = events.moves(_run([a | b for a, b in zip(rows, rewards)]))["reward/mean"]
     assert np.nanmax(np.abs(z)) == 0
-    z, _ = events.moves(_run(rows))["reward/mean"]  # not known to be scheduled
+    z, _ = events.moves(_run(rewards))["reward/mean"]  # not known to be scheduled
     assert np.nanmax(np.abs(z)) > 8
 
 
-def test_windows_of_a_schedule():
-    reward = {"schedule": "scaffold", "window": 10, "tiered_steps": 2}
-    config = {"reward": {**reward, "scaffold_steps": 20}}
-    assert reading.windows(config, 40) == [
-        *((1, 8, "accuracy"), (9, 10, "tiered")),
-        *((11, 18, "accuracy"), (19, 20, "tiered"), (21, 40, "accuracy")),
+def test_windows_are_read_from_the_weights_of_rewards():
+    both = {"reward/weight_accuracy": 0.5, "reward/weight_tiered": 0.5}
+    run = _run([*(_weights(i) for i in range(1, 21)), both, _weights(1)])
+    found = [(w.first, w.last, w.reward) for w in run.windows]
+    assert found == [
+        *((9, 10, "tiered"), (19, 20, "tiered"), (21, 21, "accuracy + tiered"))
     ]
-    assert reading.windows({"reward": {"schedule": "of another time"}}, 3) == [
-        (1, 3, "")
-    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "names"),
+    [
+        ("alternating", ["accuracy", "tiered", ""]),
+        ("parallel_and_accuracy", ["parallel_and_accuracy", "tiered", ""]),
+    ],
+)
+def test_a_run_from_before_there_were_weights_has_rewards(schedule, names):
+    rows = [{"reward/tiered": 0.0}, {"reward/tiered": 1.0}, {"loss/sft": 1.0}]
+    assert _run(rows, {"reward": {"schedule": schedule}}).reward_names == names
+
+
+def test_what_no_step_stands_out_by_is_a_fact():
+    row = {"rollout/degenerate_groups": 0.84, "data/kept": 30, "data/dropped_other": 0}
+    (dropped, dull) = events.facts(_run([row | {"data/dropped_too_long": 30}] * 3))
+    assert dropped == "rl: kept 30 of 60 records: 30 too long."
+    assert dull.startswith("rl: 84% of the groups had no signal")
+    assert events.facts(_run([row | {"rollout/degenerate_groups": 0.2}])) == []
 
 
 # --- Which responses ----------------------------------------------------------------
 
 
-def test_the_page_has_responses_of_evaluations_ends_events_and_the_step_before(written):
+def test_the_page_has_responses_of_every_step_and_more_of_those_of_interest(written):
     (run,) = _data(written)["runs"]
     names = [group["name"] for group in run["responses"]]
-    steps = [group["step"] for group in run["responses"] if group["step"]]
-    assert names[0] == "eval_0_base"
-    assert {1, 76, 77, 139, 140, 160} <= {*steps} and steps == sorted(steps)
-    assert len(steps) < 30 and "of 160 steps" in run["left_out"]
+    assert names == ["eval_0_base", *(f"rl_{step:06d}" for step in range(1, 161))]
+    counts = {group["step"]: len(group["records"]) for group in run["responses"]}
+    assert {counts[step] for step in (1, 76, 77, 139, 140, 160)} == {3}
+    assert counts[33] == 2 and "of every step" in run["left_out"]
 
 
-def test_a_small_budget_takes_fewer_of_each_and_then_fewer_steps(workdir):
+def test_a_small_budget_takes_fewer_of_each_then_texts_then_fewer_steps(workdir):
     run = reading.read(workdir)
-    size = lambda found: len(json.dumps(found.groups))
-    whole = traces.embed(run, [])
-    some = traces.embed(run, [], budget=size(whole) // 2)
-    assert size(some) < 0.6 * size(whole)
-    assert [g["name"] for g in some.groups] == [g["name"] for g in whole.groups]
-    few = traces.embed(run, [], budget=2500)
-    assert 0 < len(few.groups) < len(whole.groups)
-    assert few.groups[0]["name"] == "eval_0_base"  # the most wanted
+    embed = lambda budget: traces.embed(run, [140], budget=budget).groups
+    dumped = lambda r: len(json.dumps(r, separators=(",", ":")))
+    size = lambda groups: sum(dumped(r) for g in groups for r in g["records"])
+    of_step = lambda groups, n: next(g["records"] for g in groups if g["step"] == n)
+    whole = embed(traces.BUDGET)
+    for share in (0.9, 0.6, 0.4, 0.1):
+        some = embed(int(share * size(whole)))
+        assert size(some) <= share * size(whole)
+        assert "trace" in of_step(some, 140)[0]
+        if share > 0.3:
+            assert [g["name"] for g in some] == [g["name"] for g in whole]
+            assert not any("trace" in record for record in of_step(some, 33))
+    steps = [g["step"] for g in some if g["step"]]
+    assert 8 < len(steps) < 100 and {1, 160} <= {*steps}
+    assert embed(1500)[0]["name"] == "eval_0_base"  # the most wanted
 
 
 def test_named_steps_are_embedded_in_full(workdir):
@@ -274,6 +301,7 @@ def test_updates_write_the_page_while_a_run_goes_on_and_at_its_end(tmp_path):
     kept.close()
     (run,) = _data((tmp_path / "report.html").read_text())["runs"]
     assert run["steps"][-1] == 12
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_updates_between_evaluations_are_rare(tmp_path):
@@ -301,7 +329,7 @@ def test_a_report_that_fails_is_a_warning(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text("no JSON\n")
     kept = updates.Updates(tmp_path, every_sec=0.0)
     with caplog.at_level("WARNING"):
-        kept.start()
+        kept.after_evaluation()
         kept.close()
     (line,) = [m for m in caplog.messages if "report.html" in m]
     assert "not JSON" in line and "the run goes on" in line

@@ -99,13 +99,13 @@ def test_gradients_that_stay_non_finite_stop_the_run(stage, tmp_path):
             current.params = jax.tree.map(nan, current.params)
         with pytest.MonkeyPatch.context() as patch:
             if stage == "rl":
-                advantages = rl.rollout.group_advantages
+                advantages = rl.group_advantages
                 infinite = lambda *args, **kwargs: (
                     (found := advantages(*args, **kwargs))[0],
                     np.full_like(found[1], math.inf),
                     found[2],
                 )
-                patch.setattr(rl.rollout, "group_advantages", infinite)
+                patch.setattr(rl, "group_advantages", infinite)
             match = f"{stage} step 2: 2 updates in a row .*alarms.max_skipped=2"
             with pytest.raises(FloatingPointError, match=match):
                 {"sft": sft, "rl": rl}[stage].run_stage(made, current, 0)

@@ -1,4 +1,4 @@
-"""DOC"""
+"""The log of a run: whole lines, no step twice, and what sinks get of it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""DOC"""
+"""Progress on a terminal and in a pipe."""
 
 import io
 

@@ -229,7 +229,7 @@ function draw(chart) {
   for (const p of points) {
     const tint = SINGLE ? "var(--ink)" : `var(--run${p.number % 6})`;
     const mark = svg("g", { class: "held", stroke: tint },
-      svg("title", {}, `${p.name}: ${write(p.value, "share")}`));
+      svg("title", {}, `${p.name}: ${say(spec.held_out, p.value)}`));
     if (p.low !== undefined && p.low !== null) {
       mark.append(svg("line", { x1: x(p.x), x2: x(p.x), y1: y(p.low), y2: y(p.high) }));
     }
@@ -259,7 +259,7 @@ function shade(picture, parts, x, base) {
   for (const w of RUNS[0].windows) {
     const part = parts.find((p) => p.name === w.stage);
     if (!part) continue;
-    const from = x(place(parts, w.stage, w.from - 0.5)), to = x(place(parts, w.stage, w.to + 0.5));
+    const from = x(place(parts, w.stage, w.first - 0.5)), to = x(place(parts, w.stage, w.last + 0.5));
     picture.append(svg("rect", { class: "window", x: from, width: to - from, y: TOP,
       height: base - TOP }));
   }
@@ -440,7 +440,7 @@ function makeLegend() {
   }
   const has = (kind) => RUNS.some((run) => run.events.some((e) => e.kind === kind));
   const keys = [];
-  if (RUNS[0].windows.length) keys.push(["window", RUNS[0].windows[0].name + " reward"]);
+  if (RUNS[0].windows.length) keys.push(["window", RUNS[0].windows[0].reward + " reward"]);
   if (RUNS.some((run) => run.evaluations.length)) keys.push(["held", "held-out, 95 %"]);
   if (has("alarm")) keys.push(["alarm", "alarm"]);
   if (has("skipped")) keys.push(["skipped", "skipped update"]);

@@ -34,8 +34,9 @@ function picker(name, label, options) {
 }
 
 function makeResponses() {
-  entries = RUNS.flatMap((run, number) => run.responses.flatMap((group) =>
-    group.records.map((record, i) => ({ run, number, group, record, i }))));
+  // The newest first: what the trained model says is read before what it said untrained.
+  entries = RUNS.flatMap((run, number) => [...run.responses].reverse().flatMap((group) =>
+    group.records.map((record) => ({ run, number, group, record }))));
   byId("left-out").textContent = RUNS.map((run) => run.left_out).join(" ");
   if (!entries.length) {
     byId("viewer").hidden = true;
@@ -62,7 +63,10 @@ function makeResponses() {
     byId("list").children[next].firstChild.focus();
   });
   setFilter({});
-  readEntry(shown.find((e) => e.record.blocks) || shown[0]);
+  const newest = shown.filter((e) => e.group === shown[0].group);
+  const isCorrect = (e) => e.record.verdict === "correct";
+  readEntry(newest.find((e) => e.record.blocks && isCorrect(e)) || newest.find(isCorrect) ||
+    newest.find((e) => e.record.blocks) || newest[0]);
 }
 
 function matches(entry) {
@@ -149,7 +153,7 @@ function summary(entry, tokens) {
   el("div", { class: "facts" }, fact("from", groupTitle(entry.group)),
     fact("reward", record.reward === null ? NONE : digits(record.reward, 1)),
     fact("blocks", record.blocks ?? NONE), fact("tokens", count), fact("sequential steps", steps),
-    fact("tokens a step", steps ? `${digits(count / steps, 2)}\u00d7` : NONE),
+    fact("tokens a sequential step", steps ? digits(count / steps, 2) : NONE),
     record.format_ok ? null : fact("format", "faulty"),
     record.finished ? null : fact("ended", "at its budget")));
 }
@@ -192,8 +196,8 @@ function drawTrace(tokens, holder, entry) {
     ? el("p", { class: "legend" }, el("span", {}, "probability ", ...shades),
       el("span", {}, el("span", { class: "t forced" }, "forced"), " by the runtime"),
       el("span", {}, "numbers at the left: sequential step"))
-    : el("p", { class: "legend" }, "This file holds text alone: words stand for tokens, steps " +
-      "are those of words, and log-probs are not known (report.traces keeps them).");
+    : el("p", { class: "legend" }, "Text alone: words stand for tokens, steps are those of " +
+      "words. Log-probs are in the file if report.traces kept them.");
   holder.replaceChildren(...(pictures.length ? [el("div", { class: "drawings" }, ...pictures)] : []),
     legend, traceNode(tokens, rowSize ?? holder.preferred));
 }

@@ -46,6 +46,7 @@ function makeEvents() {
     fillList(false);
     root.append(list);
     const news = events.filter((e) => e.kind !== "stage").length;
+    for (const fact of run.facts) root.append(el("p", { class: "fact" }, fact));
     if (!news) {
       root.append(el("p", { class: "note" }, run.steps.length
         ? "No alarm, no skipped update, no sharp change." : "No step has been logged yet."));

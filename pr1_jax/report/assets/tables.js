@@ -1,28 +1,36 @@
 // Headline, evaluations with their intervals, benchmarks, and configs as differences.
 
+// What the last evaluation is compared with: the one after SFT, else the first one.
+function baseline(evaluations) {
+  const before = evaluations.slice(0, -1);
+  const sft = before.filter((e) => /_sft$/.test(e.name)).pop();
+  return sft ? { values: sft.values, words: "after SFT" }
+    : before.length ? { values: before[0].values, words: "at the start" } : null;
+}
+
 function headline() {
   const run = RUNS[0], root = byId("headline");
-  if (!SINGLE || !run.evaluations.length) { root.hidden = true; return; }
-  const evaluations = run.evaluations.filter((e) => e.name.startsWith("eval_"));
-  const last = evaluations[evaluations.length - 1], first = evaluations[0];
-  if (!last) { root.hidden = true; return; }
-  const box = (label, value, note) => el("div", {}, el("span", { class: "label" }, label),
-    el("strong", {}, value), el("small", {}, note));
-  const v = last.values, was = first.values;
+  const evaluations = SINGLE ? run.evaluations.filter((e) => e.name.startsWith("eval_")) : [];
+  root.hidden = !evaluations.length;
+  if (root.hidden) return;
+  const v = evaluations[evaluations.length - 1].values, before = baseline(evaluations);
+  const box = (label, metric, ...notes) => {
+    const was = before && before.values[metric];
+    const from = was !== null && was !== undefined
+      ? `from ${say(metric, was)} ${before.words}` : "";
+    root.append(el("div", {}, el("span", { class: "label" }, label),
+      el("strong", {}, say(metric, v[metric])),
+      ...[from, ...notes].filter(Boolean).map((note) => el("small", {}, note))));
+  };
   const bounds = [v["eval/accuracy_low"], v["eval/accuracy_high"]];
-  const from = (text) => (first === last ? "" : `from ${text} at the start`);
-  const hasBounds = bounds.every((x) => x !== undefined && x !== null);
-  root.append(
-    box("Held-out accuracy", write(v["eval/accuracy"], "share"), [
-      hasBounds ? `95 % interval ${bounds.map((x) => digits(100 * x, 1)).join("\u2013")}` : "",
-      first === last ? "" : `${hasBounds ? ", " : ""}${from(write(was["eval/accuracy"], "share"))}`,
-    ].join("")),
-    box("With a block", write(v["eval/parallel_ratio"], "share"),
-      from(write(was["eval/parallel_ratio"], "share"))),
-    box("Tokens", write(v["eval/total_tokens"], "count"),
-      `in ${write(v["eval/sequential_steps"], "count")} sequential steps`),
-    box("Tokens a step", `${digits(v["eval/self_parallelism"] || 1, 2)}\u00d7`,
-      from(`${digits(was["eval/self_parallelism"] || 1, 2)}\u00d7`)));
+  const banned = v["eval/sequential_steps_banned"];
+  box("Held-out accuracy", "eval/accuracy", bounds.every((x) => typeof x === "number")
+    && `95 % interval ${bounds.map((x) => digits(100 * x, 1)).join("\u2013")}`);
+  box("With a block", "eval/parallel_ratio");
+  box("Tokens", "eval/total_tokens", typeof v["eval/self_parallelism"] === "number"
+    && `${digits(v["eval/self_parallelism"], 2)} a sequential step`);
+  box("Sequential steps", "eval/sequential_steps", typeof banned === "number"
+    && `${write(banned, "count")} with blocks banned`);
 }
 
 const COLUMNS = [
@@ -32,7 +40,7 @@ const COLUMNS = [
   ["with a block", (v) => [write(v["eval/parallel_ratio"], "share")]],
   ["tokens", (v) => [write(v["eval/total_tokens"], "count")]],
   ["steps", (v) => [write(v["eval/sequential_steps"], "count")]],
-  ["tokens a step", (v) => [v["eval/self_parallelism"] ? digits(v["eval/self_parallelism"], 2) : NONE]],
+  ["tokens a sequential step", (v) => [v["eval/self_parallelism"] ? digits(v["eval/self_parallelism"], 2) : NONE]],
   ["well formed", (v) => [write(v["eval/format_ok"], "share")]],
   ["undecided", (v) => [write(v["eval/undecided"], "share")]],
 ];
