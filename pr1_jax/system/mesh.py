@@ -1,6 +1,6 @@
 """The device mesh, and the tables from logical axis names to mesh axes.
 
-Parameters are created with logical names (`model.py`); batches, and the sampler's
+Parameters are created with logical names (`model.layers`); batches, and the sampler's
 rows, are split over `data` and `fsdp` together. One device and many run the same code.
 
 A process samples on its own devices alone: `local_mesh` is its part of the mesh, and
@@ -42,29 +42,52 @@ def make_mesh(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh over all devices, or over those given; −1 takes what the others leave.
+    """A mesh over all devices, or over those given.
+
+    Args:
+      data, fsdp, tensor: devices along each axis; −1 takes what the others leave.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices; says what would.
     """
     chosen = jax.devices() if devices is None else devices
-    count = len(chosen)
-    sizes = [data, fsdp, tensor]
-    text = f"mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}"
-    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise ValueError(f"{text}: sizes must be positive, one of them may be -1")
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = count // -math.prod(sizes)
-    if math.prod(sizes) != count:
-        raise ValueError(f"{text}: they do not multiply to {count} devices")
+    sizes = _sizes([data, fsdp, tensor], len(chosen))
     types = (AxisType.Auto,) * len(AXES)
     if sizes[-1] == 1:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
     return Mesh(np.reshape(by_process(chosen), sizes), AXES, axis_types=types)
 
 
+def _sizes(given: Sequence[int], count: int) -> list[int]:
+    """Sizes that multiply to `count`, with a number in place of −1."""
+    text = ", ".join(f"mesh.{axis}={n}" for axis, n in zip(AXES, given, strict=True))
+    if list(given).count(-1) > 1 or any(n < 1 and n != -1 for n in given):
+        raise ValueError(f"{text}: sizes must be positive, one of them may be -1")
+    needed = abs(math.prod(given))
+    free = given.index(-1) if -1 in given else None
+    if count == needed or (free is not None and count % needed == 0):
+        return [count // needed if n == -1 else n for n in given]
+    # What is nearest: each size as far as it divides the devices that are left.
+    fitting, left = [], count
+    for n in given:
+        fitting.append(n if n == -1 else math.gcd(n, left))
+        left //= abs(fitting[-1])
+    if free is None:
+        fitting[0] *= left
+    changes = " ".join(
+        f"--config.mesh.{axis}={new}"
+        for axis, old, new in zip(AXES, given, fitting, strict=True)
+        if new != old
+    )
+    many = "a multiple of " if free is not None else ""
+    raise ValueError(
+        f"{text}: needs {many}{needed} device{'s' * (needed > 1)}, and there "
+        f"{'are' if count > 1 else 'is'} {count}: set {changes}"
+    )
+
+
 def by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Those of a process side by side, so that `tensor` stays within one.
+    """Devices of a process side by side, so that `tensor` stays within one process.
 
     `jax.make_mesh` puts `tensor` along a side of a TPU slice, whose devices belong to
     several processes.
@@ -74,18 +97,18 @@ def by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
 
 @contextlib.contextmanager
 def training(mesh: Mesh) -> Iterator[None]:
-    """What is traced inside constrains its activations by `RULES`, on this mesh."""
+    """Programs that are traced inside constrain activations by `RULES`, on this mesh."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
         yield
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Splits dimension `axis` over `data` and `fsdp`."""
+    """A sharding that splits dimension `axis` over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A full copy on every device."""
+    """A sharding with a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -125,21 +148,22 @@ def localize(tree: Any, mesh: Mesh) -> Any:
         if x.sharding.mesh == mesh:
             return x
         parts = [shard.data for shard in x.addressable_shards]
-        place = NamedSharding(mesh, x.sharding.spec)
-        return jax.make_array_from_single_device_arrays(x.shape, place, parts)
+        sharding = NamedSharding(mesh, x.sharding.spec)
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
 
     return jax.tree.map(one, tree)
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Micro-batches [micro-batches, B, …] on their devices.
+    """Puts micro-batches [micro-batches, B, …] on their devices.
 
     Args:
       tree: NumPy arrays with this process's share of B: 1 / the number of processes.
     """
-    place = batch_sharding(mesh, axis=1)
-    put = lambda x: jax.make_array_from_process_local_data(place, np.asarray(x))
-    return jax.tree.map(put, tree)
+    sharding = batch_sharding(mesh, axis=1)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
 
 
 def local_batch(x: jax.Array) -> np.ndarray:

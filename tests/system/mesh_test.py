@@ -130,10 +130,13 @@ def test_mesh_takes_all_devices(sizes, shape):
 @pytest.mark.parametrize(
     "sizes, reason",
     [
-        ((3, 1, 1), "do not multiply to 8 devices"),
-        ((-1, 3, 1), "do not multiply to 8 devices"),
-        ((-1, 16, 1), "do not multiply to 8 devices"),
-        ((2, 2, 1), "do not multiply to 8 devices"),
+        ((3, 1, 1), "needs 3 devices, and there are 8: set --config.mesh.data=8"),
+        ((-1, 3, 1), "a multiple of 3 devices, and .* 8: set --config.mesh.fsdp=1"),
+        (
+            (-1, 16, 2),
+            "multiple of 32 .*--config.mesh.fsdp=8 --config.mesh.tensor=1",
+        ),
+        ((2, 2, 1), "needs 4 devices, and there are 8: set --config.mesh.data=4"),
         ((-1, -1, 1), "one of them may be -1"),
         ((0, 1, 1), "must be positive"),
         ((-1, 1, -2), "must be positive"),
