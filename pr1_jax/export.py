@@ -2,8 +2,9 @@
 
     python -m pr1_jax.export --workdir=runs/quickstart --out=exported
 
-The folder holds config.json, safetensors in parts and the tokenizer with the tags; it
-serves as `model.path` again.
+The folder holds config.json, safetensors in parts, the tokenizer with the tags, and in
+`pr1_jax.json` how the model was trained to be asked: `pr1_jax.chat` heeds that. It serves
+as `model.path` again.
 """
 
 import pathlib
@@ -23,13 +24,19 @@ def export(
 ) -> None:
     """Writes checkpoint `number` of a run, or its newest one, to the folder `out`.
 
+    Args:
+      dtype: of the weights; as trained without it.
+      max_shard_bytes: size of a safetensors file.
+
     Raises:
       ValueError, FileNotFoundError, FileExistsError: one line; nothing is written.
     """
     # Imported late: JAX is slow to, and the flags may be wrong.
+    import dataclasses
+
     import jax
 
-    from pr1_jax.huggingface import weights
+    from pr1_jax.huggingface import usage, weights
     from pr1_jax.huggingface.config import max_positions, resolve
     from pr1_jax.stages import experiment
     from pr1_jax.workdir import checkpoint
@@ -37,12 +44,14 @@ def export(
 
     weights.check_free(out)
     config = read_config(workdir)
-    config.checkpoint.init = ""
-    made = experiment.build(config)
+    try:
+        host = jax.devices("cpu")[0]  # holds models that an accelerator may not
+    except RuntimeError:  # JAX_PLATFORMS names others
+        host = jax.devices()[0]
+    made = experiment.reopen(config, host)
     wanted = made.abstract_params()
     if dtype:
-        cast = lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-        wanted = jax.tree.map(cast, wanted)
+        wanted = jax.tree.map(lambda x: x.update(dtype=dtype), wanted)
     folder = config.checkpoint.folder or workdir
     params = checkpoint.restore_params(folder, wanted, number=number, field="--workdir")
     origin = config.model.path and resolve(config.model.path)
@@ -51,6 +60,7 @@ def export(
         params,
         made.model,
         made.tokenizer,
+        usage=usage.Usage(config.data.template, dataclasses.asdict(made.settings)),
         max_shard_bytes=max_shard_bytes,
         max_positions=max_positions(origin) if origin else made.settings.max_tokens,
     )
@@ -80,14 +90,15 @@ if __name__ == "__main__":
         "out", None, "Folder to write; must not exist, or be empty."
     )
     _CHECKPOINT = flags.DEFINE_integer(
-        "checkpoint",
-        None,
-        "Number of the checkpoint, as its folder is named; the newest.",
+        "checkpoint", None, "Number of a checkpoint, as its folder; default the newest."
     )
     _DTYPE = flags.DEFINE_enum(
-        "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; as trained."
+        "dtype",
+        None,
+        ["float32", "bfloat16", "float16"],
+        "Of the weights; default as trained.",
     )
     _PART_GIB = flags.DEFINE_float(
-        "part_gib", 4.0, "Size of a safetensors file.", lower_bound=1e-6
+        "part_gib", 4.0, "Largest size of a safetensors file, GiB.", lower_bound=1e-6
     )
     cli.run(main)

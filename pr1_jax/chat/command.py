@@ -157,7 +157,6 @@ class Terminal:
         """Asks what is typed until Ctrl-D."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives `input` its history)
-        self._say(self._chat.about)
         self._say("Enter alone asks an example, /help lists what else there is.\n")
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Opens what a chat talks to: the workdir of a run, or an exported folder."""
+"""Opens what a chat talks to: the workdir of a run, or a Hugging Face folder."""
 
 import dataclasses
 import os
@@ -10,10 +10,13 @@ import jax
 
 from pr1_jax.chat.session import Chat, Opened, changed
 from pr1_jax.data import prompts, tokenizer_files
-from pr1_jax.huggingface import tags, tensors, weights
+from pr1_jax.data.tokenizer import Tokenizer
+from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import max_positions
+from pr1_jax.huggingface.config import read_config as read_shape
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.stages import experiment
+from pr1_jax.system import files
 from pr1_jax.workdir import checkpoint
 from pr1_jax.workdir.folder import read_config
 
@@ -34,12 +37,15 @@ def load(
 ) -> Chat:
     """Opens a checkpoint to ask it; its parameters are read at the first question.
 
+    A run is asked as it was trained, and so is a folder that `pr1_jax.export` wrote. For
+    any other folder the template is `instruction` where its tokenizer can spell that,
+    and else `plain`.
+
     Args:
       path: workdir of a run, or a Hugging Face folder.
       number: of a run's checkpoint; default the newest.
-      template: of prompts; default the run's, or for a folder `instruction` where its
-        tokenizer can spell that, and else `plain`.
-      settings: fields of `decode.Settings`; None = as the run has them.
+      template: of prompts, instead.
+      settings: fields of `sampler.settings.Settings`, instead; None changes nothing.
       parallel, seed, steps_per_chunk, kernels, notify: as of `Chat`.
 
     Raises:
@@ -54,7 +60,7 @@ def load(
             f"--checkpoint={path} has no config.json: neither the workdir of a run nor "
             "a Hugging Face folder"
         )
-    if "model_type" not in tensors.read_json(folder / "config.json"):
+    if "model_type" not in files.read_object(folder / "config.json"):
         opened = _open_run(folder, number)
     elif number is not None:
         raise ValueError(
@@ -63,11 +69,13 @@ def load(
         )
     else:
         opened = _open_folder(folder, given)
-    opened = dataclasses.replace(
-        opened,
-        settings=changed(opened.settings, given),
-        template=template or opened.template,
-    )
+    if template or given:
+        opened = dataclasses.replace(
+            opened,
+            settings=changed(opened.settings, given),
+            template=template or opened.template,
+            source=f"{opened.source}, but for what is given",
+        )
     return Chat(
         opened,
         parallel=parallel,
@@ -80,11 +88,8 @@ def load(
 
 def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
     config = read_config(folder)
-    config.checkpoint.init = ""
-    config.kernels = "auto"  # as this machine allows, whatever the run's one did
-    config.mesh.update(data=1, fsdp=1, tensor=1)
     try:
-        made = experiment.build(config, devices=jax.devices()[:1])
+        made = experiment.reopen(config, jax.devices()[0])
     except (ValueError, OSError) as error:
         raise ValueError(f"--checkpoint={folder}: its config.json: {error}") from error
     which = {"number": number, "field": "--checkpoint"}
@@ -100,40 +105,88 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
         made.tokenizer,
         made.settings,
         config.data.template,
+        f"as {folder} was trained",
         lambda: checkpoint.restore_params(where, wanted, **which),
     )
 
 
 def _open_folder(folder: pathlib.Path, given: Mapping[str, Any]) -> Opened:
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    shape = read_config(folder, dtype=dtype, param_dtype=dtype)
-    own_tokenizer = tokenizer_files.load(folder)
-    weights.check_weights(folder, shape, own_tokenizer)
-    positions = max_positions(folder)
-    tokens = given.get("max_response_tokens", min(_FOLDER_TOKENS, 3 * positions // 4))
-    if tokens >= positions:
-        raise ValueError(
-            f"--max_tokens={tokens}: the model has {positions} positions, prompt included"
+    shape = read_shape(folder, dtype=dtype, param_dtype=dtype)
+    tokenizer = tokenizer_files.load(folder)
+    weights.check_weights(folder, shape, tokenizer)
+    trained = usage.read(folder)
+    if trained is None:
+        template, source = (
+            _guessed_template(tokenizer),
+            f"guessed, since {folder} has no {usage.FILE}",
         )
-    share = lambda part, most: max(8, min(tokens // part, most))
-    settings = Settings(
-        max_prompt_tokens=positions - tokens,
-        max_response_tokens=tokens,
-        min_path_tokens=share(32, 64) // 2,
-        summary_reserve=share(16, 128),
-        answer_reserve=share(16, 128),
-    )
+    else:
+        template, source = trained.template, f"as {folder / usage.FILE} says"
     try:
-        own_tokenizer.encode(prompts.INSTRUCTION)
-        template = "instruction"
-    except ValueError:
-        template = "plain"
+        settings = _folder_settings(trained, given, max_positions(folder))
+    except ValueError as error:
+        if trained is None or str(error).startswith("--"):
+            raise
+        raise ValueError(f"{folder / usage.FILE}: {error}") from error
 
     def read_params() -> Any:
         params = weights.load_params(folder, shape)
         key = jax.random.key(0)
-        return tags.resize_embeddings(params, shape, own_tokenizer, key)[0]
+        return tags.resize_embeddings(params, shape, tokenizer, key)[0]
 
-    size = max(shape.vocab_size, own_tokenizer.vocab_size)
+    size = max(shape.vocab_size, tokenizer.vocab_size)
     resized = dataclasses.replace(shape, vocab_size=size)
-    return Opened(resized, own_tokenizer, settings, template, read_params)
+    return Opened(resized, tokenizer, settings, template, source, read_params)
+
+
+def _folder_settings(
+    trained: usage.Usage | None, given: Mapping[str, Any], positions: int
+) -> Settings:
+    """Settings of a folder, whose model has so many positions.
+
+    What it does not say is guessed, for a model that may not know the tags.
+    """
+    known = {} if trained is None else _known_settings(trained.sampling)
+    tokens = given.get("max_response_tokens") or known.get(
+        "max_response_tokens", min(_FOLDER_TOKENS, 3 * positions // 4)
+    )
+    if tokens >= positions:
+        raise ValueError(
+            f"--max_tokens={tokens}: the model has {positions} positions, prompt included"
+        )
+    left = positions - tokens
+    share = lambda part, most: max(8, min(tokens // part, most))
+    guessed = {
+        "min_path_tokens": share(32, 64) // 2,
+        "summary_reserve": share(16, 128),
+        "answer_reserve": share(16, 128),
+    }
+    budgets = {
+        "max_prompt_tokens": min(known.get("max_prompt_tokens", left), left),
+        "max_response_tokens": tokens,
+    }
+    return Settings(**guessed | known | budgets)
+
+
+def _known_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Settings` in a mapping; ValueError names one of another type."""
+    known = {}
+    for field in dataclasses.fields(Settings):
+        value = sampling.get(field.name)
+        if value is None:
+            continue
+        kinds = (int, float) if field.type is float else (field.type,)
+        if type(value) not in kinds:
+            kind = field.type.__name__
+            raise ValueError(f"{field.name}={value!r:.200} is not of type {kind}")
+        known[field.name] = value
+    return known
+
+
+def _guessed_template(tokenizer: Tokenizer) -> str:
+    try:
+        tokenizer.encode(prompts.INSTRUCTION)
+    except ValueError:
+        return "plain"
+    return "instruction"

@@ -26,6 +26,7 @@ from pr1_jax.answers.extract import extract
 from pr1_jax.data import prompts, tasks, tokenizer
 from pr1_jax.model.backend import with_kernels
 from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.params import param_count
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.sampler.state import DecodeFn
@@ -42,7 +43,8 @@ class Opened:
     model: ModelConfig
     tokenizer: tokenizer.Tokenizer
     settings: Settings
-    template: str  # one of `data.TEMPLATES`
+    template: str  # one of `prompts.TEMPLATES`
+    source: str  # where settings and template are from, in a few words
     read_params: Callable[[], Any]
 
 
@@ -86,6 +88,7 @@ class Chat:
         """
         self.model, self.tokenizer = opened.model, opened.tokenizer
         self.settings, self.template = opened.settings, opened.template
+        self._source = opened.source
         self.parallel, self.seed, self.asked = parallel, seed, 0
         self._read_params, self._notify = opened.read_params, notify
         self._decode_fn = decode_fn
@@ -98,7 +101,9 @@ class Chat:
     def params(self) -> Any:
         """The parameters, read when first needed."""
         self._notify("reading the parameters")
-        return self._read_params()
+        params = self._read_params()
+        self._notify(f"{param_count(params) / 1e6:,.1f} M parameters")
+        return params
 
     @functools.cached_property
     def is_embedded(self) -> bool:
@@ -108,13 +113,11 @@ class Chat:
 
     @property
     def about(self) -> str:
-        """What is asked, in a few words."""
-        leaves = jax.tree.leaves(self.params)
-        count = sum(math.prod(x.shape) for x in leaves) / 1e6
+        """How the model is asked, and why so, in a few words."""
         s = self.settings
         return (
-            f"{count:,.1f} M parameters, {s.variant}, {s.num_paths} paths, "
-            f"template {self.template}, up to {s.max_response_tokens} tokens"
+            f"template {self.template}, {s.variant}, {s.num_paths} paths, up to "
+            f"{s.max_response_tokens} tokens: {self._source}"
         )
 
     def example(self) -> str:

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pr1_jax.huggingface import tensors
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.system import hub
+from pr1_jax.system import files, hub
 
 MODEL_TYPES = ("qwen3", "qwen2", "llama")
 MAX_POSITIONS = 32768
@@ -45,7 +44,7 @@ def read_config(
         that the model does not compute; names the field and its value.
     """
     file = Path(folder) / "config.json"
-    raw = tensors.read_json(file)
+    raw = files.read_object(file)
     kind = raw.get("model_type")
     if kind not in MODEL_TYPES:
         raise ValueError(f"{file}: model_type={kind!r:.200} is not of {MODEL_TYPES}")
@@ -84,7 +83,7 @@ def read_config(
 def max_positions(folder: str | os.PathLike) -> int:
     """The `max_position_embeddings` that config.json of a folder states."""
     file = Path(folder) / "config.json"
-    raw = tensors.read_json(file)
+    raw = files.read_object(file)
     _check_types(file, raw)
     return raw.get("max_position_embeddings", MAX_POSITIONS)
 

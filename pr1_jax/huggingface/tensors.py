@@ -1,7 +1,6 @@
 """Tensors of a Hugging Face folder: which fills which parameter, and their files."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from flax import traverse_util
 
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params
+from pr1_jax.system import files
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -132,7 +132,7 @@ def _parts(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         return _inside(folder, ["model.safetensors"])
-    names = read_json(index).get("weight_map")
+    names = files.read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: weight_map names no files of the folder")
     for name in names.values():
@@ -147,17 +147,17 @@ def _parts(folder: Path) -> list[Path]:
 
 def _inside(folder: Path, names: Sequence[str]) -> list[Path]:
     """The files of these names; a link that leads out of the folder is refused."""
-    files = [folder / name for name in names]
+    inside = [folder / name for name in names]
     root = folder.resolve()
     # The hub's cache: snapshots/REVISION/name is a link to blobs/HASH.
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    for file in files:
+    for file in inside:
         if file.resolve().parent not in (root, blobs):
             raise ValueError(
                 f"{file} is a link to {file.resolve()}, outside its folder: copy the "
                 "file into the folder"
             )
-    return files
+    return inside
 
 
 def _pickles(folder: Path) -> str:
@@ -199,17 +199,3 @@ def check_tensors(
         ignored = tie_embeddings and name == "lm_head.weight"
         if name not in expected and not ignored and not name.endswith(".inv_freq"):
             raise ValueError(f"tensor {name} has no place in this model: {file}")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no such file: {file}")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} does not hold a JSON object: {error}") from error
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise ValueError(f"{file} does not hold a JSON object: {kind}")  # noqa: TRY004
-    return value

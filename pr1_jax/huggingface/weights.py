@@ -29,6 +29,7 @@ from pr1_jax.huggingface.tensors import (
     read_tensor,
     tensor_table,
 )
+from pr1_jax.huggingface.usage import Usage
 from pr1_jax.model.config import ModelConfig
 
 
@@ -106,6 +107,7 @@ def save_params(
     config: ModelConfig,
     tokenizer: Tokenizer | None = None,
     *,
+    usage: Usage | None = None,
     max_shard_bytes: int = 4 * 2**30,
     max_positions: int = MAX_POSITIONS,
 ) -> None:
@@ -116,7 +118,7 @@ def save_params(
     Args:
       folder: must not exist, or be empty.
       params: unboxed; written in their own dtype. config: of `params`.
-      tokenizer: written along where given.
+      tokenizer, usage: written along where given.
       max_shard_bytes: size of a safetensors part (a single tensor may exceed it).
       max_positions: the `max_position_embeddings` that config.json states.
     """
@@ -131,6 +133,8 @@ def save_params(
         _write_tensors(temporary, flat, config, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if usage is not None:
+            usage.write(temporary)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from pr1_jax import trajectory
 from pr1_jax.data import tasks, tokenizer, tokenizer_files
-from pr1_jax.huggingface import tags, weights
+from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import read_config, resolve
 from pr1_jax.model.backend import with_kernels
 from pr1_jax.model.config import ModelConfig
@@ -181,6 +181,7 @@ class Experiment:
             folder = resolve(c.model.path)
             config = read_config(folder, **numerics(c.model))
             weights.check_weights(folder, config, self.tokenizer)
+            usage.warn_of_other_template(folder, c.data.template)
 
     def optimizer(self, stage: str):
         """The optimizer of a stage, and its learning rate by update."""
@@ -237,6 +238,14 @@ def build(
             config.checkpoint.init, made.abstract_params(), about=about
         )
     return made
+
+
+def reopen(config: ml_collections.ConfigDict, device: jax.Device) -> Experiment:
+    """The experiment of a run on one device, whatever machine the run was on."""
+    config.checkpoint.init = ""
+    config.kernels = "auto"
+    config.mesh.update(data=1, fsdp=1, tensor=1)
+    return build(config, devices=[device])
 
 
 def numerics(c: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax.monitoring
+import jax
 import numpy as np
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
@@ -24,11 +26,10 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
 def write_error(error: BaseException) -> str | None:
     """Why something could not be written, if that is what an error says.
 
-    Looks at what led to it, too: libraries wrap what the system said.
+    Looks at the errors that led to it, too: libraries wrap what the system said.
     """
     while error is not None:
-        codes = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
-        for code in codes:
+        for code in _CANNOT_WRITE:
             known = isinstance(error, OSError) and error.errno == code
             if known or os.strerror(code) in str(error):
                 return os.strerror(code)
@@ -46,6 +47,25 @@ def read_json(path: str | os.PathLike[str], default: Any) -> Any:
     """The JSON value in a file, or `default` where there is no file."""
     path = pathlib.Path(path)
     return json.loads(path.read_text()) if path.exists() else default
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file that a stranger may have written.
+
+    Raises:
+      FileNotFoundError: there is no such file. ValueError: it holds something else.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} does not hold a JSON object: {error}") from error
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise ValueError(f"{path} does not hold a JSON object: {kind}")  # noqa: TRY004
+    return value
 
 
 def plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pr1_jax.chat import command, view
 from pr1_jax.chat.opening import load
 from pr1_jax.chat.session import Chat, Opened
 from pr1_jax.data import traces
+from pr1_jax.huggingface import usage
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.stages import experiment, sft
 from pr1_jax.system import files
@@ -39,7 +41,10 @@ QUESTION = "Which two add to 26? 17 9 5 15 3 8 19 4 10"
 
 def opened(tokenizer, **settings):
     settings = {"max_prompt_tokens": 300, "max_response_tokens": 600} | settings
-    return Opened(None, tokenizer, Settings(**settings), "plain", lambda: jnp.zeros(()))
+    read_params = lambda: jnp.zeros(())
+    return Opened(
+        None, tokenizer, Settings(**settings), "plain", "made up", read_params
+    )
 
 
 def scripted(tokenizer, question, response, **kwargs):
@@ -224,10 +229,45 @@ def test_a_run_and_its_export_are_the_same_model(run_chat, exported):
         assert asked.tokenizer.decode(prompt) == QUESTION + "\n"
         assert asked.prompt(asked.example()).size > 10
     jax.tree.map(np.testing.assert_array_equal, mine.params, theirs.params)
-    assert (
-        theirs.settings.max_response_tokens + theirs.settings.max_prompt_tokens == 120
-    )
-    assert mine.model == theirs.model
+    assert mine.model == theirs.model and mine.settings == theirs.settings
+
+
+def test_a_folder_is_asked_as_it_says_or_by_a_guess(exported, tmp_path):
+    file = shutil.copytree(exported, tmp_path / "copy") / usage.FILE
+    said = json.loads(file.read_text())
+    said["template"], said["sampling"]["num_paths"] = "instruction", 3
+    file.write_text(json.dumps(said))
+    asked = load(file.parent)
+    assert asked.template == "instruction" and asked.settings.num_paths == 3
+    said = f"template instruction, structured, 3 paths, up to 92 tokens: as {file} says"
+    assert asked.about == said
+    changed = load(file.parent, template="plain", num_paths=2, max_response_tokens=100)
+    assert changed.template == "plain" and changed.settings.num_paths == 2
+    assert changed.settings.max_prompt_tokens == 20  # of 120 positions
+    assert changed.about.endswith("but for what is given")
+    file.unlink()
+    asked = load(file.parent)
+    assert asked.template == "plain" and "guessed" in asked.about
+    assert asked.settings.max_response_tokens + asked.settings.max_prompt_tokens == 120
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("template", "poem", "template='poem' is not one of"),
+        ("sampling", [], r"sampling=\[\] is not an object"),
+        ("num_paths", "3", "num_paths='3' is not of type int"),
+        ("num_paths", 99, "num_paths=99 must be from 2 to 8"),
+        ("top_p", float("nan"), "top_p=nan must be"),
+    ],
+)
+def test_a_folder_that_says_nonsense_is_named(exported, tmp_path, field, value, words):
+    file = shutil.copytree(exported, tmp_path / "copy") / usage.FILE
+    said = json.loads(file.read_text())
+    (said if field in said else said["sampling"])[field] = value
+    file.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=f"{file}: .*{words}"):
+        load(file.parent)
 
 
 def test_wrong_input_is_named_before_anything_is_read(workdir, exported, tmp_path):
@@ -324,9 +364,8 @@ def test_in_a_pipe_answers_are_all_that_is_written(run_chat, monkeypatch, capsys
 
 def test_a_wrong_question_is_one_line(workdir):
     question = QUESTION + " 1" * 20
-    flags = f"--checkpoint={workdir}", f"--question={question}"
     done = subprocess.run(
-        [sys.executable, "-m", "pr1_jax.chat", *flags],
+        [sys.executable, "-m", "pr1_jax.chat", workdir, f"--question={question}"],
         check=False,
         capture_output=True,
         text=True,

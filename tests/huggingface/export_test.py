@@ -1,6 +1,7 @@
 """An exported checkpoint is the checkpoint: weights, tokenizer, and as `model.path`."""
 
 import functools
+import logging
 import pathlib
 import shutil
 import subprocess
@@ -80,14 +81,18 @@ def test_dtype_of_the_weights(run, tmp_path):
     np.testing.assert_array_equal(params["embedding"], 2 * expected)
 
 
-def test_serves_as_the_model_of_another_run(run, tmp_path):
+def test_serves_as_the_model_of_another_run(run, tmp_path, caplog):
     workdir, made = run
     out = tmp_path / "out"
     export.export(workdir, out)
     assert tokenizer_files.load(out).tag_ids == made.tokenizer.tag_ids
     config = rl_alternating.get_config("smoke")
     config.model.path = str(out)
+    config.data.template = "instruction"
     again = experiment.build(config)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        again.check_weights()
+    assert f"{out} was trained with --config.data.template=plain" in caplog.text
     assert again.vocab == made.vocab
     assert not again.tokenizer.new_tags  # so that their rows stay as they are
     assert_scaled(again.initial_params(), made.initial_params(), 2)

@@ -1,0 +1,70 @@
+"""How a model that was trained here is to be asked: `pr1_jax.json` in its folder.
+
+    {"template": "plain", "sampling": {"variant": "structured", "num_paths": 2, …}}
+
+An export writes it, so that nobody asks in another template than was trained. Other
+programs pass over the file, and a folder without it loads as well.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import logging
+
+from pr1_jax.data import prompts
+from pr1_jax.system import files
+
+FILE = "pr1_jax.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What a model was trained with.
+
+    Attributes:
+      template: of prompts, one of `prompts.TEMPLATES`.
+      sampling: fields of `sampler.settings.Settings` by name: variant, budgets in
+        tokens, temperature and so on.
+    """
+
+    template: str
+    sampling: Mapping[str, int | float | str | bool]
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Writes the file into a folder."""
+        files.write_json(Path(folder) / FILE, dataclasses.asdict(self))
+
+
+def read(folder: str | os.PathLike) -> Usage | None:
+    """What the file in a folder says; None where there is no file.
+
+    Raises:
+      ValueError: the file holds something else; names it and the field.
+    """
+    file = Path(folder) / FILE
+    if not file.exists():
+        return None
+    raw = files.read_object(file)
+    template, sampling = raw.get("template"), raw.get("sampling")
+    if template not in prompts.TEMPLATES:
+        raise ValueError(
+            f"{file}: template={template!r:.200} is not one of {prompts.TEMPLATES}"
+        )
+    if not isinstance(sampling, dict):
+        raise ValueError(f"{file}: sampling={sampling!r:.200} is not an object")  # noqa: TRY004
+    return Usage(template, sampling)
+
+
+def warn_of_other_template(folder: str | os.PathLike, template: str) -> None:
+    """Logs a warning if a folder's model was trained with another template."""
+    trained = read(folder)
+    if trained is not None and trained.template != template:
+        logging.warning(
+            "data.template=%s, but the model in %s was trained with "
+            "--config.data.template=%s",
+            template,
+            folder,
+            trained.template,
+        )
