@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pr1_jax import defaults
 from pr1_jax.system import files
 from pr1_jax.workdir import folder
 
@@ -32,11 +33,9 @@ def from_base(config: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str]
     Returns:
       A name such as `configs/common.py:smoke`, and (field, value, value in the base).
     """
-    from configs import common
-
     nearest = None
-    for size in (None, "smoke", "smollm2", "qwen3_4b"):
-        base = common.get_config(size, variant=config.get("variant", "structured"))
+    for size in defaults.SIZES:
+        base = defaults.get_config(size, variant=config.get("variant", "structured"))
         found = between([config, files.plain(base.to_dict())])
         # A field that this version alone has says nothing about the run.
         found = [row for row in found if row[1] != ABSENT]

@@ -39,7 +39,6 @@ _CHOICES = {
     "rl.lr_schedule": SCHEDULES,
     "coldstart.mode": MODES,
     "model.dtype": _DTYPES,
-    "model.param_dtype": _DTYPES,
     "model.remat_policy": tuple(REMAT_POLICIES),
     "model.attention": attention.IMPLEMENTATIONS,
     "kernels": KERNELS,
@@ -49,40 +48,37 @@ _POSITIVE = "must be positive"
 _AT_LEAST_1 = "must be at least 1"
 _NOT_NEGATIVE = "must not be negative"
 _SHARE = "must be from 0 to 1"
-_BELOW_1 = "must be at least 0 and below 1"
 _HOLDS = {
     _POSITIVE: lambda x: 0 < x < math.inf,
     _AT_LEAST_1: lambda x: x >= 1,
     _NOT_NEGATIVE: lambda x: 0 <= x < math.inf,
     _SHARE: lambda x: 0 <= x <= 1,
-    _BELOW_1: lambda x: 0 <= x < 1,
 }
 _LIMITS = {
     _AT_LEAST_1: (
         *("sft.steps", "sft.batch_size", "sft.micro_batch_size"),
         *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.mini_batches"),
-        *("rl.micro_batch_size", "rl.dynamic_sampling_rounds"),
-        *("rollout.rows", "rollout.steps_per_chunk", "rollout.prompts_per_prefill"),
+        *("rl.micro_batch_size", "rollout.rows"),
+        *("rollout.steps_per_chunk", "rollout.prompts_per_prefill"),
         *("eval.problems", "eval.samples", "coldstart.problems", "coldstart.samples"),
         *("checkpoint.every_steps", "checkpoint.keep"),
         *("reward.window", "model.query_chunk"),
     ),
     _POSITIVE: (
-        *("sft.lr", "rl.lr", "optimizer.eps", "optimizer.tag_lr_multiplier"),
-        *("reward.timeout_sec", "model.rope_base"),
+        *("sft.lr", "rl.lr", "optimizer.tag_lr_multiplier"),
+        "reward.timeout_sec",
     ),
     _NOT_NEGATIVE: (
-        *("seed", "data.seed", "data.eval_seed", "model.logits_chunk"),
+        *("seed", "data.seed", "model.logits_chunk"),
         *("rl.clip_low", "rl.clip_high", "rl.kl_coef", "rl.importance_cap"),
         *("optimizer.weight_decay", "optimizer.clip_norm"),
         *("reward.tiered_steps", "reward.scaffold_steps"),
-        *("report.traces", "report.every_sec"),
+        "report.traces",
     ),
     _SHARE: (
-        *("sft.warmup_share", "rl.warmup_share", "rollout.refill_share"),
+        *("sft.warmup_share", "rl.warmup_share"),
         *("data.block_share", "data.hard_share", "data.late_share"),
     ),
-    _BELOW_1: ("optimizer.b1", "optimizer.b2"),
 }
 
 

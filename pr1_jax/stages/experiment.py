@@ -29,6 +29,7 @@ from pr1_jax.trajectory import Batch
 from pr1_jax.workdir import checkpoint
 
 ORDINARY = checks.MODES[-1]  # decoding with `<Parallel>` banned
+_ROPE_BASE = 1e4  # of a model without a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,6 @@ class Experiment:
                 prompts_per_prefill=-(-c.prompts_per_prefill // processes),
                 lane_buckets=c.lane_buckets,
                 steps_per_chunk=c.steps_per_chunk,
-                refill_share=c.refill_share,
             )
         return self.samplers[name]
 
@@ -219,7 +219,7 @@ def build(
         vocab_size = own_tokenizer.vocab_size
         names = [f.name for f in dataclasses.fields(ModelConfig)]
         fields = {n: config.model[n] for n in names if n in config.model}
-        shape = ModelConfig(vocab_size=vocab_size, **fields)
+        shape = ModelConfig(vocab_size=vocab_size, rope_base=_ROPE_BASE, **fields)
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
     made = Experiment(
         config=config,
@@ -250,5 +250,5 @@ def reopen(config: ml_collections.ConfigDict, device: jax.Device) -> Experiment:
 
 def numerics(c: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the config section `model` that no model's folder says."""
-    names = ("dtype", "param_dtype", "scan_layers", "remat", "remat_policy")
+    names = ("dtype", "scan_layers", "remat", "remat_policy")
     return {n: c[n] for n in names}

@@ -32,6 +32,8 @@ from pr1_jax.system import processes, stopping
 from pr1_jax.trajectory import Batch
 from pr1_jax.workdir.checkpoint import Place
 
+ROUNDS = 3  # of sampling in a step, at most, with dynamic sampling
+
 
 def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
     """The stage's problems."""
@@ -64,7 +66,7 @@ def _collect(
     kept: list[Scored] = []
     spare: list[Scored] = []
     times: dict[str, float] = {}
-    tries = c.rl.dynamic_sampling_rounds if c.rl.dynamic_sampling else 1
+    tries = ROUNDS if c.rl.dynamic_sampling else 1
     for attempt in range(tries):
         began = time.perf_counter()
         problems = next(stream)

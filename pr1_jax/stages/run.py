@@ -19,6 +19,7 @@ from pr1_jax.workdir import alarms, checkpoint, metrics, progress, sinks
 from pr1_jax.workdir.folder import open_workdir
 
 TRAINING = ("sft", "rl")  # the stages that change parameters
+_REPORT_SEC = 60.0  # report.html is brought up to date at most so often
 
 
 class Run:
@@ -41,7 +42,7 @@ class Run:
         self.summary = files.read_json(self.workdir / "summary.json", {})
         self.summary.setdefault("evaluations", {})
         self._compilations = metrics.CompilationCounter().start()
-        limits = alarms.Limits(**config.alarms)
+        limits = alarms.Limits(alarms.LOGP_GAPS[config.variant], **config.alarms)
         self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
         self._checkpoints = checkpoint.Checkpoints(
             config.checkpoint.folder or self.workdir,
@@ -61,7 +62,7 @@ class Run:
             ),
         )
         self._report = updates.Updates(
-            self.workdir, every_sec=config.report.every_sec, enabled=self._main
+            self.workdir, every_sec=_REPORT_SEC, enabled=self._main
         )
         self._left: tuple[Any, Any] | None = None  # state and position to go on from
         self.place = self._newest()

@@ -12,16 +12,22 @@ from absl import logging
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds of `config.alarms`. Shares are of 1; see `ALARMS`."""
+    """Bounds beyond which an alarm rings, those of `config.alarms` among them.
+
+    Shares are of 1; see `ALARMS`.
+    """
 
     logp_gap: float  # of sampled and trained log-probs, outside later causal paths
-    min_entropy: float  # nats a token
-    min_length: float  # mean tokens of a response
-    min_parallel_ratio: float
-    max_parallel_ratio: float
-    max_undecided: float  # verdicts that the verifier could not give
-    max_degenerate: float  # groups whose rewards are all equal
-    max_skipped: int  # updates in a row with a non-finite gradient
+    min_entropy: float = 0.01  # nats a token
+    min_length: float = 2.0  # mean tokens of a response
+    min_parallel_ratio: float = 0.01
+    max_parallel_ratio: float = 1.0  # never: traces with a block teach just that
+    max_undecided: float = 0.1  # verdicts that the verifier could not give
+    max_degenerate: float = 0.99  # groups whose rewards are all equal
+    max_skipped: int = 10  # updates in a row with a non-finite gradient
+
+
+LOGP_GAPS = {"structured": 1e-2, "causal": 1e-1}  # by variant
 
 
 @dataclasses.dataclass(frozen=True)

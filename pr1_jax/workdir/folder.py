@@ -5,13 +5,14 @@ import fcntl
 import os
 import pathlib
 import platform
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import ml_collections
 
+from pr1_jax.defaults import flat, get_config
 from pr1_jax.system import files
+from pr1_jax.workdir import old_fields
 
 
 @contextlib.contextmanager
@@ -63,6 +64,12 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
     mine = flat(files.plain(config.to_dict()))
     path.mkdir(parents=True, exist_ok=True)
     theirs = flat(files.read_json(path / "config.json", {})) or mine
+    if problem := old_fields.refused(theirs):
+        raise ValueError(
+            f"the run in {path} is of an older version: {problem}; take another "
+            "--workdir"
+        )
+    theirs = old_fields.today(theirs)
     for name in sorted({*mine, *theirs}):
         if name.split(".")[0] in _FREE:
             continue
@@ -75,7 +82,7 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
 
 
 def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
-    """The config of a run.
+    """The config of a run, with the defaults of fields that are newer than the run.
 
     Raises:
       FileNotFoundError: there is none in this folder.
@@ -92,31 +99,17 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         )
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no config")  # noqa: TRY004 (not about types)
-    return _complete(found)
-
-
-def _complete(found: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A run's config, with the defaults of fields that are newer than the run."""
-    from configs import common
-
-    config = common.get_config().unlock()
+    found = flat(found)
+    if problem := old_fields.refused(found, ("model",)):
+        raise ValueError(f"{path} is of an older version: {problem}")
+    config = get_config().unlock()
     with config.ignore_type():  # what is wrong in it is said where it is used
-        for name, value in found.items():
-            known = config.get(name)
-            if isinstance(known, ml_collections.ConfigDict) and isinstance(value, dict):
-                for key, leaf in value.items():  # benchmarks are not merged
-                    known[key] = leaf
-            else:
-                config[name] = value
+        for name, value in old_fields.today(found).items():
+            *groups, leaf = name.split(".")
+            group = config
+            for part in groups:
+                if not isinstance(group.get(part), ml_collections.ConfigDict):
+                    group[part] = ml_collections.ConfigDict()
+                group = group[part]
+            group[leaf] = value
     return config
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names."""
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

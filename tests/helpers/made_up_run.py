@@ -8,7 +8,7 @@ import numpy as np
 from configs import rl_alternating
 from pr1_jax.system import files
 from pr1_jax.workdir import metrics
-from pr1_jax.workdir.alarms import Alarms, Limits
+from pr1_jax.workdir.alarms import LOGP_GAPS, Alarms, Limits
 
 COLLAPSE = 140
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><!--\u2028 &amp; "
@@ -20,7 +20,7 @@ def write(workdir: pathlib.Path, *, steps: int = 160, responses=range(1, 161)) -
     config.reward.window, config.reward.tiered_steps, config.rl.steps = 10, 2, steps
     files.write_json(workdir / "config.json", config.to_dict())
     noise = np.random.default_rng(0)
-    alarms = Alarms(Limits(**config.alarms))
+    alarms = Alarms(Limits(LOGP_GAPS[config.variant], **config.alarms))
     accuracies = {"eval_0_base": 0.05, "eval_1_sft": 0.55, "eval_2_rl": 0.4}
     evaluations = {name: evaluation(x) for name, x in accuracies.items()}
     with metrics.MetricWriter(workdir) as writer:

@@ -291,7 +291,6 @@ WRONG = [
     ({"model__length_buckets": (0, 108)}, "model.length_buckets=(0, 108)"),
     ({"rl__shared_prompt_tokens": (0,)}, "rl.shared_prompt_tokens=(0,)"),
     ({"rl__shared_prompt_tokens": (8.5,)}, "rl.shared_prompt_tokens=(8.5,)"),
-    ({"rl__dynamic_sampling_rounds": 0}, "rl.dynamic_sampling_rounds=0"),
     ({"rl__lr": -1.0}, "rl.lr=-1.0"),
     ({"sft__lr": float("nan")}, "sft.lr=nan"),
     ({"rl__clip_low": -0.1}, "rl.clip_low=-0.1"),

@@ -176,14 +176,14 @@ def test_two_mini_batches_make_two_updates(rl_steps, plain):
     assert difference(moved, plain[2]) > 1e-6
 
 
-def test_dynamic_sampling_replaces_groups_without_signal(rl_steps):
+def test_dynamic_sampling_replaces_groups_without_signal(rl_steps, monkeypatch):
     # About one response in twelve is right: most groups of four have no signal.
     rarely = lambda text: sum(map(ord, text)) % 12 == 0
     (line,), _, _ = rl_steps({}, rarely)
     assert line["rollout/degenerate_groups"] > 0
     assert line["rollout/sampling_rounds"] == 1
-    dynamic = {"dynamic_sampling": True, "dynamic_sampling_rounds": 30}
-    (line,), sampled, _ = rl_steps(dynamic, rarely)
+    monkeypatch.setattr(rl, "ROUNDS", 30)
+    (line,), sampled, _ = rl_steps({"dynamic_sampling": True}, rarely)
     assert line["rollout/degenerate_groups"] == 0
     assert 1 < line["rollout/sampling_rounds"] <= 30
     assert len(sampled) == PROMPTS * 4
@@ -195,8 +195,7 @@ def test_dynamic_sampling_replaces_groups_without_signal(rl_steps):
 
 @pytest.mark.slow
 def test_dynamic_sampling_gives_up_after_its_rounds(rl_steps):
-    dynamic = {"dynamic_sampling": True, "dynamic_sampling_rounds": 3}
-    (line,), sampled, _ = rl_steps(dynamic, lambda text: False)
+    (line,), sampled, _ = rl_steps({"dynamic_sampling": True}, lambda text: False)
     assert line["rollout/sampling_rounds"] == 3
     assert line["rollout/degenerate_groups"] == 1
     assert len(sampled) == PROMPTS * 4

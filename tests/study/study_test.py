@@ -49,7 +49,7 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
     for cell in cells.CELLS.values():
         config = config_of(study, cell, seed=7)
         checks.check(config)
-        assert (config.seed, config.data.seed, config.data.eval_seed) == (7, 7, 0)
+        assert (config.seed, config.data.seed) == (7, 7)
         assert config.data.eval == "embedded:hard"
         assert (
             config.eval.problems == config_of(study, cells.CELLS["sft"]).eval.problems
