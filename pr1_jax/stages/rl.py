@@ -147,6 +147,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             run.log("rl", step, metrics, progress)
             run.save(Place(stage, step), state, stream.get_state(), metrics)
             saved_sec = time.perf_counter() - began
+    run.say(f"rl data: {stream.summary}")
 
 
 _PARTS = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")

@@ -97,3 +97,4 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             }
             run.log("sft", step, found, progress)
             run.save(Place(stage, step), state, stream.get_state(), found)
+    run.say(f"sft data: {stream.summary}")

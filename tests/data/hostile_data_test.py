@@ -67,7 +67,7 @@ def test_empty_prompts_are_dropped_and_counted(tmp_path, by_bytes):
         epochs=1,
     )
     assert [problem.question for (problem,) in stream] == ["q"]
-    assert stream.counts == {"prompt_empty": 2}
+    assert stream.counts == {"kept": 1, "prompt_empty": 2}
 
 
 def test_an_empty_held_out_prompt_is_refused(tmp_path, by_bytes):

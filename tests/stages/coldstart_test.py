@@ -125,7 +125,7 @@ def test_what_it_writes_are_traces_for_sft(made, tmp_path):
         seed=0,
     )
     assert all(trace.num_blocks == 1 for trace in next(stream))
-    assert not stream.counts
+    assert stream.counts == {"kept": 5}
 
 
 def test_a_teacher_that_does_not_know_the_tags_reads_them_spelled(monkeypatch):
