@@ -25,7 +25,7 @@ class Updates:
         self,
         workdir: str | os.PathLike[str],
         *,
-        every_sec: float,
+        every_sec: float = 60.0,
         enabled: bool = True,
     ):
         self._workdir, self._every_sec = workdir, every_sec
