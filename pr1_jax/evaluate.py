@@ -1,4 +1,4 @@
-"""Evaluation on held-out problems: mean@k, pass@k, parallel ratio (spec section 7)."""
+"""Figures of an evaluation: mean@k, pass@k, intervals (docs/method.md, section 7)."""
 
 import math
 from collections.abc import Sequence
@@ -42,3 +42,26 @@ def interval_of_average(
         means.append(values[draws].mean(axis=1))
     low, high = np.percentile(np.mean(means, axis=0), [2.5, 97.5])
     return float(low), float(high)
+
+
+def summarize(correct: np.ndarray) -> dict[str, float]:
+    """Accuracy and pass@k of k samples to each problem, each with its 95 % interval.
+
+    Args:
+      correct: [problems, k] bool.
+
+    Returns:
+      `accuracy` (mean@k) and `pass_at_k`; `…_low` and `…_high` bound their intervals.
+    """
+    k = correct.shape[1]
+    passes = [pass_at_k(k, int(c), k) for c in correct.sum(axis=1)]
+    low, high = interval(correct.mean(axis=1))
+    pass_low, pass_high = interval(passes)
+    return {
+        "accuracy": float(correct.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "pass_at_k": float(np.mean(passes)),
+        "pass_at_k_low": pass_low,
+        "pass_at_k_high": pass_high,
+    }

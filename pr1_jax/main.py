@@ -9,7 +9,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from pr1_jax.system import cli
-from pr1_jax.workdir import old_fields
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
@@ -34,6 +33,7 @@ _WRONG = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 def main(argv: list[str]) -> None:
     """Runs the curriculum of the config; a wrong config is one line and exit code 2."""
     del argv
+    from pr1_jax.report import updates
     from pr1_jax.stages import curriculum
     from pr1_jax.system import processes, stopping
     from pr1_jax.workdir.folder import only_run, open_workdir
@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
                 cli.stop(error)
         stopping.listen()
         with processes.one_of_several(), _explained(workdir):
-            curriculum.run(experiment, held_out, workdir)
+            report = updates.Updates(workdir)
+            curriculum.run(experiment, held_out, workdir, watchers=[report])
 
 
 @contextlib.contextmanager
@@ -85,4 +86,4 @@ def _explained(workdir: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    cli.run(main, config=_CONFIG, hint=old_fields.hint)
+    cli.run(main, config=_CONFIG)

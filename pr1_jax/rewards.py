@@ -1,8 +1,11 @@
-"""Rewards of a response, and which of them a step uses (spec section 5).
+"""Rewards of a response, and their weights by step (docs/method.md, section 5).
 
-The paper's S1 is the schedule `accuracy`, its S2 `alternating`. Every schedule is
-pure: one step has one reward for all of its batch.
+A schedule gives the rewards of a step weights, and the reward of a response is the
+weighted sum. The paper's S1 is the schedule `accuracy`, its S2 `alternating`. Every
+schedule is pure: all responses of a step are rewarded alike.
 """
+
+from collections.abc import Mapping
 
 REWARDS = ("accuracy", "parallel_and_accuracy", "tiered")
 SCHEDULES = (
@@ -17,8 +20,13 @@ SCHEDULES = (
 def reward(name: str, *, correct: bool, num_blocks: int, format_ok: bool) -> float:
     """Returns the reward `name` of one response, between -1 and 1.2.
 
-    correct: the answer is equivalent to the reference (undecided is not correct).
-    num_blocks: blocks in the response; format_ok: its format check found no fault.
+    Args:
+      correct: the answer is equivalent to the reference (undecided is not correct).
+      num_blocks: blocks in the response.
+      format_ok: its format check has no fault.
+
+    Raises:
+      ValueError: there is no reward of this name.
     """
     if name not in REWARDS:
         raise ValueError(f"reward is {name!r}, expected one of {REWARDS}")
@@ -31,18 +39,38 @@ def reward(name: str, *, correct: bool, num_blocks: int, format_ok: bool) -> flo
     return 1.0 if name == "tiered" and num_blocks == 0 else -1.0
 
 
-def scheduled(
+def weighted(
+    weights: Mapping[str, float], *, correct: bool, num_blocks: int, format_ok: bool
+) -> float:
+    """Returns the weighted sum of a response's rewards, as `weights` gives them.
+
+    >>> half = {"accuracy": 0.5, "tiered": 0.5}
+    >>> weighted(half, correct=True, num_blocks=1, format_ok=True)
+    1.1
+    """
+    facts = {"correct": correct, "num_blocks": num_blocks, "format_ok": format_ok}
+    return sum(weight * reward(name, **facts) for name, weight in weights.items())
+
+
+def weights(
     schedule: str,
     step: int,
     *,
     window: int = 10,
     tiered_steps: int = 2,
     scaffold_steps: int = 200,
-) -> str:
-    """Returns the name of the reward that `schedule` uses at `step` (from 1).
+) -> dict[str, float]:
+    """Returns the weights of the rewards that `schedule` uses at `step` (from 1).
 
-    window, tiered_steps: in each window of so many steps the last ones are tiered.
-    scaffold_steps: how long `scaffold` alternates before it turns to accuracy.
+    >>> weights("alternating", 8), weights("alternating", 9)
+    ({'accuracy': 1.0}, {'tiered': 1.0})
+
+    Args:
+      window, tiered_steps: in each window of so many steps the last ones are tiered.
+      scaffold_steps: how long `scaffold` alternates before it turns to accuracy.
+
+    Raises:
+      ValueError: names the argument and its value.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}, expected one of {SCHEDULES}")
@@ -54,10 +82,23 @@ def scheduled(
             "0 <= tiered_steps <= window and window >= 1"
         )
     if schedule == "parallel_only":
-        return "tiered"
+        return {"tiered": 1.0}
     if schedule == "parallel_and_accuracy":
-        return "parallel_and_accuracy"
+        return {"parallel_and_accuracy": 1.0}
     if schedule == "accuracy" or (schedule == "scaffold" and step > scaffold_steps):
-        return "accuracy"
+        return {"accuracy": 1.0}
     in_window = (step - 1) % window
-    return "accuracy" if in_window < window - tiered_steps else "tiered"
+    return {"accuracy" if in_window < window - tiered_steps else "tiered": 1.0}
+
+
+def scheduled(schedule: str, step: int, **settings: int) -> str:
+    """Returns the name of the one reward that `weights`, called alike, gives weight 1.
+
+    Raises:
+      ValueError: as `weights`, or the step's reward is a mixture.
+    """
+    found = weights(schedule, step, **settings)
+    for name, weight in found.items():
+        if weight == 1.0:
+            return name
+    raise ValueError(f"schedule {schedule!r} mixes rewards at step {step}: {found}")

@@ -1,4 +1,4 @@
-"""Figures of an evaluation, against brute force and cases worked by hand."""
+"""Figures of an evaluation, against brute force and worked by hand."""
 
 import itertools
 
@@ -6,30 +6,6 @@ import numpy as np
 import pytest
 
 from pr1_jax import evaluate
-from pr1_jax.data import tasks, traces
-from pr1_jax.data.prompts import Problem
-from pr1_jax.stages import evaluation, rollout
-
-ANSWERS = ("7", "8", "9")
-BLOCK = (
-    "<Parallel><Path>left 1+2 no </Path><Path>right 3+4 yes</Path></Parallel>\n"
-    "<Summary>3+4 yes</Summary>"
-)
-
-
-def scored(responses, samples):
-    """Scored responses to made-up problems whose answers are 7, 8, 9."""
-    tokenizer = tasks.make_tokenizer()
-    prompt = np.array(tokenizer.encode("Which two add to 7? 1 2 3 4\n"), np.int32)
-    trajectories = [
-        traces.from_text(prompt, text, tokenizer, variant="structured")
-        for text in responses
-    ]
-    problems = [Problem("?", a, prompt) for a in ANSWERS[: len(responses) // samples]]
-    with rollout.Scorer(problems, samples, tokenizer, timeout_sec=5.0) as scorer:
-        for i, response in enumerate(trajectories):
-            scorer.add(i, response)
-        return scorer.results()
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_correct_one():
@@ -77,36 +53,19 @@ def test_interval_holds_the_mean_and_repeats_itself():
     assert evaluate.interval([0.75]) == (0.75, 0.75)
 
 
-def facts(responses, samples):
-    return [s.facts for s in scored(responses, samples)]
-
-
 def test_summarize_by_hand():
-    responses = (
-        f"{BLOCK}\nFinal Answer: 7",  # problem 1: right, with a block
-        "\nFinal Answer: 7",  # right, without
-        "\nFinal Answer: 9",  # problem 2: wrong
-        "\nFinal Answer: 3",
-        "\nFinal Answer: 9",  # problem 3: right once
-        f"{BLOCK}{BLOCK}\nFinal Answer: 8",
-    )
-    found = evaluation.summarize(facts(responses, samples=2), samples=2)
-    assert found["eval/accuracy"] == pytest.approx(3 / 6)
-    assert found["eval/pass_at_k"] == pytest.approx(2 / 3)
-    assert found["eval/parallel_ratio"] == pytest.approx(2 / 6)
-    assert found["eval/num_blocks"] == pytest.approx(3 / 6)
-    assert 0.0 <= found["eval/accuracy_low"] < 0.5 < found["eval/accuracy_high"] <= 1.0
-    # Over problems, not over responses: means 1, 0, 0.5 of three problems.
-    low, high = evaluate.interval([1.0, 0.0, 0.5])
-    assert (found["eval/accuracy_low"], found["eval/accuracy_high"]) == (low, high)
-    # One sequential step fewer for every token of the shorter path: 6 in each block.
-    saved = found["eval/total_tokens"] - found["eval/sequential_steps"]
-    shorter = len(tasks.make_tokenizer().encode("<Path>left 1+2 no </Path>"))
-    assert saved == pytest.approx(3 * shorter / 6)
-    assert all(name.startswith("eval/") for name in found)
+    # Of three problems both samples are correct, one, none.
+    correct = np.array([[True, True], [False, True], [False, False]])
+    figures = evaluate.summarize(correct)
+    assert figures["accuracy"] == pytest.approx(3 / 6)
+    assert figures["pass_at_k"] == pytest.approx(2 / 3)
+    # Over problems, not over samples.
+    bounds = figures["accuracy_low"], figures["accuracy_high"]
+    assert bounds == evaluate.interval([1.0, 0.5, 0.0])
+    bounds = figures["pass_at_k_low"], figures["pass_at_k_high"]
+    assert bounds == evaluate.interval([1.0, 1.0, 0.0])
 
 
-def test_one_sample_a_problem_makes_pass_at_k_the_accuracy():
-    responses = ("\nFinal Answer: 7", "\nFinal Answer: 7", "\nFinal Answer: 9")
-    found = evaluation.summarize(facts(responses, samples=1), samples=1)
-    assert found["eval/pass_at_k"] == found["eval/accuracy"] == pytest.approx(2 / 3)
+def test_with_one_sample_pass_at_k_is_the_accuracy():
+    figures = evaluate.summarize(np.array([[True], [True], [False]]))
+    assert figures["pass_at_k"] == figures["accuracy"] == pytest.approx(2 / 3)

@@ -1,8 +1,8 @@
-"""Rewards and schedules: the tables of spec section 5."""
+"""Rewards, weights and schedules: the tables of docs/method.md, section 5."""
 
 import pytest
 
-from pr1_jax.rewards import REWARDS, SCHEDULES, reward, scheduled
+from pr1_jax.rewards import REWARDS, SCHEDULES, reward, scheduled, weighted, weights
 
 # correct, num_blocks, format_ok -> accuracy, parallel_and_accuracy, tiered
 TABLE = [
@@ -21,10 +21,14 @@ TABLE = [
 @pytest.mark.parametrize("row", TABLE)
 def test_rewards(row):
     correct, num_blocks, format_ok, *expected = row
+    facts = {"correct": correct, "num_blocks": num_blocks, "format_ok": format_ok}
     for name, value in zip(REWARDS, expected, strict=True):
-        got = reward(name, correct=correct, num_blocks=num_blocks, format_ok=format_ok)
+        got = reward(name, **facts)
         assert got == value, name
         assert type(got) is float
+        assert weighted({name: 1.0}, **facts) == value
+    mixed = dict(zip(REWARDS, (0.5, 0.0, 0.25)))
+    assert weighted(mixed, **facts) == 0.5 * expected[0] + 0.25 * expected[2]
 
 
 def _run(schedule: str, num_steps: int, **settings: int) -> str:
@@ -49,10 +53,10 @@ def test_schedule_settings():
     assert _run("scaffold", 8, window=2, tiered_steps=1, scaffold_steps=5) == "atataaaa"
 
 
-def test_every_schedule_names_a_reward():
-    assert {scheduled(name, step) for name in SCHEDULES for step in (1, 9)} == {
-        *REWARDS
-    }
+def test_schedules_of_the_paper_give_one_reward_all_the_weight():
+    found = [weights(name, step) for name in SCHEDULES for step in (1, 9)]
+    assert all(list(one.values()) == [1.0] for one in found)
+    assert {name for one in found for name in one} == {*REWARDS}
 
 
 def test_user_mistakes():
@@ -60,11 +64,11 @@ def test_user_mistakes():
     with pytest.raises(ValueError, match="reward is 'acc', expected one of .*tiered"):
         reward("acc", **given)
     with pytest.raises(ValueError, match="schedule is 's2', expected one of .*scaff"):
-        scheduled("s2", 1)
+        weights("s2", 1)
     for step in (0, -3):
         with pytest.raises(ValueError, match=f"step is {step}, expected at least 1"):
-            scheduled("accuracy", step)
+            weights("accuracy", step)
     with pytest.raises(ValueError, match="tiered_steps is 11 and window is 10"):
-        scheduled("alternating", 1, tiered_steps=11)
+        weights("alternating", 1, tiered_steps=11)
     with pytest.raises(ValueError, match="window is 0"):
-        scheduled("alternating", 1, window=0, tiered_steps=0)
+        weights("alternating", 1, window=0, tiered_steps=0)

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import tags
 from pr1_jax.answers.extract import extract
+from pr1_jax.answers.verdicts import Result
 from pr1_jax.data import prompts, tasks, tokenizer
 from pr1_jax.model.backend import with_kernels
 from pr1_jax.model.config import ModelConfig
@@ -30,7 +30,7 @@ from pr1_jax.model.params import param_count
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.sampler.state import DecodeFn
-from pr1_jax.stages.responses import Scored
+from pr1_jax.stages.responses import Response, trace
 from pr1_jax.trajectory import Trajectory
 
 FEWEST_PROMPT_TOKENS = 64  # for which is compiled, and twice as many, and so on
@@ -218,20 +218,18 @@ class Chat:
         """What is known of a response, as JSON: that of `rollout`, without a reference.
 
         Also `final_answer`, what it answers; `seconds` that it took; `logp`, the sum of
-        its sampled log-probs; and the `trace` of its tokens (`Scored.trace`).
+        its sampled log-probs; and the `trace` of its tokens.
         """
         text = self.tokenizer.decode(trajectory.tokens)
         problem = prompts.Problem(question, "", trajectory.prompt)
-        faults = tags.check_format(text)
-        scored = Scored(problem, trajectory, text, "", "", not faults)
-        record = scored.record()
-        for name in ("answer", "verdict", "reason"):
+        record = Response.of(problem, trajectory, text, Result("", "")).record()
+        for name in ("answer", "verdict", "reason", "string_correct"):
             del record[name]
         return record | {
             "final_answer": extract(text),
             "seconds": round(seconds, 4),
             "logp": round(float(trajectory.logps.sum()), 3),
-            "trace": scored.trace(self.tokenizer),
+            "trace": trace(trajectory, self.tokenizer),
         }
 
     @property

@@ -19,7 +19,6 @@ from ml_collections import config_flags
 
 from pr1_jax.plan import hardware
 from pr1_jax.system import cli
-from pr1_jax.workdir import old_fields
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
@@ -78,4 +77,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config=_CONFIG, hint=old_fields.hint)
+    cli.run(main, config=_CONFIG)

@@ -26,10 +26,9 @@ class Updates:
         workdir: str | os.PathLike[str],
         *,
         every_sec: float = 60.0,
-        enabled: bool = True,
     ):
         self._workdir, self._every_sec = workdir, every_sec
-        self._thread = ThreadPoolExecutor(1) if enabled else None
+        self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
         self._running: Future[None] | None = None
         self._next = time.monotonic() + every_sec
         self._history: history.History | None = None

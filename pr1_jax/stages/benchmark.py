@@ -1,4 +1,4 @@
-"""The paper's table: benchmarks by decoding modes (spec section 7).
+"""The paper's table: benchmarks by decoding modes (docs/method.md, section 7).
 
 Every response is kept in `samples/<benchmark>_<mode>.jsonl`, written a chunk of problems
 at a time; what is there already is not sampled again. The table, with 95 % intervals by
@@ -12,23 +12,24 @@ import jax
 import numpy as np
 
 from pr1_jax import evaluate
-from pr1_jax.answers.verdicts import CORRECT, UNDECIDED
 from pr1_jax.data import prompts
 from pr1_jax.stages import evaluation
 from pr1_jax.stages.experiment import Experiment
+from pr1_jax.stages.responses import Response, describe
 from pr1_jax.stages.run import Run, evaluation_name
 from pr1_jax.stages.samples import sample
 from pr1_jax.system import files, tables
 
-_MEANS = {  # of a benchmark's responses, by the field of their records
-    "parallel_ratio": lambda r: r["num_blocks"] > 0,
-    "total_tokens": lambda r: r["total_tokens"],
-    "sequential_steps": lambda r: r["sequential_steps"],
-    "accuracy_string": lambda r: r["string_correct"],
-    "undecided": lambda r: r["verdict"] == UNDECIDED,
-    "finished": lambda r: r["finished"],
-    "seconds": lambda r: r["seconds"],
-}
+_AVERAGED = (  # figures whose means over benchmarks make sense
+    "accuracy",
+    "parallel_ratio",
+    "total_tokens",
+    "sequential_steps",
+    "accuracy_string",
+    "undecided",
+    "finished",
+    "seconds",
+)
 
 
 def check_data(experiment: Experiment) -> dict[str, list[prompts.Problem]]:
@@ -37,14 +38,14 @@ def check_data(experiment: Experiment) -> dict[str, list[prompts.Problem]]:
     Raises:
       ValueError, FileNotFoundError: names the benchmark and what is wrong.
     """
-    found = {}
+    problems = {}
     for name, settings in experiment.config.eval.benchmarks.items():
         try:
-            found[name] = evaluation.problems(experiment, settings.source)
+            problems[name] = evaluation.problems(experiment, settings.source)
         except (ValueError, FileNotFoundError) as error:
             message = f"eval.benchmarks.{name}.source={settings.source}: {error}"
             raise type(error)(message) from error
-    return found
+    return problems
 
 
 def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
@@ -53,18 +54,19 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     problems = check_data(experiment)
     results: dict[str, dict[str, dict[str, float]]] = {}
     for mode in experiment.config.eval.modes:
-        found, shares = {}, []
+        of_mode, shares = {}, []
         for name, asked in problems.items():
             samples = experiment.config.eval.benchmarks[name].samples
             records = _sample(experiment, run, name, mode, asked, samples)
-            shares.append(_correct(records, samples).mean(axis=1))
-            found[name] = summarize(records, samples)
+            correct = [Response.read(record).correct for record in records]
+            shares.append(np.reshape(correct, (-1, samples)).mean(axis=1))
+            of_mode[name] = summarize(records, samples)
             if (key := evaluation_name(name, mode)) not in run.summary["evaluations"]:
-                prefixed = {f"eval/{field}": x for field, x in found[name].items()}
-                run.record_evaluation(key, prefixed)
+                metrics = {f"eval/{field}": x for field, x in of_mode[name].items()}
+                run.record_evaluation(key, metrics)
         for name in [name for name in experiment.samplers if name[0] == mode]:
-            del experiment.samplers[name]  # the next mode needs the room
-        results[mode] = found | {"average": _average(found, shares)}
+            del experiment.samplers[name]  # the next mode needs the memory
+        results[mode] = of_mode | {"average": _average(of_mode, shares)}
     if jax.process_index() == 0:
         files.write_json(run.workdir / "benchmarks.json", results)
         text = f"{_papers(results).markdown()}\n{_details(results).markdown()}"
@@ -93,50 +95,36 @@ def _sample(
 
 def _figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What is shown while a benchmark is sampled."""
-    mean = lambda f: float(np.mean([f(r) for r in records]))
-    return {
-        "eval/accuracy": mean(lambda r: r["verdict"] == CORRECT),
-        "eval/parallel_ratio": mean(_MEANS["parallel_ratio"]),
-    }
-
-
-def _correct(records: Sequence[Mapping[str, Any]], samples: int) -> np.ndarray:
-    """Whether responses are correct, bool [problems, samples]."""
-    correct = [r["verdict"] == CORRECT for r in records]
-    return np.array(correct).reshape(-1, samples)
+    figures = describe([Response.read(record) for record in records])
+    return {f"eval/{name}": figures[name] for name in ("accuracy", "parallel_ratio")}
 
 
 def summarize(records: Sequence[Mapping[str, Any]], samples: int) -> dict[str, float]:
-    """Figures of a benchmark in one mode."""
-    correct = _correct(records, samples)
-    passes = [evaluate.pass_at_k(samples, int(n), samples) for n in correct.sum(axis=1)]
-    low, high = evaluate.interval(correct.mean(axis=1))
-    pass_low, pass_high = evaluate.interval(passes)
+    """Figures of a benchmark in one mode.
+
+    Args:
+      records: as `samples.sample` gives them.
+    """
+    responses = [Response.read(record) for record in records]
     return {
-        "problems": len(correct),
+        "problems": len(records) // samples,
         "samples": samples,
-        "accuracy": float(correct.mean()),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "pass_at_k": float(np.mean(passes)),
-        "pass_at_k_low": pass_low,
-        "pass_at_k_high": pass_high,
-        **{n: float(np.mean([f(r) for r in records])) for n, f in _MEANS.items()},
+        **evaluation.summarize(responses, samples),
+        "seconds": float(np.mean([record["seconds"] for record in records])),
     }
 
 
 def _average(
-    found: Mapping[str, Mapping[str, float]], shares: Sequence[np.ndarray]
+    figures: Mapping[str, Mapping[str, float]], shares: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Unweighted means over benchmarks; the interval resamples each one's problems."""
-    mean = lambda field: float(np.mean([f[field] for f in found.values()]))
+    """Unweighted means over benchmarks; the interval resamples each one's problems.
+
+    Args:
+      shares: of each benchmark, the share of correct samples by problem.
+    """
     low, high = evaluate.interval_of_average(shares)
-    return {
-        "accuracy": mean("accuracy"),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        **{name: mean(name) for name in _MEANS},
-    }
+    means = {n: float(np.mean([f[n] for f in figures.values()])) for n in _AVERAGED}
+    return {**means, "accuracy_low": low, "accuracy_high": high}
 
 
 _NOTE = (
@@ -150,10 +138,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _interval(found: Mapping[str, float], name: str) -> str:
-    if name not in found:
+def _interval(figures: Mapping[str, float], name: str) -> str:
+    if name not in figures:
         return ""
-    mean, low, high = (_percent(found[name + end]) for end in ("", "_low", "_high"))
+    mean, low, high = (_percent(figures[name + end]) for end in ("", "_low", "_high"))
     return f"{mean} ({low}–{high})"
 
 
@@ -171,8 +159,8 @@ def _details(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tables
             "sec": f"{f['seconds']:.3f}",
             "string": _percent(f["accuracy_string"]),
         }
-        for mode, found in results.items()
-        for name, f in found.items()
+        for mode, of_mode in results.items()
+        for name, f in of_mode.items()
     ]
     return tables.Table("", rows, _NOTE)
 
@@ -185,9 +173,9 @@ def _papers(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tables.
         return f"{mean} / {passed}" if f["samples"] > 1 else mean
 
     rows = []
-    for mode, found in results.items():
-        average = found["average"]
+    for mode, of_mode in results.items():
+        average = of_mode["average"]
         row = {"mode": mode, "parallel": _percent(average["parallel_ratio"])}
-        row |= {name: pair(f) for name, f in found.items() if name != "average"}
+        row |= {name: pair(f) for name, f in of_mode.items() if name != "average"}
         rows.append(row | {"Avg.": _interval(average, "accuracy")})
     return tables.Table("", rows)

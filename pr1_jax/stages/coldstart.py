@@ -9,8 +9,6 @@ A teacher that does not know the tags as tokens decodes in the `ordinary` mode, 
 spells them, as its prompt does.
 """
 
-import json
-import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,21 +56,16 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 continue
             traces, reasons = select(records, needs_block=c.needs_block)
             if jax.process_index() == 0:
-                _write(run.workdir / "traces.jsonl", traces)
-            found = {f"coldstart/{r}": n / len(records) for r, n in reasons.items()}
-            found["coldstart/traces"] = float(len(traces))
-            progress.update(done, found)
-    run.log("coldstart", len(problems), found)
+                files.write_json_lines(run.workdir / "traces.jsonl", traces)
+            metrics = {f"coldstart/{r}": n / len(records) for r, n in reasons.items()}
+            metrics["coldstart/traces"] = float(len(traces))
+            progress.update(done, metrics)
+    run.log("coldstart", len(problems), metrics)
     run.say(
         f"{len(traces)} traces of {len(problems)} problems: {run.workdir}/traces.jsonl"
     )
     for reason, count in reasons.most_common():
         run.say(f"  {reason:18} {count:6}  {100 * count / len(records):5.1f} %")
-
-
-def _write(path: pathlib.Path, traces: Sequence[Mapping[str, str]]) -> None:
-    lines = [json.dumps(trace, ensure_ascii=False) + "\n" for trace in traces]
-    files.replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))
 
 
 def select(
@@ -140,10 +133,10 @@ def _problems(experiment: Experiment, *, limit: int) -> list[prompts.Problem]:
         shuffle=False,
         epochs=1,
     )
-    found: dict[str, prompts.Problem] = {}
+    problems: dict[str, prompts.Problem] = {}
     for batch in stream:
         for problem in batch:
-            found.setdefault(problem.question, problem)
-        if len(found) >= limit:
+            problems.setdefault(problem.question, problem)
+        if len(problems) >= limit:
             break
-    return list(found.values())[:limit]
+    return list(problems.values())[:limit]

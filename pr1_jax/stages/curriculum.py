@@ -1,14 +1,14 @@
 """The whole curriculum that a config names: stages, with evaluations in between."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 
 from pr1_jax.model.params import param_count
 from pr1_jax.stages import benchmark, coldstart, evaluation, experiment, rl, sft
-from pr1_jax.stages.run import TRAINING, Run
+from pr1_jax.stages.run import TRAINING, Run, Watcher
 from pr1_jax.system import files, tables
 
 _STAGES = {"coldstart": coldstart, "sft": sft, "rl": rl, "benchmark": benchmark}
@@ -58,14 +58,19 @@ def is_finished(workdir: str) -> bool:
     return bool(files.read_json(path, {}).get("finished"))
 
 
-def run(made: experiment.Experiment, held_out: Any, workdir: str) -> None:
-    """Runs, or goes on with, the curriculum in `workdir`."""
-    with Run(made, workdir) as current:
+def run(
+    made: experiment.Experiment,
+    held_out: Any,
+    workdir: str,
+    watchers: Sequence[Watcher] = (),
+) -> None:
+    """Runs, or goes on with, the curriculum in `workdir`; tells `watchers` of it."""
+    with Run(made, workdir, watchers) as current:
         current.say(
             f"{param_count(current.params):,} parameters, "
             f"{made.config.variant} variant, workdir {current.workdir}"
         )
-        done = -1 if current.place is None else current.place.stage
+        done = -1 if current.position is None else current.position.stage
         if done < 0 and _evaluates(made.config):
             _evaluate(current, held_out, "eval_0_base")
         for i, stage in enumerate(made.config.stages):
@@ -83,7 +88,7 @@ def _evaluate(current: Run, held_out: Any, name: str) -> None:
     if name in current.summary["evaluations"]:
         return
     path = current.workdir / "rollouts" / f"{name}.jsonl"
-    found = evaluation.evaluate(
+    found = evaluation.run(
         current.experiment, current.params, held_out, responses_path=path
     )
     current.record_evaluation(name, found)

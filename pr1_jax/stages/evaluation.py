@@ -1,4 +1,4 @@
-"""Evaluation on held-out problems."""
+"""Evaluation on held-out problems (docs/method.md, section 7)."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,30 +6,34 @@ from typing import Any
 
 import numpy as np
 
+from pr1_jax import evaluate
 from pr1_jax.data import prompts, sources, streams
-from pr1_jax.evaluate import interval, pass_at_k
 from pr1_jax.stages import rollout
 from pr1_jax.stages.experiment import ORDINARY, Experiment
-from pr1_jax.stages.responses import Facts, describe, everyones_facts, write_responses
+from pr1_jax.stages.responses import Response, describe, everyones, write_responses
 from pr1_jax.system import processes
 
 _SEED = 0  # of held-out problems made by code: the same ones for every run
+_OF_BANNED = (  # figures that are logged for decoding without blocks
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "total_tokens",
+    "sequential_steps",
+)
 
 
-def summarize(facts: Sequence[Facts], samples: int) -> dict[str, float]:
-    """Metrics of an evaluation, `eval/…`; responses are problem-major."""
-    correct = np.array([f.correct for f in facts]).reshape(-1, samples)
-    low, high = interval(correct.mean(axis=1))
-    passes = [pass_at_k(samples, int(c), samples) for c in correct.sum(axis=1)]
-    renamed = {
-        name.replace("rollout/", "eval/"): value
-        for name, value in describe(facts).items()
-    }
-    return renamed | {
-        "eval/accuracy_low": low,
-        "eval/accuracy_high": high,
-        "eval/pass_at_k": float(np.mean(passes)),
-        "eval/accuracy_string": float(np.mean([f.string_correct for f in facts])),
+def summarize(responses: Sequence[Response], samples: int) -> dict[str, float]:
+    """Figures of an evaluation: `describe`, and `evaluate.summarize` over problems.
+
+    Args:
+      responses: of all processes, problem-major, `samples` to each problem.
+    """
+    correct = np.array([r.correct for r in responses]).reshape(-1, samples)
+    return {
+        **describe(responses),
+        **evaluate.summarize(correct),
+        "accuracy_string": float(np.mean([r.string_correct for r in responses])),
     }
 
 
@@ -48,17 +52,20 @@ def problems(experiment: Experiment, name: str = "") -> list[prompts.Problem]:
     )
 
 
-def evaluate(
+def run(
     experiment: Experiment,
     params: Any,
     held_out: Sequence[prompts.Problem],
     *,
-    responses_path: str | pathlib.Path | None = None,
+    responses_path: pathlib.Path | None = None,
 ) -> dict[str, float]:
     """Samples and scores held-out problems, also with `<Parallel>` banned if asked.
 
     All evaluations of a run draw with the same key, so that they differ by the model
     and not by luck.
+
+    Returns:
+      Metrics `eval/…`, and what took how long.
     """
     c = experiment.config
     banned = [ORDINARY] if c.eval.banned and c.rollout.max_blocks else []
@@ -73,23 +80,28 @@ def evaluate(
             experiment.tokenizer,
             timeout_sec=c.reward.timeout_sec,
         )
-        facts = everyones_facts(scored, c.eval.samples)
-        found = summarize(facts, c.eval.samples)
+        figures = summarize(everyones(scored, c.eval.samples), c.eval.samples)
         if mode == ORDINARY:
-            metrics |= {
-                "eval/accuracy_banned": found["eval/accuracy"],
-                "eval/accuracy_banned_low": found["eval/accuracy_low"],
-                "eval/accuracy_banned_high": found["eval/accuracy_high"],
-                "eval/total_tokens_banned": found["eval/total_tokens"],
-                "eval/sequential_steps_banned": found["eval/sequential_steps"],
-            }
-        else:
-            metrics |= found | times
-            if responses_path is not None:
-                write_responses(
-                    responses_path,
-                    scored,
-                    traces=c.report.traces,
-                    tokenizer=experiment.tokenizer,
-                )
+            metrics |= {_name_of_banned(name): figures[name] for name in _OF_BANNED}
+            continue
+        metrics |= {f"eval/{name}": value for name, value in figures.items()} | times
+        if responses_path is not None:
+            write_responses(
+                responses_path,
+                scored,
+                traces=c.report.traces,
+                tokenizer=experiment.tokenizer,
+            )
     return metrics
+
+
+def _name_of_banned(name: str) -> str:
+    """The metric of a figure with blocks banned; bounds of an interval end the name.
+
+    >>> _name_of_banned("accuracy_low")
+    'eval/accuracy_banned_low'
+    """
+    for end in ("_low", "_high"):
+        if name.endswith(end):
+            return f"eval/{name.removesuffix(end)}_banned{end}"
+    return f"eval/{name}_banned"

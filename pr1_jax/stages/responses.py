@@ -1,16 +1,15 @@
-"""Responses with all that is known of them on the host."""
+"""Verified responses on the host: of them metrics and files are made."""
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
-from pr1_jax import losses, rewards
+from pr1_jax import losses, rewards, tags
 from pr1_jax.answers import published
-from pr1_jax.answers.verdicts import CORRECT, UNDECIDED
+from pr1_jax.answers.verdicts import CORRECT, UNDECIDED, Result
 from pr1_jax.data.prompts import Problem
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.system import files, processes
@@ -18,93 +17,87 @@ from pr1_jax.trajectory import Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
-    """A response with all that is known of it on the host."""
+class Response:
+    """One response with all that is known of it on the host.
 
-    problem: Problem
-    trajectory: Trajectory
-    text: str
+    Its fields but the last are its record in a file.
+
+    Attributes:
+      question, answer: the problem, and the reference.
+      response: the text, tags visible and EOS left out.
+      verdict, reason: what the verifier says, and why.
+      num_blocks: blocks that were recorded while it was sampled.
+      format_ok: the text's format check has no fault.
+      finished: ended with EOS, not cut off at its budget.
+      total_tokens: of the response, EOS included.
+      sequential_steps: decode steps on the critical path.
+      string_correct: what the published string checker says, for comparison.
+      trajectory: its tokens; None where only the record is known.
+    """
+
+    question: str
+    response: str
+    answer: str
     verdict: str
     reason: str
-    format_ok: bool
-
-    @property
-    def correct(self) -> bool:
-        """Whether the answer is equivalent to the reference."""
-        return self.verdict == CORRECT
-
-    @property
-    def string_correct(self) -> bool:
-        """What the published string checker says, for comparison."""
-        return published.check(self.text, self.problem.answer)
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens of the response."""
-        return len(self.trajectory.tokens)
-
-    @property
-    def facts(self) -> "Facts":
-        """What other processes want to know of it."""
-        return Facts(
-            verdict=self.verdict,
-            format_ok=self.format_ok,
-            string_correct=self.string_correct,
-            num_blocks=self.trajectory.num_blocks,
-            finished=self.trajectory.finished,
-            total_tokens=self.total_tokens,
-            sequential_steps=self.trajectory.sequential_steps,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """What is written of it as JSON, tags visible."""
-        return {
-            "question": self.problem.question,
-            "response": self.text,
-            "answer": self.problem.answer,
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "num_blocks": self.trajectory.num_blocks,
-            "format_ok": self.format_ok,
-            "finished": self.trajectory.finished,
-            "total_tokens": self.total_tokens,
-            "sequential_steps": self.trajectory.sequential_steps,
-        }
-
-    def trace(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """`trace` of its tokens."""
-        return trace(self.trajectory, tokenizer)
-
-    def reward(self, name: str) -> float:
-        """The reward `name` of this response."""
-        return rewards.reward(
-            name,
-            correct=self.correct,
-            num_blocks=self.trajectory.num_blocks,
-            format_ok=self.format_ok,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What metrics are made of: a response without its tokens and text."""
-
-    verdict: str
-    format_ok: bool
-    string_correct: bool
     num_blocks: int
+    format_ok: bool
     finished: bool
     total_tokens: int
     sequential_steps: int
+    string_correct: bool
+    trajectory: Trajectory | None = None
+
+    @classmethod
+    def of(
+        cls, problem: Problem, trajectory: Trajectory, text: str, found: Result
+    ) -> Self:
+        """The response to a problem, by its tokens, its text and its verdict."""
+        return cls(
+            question=problem.question,
+            response=text,
+            answer=problem.answer,
+            verdict=found.verdict,
+            reason=found.reason,
+            num_blocks=trajectory.num_blocks,
+            format_ok=not tags.check_format(text),
+            finished=trajectory.finished,
+            total_tokens=len(trajectory.tokens),
+            sequential_steps=trajectory.sequential_steps,
+            string_correct=published.check(text, problem.answer),
+            trajectory=trajectory,
+        )
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        """The response of a record; what else is in the record is left out."""
+        return cls(**{name: record[name] for name in _RECORD})
+
+    def record(self) -> dict[str, Any]:
+        """What is written of it as JSON."""
+        return {name: getattr(self, name) for name in _RECORD}
 
     @property
     def correct(self) -> bool:
         """Whether the answer is equivalent to the reference."""
         return self.verdict == CORRECT
 
+    def reward(self, weights: Mapping[str, float]) -> float:
+        """Its reward under the weights of a step (`rewards.weights`)."""
+        return rewards.weighted(
+            weights,
+            correct=self.correct,
+            num_blocks=self.num_blocks,
+            format_ok=self.format_ok,
+        )
+
+
+_RECORD = [f.name for f in dataclasses.fields(Response) if f.name != "trajectory"]
+_TEXTS = {name: "" for name in ("question", "response", "answer", "reason")}
+
 
 def trace(t: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a viewer needs of each of the T response tokens, EOS included.
+    """What a viewer needs to know of each of the T response tokens, EOS included.
 
     Joined, `pieces` are the text and the EOS token's where one was written. Prompt
     tokens are not listed: they have positions 0, 1, …, block 0 and path 0.
@@ -121,33 +114,40 @@ def trace(t: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def everyones_facts(scored: Sequence[Scored], samples: int) -> list[Facts]:
-    """Facts of all processes' responses, `samples` to each problem, problem-major."""
-    mine = [dataclasses.asdict(s.facts) for s in scored]
-    return [Facts(**found) for found in processes.gather(mine, samples)]
+def everyones(responses: Sequence[Response], samples: int) -> list[Response]:
+    """All processes' responses, without texts and tokens.
+
+    Args:
+      responses: of this process, problem-major, `samples` to each problem.
+    """
+    mine = [response.record() | _TEXTS for response in responses]
+    return [Response.read(record) for record in processes.gather(mine, samples)]
 
 
-def describe(facts: Sequence[Facts]) -> dict[str, float]:
-    """Means over responses, as `rollout/…` metrics."""
-    mean = lambda values: float(np.mean([float(v) for v in values]))
-    total = mean(f.total_tokens for f in facts)
-    steps = mean(f.sequential_steps for f in facts)
+def describe(responses: Sequence[Response]) -> dict[str, float]:
+    """Means over responses, the same for a training step and an evaluation."""
+
+    def mean(of: Callable[[Response], float]) -> float:
+        return float(np.mean([float(of(r)) for r in responses]))
+
+    total = mean(lambda r: r.total_tokens)
+    steps = mean(lambda r: r.sequential_steps)
     return {
-        "rollout/accuracy": mean(f.correct for f in facts),
-        "rollout/undecided": mean(f.verdict == UNDECIDED for f in facts),
-        "rollout/parallel_ratio": mean(f.num_blocks > 0 for f in facts),
-        "rollout/num_blocks": mean(f.num_blocks for f in facts),
-        "rollout/format_ok": mean(f.format_ok for f in facts),
-        "rollout/finished": mean(f.finished for f in facts),
-        "rollout/total_tokens": total,
-        "rollout/sequential_steps": steps,
-        "rollout/self_parallelism": total / max(steps, 1e-9),
+        "accuracy": mean(lambda r: r.correct),
+        "undecided": mean(lambda r: r.verdict == UNDECIDED),
+        "parallel_ratio": mean(lambda r: r.num_blocks > 0),
+        "num_blocks": mean(lambda r: r.num_blocks),
+        "format_ok": mean(lambda r: r.format_ok),
+        "finished": mean(lambda r: r.finished),
+        "total_tokens": total,
+        "sequential_steps": steps,
+        "self_parallelism": total / max(steps, 1e-9),
     }
 
 
 def group_advantages(
-    scored: Sequence[Scored],
-    name: str,
+    responses: Sequence[Response],
+    weights: Mapping[str, float],
     group_size: int,
     *,
     normalize_std: bool,
@@ -156,25 +156,29 @@ def group_advantages(
 
     Also returns metrics of all processes' rewards, with the share of groups whose
     rewards are all equal.
+
+    Args:
+      weights: of the step's rewards; those that are not named have weight 0.
     """
-    mine = np.array([s.reward(name) for s in scored], np.float32)
+    mine = np.array([r.reward(weights) for r in responses], np.float32)
     advantages = losses.advantages(
         mine.reshape(-1, group_size), normalize_std=normalize_std
     )
     values = np.array(processes.gather(mine.tolist(), group_size), np.float32)
     groups = values.reshape(-1, group_size)
-    found = {
+    metrics = {
         "reward/mean": float(values.mean()),
         "reward/std": float(values.std()),
-        "reward/tiered": float(name == "tiered"),
+        "reward/tiered": weights.get("tiered", 0.0),
+        **{f"reward/weight_{n}": weights.get(n, 0.0) for n in rewards.REWARDS},
         "rollout/degenerate_groups": float((np.ptp(groups, axis=1) == 0).mean()),
     }
-    return mine, np.asarray(advantages).reshape(-1), found
+    return mine, np.asarray(advantages).reshape(-1), metrics
 
 
 def write_responses(
-    path: str | pathlib.Path,
-    scored: Sequence[Scored],
+    path: pathlib.Path,
+    responses: Sequence[Response],
     values: Sequence[float] | None = None,
     *,
     traces: int = 0,
@@ -182,20 +186,16 @@ def write_responses(
 ) -> None:
     """Writes responses as JSON lines, tags visible; replaces the file as a whole.
 
-    Of several processes each writes a file of its own: `NAME-00000-of-00002.jsonl`.
+    Each of several processes writes a file of its own: `NAME-00000-of-00002.jsonl`.
 
     Args:
+      values: their rewards, if they have some.
       traces: so many of the first records in the file get a `trace`.
       tokenizer: of these responses; needed for traces.
     """
-    lines = []
-    for i, s in enumerate(scored):
-        record = s.record()
-        if values is not None:
-            record["reward"] = round(float(values[i]), 6)
-        if i < traces:
-            record["trace"] = s.trace(tokenizer)
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    path = processes.own_path(pathlib.Path(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace_file(path, "".join(lines).encode("utf-8", "surrogatepass"))
+    records = [response.record() for response in responses]
+    for record, value in zip(records, () if values is None else values):
+        record["reward"] = round(float(value), 6)
+    for record, response in zip(records[:traces], responses):
+        record["trace"] = trace(response.trajectory, tokenizer)
+    files.write_json_lines(processes.own_path(path), records)

@@ -1,4 +1,4 @@
-"""The RL stage: GRPO on sampled responses (spec sections 3 to 6).
+"""The RL stage: GRPO on sampled responses (docs/method.md, sections 3 to 6).
 
 A step samples a group of responses to each of its problems, rewards them by the
 schedule, and makes one update a mini-batch. In the structured variant the sampler's
@@ -20,17 +20,18 @@ from pr1_jax.data import prompts, sources, streams
 from pr1_jax.stages import rollout
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.responses import (
-    Scored,
+    Response,
     describe,
-    everyones_facts,
+    everyones,
     group_advantages,
     write_responses,
 )
 from pr1_jax.stages.run import Run
 from pr1_jax.stages.updater import Updater
 from pr1_jax.system import processes, stopping
+from pr1_jax.training.state import TrainState
 from pr1_jax.trajectory import Batch
-from pr1_jax.workdir.checkpoint import Place
+from pr1_jax.workdir.checkpoint import Position
 
 ROUNDS = 3  # of sampling in a step, at most, with dynamic sampling
 
@@ -55,16 +56,20 @@ def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
 
 
 def _collect(
-    experiment: Experiment, params: Any, stream, step: int, reward_name: str
-) -> tuple[list[Scored], dict[str, float]]:
+    experiment: Experiment,
+    params: Any,
+    stream: streams.Stream[prompts.Problem],
+    step: int,
+    weights: Mapping[str, float],
+) -> tuple[list[Response], dict[str, float]]:
     """Samples a step's groups; with dynamic sampling, replaces those without signal.
 
     Each process does so with its own share of the problems.
     """
     c = experiment.config
     wanted = c.rl.prompts_per_step // jax.process_count() * c.rl.group_size
-    kept: list[Scored] = []
-    spare: list[Scored] = []
+    kept: list[Response] = []
+    spare: list[Response] = []
     times: dict[str, float] = {}
     tries = ROUNDS if c.rl.dynamic_sampling else 1
     for attempt in range(tries):
@@ -84,7 +89,7 @@ def _collect(
             times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
         for i in range(0, len(scored), c.rl.group_size):
             group = scored[i : i + c.rl.group_size]
-            has_signal = len({s.reward(reward_name) for s in group}) > 1
+            has_signal = len({r.reward(weights) for r in group}) > 1
             (kept if has_signal or not c.rl.dynamic_sampling else spare).extend(group)
         if processes.everywhere(len(kept) >= wanted):
             break
@@ -109,30 +114,31 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     writer = ThreadPoolExecutor(1)
     with run.display("rl", c.rl.steps) as progress, writer:
         for step in range(start + 1, c.rl.steps + 1):
-            reward_name = _reward_name(c, step)
-            position = stream.get_state()
+            weights = reward_weights(c, step)
+            data_state = stream.get_state()
             try:
-                scored, metrics = _collect(
-                    experiment, state.params, stream, step, reward_name
+                responses, metrics = _collect(
+                    experiment, state.params, stream, step, weights
                 )
             except stopping.Stopped:
-                run.leave(Place(stage, step - 1), state, position)
+                run.leave(Position(stage, step - 1), state, data_state)
             updating = time.perf_counter()
-            values, advantages, found = group_advantages(
-                scored,
-                reward_name,
+            values, advantages, of_rewards = group_advantages(
+                responses,
+                weights,
                 c.rl.group_size,
                 normalize_std=c.rl.normalize_std,
             )
-            facts = everyones_facts(scored, c.rl.group_size)
-            metrics |= describe(facts) | found
+            of_all = everyones(responses, c.rl.group_size)
+            metrics |= {f"rollout/{n}": x for n, x in describe(of_all).items()}
+            metrics |= of_rewards
             path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
             traces = {"traces": c.report.traces, "tokenizer": experiment.tokenizer}
-            written = writer.submit(write_responses, path, scored, values, **traces)
+            written = writer.submit(write_responses, path, responses, values, **traces)
             keep = functools.partial(run.keep_batch, "rl")
-            state, found = _update(updater, state, scored, advantages, keep)
+            state, of_update = _update(updater, state, responses, advantages, keep)
             rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))
-            metrics |= found | {"optim/lr": float(rate)}
+            metrics |= of_update | {"optim/lr": float(rate)}
             updated = time.perf_counter()
             written.result()
             now = time.perf_counter()
@@ -141,19 +147,20 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 "perf/wait_sec": now - updated,
                 "perf/checkpoint_sec": saved_sec,  # with logs, after the step before
             }
-            tokens = sum(f.total_tokens for f in facts)
+            tokens = sum(r.total_tokens for r in of_all)
             metrics |= _pace(metrics, tokens, now - began)
             began = now
-            run.log("rl", step, metrics, progress)
-            run.save(Place(stage, step), state, stream.get_state(), metrics)
+            run.log("rl", step, metrics | run.count_records("rl", stream), progress)
+            run.save(Position(stage, step), state, stream.get_state(), metrics)
             saved_sec = time.perf_counter() - began
-    run.say(f"rl data: {stream.summary}")
 
 
 _PARTS = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")
 
 
-def _pace(metrics: Mapping[str, float], tokens: int, seconds: float):
+def _pace(
+    metrics: Mapping[str, float], tokens: int, seconds: float
+) -> dict[str, float]:
     """How fast a step was, and the share of its time that its parts account for."""
     parts = sum(metrics[f"perf/{part}_sec"] for part in _PARTS)
     return {
@@ -163,51 +170,48 @@ def _pace(metrics: Mapping[str, float], tokens: int, seconds: float):
     }
 
 
-def _reward_name(config: Any, step: int) -> str:
-    return rewards.scheduled(
-        config.reward.schedule,
-        step,
-        window=config.reward.window,
-        tiered_steps=config.reward.tiered_steps,
-        scaffold_steps=config.reward.scaffold_steps,
-    )
+def reward_weights(config: Any, step: int) -> dict[str, float]:
+    """Weights of the step's rewards (`rewards.weights`), as the config has them."""
+    settings = {n: x for n, x in config.reward.items() if n != "timeout_sec"}
+    return rewards.weights(step=step, **settings)
 
 
 def _update(
     updater: Updater,
-    state,
-    scored: Sequence[Scored],
+    state: TrainState,
+    responses: Sequence[Response],
     advantages: np.ndarray,
     keep_batch: Callable[[Batch], None],
-):
+) -> tuple[TrainState, dict[str, float]]:
     """One update a mini-batch; whole groups stay together.
 
     Args:
       keep_batch: called with a batch whose gradient was not finite.
     """
-    trajectories = [s.trajectory for s in scored]
+    trajectories = [r.trajectory for r in responses]
     if updater.shortcut:  # sampled at plain causal positions, trained at its own
         trajectories = [trajectory.structured(t) for t in trajectories]
     batches, metrics = updater.mini_batches(state.params, trajectories, advantages)
-    found: list[dict[str, float]] = []
+    updates: list[dict[str, float]] = []
     for batch, ref in batches:
-        state, new = updater.update(state, batch, ref)
-        found.append({name: float(x) for name, x in new.items()})
-        if found[-1]["skipped"]:
+        state, figures = updater.update(state, batch, ref)
+        updates.append({name: float(x) for name, x in figures.items()})
+        if updates[-1]["skipped"]:
             keep_batch(batch)
-    mean: Callable[[str], float] = lambda name: float(np.mean([m[name] for m in found]))
+    first = updates[0]
+    mean = {name: float(np.mean([u[name] for u in updates])) for name in first}
     # Before the first update the policy is still the sampled one.
-    metrics.setdefault("rollout/logp_gap_max", found[0]["gap_max"])
-    metrics.setdefault("rollout/logp_gap_mean", found[0]["gap_mean"])
+    metrics.setdefault("rollout/logp_gap_max", first["gap_max"])
+    metrics.setdefault("rollout/logp_gap_mean", first["gap_mean"])
     metrics |= {
-        "loss/grpo": mean("loss/grpo"),
-        "policy/entropy": mean("entropy"),
-        "policy/clip_fraction": mean("clip_fraction"),
-        "policy/approx_kl": mean("approx_kl"),
-        "policy/ratio_max_error": found[0]["ratio_max_error"],
-        "optim/grad_norm": mean("grad_norm"),
-        "optim/skipped": float(sum(m["skipped"] for m in found)),
+        "loss/grpo": mean["loss/grpo"],
+        "policy/entropy": mean["entropy"],
+        "policy/clip_fraction": mean["clip_fraction"],
+        "policy/approx_kl": mean["approx_kl"],
+        "policy/ratio_max_error": first["ratio_max_error"],
+        "optim/grad_norm": mean["grad_norm"],
+        "optim/skipped": float(sum(u["skipped"] for u in updates)),
     }
-    if "ref_kl" in found[0]:
-        metrics["policy/ref_kl"] = mean("ref_kl")
+    if "ref_kl" in first:
+        metrics["policy/ref_kl"] = mean["ref_kl"]
     return state, metrics

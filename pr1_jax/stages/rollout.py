@@ -8,12 +8,11 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from pr1_jax import tags
 from pr1_jax.answers.verify import check
 from pr1_jax.data.prompts import Problem
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.sampler.sampler import Sampler
-from pr1_jax.stages.responses import Scored
+from pr1_jax.stages.responses import Response
 from pr1_jax.system import processes, stopping
 from pr1_jax.trajectory import Trajectory
 
@@ -38,7 +37,7 @@ class Scorer:
         self._problems, self._samples = problems, samples
         self._tokenizer, self._timeout_sec = tokenizer, timeout_sec
         self._threads = ThreadPoolExecutor(_THREADS)
-        self._futures: dict[int, Future[Scored]] = {}
+        self._futures: dict[int, Future[Response]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -51,15 +50,14 @@ class Scorer:
         problem = self._problems[index // self._samples]
         self._futures[index] = self._threads.submit(self._score, problem, trajectory)
 
-    def results(self) -> list[Scored]:
+    def results(self) -> list[Response]:
         """All responses in order, once they are verified."""
         return [self._futures[i].result() for i in sorted(self._futures)]
 
-    def _score(self, problem: Problem, trajectory: Trajectory) -> Scored:
+    def _score(self, problem: Problem, trajectory: Trajectory) -> Response:
         text = self._tokenizer.decode(trajectory.tokens)
         found = check(text, problem.answer, timeout_sec=self._timeout_sec)
-        format_ok = not tags.check_format(text)
-        return Scored(problem, trajectory, text, found.verdict, found.reason, format_ok)
+        return Response.of(problem, trajectory, text, found)
 
 
 def sample_and_score(
@@ -72,7 +70,7 @@ def sample_and_score(
     *,
     timeout_sec: float,
     first: int = 0,
-) -> tuple[list[Scored], dict[str, float]]:
+) -> tuple[list[Response], dict[str, float]]:
     """Samples responses and verifies each as soon as it is complete.
 
     Arguments are those of `Sampler.sample` and `answers.check`, but for:

@@ -1,32 +1,51 @@
 """One run in its workdir: metrics, checkpoints, summary, progress, and resuming."""
 
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Protocol, Self
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import rich.console
 from absl import logging
 
-from pr1_jax.report import updates
+from pr1_jax.data.streams import Stream
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.system import files, processes, stopping
 from pr1_jax.system.mesh import local_batch
-from pr1_jax.training.state import abstract_state, from_params
-from pr1_jax.workdir import alarms, checkpoint, metrics, progress, sinks
+from pr1_jax.training.state import TrainState, abstract_state, from_params
+from pr1_jax.workdir import alarms, checkpoint, progress, sinks
 from pr1_jax.workdir.folder import open_workdir
+from pr1_jax.workdir.metrics import CompilationCounter, MetricWriter
 
 TRAINING = ("sft", "rl")  # the stages that change parameters
-_REPORT_SEC = 60.0  # report.html is brought up to date at most so often
+
+
+class Watcher(Protocol):
+    """Is told when there is something new in the workdir of a run; never raises."""
+
+    def after_step(self) -> None:
+        """The metrics of a step have been written."""
+
+    def after_evaluation(self) -> None:
+        """An evaluation has been written."""
+
+    def close(self) -> None:
+        """The run has ended, finished or not; nothing more will be written."""
 
 
 class Run:
     """Everything that a run writes. Process 0 writes; all processes make one alike."""
 
-    def __init__(self, experiment: Experiment, workdir: str):
+    def __init__(
+        self, experiment: Experiment, workdir: str, watchers: Sequence[Watcher] = ()
+    ):
         """Opens a workdir, new or left by an earlier run of the same config.
+
+        Args:
+          watchers: on process 0 alone; closed with the run.
 
         Raises:
           ValueError: the workdir belongs to another config, model or tokenizer; names
@@ -41,7 +60,7 @@ class Run:
             files.write_json(self.workdir / "config.json", config.to_dict())
         self.summary = files.read_json(self.workdir / "summary.json", {})
         self.summary.setdefault("evaluations", {})
-        self._compilations = metrics.CompilationCounter().start()
+        self._compilations = CompilationCounter().start()
         limits = alarms.Limits(alarms.LOGP_GAPS[config.variant], **config.alarms)
         self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
         self._checkpoints = checkpoint.Checkpoints(
@@ -51,7 +70,7 @@ class Run:
             best_metric=config.checkpoint.best_metric,
             about={"tokenizer": experiment.tokenizer.fingerprint},
         )
-        self._writer = metrics.MetricWriter(
+        self._writer = MetricWriter(
             self.workdir,
             enabled=self._main,
             sinks=sinks.open_all(
@@ -61,11 +80,10 @@ class Run:
                 enabled=self._main,
             ),
         )
-        self._report = updates.Updates(
-            self.workdir, every_sec=_REPORT_SEC, enabled=self._main
-        )
-        self._left: tuple[Any, Any] | None = None  # state and position to go on from
-        self.place = self._newest()
+        self._watchers = watchers if self._main else ()
+        self._counted: set[str] = set()  # stages whose dropped records were told
+        self._left: tuple[Any, Any] | None = None  # states of training and data
+        self.position = self._newest()
         self.params = self._first_params()
         self._resume_metrics()
 
@@ -75,7 +93,8 @@ class Run:
     def __exit__(self, *exc_info) -> None:
         self._checkpoints.close()
         self._writer.close()
-        self._report.close()
+        for watcher in self._watchers:
+            watcher.close()
 
     @property
     def names(self) -> list[str]:
@@ -94,17 +113,17 @@ class Run:
                 ]
         return names
 
-    def _newest(self) -> checkpoint.Place | None:
-        """Place of the newest checkpoint that can be read; sets others aside."""
-        while (place := self._checkpoints.latest()) is not None:
-            optimizer, _ = self.experiment.optimizer(self._stages[place.stage])
+    def _newest(self) -> checkpoint.Position | None:
+        """Position of the newest checkpoint that can be read; sets others aside."""
+        while (position := self._checkpoints.latest()) is not None:
+            optimizer, _ = self.experiment.optimizer(self._stages[position.stage])
             abstract = abstract_state(
                 self.experiment.abstract_params(), optimizer, self.experiment.mesh
             )
             try:
-                self._left = self._checkpoints.restore(place, abstract)
+                self._left = self._checkpoints.restore(position, abstract)
             except checkpoint.DamagedError as error:
-                aside = self._checkpoints.set_aside(place)
+                aside = self._checkpoints.set_aside(position)
                 logging.warning(
                     "a damaged checkpoint: %s; it is now %s, and the run goes on from "
                     "the one before",
@@ -112,26 +131,26 @@ class Run:
                     aside,
                 )
             else:
-                return place
+                return position
         return None
 
     def _first_params(self) -> Any:
         """Parameters at the newest checkpoint, or those that the run starts from."""
-        if self.place is None:
+        if self.position is None:
             return self.experiment.initial_params()
-        stage = self._stages[self.place.stage]
-        self.say(f"resuming {stage} after step {self.place.step}")
+        stage = self._stages[self.position.stage]
+        self.say(f"resuming {stage} after step {self.position.step}")
         return self._left[0].params
 
     def _resume_metrics(self) -> None:
         """Drops metrics that the checkpoint does not hold; nothing is doubled."""
         names, stages = self.names, self.experiment.config.stages
-        if self.place is None:
+        if self.position is None:
             name, step = names[0], -1
         else:
-            name, step = stages[self.place.stage], self.place.step
+            name, step = stages[self.position.stage], self.position.step
         self._writer.resume(names, name, step)
-        for later in names[names.index(name) + (self.place is not None) :]:
+        for later in names[names.index(name) + (self.position is not None) :]:
             if later in self.summary["evaluations"]:
                 self._writer.write(later, 0, self.summary["evaluations"][later])
 
@@ -145,62 +164,67 @@ class Run:
             width=None if terminal else 100,
         ).print(text, soft_wrap=isinstance(text, str))
 
-    def begin(self, stage: int, optimizer: Any, stream: Any) -> tuple[Any, int]:
+    def begin(
+        self, stage: int, optimizer: optax.GradientTransformation, stream: Stream
+    ) -> tuple[TrainState, int]:
         """State at the start of a stage, or where it was left; moves `stream` there.
 
         Returns:
           The training state and the number of steps already done.
         """
-        if self.place is None or self.place.stage != stage:
+        if self.position is None or self.position.stage != stage:
             mesh = self.experiment.mesh
             return from_params(self.params, optimizer, mesh), 0
-        (state, position), self._left = self._left, None
-        stream.set_state(position)
+        (state, data_state), self._left = self._left, None
+        stream.set_state(data_state)
         self.params = None
-        if self.place.step == self.experiment.config[self._stages[stage]].steps:
+        if self.position.step == self.experiment.config[self._stages[stage]].steps:
             self.params = state.params
-        return state, self.place.step
+        return state, self.position.step
 
     def save(
         self,
-        place: checkpoint.Place,
-        state: Any,
-        position: Mapping[str, Any],
-        found: Mapping[str, float],
+        position: checkpoint.Position,
+        state: TrainState,
+        data_state: Mapping[str, Any],
+        metrics: Mapping[str, float],
     ) -> None:
         """Saves every so many steps, after a stage's last one, and when told to stop.
 
         Args:
-          position: in the data. found: the step's metrics.
+          data_state: of the stage's stream. metrics: of the step.
 
         Raises:
           stopping.Stopped: the run was told to stop; all is saved.
           FloatingPointError: too many updates in a row were skipped.
         """
         config = self.experiment.config
-        stage = self._stages[place.stage]
-        is_last = place.step == config[stage].steps
+        stage = self._stages[position.stage]
+        is_last = position.step == config[stage].steps
         is_asked = stopping.is_asked()
-        if is_asked or is_last or place.step % config.checkpoint.every_steps == 0:
-            self._checkpoints.save(place, state, position, found)
+        if is_asked or is_last or position.step % config.checkpoint.every_steps == 0:
+            self._checkpoints.save(position, state, data_state, metrics)
         if is_last:
             self.params = state.params
         if is_asked:
-            self.leave(place, state, position)
+            self.leave(position, state, data_state)
         if self._alarms[stage].is_lost:
             raise FloatingPointError(
-                f"{stage} step {place.step}: {self._alarms[stage].skipped} updates in "
-                f"a row had a non-finite gradient (alarms.max_skipped="
+                f"{stage} step {position.step}: {self._alarms[stage].skipped} updates "
+                f"in a row had a non-finite gradient (alarms.max_skipped="
                 f"{config.alarms.max_skipped}); the last batch is in "
                 f"{self.workdir}/non_finite_{stage}.npz"
             )
 
     def leave(
-        self, place: checkpoint.Place, state: Any, position: Mapping[str, Any]
+        self,
+        position: checkpoint.Position,
+        state: TrainState,
+        data_state: Mapping[str, Any],
     ) -> NoReturn:
-        """Saves what there is at a place, unless it was saved, and ends the run."""
-        if place.step and not self._checkpoints.has(place):
-            self._checkpoints.save(place, state, position)
+        """Saves what there is at a position, unless it was saved, and ends the run."""
+        if position.step and not self._checkpoints.has(position):
+            self._checkpoints.save(position, state, data_state)
         self._checkpoints.wait()
         raise stopping.Stopped
 
@@ -223,28 +247,46 @@ class Run:
         """A progress display; quiet on all processes but the first."""
         return progress.Progress(stage, total_steps, enabled=self._main)
 
+    def count_records(self, stage: str, stream: Stream) -> dict[str, float]:
+        """Metrics `data/…` of a stage's records; says once what share was dropped."""
+        kept, total = stream.counts["kept"], sum(stream.counts.values())
+        dropped = {n: x for n, x in stream.counts.items() if n != "kept"}
+        if dropped and total >= stream.records and stage not in self._counted:
+            self._counted.add(stage)
+            reasons = ", ".join(
+                f"{count} {reason.replace('_', ' ')}"
+                for reason, count in dropped.items()
+            )
+            self.say(f"{stage} data: kept {kept} of {total} records: {reasons}")
+        return {
+            "data/kept": float(kept),
+            **{f"data/dropped_{reason}": float(n) for reason, n in dropped.items()},
+        }
+
     def log(
         self,
         stage: str,
         step: int,
-        found: Mapping[str, float],
+        metrics: Mapping[str, float],
         display: progress.Progress | None = None,
     ) -> None:
         """Writes a step's metrics and shows them."""
-        found = {**found, "perf/compilations": float(self._compilations.count)}
+        metrics = {**metrics, "perf/compilations": float(self._compilations.count)}
         if stage in self._alarms:
-            found |= self._alarms[stage].check(stage, step, found)
-        self._writer.write(stage, step, found)
-        self._report.after_step()
+            metrics |= self._alarms[stage].check(stage, step, metrics)
+        self._writer.write(stage, step, metrics)
+        for watcher in self._watchers:
+            watcher.after_step()
         if display is not None:
-            display.update(step, found)
+            display.update(step, metrics)
 
-    def record_evaluation(self, name: str, found: Mapping[str, float]) -> None:
+    def record_evaluation(self, name: str, metrics: Mapping[str, float]) -> None:
         """Writes an evaluation to metrics and summary."""
-        self.log(name, 0, found)
-        self.summary["evaluations"][name] = dict(found)
+        self.log(name, 0, metrics)
+        self.summary["evaluations"][name] = dict(metrics)
         self._save_summary()
-        self._report.after_evaluation()
+        for watcher in self._watchers:
+            watcher.after_evaluation()
 
     def finish(self) -> None:
         """Marks the run as finished."""
@@ -257,5 +299,5 @@ class Run:
 
 
 def evaluation_name(benchmark: str, mode: str) -> str:
-    """Under which a benchmark in one decoding mode stands in metrics and summary."""
+    """The name of a benchmark in one decoding mode, in metrics and summary."""
     return f"benchmark_{benchmark}_{mode}"

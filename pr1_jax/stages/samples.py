@@ -4,11 +4,10 @@ Responses are written a chunk of problems at a time; what a file holds already i
 sampled again.
 """
 
-import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from pr1_jax.data import prompts
 from pr1_jax.stages import rollout
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.system import files, processes
-from pr1_jax.workdir import metrics
 
 
 def sample(
@@ -44,8 +42,8 @@ def sample(
 
     Yields:
       The number of problems done, and the records of all their responses so far,
-      problem-major: `Scored.record`, `problem`, `sample`, `string_correct`, `seconds`
-      (wall-clock of the chunk, a response); first what the file held.
+      problem-major: `Response.record`, `problem`, `sample`, and `seconds` (wall-clock
+      of the chunk, a response); first what the file held.
     """
     size = max(1, math.ceil(4 * experiment.config.rollout.rows / samples))
     starts = range(0, len(problems), size)
@@ -68,9 +66,8 @@ def sample(
             timeout_sec=experiment.config.reward.timeout_sec,
             first=start * samples,
         )
-        mine = [s.record() | {"string_correct": s.string_correct} for s in scored]
-        found = processes.gather(mine, samples)
-        seconds = (time.perf_counter() - began) / len(found)
+        everyones = processes.gather([r.record() for r in scored], samples)
+        seconds = (time.perf_counter() - began) / len(everyones)
         new = [
             {
                 "problem": start + i // samples,
@@ -78,26 +75,21 @@ def sample(
                 **record,
                 "seconds": seconds,
             }
-            for i, record in enumerate(found)
+            for i, record in enumerate(everyones)
         ]
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
-                file.write(b"".join(map(_line, new)))
+                file.write(b"".join(map(files.json_line, new)))
         records = records + new
         yield start + len(asked), records
 
 
 def _resume(path: pathlib.Path, chunks: Sequence[int]) -> list[dict[str, Any]]:
     """Records of the whole chunks in a file; cuts off what follows them."""
-    held = metrics.read_metrics(path)
+    held = files.read_json_lines(path)
     ends = [0, *np.cumsum(chunks).tolist()]
     whole = held[: max(end for end in ends if end <= len(held))]
     if path.exists() and jax.process_index() == 0:
-        files.replace_file(path, b"".join(map(_line, whole)))
+        files.write_json_lines(path, whole)
     return whole
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    text = json.dumps(record, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""The SFT stage: cross-entropy on cold-start traces (spec section 4)."""
+"""The SFT stage: cross-entropy on cold-start traces (docs/method.md, section 4)."""
 
 import functools
 import time
@@ -13,7 +13,7 @@ from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh
 from pr1_jax.training.update import sft_update
 from pr1_jax.trajectory import Batch, Trajectory, pack
-from pr1_jax.workdir.checkpoint import Place
+from pr1_jax.workdir.checkpoint import Position
 
 
 def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
@@ -81,20 +81,19 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             # Short and long ones apart: a micro-batch is cut to its longest.
             traces = sorted(next(stream), key=len)
             batch = make_batch(experiment, traces)
-            state, metrics = update(state, batch)
-            metrics = {name: float(x) for name, x in metrics.items()}
-            if metrics["skipped"]:
+            state, figures = update(state, batch)
+            figures = {name: float(x) for name, x in figures.items()}
+            if figures["skipped"]:
                 run.keep_batch("sft", batch)
             seconds = time.perf_counter() - began
             tokens = sum(len(t.tokens) for t in traces) * processes  # about
-            found = {
-                "loss/sft": metrics["loss/sft"],
-                "optim/grad_norm": metrics["grad_norm"],
-                "optim/skipped": metrics["skipped"],
+            metrics = {
+                "loss/sft": figures["loss/sft"],
+                "optim/grad_norm": figures["grad_norm"],
+                "optim/skipped": figures["skipped"],
                 "optim/lr": float(learning_rate(np.int32(step - 1))),
                 "perf/step_sec": seconds,
                 "perf/tokens_per_sec": tokens / seconds,
             }
-            run.log("sft", step, found, progress)
-            run.save(Place(stage, step), state, stream.get_state(), found)
-    run.say(f"sft data: {stream.summary}")
+            run.log("sft", step, metrics | run.count_records("sft", stream), progress)
+            run.save(Position(stage, step), state, stream.get_state(), metrics)

@@ -1,11 +1,11 @@
-"""Files that are whole or not there, and JSON."""
+"""Files that are whole or not there, JSON, and JSON lines."""
 
 import errno
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -68,6 +68,42 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One record as a line of JSON, tags legible; half a surrogate pair stays as it is.
+
+    Raises:
+      ValueError: a number is NaN or infinite.
+    """
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "surrogatepass")
+
+
+def write_json_lines(
+    path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]
+) -> None:
+    """Writes records as JSON lines, atomically."""
+    replace_file(path, b"".join(map(json_line, records)))
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads JSON lines, without a half-written last one; no file is no lines.
+
+    Raises:
+      ValueError: a line is not JSON; names the file and the line.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    records = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON: {line!r}") from error
+    return records
+
+
 def plain(value: Any) -> Any:
     """Turns mappings, sequences, paths and arrays into what JSON can hold."""
     if isinstance(value, Mapping):
@@ -79,13 +115,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, os.PathLike) else value
-
-
-def write_json_by_key(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Writes an object as compact JSON, a line a key, atomically."""
-    options = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
-    lines = [
-        f"{json.dumps(name, ensure_ascii=False)}:{json.dumps(item, **options)}"
-        for name, item in plain(value).items()
-    ]
-    replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

@@ -5,7 +5,7 @@ batch, so that one position is saved, and any number of processes can go on from
 
 A checkpoint is numbered stage · 1,000,000 + step, so that the newest one is the
 furthest along the curriculum. Random keys are functions of the seed, the stage and the
-step, and so need no place of their own.
+step, and so need not be saved.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ STAGE_SIZE = 1_000_000
 _NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
 
 
-class Place(NamedTuple):
-    """A position in the curriculum: `step` steps of stage number `stage` are done."""
+class Position(NamedTuple):
+    """A point of the curriculum: `step` steps of stage number `stage` are done."""
 
     stage: int
     step: int
@@ -127,42 +127,44 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def latest(self) -> Place | None:
-        """Place of the newest checkpoint."""
+    def latest(self) -> Position | None:
+        """Position of the newest checkpoint."""
         number = self._manager.latest_step()
-        return None if number is None else Place(*divmod(number, STAGE_SIZE))
+        return None if number is None else Position(*divmod(number, STAGE_SIZE))
 
-    def has(self, place: Place) -> bool:
-        """Whether there is a checkpoint of this place."""
-        return _number(place) in self._manager.all_steps()
+    def has(self, position: Position) -> bool:
+        """Whether there is a checkpoint of this position."""
+        return _number(position) in self._manager.all_steps()
 
     def save(
         self,
-        place: Place,
+        position: Position,
         state: Any,
-        position: Mapping[str, Any],
+        data_state: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Saves in the background what is needed to go on from `place`.
+        """Saves in the background what is needed to go on from `position`.
 
         Args:
-          position: in the data, as JSON (`data.Stream.get_state`).
+          data_state: as JSON (`data.Stream.get_state`).
           metrics: of the step; those without `best_metric` cannot be best.
         """
         name = self._best_metric
         found = {name: metrics[name]} if metrics and name in metrics else {}
         self._manager.save(
-            _number(place),
+            _number(position),
             metrics=found,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(dict(position)),
+                data=ocp.args.JsonSave(dict(data_state)),
                 about=ocp.args.JsonSave(self._about),
             ),
         )
 
-    def restore(self, place: Place, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """The state at `place`, and the position in the data.
+    def restore(
+        self, position: Position, abstract_state: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """The state at `position`, and that of the data stream.
 
         Args:
           abstract_state: tree of jax.ShapeDtypeStruct with shardings.
@@ -171,7 +173,7 @@ class Checkpoints:
           ValueError: the checkpoint is of another model, or goes with something else.
           DamagedError: it cannot be read.
         """
-        number = _number(place)
+        number = _number(position)
         names = {"state": ocp.args.StandardRestore(abstract_state)}
         names |= {name: ocp.args.JsonRestore() for name in ("data", "about")}
         folder = self._folder / _NAMES.build_name(number)
@@ -191,9 +193,9 @@ class Checkpoints:
             raise DamagedError(f"{folder}: {_line(error)}") from error
         return found.state, found.data
 
-    def set_aside(self, place: Place) -> epath.Path:
+    def set_aside(self, position: Position) -> epath.Path:
         """Moves a damaged checkpoint out of the way; returns where it is now."""
-        folder = self._folder / _NAMES.build_name(_number(place))
+        folder = self._folder / _NAMES.build_name(_number(position))
         aside = self._folder.parent / "checkpoints_damaged"
         target = aside / f"{folder.name}_{int(time.time())}"
         if jax.process_index() == 0:
@@ -232,8 +234,8 @@ def absolute(
     return epath.Path(path)
 
 
-def _number(place: Place) -> int:
-    return place.stage * STAGE_SIZE + place.step
+def _number(position: Position) -> int:
+    return position.stage * STAGE_SIZE + position.step
 
 
 def _line(error: Exception) -> str:

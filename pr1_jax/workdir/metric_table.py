@@ -7,28 +7,27 @@ here. A metric that nobody described is shown by its name.
 import dataclasses
 from typing import Literal
 
+Form = Literal["number", "share", "count", "small", "seconds"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """How one metric is read.
 
     Attributes:
+      label: a few words, for titles and sentences.
       form: how a value is written: "share" (of 1, in per cent), "count" (whole, with k
         and M), "small" (with an exponent), "seconds", or "number".
-      label: a few words, for titles and sentences.
-      about: one sentence that says what it means.
       better: "more", "less", or "" where neither is better in itself.
-      short: one or two words, for the terminal and legends.
+      about: one sentence that says what it means.
+      short: one or two words, for the terminal and legends; "" is the label.
     """
 
-    form: Literal["number", "share", "count", "small", "seconds"]
     label: str
-    about: str = ""
+    form: Form = "number"
     better: Literal["more", "less", ""] = ""
+    about: str = ""
     short: str = ""
-
-    def __post_init__(self):
-        object.__setattr__(self, "short", self.short or self.label.lower())
 
     def write(self, value: float) -> str:
         """A value as text.
@@ -60,198 +59,229 @@ def _count(value: float) -> str:
 # In order of importance: of metrics that moved alike, the first ones are named.
 METRICS = {
     "reward/mean": Metric(
-        "number", "Reward", "Mean reward of the step's responses.", "more"
+        "Reward", "number", "more", "Mean reward of the step's responses.", "reward"
     ),
     "rollout/accuracy": Metric(
-        "share", "Accuracy", "Answers that are the reference's.", "more"
+        "Accuracy",
+        "share",
+        "more",
+        "Share of responses whose answer is the reference's.",
+        "accuracy",
     ),
     "policy/entropy": Metric(
-        "number", "Entropy", "Nats a token; near 0 the policy no longer explores."
+        "Entropy",
+        about="Nats a token; near 0 the policy no longer explores.",
+        short="entropy",
     ),
     "rollout/total_tokens": Metric(
-        "count", "Response length", "Mean tokens, those of all paths.", short="tokens"
+        "Response length",
+        "count",
+        about="Mean tokens of a response, those of all paths counted.",
+        short="tokens",
     ),
     "rollout/sequential_steps": Metric(
-        "count",
         "Sequential steps",
-        "Mean decode steps; the paths of a block share theirs.",
+        "count",
+        about="Decode steps one after another; the paths of a block share theirs.",
         short="steps",
     ),
     "rollout/parallel_ratio": Metric(
-        "share", "Parallel ratio", "Responses with a block.", short="parallel"
+        "Parallel ratio",
+        "share",
+        about="Share of responses with at least one block.",
+        short="parallel",
     ),
-    "rollout/num_blocks": Metric(
-        "number", "Blocks", "Mean number of blocks in a response."
-    ),
+    "rollout/num_blocks": Metric("Blocks", about="Mean number of blocks a response."),
     "analysis/relative_position": Metric(
-        "share", "Relative position of blocks", "Where a block begins in its response."
+        "Relative position of blocks",
+        "share",
+        about="Where a block begins, as a share of its response.",
     ),
     "rollout/format_ok": Metric(
-        "share",
         "Well formed",
-        "Responses whose tags follow the grammar.",
+        "share",
         "more",
+        "Share of responses whose tags follow the grammar.",
         "format",
     ),
     "rollout/finished": Metric(
-        "share", "Finished", "Responses that ended before their budget.", "more"
+        "Finished",
+        "share",
+        "more",
+        "Share of responses that ended by themselves, not at their budget.",
+        "finished",
     ),
     "rollout/undecided": Metric(
-        "share", "Undecided", "Answers that the verifier could not judge.", "less"
+        "Undecided",
+        "share",
+        "less",
+        "Share of answers that the verifier could not judge.",
     ),
     "rollout/degenerate_groups": Metric(
-        "share",
         "Groups without signal",
-        "Groups of equal rewards, which teach nothing.",
+        "share",
         "less",
+        "Share of groups whose rewards are all equal: they teach nothing.",
         "no signal",
     ),
     "rollout/self_parallelism": Metric(
-        "number",
         "Tokens a sequential step",
-        "Of one response; no speed-up over a response without blocks.",
+        about="Tokens of a response over its own sequential steps. It is no speed-up "
+        "over thinking in sequence, which may need fewer tokens.",
     ),
     "rollout/logp_gap_max": Metric(
-        "small",
         "Log-prob gap, largest",
-        "Sampled against trained log-prob of a token; should be rounding.",
+        "small",
         "less",
+        "Largest difference of one token's log-prob as sampled and as trained; it "
+        "should be rounding.",
         "logp gap",
     ),
     "rollout/logp_gap_mean": Metric(
-        "small",
         "Log-prob gap, mean",
-        "Sampled against trained log-probs.",
+        "small",
         "less",
+        "Mean difference of a token's log-prob as sampled and as trained.",
         "mean",
     ),
     "rollout/logp_gap_later_paths_max": Metric(
-        "small",
         "Log-prob gap in later paths, largest",
-        "In the causal variant, which trains them with more context.",
+        "small",
+        about="Of the causal variant, whose later paths are trained with more context "
+        "than they were sampled with.",
     ),
     "rollout/logp_gap_later_paths_mean": Metric(
-        "small", "Log-prob gap in later paths, mean"
+        "Log-prob gap in later paths, mean", "small"
     ),
     "reward/std": Metric(
-        "number", "Spread of rewards", "Standard deviation of the step's rewards."
+        "Spread of rewards", about="Standard deviation of the step's rewards."
     ),
     "optim/grad_norm": Metric(
-        "small", "Gradient norm", "Before the gradient is clipped."
+        "Gradient norm", "small", about="Norm of the gradient before it is clipped."
     ),
     "policy/clip_fraction": Metric(
-        "share", "Clipped tokens", "Tokens whose ratio left the clipping range."
+        "Clipped tokens",
+        "share",
+        about="Share of tokens whose ratio left the clipping range.",
     ),
     "policy/approx_kl": Metric(
-        "small", "Policy shift", "Approximate KL from the policy that sampled."
+        "Policy shift", "small", about="Approximate KL from the policy that sampled."
     ),
     "policy/ref_kl": Metric(
-        "small", "KL to the reference", "From the policy at the start of the stage."
+        "KL to the reference",
+        "small",
+        about="KL from the policy at the start of the stage.",
     ),
     "policy/importance_mean": Metric(
-        "number",
         "Importance weight, mean",
-        "Trained over sampled probability of a token.",
+        about="Of trained against sampled probabilities; 1 where they agree.",
     ),
-    "policy/importance_min": Metric("number", "Importance weight, least"),
+    "policy/importance_min": Metric("Importance weight, least"),
     "analysis/path_bleu": Metric(
-        "share",
         "Likeness of paths (BLEU)",
-        "Between paths of a block; 100 % is the same text.",
+        "share",
+        about="BLEU between the paths of a block; 100 % is the same text.",
     ),
     "analysis/path_agreement": Metric(
-        "share",
         "Agreement of paths",
-        "Pairs of a block's paths with one result.",
+        "share",
+        about="Share of pairs of a block's paths that come to one result.",
         short="paths",
     ),
     "analysis/summary_follows_majority": Metric(
-        "share",
         "Summary follows most paths",
-        "Where the paths of a block disagree.",
+        "share",
+        about="Share of summaries that do, where the paths of a block disagree.",
         short="summary",
     ),
     "analysis/verification_share": Metric(
-        "share", "Verification", "Blocks that verify rather than explore."
+        "Verification",
+        "share",
+        about="Share of blocks that verify rather than explore.",
     ),
     "loss/sft": Metric(
-        "number", "SFT loss", "Nats a token of the traces.", "less", "loss"
+        "SFT loss", "number", "less", "Nats a token of the traces.", "loss"
     ),
-    "loss/grpo": Metric("small", "GRPO loss", "The objective; its size says little."),
+    "loss/grpo": Metric(
+        "GRPO loss", "small", about="The objective; its size says little."
+    ),
     "policy/ratio_max_error": Metric(
-        "small",
         "Largest ratio error",
-        "Distance of a ratio from 1 before a step's first update.",
+        "small",
         "less",
+        "Largest distance from 1 of a ratio before the first update of a step.",
     ),
     "rollout/sampling_rounds": Metric(
-        "number", "Sampling rounds", "Rounds until enough groups had a signal."
+        "Sampling rounds", about="Rounds until a step had enough groups with signal."
     ),
-    "optim/lr": Metric("small", "Learning rate"),
+    "optim/lr": Metric("Learning rate", "small"),
     "optim/skipped": Metric(
-        "count", "Skipped updates", "Updates whose gradient was not finite.", "less"
+        "Skipped updates",
+        "count",
+        "less",
+        "Updates left out, since a gradient was not finite.",
     ),
-    "reward/tiered": Metric("count", "Tiered reward in force"),
+    "reward/tiered": Metric("Tiered reward in force", "count"),
     "data/kept": Metric(
-        "count", "Records kept", "Records of the data that fit the limits.", "more"
+        "Records kept", "count", "more", "Records of the data that fit the limits."
     ),
     "coldstart/kept": Metric(
-        "share", "Samples kept", "Samples that became traces.", "more", "kept"
+        "Samples kept", "share", "more", "Share of samples that became traces.", "kept"
     ),
-    "coldstart/traces": Metric("count", "Traces", better="more"),
+    "coldstart/traces": Metric("Traces", "count", "more", short="traces"),
     "eval/pass_at_k": Metric(
-        "share",
         "pass@k",
-        "Chance that one of k responses to a problem is correct.",
+        "share",
         "more",
+        "Chance that one of k responses to a problem is correct.",
     ),
     "eval/accuracy_string": Metric(
-        "share",
         "Accuracy by string",
-        "Answers that are the reference's, letter by letter.",
+        "share",
         "more",
+        "Share of responses whose answer is the reference's, letter by letter.",
     ),
-    "eval/seconds": Metric("seconds", "Time of a response", better="less"),
+    "eval/seconds": Metric("Time of a response", "seconds", "less"),
     "perf/tokens_per_sec": Metric(
-        "count",
         "Tokens a second",
-        "Tokens of responses or traces, over a step's time.",
+        "count",
         "more",
+        "Tokens of a step's responses or traces, over the time of the step.",
         "tokens/s",
     ),
-    "perf/step_sec": Metric("seconds", "Time of a step", better="less", short="step"),
-    "perf/prefill_sec": Metric("seconds", "Prefill", better="less"),
-    "perf/decode_sec": Metric("seconds", "Decoding", better="less"),
-    "perf/verify_sec": Metric("seconds", "Judging answers", better="less"),
-    "perf/update_sec": Metric("seconds", "Update", better="less"),
-    "perf/data_sec": Metric("seconds", "Reading data", better="less"),
-    "perf/wait_sec": Metric("seconds", "Waiting for files", better="less"),
-    "perf/checkpoint_sec": Metric("seconds", "Checkpoints and logs", better="less"),
+    "perf/step_sec": Metric("Time of a step", "seconds", "less", short="step"),
+    "perf/prefill_sec": Metric("Prefill", "seconds", "less"),
+    "perf/decode_sec": Metric("Decoding", "seconds", "less"),
+    "perf/verify_sec": Metric("Judging answers", "seconds", "less"),
+    "perf/update_sec": Metric("Update", "seconds", "less", short="update"),
+    "perf/data_sec": Metric("Reading data", "seconds", "less"),
+    "perf/wait_sec": Metric("Waiting for files", "seconds", "less"),
+    "perf/checkpoint_sec": Metric("Checkpoints and logs", "seconds", "less"),
     "perf/accounted": Metric(
-        "share", "Time accounted for", "Sum of a step's parts over its time."
+        "Time accounted for", "share", about="Sum of a step's parts over its time."
     ),
     "perf/update_tokens": Metric(
-        "count", "Tokens of updates", "Tokens computed in a step's updates."
+        "Tokens of updates", "count", about="Tokens computed in a step's updates."
     ),
     "perf/compilations": Metric(
-        "count", "Compilations", "Programs compiled since the run began.", "less"
+        "Compilations", "count", "less", "Programs compiled since the run began."
     ),
     "perf/useful_row_steps": Metric(
-        "share",
         "Useful row-steps",
-        "Row-steps of the sampler that wrote a token.",
+        "share",
         "more",
+        "Share of the sampler's row-steps that wrote a token.",
     ),
 }
 
 # Metrics whose names end in a word of the config or of the data.
 _FAMILIES = {
     "reward/weight_": Metric(
-        "number", "Weight of the reward {}", "Its weight in the step's reward."
+        "Weight of the reward {}", about="Weight of this reward in the step's reward."
     ),
-    "data/dropped_": Metric("count", "Records dropped: {}", better="less"),
-    "coldstart/": Metric("share", "Samples: {}"),
-    "alarm/": Metric("count", "Alarm: {}", "1 while something is wrong.", "less"),
+    "data/dropped_": Metric("Records dropped: {}", "count", "less"),
+    "coldstart/": Metric("Samples: {}", "share"),
+    "alarm/": Metric("Alarm: {}", "count", "less", "1 while something is wrong."),
 }
 _BANNED = "_banned"  # an evaluation with <Parallel> banned
 
@@ -281,6 +311,5 @@ def describe(name: str) -> Metric:
     for prefix, metric in _FAMILIES.items():
         if name.startswith(prefix):
             words = name.removeprefix(prefix).replace("_", " ")
-            label = metric.label.format(words)
-            return dataclasses.replace(metric, label=label, short="")
-    return Metric("number", name)
+            return dataclasses.replace(metric, label=metric.label.format(words))
+    return Metric(name)

@@ -10,7 +10,6 @@ checkpoint (`MetricWriter.resume`): no step is ever in the file twice.
 """
 
 import io
-import json
 import math
 import os
 import pathlib
@@ -29,30 +28,11 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads the lines of a `metrics.jsonl`, without a half-written last one.
+    """Lines of a `metrics.jsonl`, as `files.read_json_lines` has them.
 
-    Args:
-      path: the file; one that is missing reads as no lines.
-
-    Returns:
-      One dict per line, in the order of the file. A figure that was NaN or
-      infinite is None.
+    A figure that was NaN or infinite is None.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {line!r}") from error
-    return records
-
-
-def _json_line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
+    return files.read_json_lines(path)
 
 
 class Sink(Protocol):
@@ -123,7 +103,7 @@ class MetricWriter:
 
         self._close_files()
         kept = [record for record in read_metrics(self.path) if keep(record)]
-        files.replace_file(self.path, b"".join(map(_json_line, kept)))
+        files.write_json_lines(self.path, kept)
         for name in later:
             shutil.rmtree(self._events_dir / name, ignore_errors=True)
         # TensorBoard hides the events of this stage from that step on.
@@ -141,7 +121,7 @@ class MetricWriter:
             record[name] = value if math.isfinite(value) else None
             if not math.isfinite(value):
                 logging.warning("%s is %s at step %d of %s", name, value, step, stage)
-        self._file.write(_json_line(record))
+        self._file.write(files.json_line(record))
         events = self._event_writer(stage)
         for name, value in values.items():
             if math.isfinite(value):

@@ -311,10 +311,6 @@ def test_updates_between_evaluations_are_rare(tmp_path):
         kept.after_step()
     time.sleep(0.05)
     assert not (tmp_path / "report.html").exists()
-    quiet = updates.Updates(tmp_path, every_sec=0.0, enabled=False)
-    quiet.after_step()
-    quiet.close()
-    assert not (tmp_path / "report.html").exists()
 
 
 def test_settings_are_checked():

@@ -90,7 +90,12 @@ def test_modes_draw_alike_until_they_differ(made, params, tmp_path):
 
 def record(verdict, **fields):
     return {
+        "question": "?",
+        "response": "…",
+        "answer": "1",
         "verdict": verdict,
+        "reason": "made up",
+        "format_ok": True,
         "string_correct": verdict == CORRECT,
         "num_blocks": 0,
         "total_tokens": 10,

@@ -7,10 +7,9 @@ import pytest
 
 from configs.coldstart import get_config
 from pr1_jax import tags
-from pr1_jax.answers import check
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
 from pr1_jax.data import sources, streams
-from pr1_jax.stages import coldstart, experiment
+from pr1_jax.stages import coldstart, experiment, rollout
 from pr1_jax.stages.run import Run
 
 BLOCK = (
@@ -89,7 +88,7 @@ def run_stage(made, workdir, monkeypatch):
     right = lambda text: sum(map(ord, text)) % 2 == 0
     name = lambda text: CORRECT if right(text) else INCORRECT
     monkeypatch.setattr(
-        check, "check", lambda text, *_, **__: Result(name(text), "made up")
+        rollout, "check", lambda text, *_, **__: Result(name(text), "made up")
     )
     with Run(made, workdir) as current:
         coldstart.run_stage(made, current, 0)

@@ -8,9 +8,8 @@ import pytest
 
 from configs import rl_alternating
 from pr1_jax import trajectory
-from pr1_jax.answers import check
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, Result
-from pr1_jax.stages import experiment, rl, updater
+from pr1_jax.stages import experiment, rl, rollout, updater
 from pr1_jax.stages.run import Run
 from pr1_jax.workdir import metrics
 
@@ -51,13 +50,12 @@ def rl_steps(tmp_path_factory):
         key = (variant, *rollout.items())
         made.samplers.update(samplers.get(key, {}))
 
-        def check_many(texts, references, **settings):
-            name = lambda text: CORRECT if verdict(text) else INCORRECT
-            return [Result(name(text), "made up") for text in texts]
+        def check(text, reference, **settings):
+            return Result(CORRECT if verdict(text) else INCORRECT, "made up")
 
         workdir = tmp_path_factory.mktemp("steps")
         with pytest.MonkeyPatch.context() as patch, Run(made, workdir) as current:
-            patch.setattr(check, "check_many", check_many)
+            patch.setattr(rollout, "check", check)
             start = jax.tree.map(np.asarray, current.params)
             rl.run_stage(made, current, 0)
             end = jax.tree.map(np.asarray, current.params)

@@ -11,7 +11,7 @@ import pytest
 from pr1_jax.data import sources, streams, tasks
 from pr1_jax.training.state import TrainState
 from pr1_jax.workdir import checkpoint
-from pr1_jax.workdir.checkpoint import Checkpoints, DamagedError, Place
+from pr1_jax.workdir.checkpoint import Checkpoints, DamagedError, Position
 
 PARAMS = {
     "embedding": jnp.arange(12.0).reshape(4, 3),
@@ -72,13 +72,13 @@ def test_state_and_position_come_back(tmp_path):
     before = questions(stream, 3)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() is None
-    checkpoints.save(Place(0, 3), made_state(), stream.get_state())
+    checkpoints.save(Position(0, 3), made_state(), stream.get_state())
     after = questions(stream, 3)
     checkpoints.close()
 
     checkpoints, stream = Checkpoints(tmp_path), problems()
-    assert checkpoints.latest() == Place(0, 3)
-    state, position = checkpoints.restore(Place(0, 3), abstract(made_state()))
+    assert checkpoints.latest() == Position(0, 3)
+    state, position = checkpoints.restore(Position(0, 3), abstract(made_state()))
     stream.set_state(position)
     assert_same(state, made_state())
     assert questions(stream, 3) == after != before
@@ -93,44 +93,44 @@ def test_the_position_in_shuffled_data_with_drops_comes_back(tmp_path):
     stream = problems(**settings)
     questions(stream, 6)  # into the second epoch
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(Place(1, 6), made_state(), stream.get_state())
+    checkpoints.save(Position(1, 6), made_state(), stream.get_state())
     after, counts = questions(stream, 6), dict(stream.counts)
     assert counts["prompt_too_long"] >= 2
     checkpoints.close()  # saving goes on in the background until then
     checkpoints = Checkpoints(tmp_path)
-    _, position = checkpoints.restore(Place(1, 6), abstract(made_state()))
+    _, position = checkpoints.restore(Position(1, 6), abstract(made_state()))
     stream.set_state(position)
     assert (questions(stream, 6), dict(stream.counts)) == (after, counts)
     checkpoints.close()
 
 
 def test_the_newest_is_the_furthest_along_the_curriculum(tmp_path):
-    saved(tmp_path, Place(0, 300), Place(1, 2))
+    saved(tmp_path, Position(0, 300), Position(1, 2))
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() == Place(stage=1, step=2)
+    assert checkpoints.latest() == Position(stage=1, step=2)
     checkpoints.close()
 
 
 def test_only_the_newest_are_kept(tmp_path):
-    places = [Place(0, 8), Place(0, 12), Place(1, 4), Place(1, 6)]
+    places = [Position(0, 8), Position(0, 12), Position(1, 4), Position(1, 6)]
     saved(tmp_path, *places, keep=2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["01000004", "01000006"]
     checkpoints = Checkpoints(tmp_path)
-    state, _ = checkpoints.restore(Place(1, 4), abstract(made_state()))
+    state, _ = checkpoints.restore(Position(1, 4), abstract(made_state()))
     assert_same(state, made_state(2))
     checkpoints.close()
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints"])
 def test_params_alone_of_another_run(tmp_path, name):
-    saved(tmp_path, Place(0, 2), Place(1, 2))
+    saved(tmp_path, Position(0, 2), Position(1, 2))
     params = checkpoint.restore_params(tmp_path / name, abstract(PARAMS))
     assert_same(params, made_state(1).params)
 
 
 def test_params_are_placed_as_asked(tmp_path):
-    saved(tmp_path, Place(0, 2))
+    saved(tmp_path, Position(0, 2))
     mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
     spec = jax.sharding.PartitionSpec("fsdp")
     wanted = abstract(PARAMS)
@@ -173,7 +173,7 @@ def one_less():
     ],
 )
 def test_checkpoint_of_another_model(tmp_path, wanted, named):
-    saved(tmp_path, Place(0, 2))
+    saved(tmp_path, Position(0, 2))
     with pytest.raises(ValueError, match=named) as error:
         checkpoint.restore_params(tmp_path, abstract(wanted))
     assert f"checkpoint.init={tmp_path}" in str(error.value)
@@ -184,7 +184,7 @@ def test_the_best_are_kept_beside_the_newest(tmp_path):
     checkpoints = Checkpoints(tmp_path, **settings)
     for step, accuracy in enumerate((0.1, 0.7, 0.3, None, 0.5)):
         found = {} if accuracy is None else {"rollout/accuracy": accuracy}
-        checkpoints.save(Place(1, step), made_state(step), {}, found)
+        checkpoints.save(Position(1, step), made_state(step), {}, found)
     checkpoints.close()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["01000001", "01000004"]
@@ -193,7 +193,7 @@ def test_the_best_are_kept_beside_the_newest(tmp_path):
 @pytest.mark.parametrize("part", ["state", "data", "about"])
 @pytest.mark.parametrize("how", ["emptied", "garbled", "gone"])
 def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, part, how):
-    saved(tmp_path, Place(0, 2), Place(0, 4))
+    saved(tmp_path, Position(0, 2), Position(0, 4))
     folder = tmp_path / "checkpoints" / "00000004"
     for path in sorted((folder / part).rglob("*")):
         if path.is_file():
@@ -205,11 +205,11 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, part, how):
                 path.unlink()
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(DamagedError, match=str(folder)):
-        checkpoints.restore(Place(0, 4), abstract(made_state()))
-    aside = checkpoints.set_aside(Place(0, 4))
+        checkpoints.restore(Position(0, 4), abstract(made_state()))
+    aside = checkpoints.set_aside(Position(0, 4))
     assert aside.is_dir() and not folder.exists()
-    assert checkpoints.latest() == Place(0, 2)
-    state, _ = checkpoints.restore(Place(0, 2), abstract(made_state()))
+    assert checkpoints.latest() == Position(0, 2)
+    state, _ = checkpoints.restore(Position(0, 2), abstract(made_state()))
     assert_same(state, made_state(0))
     checkpoints.close()
 
@@ -221,35 +221,35 @@ def test_a_half_deleted_checkpoint_is_deleted(tmp_path, lost):
     with contextlib.closing(Checkpoints(tmp_path, keep=3, **settings)) as checkpoints:
         for step, accuracy in ((1, 0.9), (2, 0.1), (3, 0.3), (4, 0.2)):  # 1 is best
             found = {"rollout/accuracy": accuracy}
-            checkpoints.save(Place(0, step), made_state(), {}, found)
+            checkpoints.save(Position(0, step), made_state(), {}, found)
             checkpoints.wait()
     part = tmp_path / "checkpoints" / "00000002" / lost
     part.unlink() if part.is_file() else shutil.rmtree(part)
     with contextlib.closing(Checkpoints(tmp_path, keep=2, **settings)) as checkpoints:
-        assert [checkpoints.has(Place(0, n)) for n in (1, 2, 3, 4)] == [1, 0, 1, 1]
-        assert checkpoints.latest() == Place(0, 4)
+        assert [checkpoints.has(Position(0, n)) for n in (1, 2, 3, 4)] == [1, 0, 1, 1]
+        assert checkpoints.latest() == Position(0, 4)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["00000001", "00000003", "00000004"]
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):
-    saved(tmp_path, Place(0, 2))
+    saved(tmp_path, Position(0, 2))
     folder = tmp_path / "checkpoints"
     half = folder / "00000004.orbax-checkpoint-tmp-123"
     (half / "state").mkdir(parents=True)
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() == Place(0, 2)
+    assert checkpoints.latest() == Position(0, 2)
     checkpoints.close()
 
 
 def test_another_model_or_tokenizer_is_refused_and_named(tmp_path):
     checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 9 tokens"})
-    checkpoints.save(Place(0, 2), made_state(), {})
+    checkpoints.save(Position(0, 2), made_state(), {})
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 8 tokens"})
     named = "00000002 was made with another tokenizer: of 9 tokens there, and of 8"
     with pytest.raises(ValueError, match=named):
-        checkpoints.restore(Place(0, 2), abstract(made_state()))
+        checkpoints.restore(Position(0, 2), abstract(made_state()))
     with pytest.raises(ValueError, match="of 9 tokens there, and of 8 tokens here"):
         checkpoint.check_params(
             tmp_path, abstract(PARAMS), about={"tokenizer": "of 8 tokens"}
@@ -258,7 +258,7 @@ def test_another_model_or_tokenizer_is_refused_and_named(tmp_path):
     checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 9 tokens"})
     other = abstract(made_state(params=other_shape()))
     with pytest.raises(ValueError, match=r"is of another model: .*embedding"):
-        checkpoints.restore(Place(0, 2), other)
+        checkpoints.restore(Position(0, 2), other)
     checkpoints.close()
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from pr1_jax.workdir import checkpoint
-from pr1_jax.workdir.checkpoint import Checkpoints, Place
+from pr1_jax.workdir.checkpoint import Checkpoints, Position
 from tests.workdir import checkpoint_test
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def bucket():
 
 
 def test_checkpoints_come_back_and_damaged_ones_are_set_aside(bucket):
-    places = [Place(0, 1), Place(0, 2), Place(1, 1)]
+    places = [Position(0, 1), Position(0, 2), Position(1, 1)]
     checkpoint_test.saved(bucket, *places)
     checkpoints = Checkpoints(bucket)
     assert checkpoints.latest() == places[2]

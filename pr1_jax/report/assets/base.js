@@ -46,8 +46,7 @@ function write(value, form) {
 }
 
 const figure = (metric) =>
-  DATA.metrics[metric] ||
-  { label: metric, form: "number", about: "", better: "", short: metric };
+  DATA.metrics[metric] || { label: metric, form: "number", about: "", short: "" };
 const say = (metric, value) => write(value, figure(metric).form);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 

@@ -82,7 +82,7 @@ class Study:
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
-    """Whether a run has come to its end (`stages.curriculum.is_finished`)."""
+    """As `curriculum.is_finished`, which would bring all stages with it."""
     return bool(files.read_json(workdir / "summary.json", {}).get("finished"))
 
 

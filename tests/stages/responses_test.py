@@ -7,11 +7,17 @@ import os
 import numpy as np
 import pytest
 
+from pr1_jax import evaluate
 from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
-from pr1_jax.stages import rollout
-from pr1_jax.stages.responses import describe, group_advantages, write_responses
-from pr1_jax.workdir import metrics
+from pr1_jax.stages import evaluation, rollout
+from pr1_jax.stages.responses import (
+    Response,
+    describe,
+    group_advantages,
+    write_responses,
+)
+from pr1_jax.system import files
 
 TOKENIZER = tasks.make_tokenizer()
 PROMPT = np.array(TOKENIZER.encode("Which two add to 7? 1 2 3 4\n"), np.int32)
@@ -55,20 +61,20 @@ def stray_tag(response=RIGHT):
 def test_score_asks_problem_major():
     found = scored(RIGHT, WRONG, WRONG, RIGHT, answers=("1", "2"))
     assert [s.correct for s in found] == [True, False, True, False]
-    assert [s.problem.question for s in found] == ["problem 0"] * 2 + ["problem 1"] * 2
+    assert [s.question for s in found] == ["problem 0"] * 2 + ["problem 1"] * 2
     assert [s.verdict for s in found] == ["correct", "incorrect"] * 2
 
 
 def test_text_shows_tags_and_hides_eos():
     (found,) = scored(BLOCK + RIGHT)
-    assert found.text == BLOCK + RIGHT
+    assert found.response == BLOCK + RIGHT
     assert found.format_ok
     assert found.total_tokens == len(TOKENIZER.encode(BLOCK + RIGHT)) + 1  # with EOS
 
 
 def test_a_response_without_an_answer_is_incorrect():
     (found,) = scored("left 1+6 no ")
-    assert (found.verdict, found.reward("tiered")) == ("incorrect", -1.0)
+    assert (found.verdict, found.reward({"tiered": 1.0})) == ("incorrect", -1.0)
 
 
 @pytest.mark.parametrize(
@@ -83,53 +89,67 @@ def test_a_response_without_an_answer_is_incorrect():
 def test_rewards_of_responses(response, accuracy, both, tiered):
     (found,) = scored(response)
     names = ("accuracy", "parallel_and_accuracy", "tiered")
-    assert [found.reward(name) for name in names] == [accuracy, both, tiered]
+    assert [found.reward({n: 1.0}) for n in names] == [accuracy, both, tiered]
+    mixed = {"accuracy": 0.75, "tiered": 0.25}
+    assert found.reward(mixed) == 0.75 * accuracy + 0.25 * tiered
 
 
 def test_blocks_are_counted_as_recorded_and_faults_as_written():
     (found,) = scored(trajectories=[stray_tag()])
     assert not found.format_ok
-    assert found.trajectory.num_blocks == 0
-    assert found.reward("tiered") == 1.0  # spec section 5: correct and no block
+    assert found.num_blocks == 0
+    assert found.reward({"tiered": 1.0}) == 1.0  # correct, and no block
 
 
 def test_describe_by_hand():
     cut = dataclasses.replace(made(WRONG)[0], finished=False)
     responses = [*made(BLOCK + RIGHT, BLOCK + BLOCK + RIGHT), cut]
-    found = describe([s.facts for s in scored(trajectories=responses)])
+    found = describe(scored(trajectories=responses))
     tokens = [len(TOKENIZER.encode(r)) + 1 for r in (BLOCK, BLOCK * 2, "")]
     tokens = np.mean(tokens) + len(TOKENIZER.encode(RIGHT))
     path = len(TOKENIZER.encode("<Path>left 1+6 no </Path>"))
     assert path == len(TOKENIZER.encode("<Path>right 4+3 yes</Path>"))
-    assert found["rollout/accuracy"] == pytest.approx(2 / 3)
-    assert found["rollout/parallel_ratio"] == pytest.approx(2 / 3)
-    assert found["rollout/num_blocks"] == pytest.approx(1.0)
-    assert found["rollout/finished"] == pytest.approx(2 / 3)
-    assert found["rollout/format_ok"] == 1.0
-    assert found["rollout/undecided"] == 0.0
-    assert found["rollout/total_tokens"] == pytest.approx(tokens)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["parallel_ratio"] == pytest.approx(2 / 3)
+    assert found["num_blocks"] == pytest.approx(1.0)
+    assert found["finished"] == pytest.approx(2 / 3)
+    assert found["format_ok"] == 1.0
+    assert found["undecided"] == 0.0
+    assert found["total_tokens"] == pytest.approx(tokens)
     # Three blocks in three responses: one path of each costs nothing.
-    assert found["rollout/sequential_steps"] == pytest.approx(tokens - path)
+    assert found["sequential_steps"] == pytest.approx(tokens - path)
     speed_up = tokens / (tokens - path)
-    assert found["rollout/self_parallelism"] == pytest.approx(speed_up)
+    assert found["self_parallelism"] == pytest.approx(speed_up)
+
+
+def test_figures_of_an_evaluation_by_hand():
+    responses = (BLOCK + RIGHT, RIGHT, WRONG, WRONG, WRONG, BLOCK * 2 + RIGHT)
+    found = scored(*responses, answers=("1", "1", "1"))
+    figures = evaluation.summarize(found, samples=2)
+    assert figures["accuracy"] == figures["accuracy_string"] == pytest.approx(3 / 6)
+    assert figures["pass_at_k"] == pytest.approx(2 / 3)
+    bounds = figures["accuracy_low"], figures["accuracy_high"]
+    assert bounds == evaluate.interval([1.0, 0.0, 0.5])  # over problems
+    assert describe(found).items() <= figures.items()
 
 
 def test_advantages_by_hand():
     responses = (RIGHT, WRONG, WRONG, WRONG, BLOCK + RIGHT, RIGHT, RIGHT, WRONG)
     values, advantages, found = group_advantages(
-        scored(*responses, answers=("1", "1")), "tiered", 4, normalize_std=False
+        scored(*responses, answers=("1", "1")), {"tiered": 1.0}, 4, normalize_std=False
     )
     np.testing.assert_allclose(values, [1, -1, -1, -1, 1.2, 1, 1, -1])
     expected = [1.5, -0.5, -0.5, -0.5, 0.65, 0.45, 0.45, -1.55]
     np.testing.assert_allclose(advantages, expected, rtol=1e-6)
     assert found["reward/mean"] == pytest.approx(0.025)
-    assert found["reward/tiered"] == 1.0
+    assert found["reward/tiered"] == found["reward/weight_tiered"] == 1.0
+    assert found["reward/weight_accuracy"] == 0.0
     assert found["rollout/degenerate_groups"] == 0.0
 
 
 def test_advantages_are_scaled_by_the_spread_of_their_own_group():
     found = scored(RIGHT, WRONG, WRONG, WRONG, RIGHT, RIGHT, WRONG, WRONG)
-    _, advantages, _ = group_advantages(found, "accuracy", 4, normalize_std=True)
+    _, advantages, _ = group_advantages(found, {"accuracy": 1.0}, 4, normalize_std=True)
     groups = advantages.reshape(2, 4)
     np.testing.assert_allclose(groups.mean(axis=1), 0, atol=1e-6)
     np.testing.assert_array_equal(np.sign(groups[0]), [1, -1, -1, -1])
@@ -138,7 +158,9 @@ def test_advantages_are_scaled_by_the_spread_of_their_own_group():
 
 def test_groups_without_signal_are_counted():
     found = scored(RIGHT, RIGHT, WRONG, WRONG, RIGHT, WRONG)
-    _, advantages, figures = group_advantages(found, "accuracy", 2, normalize_std=True)
+    _, advantages, figures = group_advantages(
+        found, {"accuracy": 1.0}, 2, normalize_std=True
+    )
     assert figures["rollout/degenerate_groups"] == pytest.approx(2 / 3)
     np.testing.assert_array_equal(advantages[:4], 0.0)
     assert advantages[4] > 0 > advantages[5]
@@ -147,7 +169,7 @@ def test_groups_without_signal_are_counted():
 def test_equal_but_for_the_block_is_a_signal_of_the_tiered_reward_only():
     found = scored(BLOCK + RIGHT, RIGHT)
     for name, share in (("accuracy", 1.0), ("tiered", 0.0)):
-        _, _, figures = group_advantages(found, name, 2, normalize_std=True)
+        _, _, figures = group_advantages(found, {name: 1.0}, 2, normalize_std=True)
         assert figures["rollout/degenerate_groups"] == share
 
 
@@ -165,6 +187,7 @@ def test_written_responses_read_back(tmp_path):
     assert (first["verdict"], second["verdict"]) == ("correct", "incorrect")
     assert (first["num_blocks"], second["num_blocks"]) == (1, 0)
     assert first["sequential_steps"] < first["total_tokens"]
+    assert Response.read(first) == dataclasses.replace(found[0], trajectory=None)
     assert second["sequential_steps"] == second["total_tokens"]
     write_responses(path, found[1:])
     (only,) = read(path)
@@ -208,7 +231,7 @@ def test_a_trace_says_what_each_token_was(tmp_path):
 )
 def test_odd_text_is_one_line_each(tmp_path, odd):
     (found,) = scored(RIGHT)
-    found = dataclasses.replace(found, text=odd)
+    found = dataclasses.replace(found, response=odd)
     write_responses(tmp_path / "r.jsonl", [found, found])
     data = (tmp_path / "r.jsonl").read_bytes()
     assert data.count(b"\n") == 2
@@ -226,7 +249,7 @@ def test_a_crash_leaves_the_old_file_whole(tmp_path, monkeypatch):
     def crash(*paths):
         raise OSError("no space left")
 
-    monkeypatch.setattr(metrics.os, "replace", crash)
+    monkeypatch.setattr(files.os, "replace", crash)
     with pytest.raises(OSError, match="no space"):
         write_responses(path, found[:1])
     assert path.read_bytes() == before
