@@ -12,15 +12,15 @@ each; 22 % of the attempts are incorrect, none of the others is of no use.
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 6: the published data are a teacher's answers to GSM8K."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "coldstart"
     c.stages = ("sft", "coldstart")
-    if arg in common.REAL:
+    if arg in defaults.REAL:
         c.stages = ("coldstart",)
     if arg == "qwen3_4b":
         c.data.coldstart = "tfds:gsm8k"

@@ -12,12 +12,12 @@ ordinary 5.3 (4.3 to 6.3): it was trained structured, and never without a block.
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 7."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "evaluate"
     c.stages = ("benchmark",)
     if arg == "qwen3_4b":
@@ -29,10 +29,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             "math": ("hf:HuggingFaceH4/MATH-500", 1),
         }
         for name, (source, samples) in hub.items():
-            c.eval.benchmarks[name] = common.benchmark(source, samples)
+            c.eval.benchmarks[name] = defaults.benchmark(source, samples)
     elif arg == "smollm2":
-        c.eval.benchmarks.gsm8k = common.benchmark("hf:openai/gsm8k/main", 2)
+        c.eval.benchmarks.gsm8k = defaults.benchmark("hf:openai/gsm8k/main", 2)
     else:
         for name in ("hard", "easy"):
-            c.eval.benchmarks[name] = common.benchmark(f"embedded:{name}", 4)
+            c.eval.benchmarks[name] = defaults.benchmark(f"embedded:{name}", 4)
     return c

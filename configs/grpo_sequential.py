@@ -9,18 +9,18 @@ in 18 tokens; `rl_alternating` reaches 92.8 % in 45 tokens, 29 of them one after
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 7, third row of the table; embedded, after SFT on traces without blocks."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "grpo_sequential"
     c.reward.schedule = "accuracy"
     c.rollout.max_blocks = 0
     c.alarms.min_parallel_ratio = 0.0
     c.data.block_share = 0.0
-    if arg in common.REAL:
+    if arg in defaults.REAL:
         c.stages = ("rl",)
         c.data.template = "plain"
     return c

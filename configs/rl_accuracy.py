@@ -11,12 +11,12 @@ without one are not in the embedded cold-start data.
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec sections 5 and 6."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "rl_accuracy"
     c.reward.schedule = "accuracy"
     return c

@@ -9,12 +9,12 @@ Two CPU cores: about 8 minutes. Held-out hard problems (512, 95 % interval): 61.
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec sections 5 and 6: windows of 10 steps, the last 2 tiered."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "rl_alternating"
     c.reward.schedule = "alternating"
     c.rl.clip_high = 0.28

@@ -8,18 +8,18 @@ Two CPU cores: about 10 minutes. Held-out easy problems (512, 95 % interval), se
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 6, second row."""
-    c = common.get_config(arg, variant="causal")
+    c = defaults.get_config(arg, variant="causal")
     c.name = "rl_easy"
     c.reward.schedule = "parallel_and_accuracy"
     if arg == "qwen3_4b":
         c.data.rl = "tfds:gsm8k"
         c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 35, 1024, 5
-    elif arg not in common.REAL:
+    elif arg not in defaults.REAL:
         c.data.rl = c.data.eval = "embedded:easy"
         c.rl.shared_prompt_tokens = (11,) if c.rl.shared_prompt_tokens else ()
     return c

@@ -11,12 +11,12 @@ block, so that the bonus only scales rewards and hardly changes advantages.
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 5, Parallel-only."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "rl_parallel_only"
     c.reward.schedule = "parallel_only"
     return c

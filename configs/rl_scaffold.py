@@ -11,12 +11,12 @@ every response has a block, so that the bonus only scales rewards.
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 5: alternating for 200 steps at full size, here for the first half."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "rl_scaffold"
     c.reward.schedule = "scaffold"
     c.rl.clip_high = 0.28

@@ -8,12 +8,12 @@ Two CPU cores: about 4 minutes. Held-out hard problems (512, 95 % interval), see
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 6, first row: 58 steps at full size."""
-    c = common.get_config(arg, variant="causal")
+    c = defaults.get_config(arg, variant="causal")
     c.name = "sft_causal"
     c.stages = ("sft",)
     return c

@@ -9,12 +9,12 @@ at commit `b99b0da`: 61.5 %
 
 import ml_collections
 
-from configs import common
+from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """Spec section 6, first row: 230 steps at full size."""
-    c = common.get_config(arg)
+    c = defaults.get_config(arg)
     c.name = "sft_structured"
     c.stages = ("sft",)
     return c
