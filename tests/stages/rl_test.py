@@ -30,7 +30,7 @@ def rl_steps(tmp_path_factory):
         switches,
         verdict=lambda text: len(text) % 2 == 0,
         variant="structured",
-        **rollout,
+        **settings,
     ):
         config = rl_alternating.get_config("smoke")
         config.variant = variant
@@ -45,12 +45,12 @@ def rl_steps(tmp_path_factory):
         config.rl.update(steps=1, group_size=4, micro_batch_size=8, mini_batches=1)
         config.rl.shared_prompt_tokens = ()
         config.rl.update(switches)
-        config.rollout.update(rollout)
+        config.rollout.update(settings)
         made = experiment.build(config.lock(), devices=jax.devices()[:1])
-        key = (variant, *rollout.items())
+        key = (variant, *settings.items())
         made.samplers.update(samplers.get(key, {}))
 
-        def check(text, reference, **settings):
+        def check(text, *_, **__):
             return Result(CORRECT if verdict(text) else INCORRECT, "made up")
 
         workdir = tmp_path_factory.mktemp("steps")
