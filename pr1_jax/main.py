@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pr1_jax.system import cli
+from pr1_jax.workdir import old_fields
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
@@ -86,4 +87,4 @@ def _explained(workdir: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    cli.run(main, config=_CONFIG)
+    cli.run(main, config=_CONFIG, hint=old_fields.hint)

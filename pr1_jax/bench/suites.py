@@ -78,7 +78,9 @@ def run(
             for table in tables:
                 show(table)
         if out is not None:
-            files.write_json(out / "results.json", report.json_data(found, about))
+            files.write_json_by_key(
+                out / "results.json", report.json_data(found, about)
+            )
             text = report.markdown(found, about)
             files.replace_file(out / "results.md", text.encode())
             report.draw(out, name, tables)

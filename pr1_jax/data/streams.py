@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import grain
@@ -34,6 +34,11 @@ _MAX_DROPS = 50_000
 _MAX_FIRST_DROPS = 2_000
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=128)
 
+# Why a record is dropped.
+PROMPT_TOO_LONG, PROMPT_EMPTY = "prompt_too_long", "prompt_empty"
+RESPONSE_TOO_LONG, MALFORMED = "response_too_long", "malformed"
+REASONS = (PROMPT_TOO_LONG, RESPONSE_TOO_LONG, MALFORMED, PROMPT_EMPTY)
+
 T = TypeVar("T")
 open_source = sources.open_source
 
@@ -43,9 +48,6 @@ class Stream(grain.DatasetIterator[list[T]]):
 
     Its state is JSON: the position in the data and the counts. All processes have the
     same state. The last batch of a bounded stream may be short.
-
-    Attributes:
-      records: number of records in the source, of which each epoch has all.
     """
 
     _closed = True  # for grain's `__del__`, where `__init__` fails
@@ -80,60 +82,87 @@ class Stream(grain.DatasetIterator[list[T]]):
             dataset = dataset.shuffle()  # by a permutation of indices, never held
         dataset = dataset.repeat(epochs).map(make)
         super().__init__(iter(dataset.to_iter_dataset(_READ)))
-        self._dropped: Counter[str] = Counter()
-        self._items = 0  # made so far, that is, not dropped
+        self._kept = 0  # records so far of which an item was made
+        self._dropped: Counter[str] = Counter()  # and the others, by reason
         self._batch_size = batch_size * process_count
         self._shard = slice(process_index, None, process_count)
         self._log = process_index == 0
-        self.records = len(source)
+        self._records = len(source)
 
     def __next__(self) -> list[T]:
         batch: list[T] = []
-        drops = 0  # in a row
+        in_a_row = 0
         for item in self._parent:
             if isinstance(item, _Dropped):
-                drops += 1
-                self._drop(item, drops, useful=bool(self._items or batch))
-                continue
-            drops = 0
-            batch.append(item)
+                in_a_row += 1
+                self._drop(item, in_a_row)
+            else:
+                in_a_row = 0
+                self._kept += 1
+                batch.append(item)
+            if self._log and self._dropped and self._seen == self._records:
+                logging.warning("%s", self.summary)  # all records were read once
             if len(batch) == self._batch_size:
                 break
-        self._items += len(batch)
-        if not self._items:
-            raise ValueError(f"the data holds no usable record: {dict(self._dropped)}")
+        if not self._kept:
+            raise ValueError(f"the data holds no usable record: {self.summary}")
         if not batch:
             raise StopIteration
         return batch[self._shard]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Records up to this batch: "kept", and those dropped by reason."""
-        return {"kept": self._items, **self._dropped}
+        """Records up to this batch: `kept`, and those dropped by reason (`REASONS`).
+
+        A record counts as often as it was read: once an epoch.
+        """
+        return {"kept": self._kept, **self._dropped}
+
+    @property
+    def summary(self) -> str:
+        """The counts in a line: `kept 30 of 60 records: 30 prompt too long`."""
+        return summary(self.counts)
 
     def get_state(self) -> dict[str, Any]:
         """Position after the last batch, as JSON."""
         return {
             "parent": self._parent.get_state(),
             "counts": dict(self._dropped),
-            "items": self._items,
+            "items": self._kept,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a state of a stream with the same arguments."""
         self._parent.set_state(state["parent"])
-        self._dropped = Counter(state["counts"])
-        self._items = state["items"]
+        self._kept = state["items"]
+        self._dropped = Counter()
+        for reason, count in state["counts"].items():  # older versions had others
+            self._dropped[reason if reason in REASONS else MALFORMED] += count
 
-    def _drop(self, item: "_Dropped", drops: int, *, useful: bool) -> None:
-        _count(self._dropped, item, log=self._log)
-        limit = _MAX_DROPS if useful else _MAX_FIRST_DROPS
+    @property
+    def _seen(self) -> int:
+        return self._kept + self._dropped.total()
+
+    def _drop(self, item: "_Dropped", in_a_row: int) -> None:
+        if self._log and not self._dropped[item.reason]:
+            text = "dropping a record (%s, further ones are only counted): %s"
+            logging.warning(text, item.reason.replace("_", " "), item.detail)
+        self._dropped[item.reason] += 1
+        limit = _MAX_DROPS if self._kept else _MAX_FIRST_DROPS
         # Whole epochs differ in order: only two hold every record in any case.
-        if drops >= min(2 * self.records, limit):
+        if in_a_row >= min(2 * self._records, limit):
             raise ValueError(
-                f"{drops} records in a row were dropped, {dict(self._dropped)} in all; "
-                f"the last one: {item.detail}"
+                f"{in_a_row} records in a row were dropped ({self.summary}); the last one: "
+                f"{item.detail}"
             )
+
+
+def summary(counts: Mapping[str, int]) -> str:
+    """A line about `Stream.counts`: `kept 30 of 60 records: 30 prompt too long`."""
+    dropped = {name: count for name, count in counts.items() if name != "kept"}
+    reasons = [f"{count} {name.replace('_', ' ')}" for name, count in dropped.items()]
+    kept = f"kept {counts['kept']} of {sum(counts.values())} records"
+    return f"{kept}: {', '.join(reasons)}" if reasons else kept
 
 
 def problem_stream(
@@ -172,9 +201,8 @@ def trace_stream(
 ) -> Stream[Trajectory]:
     """Batches of cold-start traces, brought into canonical form and laid out.
 
-    Reasons for drops: `prompt_empty`, `prompt_too_long`, `format_fault`,
-    `no_canonical_form` (stray text in a block), `no_layout` (its tokens cannot be laid
-    out), `response_too_long`.
+    A trace is dropped as malformed if it does not pass the format check, has no
+    canonical form (stray text in a block), or if its tokens cannot be laid out.
     """
     prompts.check_template(template)
     make = functools.partial(
@@ -209,9 +237,9 @@ def held_out(
         if isinstance(item, _Dropped):
             limit_name = f"rollout.max_prompt_tokens={max_prompt_tokens}"
             faults = {
-                "prompt_too_long": f"{limit_name}: the prompt of held-out problem "
+                PROMPT_TOO_LONG: f"{limit_name}: the prompt of held-out problem "
                 f"{index} is longer: {item.detail}",
-                "prompt_empty": f"held-out problem {index} has an empty prompt",
+                PROMPT_EMPTY: f"held-out problem {index} has an empty prompt",
             }
             raise ValueError(faults[item.reason])  # noqa: TRY004  not about types
         problems.append(item)
@@ -226,14 +254,6 @@ class _Dropped:
 
     reason: str
     detail: str
-
-
-def _count(counts: Counter[str], item: _Dropped, *, log: bool = True) -> None:
-    """Counts a drop, and logs the first one of its reason."""
-    if log and not counts[item.reason]:
-        text = "dropping a record (%s, further ones are only counted): %s"
-        logging.warning(text, item.reason, item.detail)
-    counts[item.reason] += 1
 
 
 def _make_problem(
@@ -252,10 +272,10 @@ def _make_problem(
         allow_tags=allow_tags,
     )
     if not len(prompt):  # nothing would predict the first token
-        return _Dropped("prompt_empty", f"no token: {str(record)[:60]}")
+        return _Dropped(PROMPT_EMPTY, f"no token: {str(record)[:60]}")
     if len(prompt) > max_prompt_tokens:
         detail = f"{len(prompt)} tokens, {max_prompt_tokens=}"
-        return _Dropped("prompt_too_long", f"{detail}: {record['question'][:60]!r}")
+        return _Dropped(PROMPT_TOO_LONG, f"{detail}: {record['question'][:60]!r}")
     return Problem(record["question"], record["answer"], prompt)
 
 
@@ -273,15 +293,13 @@ def _make_trace(
         return problem
     about = f": {record['question'][:60]!r}"
     if faults := tags.check_format(record["response"]):
-        return _Dropped("format_fault", faults[0] + about)
-    reason = "no_canonical_form"
+        return _Dropped(MALFORMED, faults[0] + about)
     try:
         response = tags.canonical(record["response"])
-        reason = "no_layout"
         trace = traces.from_text(problem.prompt, response, tokenizer, variant=variant)
     except ValueError as error:
-        return _Dropped(reason, str(error) + about)
+        return _Dropped(MALFORMED, str(error) + about)
     if len(trace.tokens) > max_response_tokens:
         detail = f"{len(trace.tokens)} tokens, {max_response_tokens=}"
-        return _Dropped("response_too_long", detail + about)
+        return _Dropped(RESPONSE_TOO_LONG, detail + about)
     return trace

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.system import files, hub
 
@@ -89,70 +90,82 @@ def max_positions(folder: str | os.PathLike) -> int:
 
 
 _MAX_LAYERS = 1000  # more would only take for ever to trace
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"),
+# What a value is to be, and whether it is that.
+_SIZE = ("a whole number from 1", lambda x: type(x) is int and 0 < x < 2**31)
+_LAYERS = (
+    f"a whole number from 1 to {_MAX_LAYERS}",
+    lambda x: type(x) is int and 0 < x <= _MAX_LAYERS,
 )
-_IS_OF = {  # field -> what it must be, and whether a value is that
-    **dict.fromkeys(
-        _SIZES,
-        ("a whole number from 1", lambda x: type(x) is int and 0 < x < 2**31),
-    ),
-    "num_hidden_layers": (
-        f"a whole number from 1 to {_MAX_LAYERS}",
-        lambda x: type(x) is int and 0 < x <= _MAX_LAYERS,
-    ),
-    **dict.fromkeys(
-        ("rope_theta", "rms_norm_eps"),
-        ("a positive number", lambda x: type(x) in (int, float) and 0 < x < 1e30),
-    ),
-    "tie_word_embeddings": ("true or false", lambda x: type(x) is bool),
-    "layer_types": (
-        "a list of names",
-        lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
-    ),
-    **dict.fromkeys(
-        ("rope_parameters", "rope_scaling"), ("an object", lambda x: type(x) is dict)
-    ),
+_POSITIVE = (
+    "a positive number",
+    lambda x: type(x) in (int, float) and 0 < x < 1e30,
+)
+_FLAG = ("true or false", lambda x: type(x) is bool)
+_NAMES = (
+    "a list of names",
+    lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
+)
+_OBJECT = ("an object", lambda x: type(x) is dict)
+_FIELDS = {
+    "vocab_size": _SIZE,
+    "hidden_size": _SIZE,
+    "intermediate_size": _SIZE,
+    "max_position_embeddings": _SIZE,
+    "num_attention_heads": _SIZE,
+    "num_key_value_heads": _SIZE,
+    "head_dim": _SIZE,
+    "num_hidden_layers": _LAYERS,
+    "rope_theta": _POSITIVE,
+    "rms_norm_eps": _POSITIVE,
+    "tie_word_embeddings": _FLAG,
+    "layer_types": _NAMES,
+    "rope_parameters": _OBJECT,
+    "rope_scaling": _OBJECT,
 }
-_OPTIONAL = (
-    *("num_key_value_heads", "head_dim", "layer_types"),
-    *("rope_parameters", "rope_scaling"),
-)
+_MAY_BE_NULL = {"num_key_value_heads", "head_dim", "layer_types"}
+_MAY_BE_NULL |= {"rope_parameters", "rope_scaling"}
+# Settings under which this code would compute something else are refused.
+_SUPPORTED = {
+    "hidden_act": "silu",
+    "rope_type": "default",
+    "type": "default",  # of older rope_scaling
+    "partial_rotary_factor": 1,
+    "use_sliding_window": False,
+    "layer_types": ["full_attention"],
+    "mlp_bias": False,
+    "attention_bias": False,
+    "quantization_config": None,
+}
 
 
 def _check_types(file: Path, raw: Mapping) -> None:
     """Raises ValueError unless each field that is there has a value of its kind."""
-    for field, (kind, holds) in _IS_OF.items():
-        absent = field not in raw or (field in _OPTIONAL and raw[field] is None)
-        if not absent and not holds(raw[field]):
-            raise ValueError(f"{file}: {field}={raw[field]!r:.200} is not {kind}")
+    for name, (kind, holds) in _FIELDS.items():
+        absent = name not in raw or (name in _MAY_BE_NULL and raw[name] is None)
+        if not absent and not holds(raw[name]):
+            raise ValueError(f"{file}: {name}={raw[name]!r:.200} is not {kind}")
 
 
 def _check_supported(file: Path, raw: Mapping, rope: Mapping) -> None:
-    """Refuses settings under which this code would compute something else."""
-    supported = {
-        "hidden_act": "silu",
-        "rope_type": "default",
-        "type": "default",  # of older rope_scaling
-        "partial_rotary_factor": 1,
-        "use_sliding_window": False,
-        "layer_types": ["full_attention"],
-        "mlp_bias": False,
-        "attention_bias": False,
-        "quantization_config": None,
-    }
-    if raw["model_type"] == "qwen2":  # has biases on q, k, v, whatever this says
-        del supported["attention_bias"]
+    """Raises ValueError for a setting that the model does not compute."""
     settings = dict(raw) | dict(rope)
     settings["layer_types"] = sorted(set(raw.get("layer_types") or ["full_attention"]))
-    for field, value in supported.items():
-        found = settings.get(field, value)
-        if found != value:
-            raise ValueError(f"{file}: {field}={found!r:.200}, supported is {value!r}")
+    for name, value in _SUPPORTED.items():
+        given = settings.get(name, value)
+        # Qwen2 has biases on q, k, v, whatever `attention_bias` says.
+        ignored = name == "attention_bias" and raw["model_type"] == "qwen2"
+        if given != value and not ignored:
+            raise ValueError(f"{file}: {name}={given!r:.200}, supported is {value!r}")
 
 
-def config_json(config: ModelConfig, flat, tokenizer, max_positions) -> dict[str, Any]:
+def config_json(
+    config: ModelConfig, dtype: str, tokenizer: Tokenizer | None, max_positions: int
+) -> dict[str, Any]:
+    """The config.json of a model whose weights are written in `dtype`.
+
+    Raises:
+      ValueError: no architecture of Hugging Face is like the model.
+    """
     if config.qk_norm and config.qkv_bias:
         raise ValueError("qk_norm=True with qkv_bias=True: no such Hugging Face model")
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
@@ -172,7 +185,7 @@ def config_json(config: ModelConfig, flat, tokenizer, max_positions) -> dict[str
         "rope_theta": config.rope_base,
         "max_position_embeddings": max_positions,
         "tie_word_embeddings": config.tie_embeddings,
-        "torch_dtype": str(flat[("embedding",)].dtype),
+        "torch_dtype": dtype,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_id if tokenizer else None,
         "pad_token_id": tokenizer.pad_id if tokenizer else None,

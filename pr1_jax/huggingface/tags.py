@@ -1,4 +1,4 @@
-"""Rows of the embedding for the six tags."""
+"""Rows of the embedding for the six tags (docs/method.md, section 6)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,6 @@ def resize_embeddings(
     key: jax.Array,
     *,
     noise: float = 0.2,
-    multiple_of: int = 1,
     shardings: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], ModelConfig]:
     """Gives the tags that the tokenizer has newly got their rows.
@@ -30,14 +29,11 @@ def resize_embeddings(
     tokenizer brought the tags along.
 
     Args:
-      params: unboxed. config: of `params`.
-      tokenizer: of this model.
+      params: unboxed. config: of `params`. tokenizer: of this model.
       key: for the noise.
       noise: standard deviation of the noise, as a share of the pieces' own. On
         SmolLM2-135M, 0.2 brings the greatest cosine between two tag rows from 0.90 to
         0.83 and leaves the text's likelihood as it is; from 1.0 on it suffers.
-      multiple_of: a vocabulary that grows is rounded up to this (sharded vocabularies
-        must divide evenly); spare rows are the mean of all rows.
       shardings: of the new parameters; None = as the old ones.
 
     Returns:
@@ -47,41 +43,35 @@ def resize_embeddings(
       ValueError: the tokenizer has more tokens than the model, tags aside.
     """
     check_vocab_size(config, tokenizer)
+    params = dict(params)
     if not tokenizer.new_tags:
-        return dict(params), config
-    vocab_size = config.vocab_size
-    if vocab_size < tokenizer.vocab_size:
-        vocab_size = -(-tokenizer.vocab_size // multiple_of) * multiple_of
+        return params, config
+    vocab_size = max(config.vocab_size, tokenizer.vocab_size)
     tag_ids = np.array([tokenizer.tag_ids[tag] for tag in tokenizer.new_tags])
     spelled = [tokenizer.tag_pieces(tag) for tag in tokenizer.new_tags]
-    averages = np.zeros((len(spelled), sum(map(len, spelled))), np.float32)
-    start = 0
-    for row, ids in zip(averages, spelled, strict=True):
-        row[start : start + len(ids)] = 1 / len(ids)
-        start += len(ids)
-    params = dict(params)
+    owner = np.repeat(np.arange(len(spelled)), [len(ids) for ids in spelled])
+    is_its = owner == np.arange(len(spelled))[:, None]
+    averages = is_its / is_its.sum(axis=1, keepdims=True, dtype=np.float32)
     for i, name in enumerate(["embedding", "head"]):
         if name in params:
             rows = params[name]
             shape = (len(spelled), config.width)
             offsets = noise * jax.random.normal(jax.random.fold_in(key, i), shape)
             # One program, so that it also runs on rows sharded over hosts.
-            params[name] = jax.jit(
+            set_rows = jax.jit(
                 _with_tag_rows,
                 static_argnames="vocab_size",
                 out_shardings=shardings[name] if shardings else rows.sharding,
-            )(
-                rows,
-                tag_ids,
-                np.concatenate(spelled),
-                averages,
-                offsets,
-                vocab_size=vocab_size,
+            )
+            pieces = np.concatenate(spelled)
+            params[name] = set_rows(
+                rows, tag_ids, pieces, averages, offsets, vocab_size=vocab_size
             )
     return params, dataclasses.replace(config, vocab_size=vocab_size)
 
 
 def check_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raises ValueError if the tokenizer has more tokens than the model, tags aside."""
     base_size = tokenizer.vocab_size - len(tokenizer.new_tags)
     if base_size > config.vocab_size:
         raise ValueError(
@@ -100,6 +90,5 @@ def _with_tag_rows(rows, tag_ids, piece_ids, averages, offsets, *, vocab_size: i
     pieces = rows[piece_ids].astype(jnp.float32)
     new = jnp.matmul(averages, pieces, precision="highest")
     new += offsets * jnp.std(pieces)
-    spare = jnp.mean(rows, axis=0, dtype=jnp.float32).astype(rows.dtype)
-    spare = jnp.broadcast_to(spare, (vocab_size - rows.shape[0], rows.shape[1]))
-    return jnp.concatenate([rows, spare]).at[tag_ids].set(new.astype(rows.dtype))
+    grown = jnp.pad(rows, [(0, vocab_size - len(rows)), (0, 0)])
+    return grown.at[tag_ids].set(new.astype(rows.dtype))

@@ -4,16 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import safetensors
 from flax import traverse_util
 
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.params import init_params
+from pr1_jax.model.params import init_params, unbox
 from pr1_jax.system import files
 
 INDEX = "model.safetensors.index.json"
@@ -25,31 +23,34 @@ _NAMES = {
     "embedding": ("model.embed_tokens.weight", 0),
     "head": ("lm_head.weight", 0),
     "final_norm/scale": ("model.norm.weight", 0),
-    "attn_norm/scale": ("model.layers.{}.input_layernorm.weight", 0),
-    "q/kernel": ("model.layers.{}.self_attn.q_proj.weight", 1),
-    "k/kernel": ("model.layers.{}.self_attn.k_proj.weight", 1),
-    "v/kernel": ("model.layers.{}.self_attn.v_proj.weight", 1),
-    "o/kernel": ("model.layers.{}.self_attn.o_proj.weight", 2),
-    "q/bias": ("model.layers.{}.self_attn.q_proj.bias", 0),
-    "k/bias": ("model.layers.{}.self_attn.k_proj.bias", 0),
-    "v/bias": ("model.layers.{}.self_attn.v_proj.bias", 0),
-    "q_norm/scale": ("model.layers.{}.self_attn.q_norm.weight", 0),
-    "k_norm/scale": ("model.layers.{}.self_attn.k_norm.weight", 0),
-    "mlp_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", 0),
-    "gate/kernel": ("model.layers.{}.mlp.gate_proj.weight", 1),
-    "up/kernel": ("model.layers.{}.mlp.up_proj.weight", 1),
-    "down/kernel": ("model.layers.{}.mlp.down_proj.weight", 1),
+    # In each layer, behind model.layers.NUMBER:
+    "attn_norm/scale": ("input_layernorm.weight", 0),
+    "q/kernel": ("self_attn.q_proj.weight", 1),
+    "k/kernel": ("self_attn.k_proj.weight", 1),
+    "v/kernel": ("self_attn.v_proj.weight", 1),
+    "o/kernel": ("self_attn.o_proj.weight", 2),
+    "q/bias": ("self_attn.q_proj.bias", 0),
+    "k/bias": ("self_attn.k_proj.bias", 0),
+    "v/bias": ("self_attn.v_proj.bias", 0),
+    "q_norm/scale": ("self_attn.q_norm.weight", 0),
+    "k_norm/scale": ("self_attn.k_norm.weight", 0),
+    "mlp_norm/scale": ("post_attention_layernorm.weight", 0),
+    "gate/kernel": ("mlp.gate_proj.weight", 1),
+    "up/kernel": ("mlp.up_proj.weight", 1),
+    "down/kernel": ("mlp.down_proj.weight", 1),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One Hugging Face tensor and the place in our tree that it fills.
+    """One Hugging Face tensor and the part of our tree that it fills.
 
     Attributes:
-      name, hf_shape: there.
-      path: of the parameter here; layer: its index on axis 0, None if not stacked.
-      shape: here, without the layer axis. inputs: leading input axes, see `_NAMES`.
+      name, hf_shape: of the tensor.
+      path: of our parameter.
+      layer: its index on axis 0 of the parameter, None if that is not stacked.
+      shape: of our part, without the layer axis.
+      inputs: how many leading axes of it are inputs, see `_NAMES`.
     """
 
     name: str
@@ -70,32 +71,27 @@ class Tensor:
         return np.ascontiguousarray(array).reshape(self.hf_shape)
 
 
-def _abstract_params(config: ModelConfig) -> dict[tuple[str, ...], Any]:
-    """Path -> shape and dtype of each parameter."""
-    init = lambda key: nn.unbox(init_params(config, key))
-    return traverse_util.flatten_dict(jax.eval_shape(init, jax.random.key(0)))
-
-
 def tensor_table(config: ModelConfig) -> dict[tuple[str, ...], list[Tensor]]:
     """Our parameter -> the tensors that fill it: one, or one a layer if stacked."""
+    params = jax.eval_shape(lambda: unbox(init_params(config, jax.random.key(0))))
     table = {}
-    for path, leaf in _abstract_params(config).items():
-        stacked = path[0] == "layers"
-        in_layer = stacked or path[0].startswith("layer_")
-        name, inputs = _NAMES["/".join(path[1:] if in_layer else path)]
-        shape = leaf.shape[1:] if stacked else leaf.shape
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        shape, layers, prefix, key = leaf.shape, [None], "", path
+        if path[0] == "layers":  # stacked
+            shape, layers = leaf.shape[1:], [*range(config.num_layers)]
+            prefix, key = "model.layers.{}.", path[1:]
+        elif path[0].startswith("layer_"):
+            number = path[0].removeprefix("layer_")
+            prefix, key = f"model.layers.{number}.", path[1:]
+        name, inputs = _NAMES["/".join(key)]
         hf_shape = shape
         if inputs:
             hf_shape = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
         elif name.endswith(".bias"):
             hf_shape = (math.prod(shape),)
-        if stacked:
-            layers = [(i, i) for i in range(config.num_layers)]
-        else:
-            layers = [(None, path[0].removeprefix("layer_"))]
         table[path] = [
-            Tensor(name.format(number), hf_shape, path, i, shape, inputs)
-            for i, number in layers
+            Tensor((prefix + name).format(i), hf_shape, path, i, shape, inputs)
+            for i in layers
         ]
     return table
 
@@ -107,7 +103,7 @@ def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
       FileNotFoundError: there are no safetensors; other formats are never read.
       ValueError: names the file that is damaged, or the part that is not in the folder.
     """
-    found = {}
+    tensors = {}
     for file in _parts(folder):
         if not file.is_file():
             raise FileNotFoundError(f"no weights at {file}: {_pickles(folder)}")
@@ -115,7 +111,7 @@ def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
             with safetensors.safe_open(file, framework="numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     part = opened.get_slice(name)
-                    found[name] = file, tuple(part.get_shape())
+                    tensors[name] = file, tuple(part.get_shape())
                     if part.get_dtype() not in _DTYPES:
                         raise ValueError(
                             f"tensor {name} is {part.get_dtype()}, expected one of "
@@ -124,7 +120,7 @@ def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         except (safetensors.SafetensorError, OSError) as error:
             text = f"{file} is truncated or damaged, copy it anew: {error}"
             raise ValueError(text) from error
-    return found
+    return tensors
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -180,12 +176,19 @@ def read_tensor(file: Path, name: str) -> np.ndarray:
 
 
 def check_tensors(
-    table: Mapping[Any, list[Tensor]],
+    table: Mapping[tuple[str, ...], list[Tensor]],
     found: Mapping[str, tuple[Path, tuple[int, ...]]],
     folder: Path,
     tie_embeddings: bool,
 ) -> None:
-    """Every tensor there, of the right shape, and none that would be left out."""
+    """Checks that every tensor is there, of its shape, and none would be left out.
+
+    Args:
+      table: of `tensor_table`. found: of `find_tensors`.
+
+    Raises:
+      ValueError: names the tensor and what is wrong.
+    """
     expected = {t.name: t for tensors in table.values() for t in tensors}
     for name, tensor in expected.items():
         if name not in found:
@@ -198,4 +201,4 @@ def check_tensors(
     for name, (file, _) in found.items():
         ignored = tie_embeddings and name == "lm_head.weight"
         if name not in expected and not ignored and not name.endswith(".inv_freq"):
-            raise ValueError(f"tensor {name} has no place in this model: {file}")
+            raise ValueError(f"tensor {name} is none of this model: {file}")

@@ -1,11 +1,10 @@
-"""Hugging Face folders: config.json, safetensors in one or many files, tokenizer.
+"""Weights of Hugging Face folders, read and written.
 
-Qwen3, Qwen2 and Llama (spec section 9) through one mapping table, both ways. Weights
-are read and written one tensor at a time, so the host holds one parameter, not a copy
-of the model. New tag rows (spec section 6) are made by `resize_embeddings`.
+Qwen3, Qwen2 and Llama (docs/method.md, section 9) through one mapping table, both ways.
+Weights are read and written one tensor at a time, so the host holds one parameter, not
+a copy of the model.
 """
 
-import json
 import math
 import os
 import shutil
@@ -31,12 +30,13 @@ from pr1_jax.huggingface.tensors import (
 )
 from pr1_jax.huggingface.usage import Usage
 from pr1_jax.model.config import ModelConfig
+from pr1_jax.system import files
 
 
 def load_params(
     folder: str | os.PathLike, config: ModelConfig, *, shardings: Any = None
 ) -> dict[str, Any]:
-    """Loads safetensors into the unboxed tree of `model.init_params`.
+    """Loads safetensors into the unboxed tree of `model.params.init_params`.
 
     Every tensor is checked before the first is read. The host holds one parameter at
     a time (with `scan_layers`, one kind of parameter of all layers).
@@ -61,7 +61,7 @@ def load_params(
             file, _ = found[tensor.name]
             row[...] = tensor.from_hf(read_tensor(file, tensor.name))
         host = host[0] if tensors[0].layer is None else host
-        params[path] = _place(host, shardings and shardings[path])
+        params[path] = _put(host, shardings and shardings[path])
     return traverse_util.unflatten_dict(params)
 
 
@@ -78,14 +78,13 @@ def check_weights(
 
 
 def _find_checked(folder: str | os.PathLike, config: ModelConfig):
-    """`hf_tensors.find_tensors`, all of them as the model needs them."""
-    table = tensor_table(config)
+    """`find_tensors` of a folder, all of them as the model needs them."""
     found = find_tensors(Path(folder))
-    check_tensors(table, found, folder, config.tie_embeddings)
+    check_tensors(tensor_table(config), found, folder, config.tie_embeddings)
     return found
 
 
-def _place(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def _put(host: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """Puts an array on devices, and waits, so that host copies do not pile up."""
     if sharding is None:
         array = jax.device_put(host)
@@ -113,7 +112,7 @@ def save_params(
 ) -> None:
     """Writes a folder that `transformers` loads; one part at a time on the host.
 
-    It is written beside `folder` and renamed at the end: `folder` is whole or absent.
+    It is written beside `folder` and renamed at the end: the folder is whole or absent.
 
     Args:
       folder: must not exist, or be empty.
@@ -128,8 +127,9 @@ def save_params(
     temporary.mkdir(parents=True)
     try:
         flat = traverse_util.flatten_dict(params)
-        settings = config_json(config, flat, tokenizer, max_positions)
-        _write_json(temporary / "config.json", settings)
+        dtype = str(flat[("embedding",)].dtype)
+        settings = config_json(config, dtype, tokenizer, max_positions)
+        files.write_json(temporary / "config.json", settings)
         _write_tensors(temporary, flat, config, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(temporary)
@@ -141,6 +141,7 @@ def save_params(
 
 
 def _write_tensors(folder: Path, flat, config: ModelConfig, max_shard_bytes) -> None:
+    """Writes parameters by path, `flat`, as one or more files and their index."""
     num_bytes = lambda t: math.prod(t.shape) * flat[t.path].dtype.itemsize
     tensors = [t for group in tensor_table(config).values() for t in group]
     parts, size = [], math.inf
@@ -166,8 +167,6 @@ def _write_tensors(folder: Path, flat, config: ModelConfig, max_shard_bytes) -> 
         weight_map |= dict.fromkeys(arrays, file)
     if len(parts) > 1:
         metadata = {"total_size": sum(map(num_bytes, tensors))}
-        _write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
-
-
-def _write_json(file: Path, value: Mapping) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n")
+        files.write_json(
+            folder / INDEX, {"metadata": metadata, "weight_map": weight_map}
+        )

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from pr1_jax.plan import hardware
 from pr1_jax.system import cli
+from pr1_jax.workdir import old_fields
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
@@ -77,4 +78,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config=_CONFIG)
+    cli.run(main, config=_CONFIG, hint=old_fields.hint)

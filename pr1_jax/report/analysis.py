@@ -1,20 +1,18 @@
-r"""What blocks are used for, read off the text of responses (spec section 8).
+r"""What blocks are used for, read off the text of responses (docs/method.md, section 8).
 
-Functions of rollout records, the dicts in `rollouts/*.jsonl`, for notebooks and the
-report. Whatever a model wrote is read as far as it goes: a path that was never closed
-ends where the next tag of its block begins, and a path outside a block is none.
+The functions take rollout records, the dicts in `rollouts/*.jsonl`. Whatever a model
+wrote is read as far as it goes: a path that was never closed ends where the next tag of
+its block begins, and a path outside a block is not counted.
 
 A *conclusion* is what two texts are compared by: the answer in a path's `\boxed{}` or
-`Final Answer:` line, else its last number; in an embedded search the pair that was found,
-or that it found none. It is a reading of words, not of thoughts, and so is all that
-follows from it.
+`Final Answer:` line, else its last number; in the embedded search the pair that a path
+names, or that it found none. All that follows from conclusions is read from words, and
+is a heuristic.
 """
 
 import dataclasses
 import functools
 import itertools
-import os
-import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,7 +23,6 @@ import numpy as np
 
 from pr1_jax import tags
 from pr1_jax.answers.extract import extract
-from pr1_jax.workdir import metrics
 
 Record = Mapping[str, Any]
 
@@ -44,7 +41,6 @@ _VERIFIES = re.compile(
 )
 _FAILED = "no"  # the conclusion of a search that found nothing
 _LEAD = 200  # characters that announce a block
-_FILE = re.compile(r"([a-z]+)_([0-9]{6,})(?:-[0-9]{5}-of-[0-9]{5})?\.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +72,7 @@ def read_blocks(record: Record) -> list[Block]:
     text = record["response"]
     found: list[tuple[int, str, list[str], list[str]]] = []  # last, the summary
     into: list[str] | None = None  # what the text goes to
-    place, end = "main", 0  # or in a "block", "joined" after one
+    where, end = "main", 0  # or in a "block", "joined" after one
     for match in _TAG.finditer(text):
         between = text[end : match.start()]
         if into is not None:
@@ -84,13 +80,13 @@ def read_blocks(record: Record) -> list[Block]:
         tag, end, into = match.group(), match.end(), None
         if tag == tags.PARALLEL:
             found.append((match.start(), between, [], []))
-            place = "block"
-        elif tag == tags.PATH and place == "block":
+            where = "block"
+        elif tag == tags.PATH and where == "block":
             into = found[-1][2]
-        elif tag == tags.END_PARALLEL and place == "block":
-            place = "joined"
-        elif tag == tags.SUMMARY and place == "joined":
-            into, place = found[-1][3], "main"
+        elif tag == tags.END_PARALLEL and where == "block":
+            where = "joined"
+        elif tag == tags.SUMMARY and where == "joined":
+            into, where = found[-1][3], "main"
     if into is not None:
         into.append(text[end:])
     shares = _starts(record, [start for start, *_ in found])
@@ -244,42 +240,30 @@ def path_agreement(records: Iterable[Record]) -> list[float]:
     return found
 
 
-def summary_choices(records: Iterable[Record]) -> dict[str, int]:
-    """Which path the summary follows where paths disagree, counted over blocks.
+def summaries_follow_majority(records: Iterable[Record]) -> list[bool]:
+    """Does a summary follow most of its paths, where paths disagree?
 
-    A summary follows the conclusion that it names last. A block counts wherever that
-    is the conclusion of its first, its last or its longest path (the first of these),
-    or of more of its paths than any other (`majority`); one path may be all of it.
+    A summary follows the conclusion that it names last.
 
-        >>> summary_choices([{"response":
-        ...     "<Parallel><Path>so 4</Path><Path>rather 5</Path></Parallel>\\n"
-        ...     "<Summary>Not 4 but 5.</Summary>"}])
-        {'blocks': 1, 'first': 0, 'last': 1, 'longest': 1, 'majority': 0, 'none': 0,
-         'with_majority': 0}
+        >>> summaries_follow_majority([{"response":
+        ...     "<Parallel><Path>so 4</Path><Path>or 5</Path><Path>4</Path></Parallel>"
+        ...     "\\n<Summary>Not 5 but 4.</Summary>"}])
+        [True]
 
     Returns:
-      `blocks` is the number of those in which paths disagree and a summary stands;
-      `with_majority` of those among them that have a majority; `none` of those whose
-      summary names no path's conclusion.
+      One answer for each block with a summary whose paths disagree and of which more
+      come to one conclusion than to any other.
     """
-    names = ("blocks", "first", "last", "longest", "majority", "none", "with_majority")
-    count = dict.fromkeys(names, 0)
+    found = []
     for block in _blocks(records):
-        concluded = _conclusions(block)
-        reached = [c for _, c in concluded]
-        if len(set(reached)) < 2 or not block.summary.strip():
+        reached = Counter(c for _, c in _conclusions(block)).most_common(2)
+        if len(reached) < 2 or not block.summary.strip():
             continue
-        (top, most), (_, second), *_ = Counter(reached).most_common()
-        chosen = _named_last(block.summary, {*reached})
-        longest = max(concluded, key=lambda item: len(item[0]))[1]
-        count["blocks"] += 1
-        count["with_majority"] += most > second
-        count["none"] += chosen is None
-        count["first"] += chosen == reached[0]
-        count["last"] += chosen == reached[-1]
-        count["longest"] += chosen == longest
-        count["majority"] += most > second and chosen == top
-    return count
+        (top, most), (_, second) = reached
+        if most > second:
+            known = {c for _, c in _conclusions(block)}
+            found.append(_named_last(block.summary, known) == top)
+    return found
 
 
 def _summarized(summary: str) -> str | None:
@@ -320,39 +304,16 @@ def verifies(block: Block, known: Collection[str] = ()) -> bool:
     return bool(reached) and 2 * sum(c in known for c in reached) >= len(reached)
 
 
-def _judged(records: Iterable[Record]) -> list[tuple[float, bool]]:
-    """Start and `verifies` of every block."""
+def verifications(records: Iterable[Record]) -> list[bool]:
+    """Whether each block verifies something (`verifies`)."""
     found = []
     for record in records:
         known: set[str] = set()
         for block in read_blocks(record):
-            found.append((block.start, verifies(block, known)))
+            found.append(verifies(block, known))
             known |= {c for _, c in _conclusions(block)}
             known |= {_summarized(block.summary)} - {None}
     return found
-
-
-def verification_share(records: Iterable[Record], bins: int = 10) -> list[float | None]:
-    """Share of blocks that verify (`verifies`), by where they start. A heuristic.
-
-        >>> verification_share([{"response": "It is 12345. Check: <Parallel>"}], bins=2)
-        [None, 1.0]
-
-    Args:
-      bins: equal parts of a response.
-
-    Returns:
-      One share a part, from the first on; None where no block starts.
-
-    Raises:
-      ValueError: not one part or more.
-    """
-    if bins < 1:
-        raise ValueError(f"bins={bins} must be at least 1")
-    parts: list[list[bool]] = [[] for _ in range(bins)]
-    for start, verified in _judged(records):
-        parts[min(int(start * bins), bins - 1)].append(verified)
-    return [_mean(part) for part in parts]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -360,38 +321,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def summarize(records: Sequence[Record]) -> dict[str, float | None]:
-    """One figure for each analysis, None where there is nothing to tell.
-
-    Means over blocks; `summary_follows_majority` is a share of the blocks in which
-    paths disagree, most of them agree and a summary stands.
-    """
-    choices = summary_choices(records)
-    voted = choices["with_majority"]
+    """One figure for each analysis, a mean over blocks; None where there is none."""
     return {
         "relative_position": _mean(relative_positions(records)),
         "path_bleu": _mean(path_diversity(records)),
         "path_agreement": _mean(path_agreement(records)),
-        "summary_follows_majority": choices["majority"] / voted if voted else None,
-        "verification_share": _mean([verified for _, verified in _judged(records)]),
+        "summary_follows_majority": _mean(summaries_follow_majority(records)),
+        "verification_share": _mean(verifications(records)),
     }
-
-
-def over_training(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """`summarize` of each step's sampled responses, with `stage` and `step`, in order.
-
-    Raises:
-      FileNotFoundError: the workdir has no `rollouts`.
-      ValueError: a file is not JSON lines; names file and line.
-    """
-    folder = pathlib.Path(workdir) / "rollouts"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{workdir} has no rollouts: not the workdir of a run")
-    steps: dict[tuple[str, int], list[Record]] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        if match := _FILE.fullmatch(path.name):
-            place = match[1], int(match[2])
-            steps.setdefault(place, []).extend(metrics.read_metrics(path))
-    return [
-        {"stage": stage, "step": step, **summarize(steps[stage, step])}
-        for stage, step in sorted(steps)
-    ]

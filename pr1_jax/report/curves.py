@@ -1,24 +1,16 @@
-"""One picture of a run: `curves.png`, the charts of the page that tell its course.
+"""One picture of a run: `curves.png`, the charts of the page that tell its course."""
 
-Matplotlib's figure is used without pyplot, so nothing global is touched and no display
-is needed.
-"""
-
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from pr1_jax.report import reading
 from pr1_jax.report.charts import CHARTS, Chart
-from pr1_jax.report.drawing import ACCENT, FAINT, INK, LINE
-from pr1_jax.system import files
+from pr1_jax.system import pictures
 from pr1_jax.workdir import metric_table
 
-_COLORS = (ACCENT, "#e8710a")
 _WINDOW = "#fde68a"
 _COLUMNS = 3
 
@@ -32,8 +24,7 @@ def plot_curves(run: reading.Run) -> None:
     charts = [chart for chart in charts if _stages(run, chart)]
     count = max(len(charts), 1)
     rows, columns = -(-count // _COLUMNS), min(_COLUMNS, count)
-    figure = Figure(figsize=(16, 0.6 + 3.9 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = pictures.figure(rows, columns, width=16 / columns, height=3.9)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, chart in zip(grid, charts):
         _draw(axes, run, chart)
@@ -42,10 +33,8 @@ def plot_curves(run: reading.Run) -> None:
     title = run.name if charts else f"{run.name}: no step has been logged yet"
     if names := sorted({window.reward for window in run.windows}):
         title += f"    (shaded: steps with the reward {', '.join(names)})"
-    figure.suptitle(title, fontsize=13, color=FAINT, x=0.01, ha="left")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=100, facecolor="white")
-    files.replace_file(run.path / "curves.png", image.getvalue())
+    figure.suptitle(title, fontsize=13, color=pictures.FAINT, x=0.01, ha="left")
+    pictures.save(figure, run.path / "curves.png", dots_per_inch=100)
 
 
 def _stages(run: reading.Run, chart: Chart) -> list[tuple[str, slice, int]]:
@@ -61,15 +50,12 @@ def _stages(run: reading.Run, chart: Chart) -> list[tuple[str, slice, int]]:
 
 
 def _draw(axes: Axes, run: reading.Run, chart: Chart) -> None:
-    axes.set_title(chart.title, loc="left", fontsize=13, fontweight="bold", color=INK)
-    axes.grid(axis="y", color=LINE, linewidth=1, alpha=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", labelsize=11, colors=FAINT, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
+    pictures.style(axes, chart.title, size=13)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     stages = _stages(run, chart)
-    lines = [line for line in zip(chart.metrics, _COLORS) if line[0] in run.columns]
+    lines = [
+        line for line in zip(chart.metrics, pictures.COLORS) if line[0] in run.columns
+    ]
     for name, rows, before in stages:
         steps = before + np.array([row["step"] for row in run.rows[rows]])
         for window in (w for w in run.windows if w.stage == name):
@@ -79,8 +65,10 @@ def _draw(axes: Axes, run: reading.Run, chart: Chart) -> None:
             _draw_line(axes, chart, steps, run.columns[metric][rows], color)
         if len(stages) > 1:
             at = {"textcoords": "offset points", "xycoords": ("data", "axes fraction")}
-            axes.axvline(before + 0.5, color=FAINT, linewidth=0.8, linestyle=":")
-            axes.annotate(name, (before + 0.5, 0), (3, 4), color=FAINT, **at)
+            axes.axvline(
+                before + 0.5, color=pictures.FAINT, linewidth=0.8, linestyle=":"
+            )
+            axes.annotate(name, (before + 0.5, 0), (3, 4), color=pictures.FAINT, **at)
     if len(lines) > 1:
         for metric, color in lines:
             words = metric_table.describe(metric).short
@@ -88,7 +76,7 @@ def _draw(axes: Axes, run: reading.Run, chart: Chart) -> None:
     _draw_held_out(axes, run, chart, stages)
     _set_scale(axes, chart.scale)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=11, labelcolor=INK)
+        axes.legend(frameon=False, fontsize=11, labelcolor=pictures.INK)
 
 
 def _draw_line(
@@ -141,7 +129,7 @@ def _draw_held_out(
             value,
             [np.maximum(value - low, 0), np.maximum(high - value, 0)],
             fmt="o",
-            color=INK,
+            color=pictures.INK,
             markerfacecolor="white",
             capsize=4,
             zorder=3,

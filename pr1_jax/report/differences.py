@@ -5,7 +5,7 @@ from typing import Any
 
 from pr1_jax import defaults
 from pr1_jax.system import files
-from pr1_jax.workdir import folder
+from pr1_jax.workdir import folder, old_fields
 
 ABSENT = "(not there)"  # a field that one of two configs does not have
 
@@ -17,9 +17,15 @@ def _text(value: Any) -> str:
 
 
 def between(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Name and one text a config, of each field in which they are not all equal."""
+    """Name and one text a config, of each field in which they are not all equal.
+
+    Fields that older versions wrote have the names that they have today.
+    """
     flat = [
-        {name: _text(value) for name, value in folder.flat(config).items()}
+        {
+            name: _text(value)
+            for name, value in old_fields.today(folder.flat(config)).items()
+        }
         for config in configs
     ]
     names = sorted({name for found in flat for name in found})

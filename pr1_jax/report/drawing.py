@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from pr1_jax import layout
+from pr1_jax.system.pictures import BLUE as ACCENT
+from pr1_jax.system.pictures import FAINT, INK
 
 Trace = Mapping[str, Any]
 
-ACCENT, PALE = "#2563eb", "#e8effe"
-INK, FAINT, LINE = "#1f2937", "#6b7280", "#d1d5db"
+PALE, LINE = "#e8effe", "#d1d5db"
 _SURPRISE = 2.5  # nats below which a token has the full accent
 _LANE, _BOX = 1.0, 0.9  # widths, in lanes
 _ROW_INCHES, _LANE_INCHES = 0.205, 0.98

@@ -7,6 +7,7 @@ and never runs; the page's own code puts it in place as text.
 import collections
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pr1_jax import rewards
 from pr1_jax.report import charts, differences, events, history, reading, traces
 from pr1_jax.system import files
 from pr1_jax.workdir import alarms, metric_table
@@ -164,6 +166,20 @@ def _rewards(run: reading.Run) -> str:
     return f"{name}: {', '.join(parts)}" if len(parts) > 1 else name
 
 
+def _reward_in_words(name: str) -> str:
+    """What a reward gives to whom."""
+    pays = functools.partial(rewards.reward, name, format_ok=True)
+    with_block = pays(correct=True, num_blocks=1)
+    without = pays(correct=True, num_blocks=0)
+    wrong = pays(correct=False, num_blocks=0)
+    if with_block == without:
+        return f"{without:g} for a correct answer, {wrong:g} otherwise."
+    return (
+        f"{with_block:g} for a correct answer with a block, {without:g} for one "
+        f"without, {wrong:g} otherwise."
+    )
+
+
 def _short(value: float) -> float | None:
     """Five digits are enough to draw and to read; None for no number."""
     return float(f"{value:.5g}") if np.isfinite(value) else None
@@ -189,6 +205,7 @@ def assemble(
             name: {"title": a.title, "means": a.means, "look": a.look}
             for name, a in alarms.ALARMS.items()
         },
+        "rewards": {name: _reward_in_words(name) for name in rewards.REWARDS},
         "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "runs": list(runs),
         "fields": list(config_rows),

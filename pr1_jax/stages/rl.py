@@ -150,9 +150,10 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             tokens = sum(r.total_tokens for r in of_all)
             metrics |= _pace(metrics, tokens, now - began)
             began = now
-            run.log("rl", step, metrics | run.count_records("rl", stream), progress)
+            run.log("rl", step, metrics | run.count_records(stream), progress)
             run.save(Position(stage, step), state, stream.get_state(), metrics)
             saved_sec = time.perf_counter() - began
+    run.say(f"rl data: {stream.summary}")
 
 
 _PARTS = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")

@@ -81,7 +81,6 @@ class Run:
             ),
         )
         self._watchers = watchers if self._main else ()
-        self._counted: set[str] = set()  # stages whose dropped records were told
         self._left: tuple[Any, Any] | None = None  # states of training and data
         self.position = self._newest()
         self.params = self._first_params()
@@ -247,21 +246,13 @@ class Run:
         """A progress display; quiet on all processes but the first."""
         return progress.Progress(stage, total_steps, enabled=self._main)
 
-    def count_records(self, stage: str, stream: Stream) -> dict[str, float]:
-        """Metrics `data/…` of a stage's records; says once what share was dropped."""
-        kept, total = stream.counts["kept"], sum(stream.counts.values())
-        dropped = {n: x for n, x in stream.counts.items() if n != "kept"}
-        if dropped and total >= stream.records and stage not in self._counted:
-            self._counted.add(stage)
-            reasons = ", ".join(
-                f"{count} {reason.replace('_', ' ')}"
-                for reason, count in dropped.items()
-            )
-            self.say(f"{stage} data: kept {kept} of {total} records: {reasons}")
-        return {
-            "data/kept": float(kept),
-            **{f"data/dropped_{reason}": float(n) for reason, n in dropped.items()},
+    @staticmethod
+    def count_records(stream: Stream) -> dict[str, float]:
+        """Metrics `data/…`: records that a stage has kept and dropped so far."""
+        named = {
+            n if n == "kept" else f"dropped_{n}": x for n, x in stream.counts.items()
         }
+        return {f"data/{name}": float(count) for name, count in named.items()}
 
     def log(
         self,

@@ -95,5 +95,6 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 "perf/step_sec": seconds,
                 "perf/tokens_per_sec": tokens / seconds,
             }
-            run.log("sft", step, metrics | run.count_records("sft", stream), progress)
+            run.log("sft", step, metrics | run.count_records(stream), progress)
             run.save(Position(stage, step), state, stream.get_state(), metrics)
+    run.say(f"sft data: {stream.summary}")

@@ -148,8 +148,8 @@ def _publish(study) -> None:
     if not found.problems:
         return
     out = results.summarize(found, study)
-    folder = pathlib.Path(_OUT.value)
-    given = [f"--out={folder.name if folder.is_absolute() else folder}"]
+    asked = pathlib.Path(_OUT.value)
+    given = [f"--out={asked.name if asked.is_absolute() else asked}"]
     given += [arg for arg in sys.argv[1:] if not arg.lstrip("-").startswith("out")]
     command = " ".join(["python -m pr1_jax.study", *given])
     out = {
@@ -157,7 +157,7 @@ def _publish(study) -> None:
         "claims": judge(found),
         **out,
     }
-    files.write_json(study.out / "results.json", out)
+    files.write_json_by_key(study.out / "results.json", out)
     figures.save(out, complete, study.out)
     text = tables.readme(out, complete)
     files.replace_file(study.out / "README.md", text.encode())

@@ -1,11 +1,9 @@
 """One picture an experiment, drawn from `results.json` alone.
 
 Lines are means over seeds with the range of the seeds behind them; points have 95 %
-intervals. Names stand at what they name. Matplotlib is used without pyplot, so nothing
-global is touched.
+intervals. Names stand at what they name.
 """
 
-import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,54 +14,41 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pr1_jax.study import cells
-from pr1_jax.system import files
+from pr1_jax.system import pictures
+from pr1_jax.system.pictures import BLUE, FAINT, GREEN, GREY, INK, ORANGE, VIOLET, style
 
-_DOTS_PER_INCH = 110
-_INK, _FAINT, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
-_BLUE, _ORANGE, _GREEN, _VIOLET = "#2563eb", "#e8710a", "#059669", "#7c3aed"
-_GREY = "#9ca3af"
+_DOTS_PER_INCH = 90
 _APART = 0.09  # names of lines, as a share of the axes
 _COLORS = {
-    "sft": _GREY,
-    "accuracy": _ORANGE,
-    "alternating": _BLUE,
-    "parallel_only": _VIOLET,
-    "sequential": _GREEN,
-    "scaffold": _BLUE,
-    "late": _ORANGE,
-    "forced": _ORANGE,
-    "causal_sampling": _VIOLET,
-    "causal_sampling_published": _VIOLET,
-    "no_cold_start": _GREEN,
-    "sft_causal": _GREY,
-    "causal_without_easy": _VIOLET,
-    "causal_easy": _VIOLET,
-    "causal_with_easy": _VIOLET,
-    "structured_easy": _ORANGE,
-    "structured_with_easy": _ORANGE,
+    "sft": GREY,
+    "accuracy": ORANGE,
+    "alternating": BLUE,
+    "parallel_only": VIOLET,
+    "sequential": GREEN,
+    "scaffold": BLUE,
+    "late": ORANGE,
+    "forced": ORANGE,
+    "causal_sampling": VIOLET,
+    "causal_sampling_published": VIOLET,
+    "no_cold_start": GREEN,
+    "sft_causal": GREY,
+    "causal_without_easy": VIOLET,
+    "causal_easy": VIOLET,
+    "causal_with_easy": VIOLET,
+    "structured_easy": ORANGE,
+    "structured_with_easy": ORANGE,
 }
 
 Results = Mapping[str, Any]
 
 
-def _style(axes: Axes, title: str, grid: str = "y") -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.grid(axis=grid, color=_GRID, linewidth=1)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", labelsize=9, colors=_FAINT, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
-
-
-def _figure(columns: int, height: float = 3.4) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(4.3 * columns, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+def _panels(columns: int, height: float = 3.4) -> tuple[Figure, Sequence[Axes]]:
+    figure = pictures.figure(1, columns, width=4.3, height=height)
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def _color(name: str) -> str:
-    return _COLORS.get(name, _BLUE)
+    return _COLORS.get(name, BLUE)
 
 
 def _known(results: Results, names: Sequence[str]) -> list[str]:
@@ -96,7 +81,7 @@ def _draw_courses(
     from_zero: bool = False,
 ) -> None:
     """Lines over RL steps, each named at its end."""
-    _style(axes, title)
+    style(axes, title)
     ends = []
     for name in _known(results, names):
         rows = _course(results, name, figure)
@@ -110,7 +95,7 @@ def _draw_courses(
         axes.fill_between(steps, low, high, color=_color(name), alpha=0.15, lw=0)
         ends.append((float(mean[-1]), float(steps[-1]), name))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    axes.set_xlabel("RL step", color=_FAINT, fontsize=9)
+    axes.set_xlabel("RL step", color=FAINT, fontsize=9)
     if from_zero:
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     _name_ends(axes, results, ends)
@@ -170,7 +155,7 @@ def _draw_points(
     named: bool = True,
 ) -> None:
     """A row a cell: its mean, 95 % interval, and pale the seeds."""
-    _style(axes, title, grid="x")
+    style(axes, title, grid="x")
     names = _known(results, names)
     for row, name in enumerate(names):
         found = results["cells"][name]["metrics"][metric]
@@ -186,13 +171,13 @@ def _draw_points(
             textcoords="offset points",
             ha="center",
             fontsize=8.5,
-            color=_INK,
+            color=INK,
         )
     titles = [results["cells"][name]["title"] for name in names]
     axes.set_yticks(range(len(names)), titles if named else [""] * len(names))
     axes.set_ylim(len(names) - 0.4, -0.7)
     if named:
-        axes.tick_params(axis="y", labelcolor=_INK)
+        axes.tick_params(axis="y", labelcolor=INK)
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -0.05), min(high, 1.05))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -201,7 +186,7 @@ def _draw_points(
 
 def _draw_lengths(axes: Axes, results: Results, names: Sequence[str]) -> None:
     """A row a cell: from sequential steps to tokens of a response."""
-    _style(axes, "Steps in sequence ○ and tokens ●", grid="x")
+    style(axes, "Steps in sequence ○ and tokens ●", grid="x")
     names = _known(results, names)
     for row, name in enumerate(names):
         found = results["cells"][name]["metrics"]
@@ -219,7 +204,7 @@ def _draw_lengths(axes: Axes, results: Results, names: Sequence[str]) -> None:
 
 def rewards(results: Results) -> Figure:
     """Table 4: blocks over training; accuracy and lengths at the end."""
-    figure, axes = _figure(3)
+    figure, axes = _panels(3)
     names = cells.MEMBERS["rewards"]
     _draw_ratio(axes[0], results, names)
     _draw_points(axes[1], results, names, "accuracy", "Held-out accuracy")
@@ -229,7 +214,7 @@ def rewards(results: Results) -> Figure:
 
 def curriculum(results: Results) -> Figure:
     """Table 3: accuracy and blocks at the end."""
-    figure, axes = _figure(2, 4.0)
+    figure, axes = _panels(2, 4.0)
     names = cells.MEMBERS["curriculum"]
     _draw_points(axes[0], results, names, "accuracy", "Held-out accuracy")
     title = "Responses with a block"
@@ -239,11 +224,11 @@ def curriculum(results: Results) -> Figure:
 
 def position(results: Results) -> Figure:
     """Figure 3: where blocks start, over training, and how many there are."""
-    figure, axes = _figure(2)
+    figure, axes = _panels(2)
     names = ("late", "alternating")
     title = "Where blocks start"
     _draw_courses(axes[0], results, names, "position", title, from_zero=True)
-    axes[0].set_ylabel("share of the response", color=_FAINT, fontsize=9)
+    axes[0].set_ylabel("share of the response", color=FAINT, fontsize=9)
     _percent(axes[0])
     _draw_ratio(axes[1], results, names)
     return figure
@@ -251,29 +236,29 @@ def position(results: Results) -> Figure:
 
 def scaffold(results: Results) -> Figure:
     """Figure 4: accuracy and blocks over training, and accuracy at the end."""
-    figure, axes = _figure(3)
+    figure, axes = _panels(3)
     names = cells.MEMBERS["scaffold"]
     _draw_courses(axes[0], results, names, "accuracy", "Accuracy, in training")
     _percent(axes[0])
     _draw_ratio(axes[1], results, names)
     for one in axes[:2]:
         if results["switch"]:
-            one.axvline(results["switch"] + 0.5, color=_FAINT, lw=1, ls=":")
+            one.axvline(results["switch"] + 0.5, color=FAINT, lw=1, ls=":")
     _draw_points(axes[2], results, names, "accuracy", "Held-out accuracy", named=False)
     return figure
 
 
 def shortcuts(results: Results) -> Figure:
     """What the published code's shortcuts cost: gap, accuracy, memory."""
-    figure, axes = _figure(3)
+    figure, axes = _panels(3)
     title = "Mean log-prob gap, sampler to trainer"
     axes[0].set_yscale("log")
     names = ("alternating", "forced", "causal_sampling")
     _draw_courses(axes[0], results, names, "gap_mean", title)
     names = cells.MEMBERS["shortcuts"]
     _draw_points(axes[1], results, names, "accuracy", "Held-out accuracy")
-    _style(axes[2], "Memory of attention (MB)")
-    for name, color in (("dense", _ORANGE), ("exact", _BLUE)):
+    style(axes[2], "Memory of attention (MB)")
+    for name, color in (("dense", ORANGE), ("exact", BLUE)):
         tokens = [found["tokens"] for found in results["dense"]]
         size = [found[f"{name}_bytes"] / 1e6 for found in results["dense"]]
         if tokens:
@@ -283,7 +268,7 @@ def shortcuts(results: Results) -> Figure:
             axes[2].annotate(name, at, **label, fontsize=9, color=color)
             axes[2].set_xticks(tokens, map(str, tokens))
     axes[2].minorticks_off()
-    axes[2].set_xlabel("tokens", color=_FAINT, fontsize=9)
+    axes[2].set_xlabel("tokens", color=FAINT, fontsize=9)
     return figure
 
 
@@ -299,8 +284,5 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
 def save(results: Results, experiments: Sequence[str], folder: pathlib.Path) -> None:
     """Writes `<experiment>.png` of each."""
     for name in experiments:
-        image = io.BytesIO()
-        FIGURES[name](results).savefig(
-            image, format="png", dpi=_DOTS_PER_INCH, facecolor="white"
-        )
-        files.replace_file(folder / f"{name}.png", image.getvalue())
+        path = folder / f"{name}.png"
+        pictures.save(FIGURES[name](results), path, dots_per_inch=_DOTS_PER_INCH)

@@ -2,7 +2,7 @@
 
 `Found` holds all that claims are made of: of each cell the figures of every held-out
 problem by seed, and of every RL step by seed. `summarize` makes of it what is published:
-means with intervals (`intervals`), courses of training, rounded to four digits.
+means with intervals (`intervals`), courses of training, rounded to three digits.
 """
 
 import dataclasses
@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from pr1_jax.study import cells, intervals, outcomes, runner
+from pr1_jax.study.folder import Study
 from pr1_jax.study.intervals import Interval
 from pr1_jax.study.outcomes import POSITION
-from pr1_jax.study.places import Study
 
 # Courses that are published, of the cells of which experiments.
 _PUBLISHED = {
     "accuracy": ("scaffold",),
     "parallel_ratio": ("rewards", "position", "scaffold"),
-    "gap_max": ("shortcuts",),
     "gap_mean": ("shortcuts",),
     POSITION: ("position",),
 }
@@ -105,31 +104,27 @@ def read(study: Study) -> Found:
       ValueError: two runs were evaluated on different problems, or what is kept was
         made with other settings.
     """
-    problems: dict[str, dict[str, dict[int, np.ndarray]]] = {}
-    courses: dict[str, dict[str, dict[int, np.ndarray]]] = {}
-    by_seed = {seed: outcomes.of_seed(study, seed) for seed in study.seeds}
+    problems, courses, switch = {}, {}, 0
     asked: tuple[str, str] | None = None
-    switch = 0
-    for name in cells.CELLS:
-        for seed, finished in by_seed.items():
-            if name not in finished:
+    for name, cell in cells.CELLS.items():
+        for seed in study.seeds:
+            outcome, key = outcomes.read(study, cell, seed), f"{name} seed {seed}"
+            if outcome is None:
                 continue
-            outcome, key = finished[name], f"{name} seed {seed}"
             asked = asked or (key, outcome.questions)
             if outcome.questions != asked[1]:
                 raise ValueError(
                     f"{key} was evaluated on other problems than {asked[0]}"
                 )
-            _put(problems, name, seed, outcome.problems)
-            _put(courses, name, seed, outcome.courses)
+            for figures, read_ in (
+                (problems, outcome.problems),
+                (courses, outcome.courses),
+            ):
+                for figure, values in read_.items():
+                    figures.setdefault(name, {}).setdefault(figure, {})[seed] = values
             if name == "scaffold":
                 switch = switch or outcome.switch
     return Found(problems, courses, dense=outcomes.of_dense(study), switch=switch)
-
-
-def _put(all_: dict, cell: str, seed: int, found: Mapping[str, np.ndarray]) -> None:
-    for name, values in found.items():
-        all_.setdefault(cell, {}).setdefault(name, {})[seed] = values
 
 
 # --- Writing ------------------------------------------------------------------------
@@ -154,7 +149,7 @@ def summarize(found: Found, study: Study) -> dict[str, Any]:
                 for metric, values in by_metric.items()
             },
             "courses": {
-                figure: [[_round(x, 4) for x in course] for course in _values(values)]
+                figure: [[_round(x, 3) for x in course] for course in _values(values)]
                 for figure, values in found.courses.get(name, {}).items()
                 if _is_published(figure, name)
             },
@@ -186,26 +181,27 @@ def as_json(interval: Interval) -> dict[str, float]:
     }
 
 
-def _round(value: float, digits: int = 6) -> float | None:
+def _round(value: float, digits: int = 5) -> float | None:
     """So many digits that count; what is no number is None."""
     return float(f"{value:.{digits}g}") if np.isfinite(value) else None
 
 
 def about(study: Study, command: str) -> dict[str, Any]:
-    """What figures depend on, but for where they were made.
-
-    `commits`, by seed, where not all that is kept was made by `commit`.
-    """
-    here, by_seed = outcomes.made(), outcomes.commits(study)
-    commit = here.pop("commit")
-    same = all(found == [commit] for found in by_seed.values())
+    """What figures depend on: of what is kept, else of this machine and commit."""
+    kept = [
+        record["made"]
+        for seed in study.seeds
+        for record in outcomes.records(study, seed).values()
+    ]
+    made = {}
+    for name, here in outcomes.made().items():
+        of_runs = {each[name] for each in kept if name in each}
+        made[name] = ", ".join(sorted(of_runs)) or here
     return {
         "command": command,
-        "commit": commit,
-        **({} if same else {"commits": by_seed}),
         "size": study.size,
         "seeds": list(study.seeds),
         "overrides": list(study.overrides),
         "cores": os.cpu_count(),
-        **here,
+        **made,
     }

@@ -27,7 +27,7 @@ from typing import NoReturn
 
 from pr1_jax.study import cells, outcomes
 from pr1_jax.study.cells import Cell
-from pr1_jax.study.places import (
+from pr1_jax.study.folder import (
     DENSE,
     ROOT,
     Study,
@@ -36,7 +36,6 @@ from pr1_jax.study.places import (
     is_finished,
 )
 from pr1_jax.system import files
-from pr1_jax.workdir import metrics
 
 Run = tuple[Cell, int]  # with its seed
 _POLL_SEC = 0.2
@@ -48,13 +47,17 @@ def shown(command: Sequence[str]) -> str:
 
 
 def seconds(study: Study) -> dict[str, float]:
-    """What runs that are finished took, by `cell/seedK`, and those that are kept."""
-    here = {
-        name: sec
-        for name, sec in _counted(study).items()
-        if is_finished(study.out / "runs" / name)
+    """What runs that are finished or kept took, by `cell/seedK`."""
+    kept = {
+        f"{name}/seed{seed}": record["seconds"]
+        for seed in study.seeds
+        for name, record in outcomes.records(study, seed).items()
+        if record["seconds"] is not None
     }
-    return outcomes.kept_seconds(study) | here
+    here = _counted(study).items()
+    return kept | {
+        name: sec for name, sec in here if is_finished(study.out / "runs" / name)
+    }
 
 
 def _counted(study: Study) -> dict[str, float]:
@@ -379,65 +382,44 @@ def stop_by_signal() -> None:
 def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bool:
     """Runs a finished cell once more, elsewhere; whether all came out the same.
 
-    Compared are the figures of all steps and evaluations, but for times, and every
-    response to a held-out problem; or, of a run that is only kept, what is kept. What it
-    starts from is run before where it has no checkpoint. Where what is kept was made on
-    another processor, or with other versions, the cell and what it starts from are run
-    anew in `OUT/again`, and the cell once more.
+    Compared is what is kept of a run, to the last bit: verdicts and lengths of all
+    responses to held-out problems, and figures of all RL steps, the gap of log-probs
+    among them. What the cell starts from is run before where it has no checkpoint.
+    Where what is kept was made on another processor, or with other versions, the cell
+    and what it starts from are run anew in `OUT/again`, and the cell once more.
 
     Raises:
       ValueError: the cell is not finished, or kept of other settings.
     """
-    first, second = study.workdir(cell, seed), study.out / "again" / cell.name
-    second = second / f"seed{seed}"
-    kept = None if is_finished(first) else outcomes.kept(study, cell, seed)
-    if not is_finished(first) and kept is None:
-        raise ValueError(f"--again={cell.name}: seed {seed} is not finished in {first}")
+    first = outcomes.read(study, cell, seed)
+    if first is None:
+        folder = study.workdir(cell, seed)
+        raise ValueError(
+            f"--again={cell.name}: seed {seed} is not finished in {folder}"
+        )
+    chosen = cells.with_starts([cell.name], study.size)
+    kept = not is_finished(study.workdir(cell, seed))
     if kept and (other := outcomes.made_elsewhere(study, cell, seed)):
         say(f"{cell.name} seed {seed} was kept of {'; '.join(other)}: it is run twice")
         fresh = dataclasses.replace(study, out=study.out / "again", seeds=(seed,))
         running = Runner(fresh, say)
-        running.run(cells.with_starts([cell.name], study.size), needed=(cell.name,))
+        running.run(chosen, needed=(cell.name,))
         return not running.failed and again(fresh, cell, seed, say)
-    *starts, _ = cells.with_starts([cell.name], study.size)
-    needed = (cells.start_of(cell, study.size),)
+    starts, needed = chosen[:-1], (cells.start_of(cell, study.size),)
     if to_run(study, starts, seed, needed):
         running = Runner(dataclasses.replace(study, seeds=(seed,)), say)
         running.run(starts, needed=needed)
         if running.failed:
             return False
-    shutil.rmtree(second, ignore_errors=True)
+    workdir = study.out / "again" / cell.name / f"seed{seed}"
+    shutil.rmtree(workdir, ignore_errors=True)
     core = cpu_cores()[0] if study.on_one_core else None
-    command = study.command(cell, seed, second)
-    code = run_process(command, second / "log.txt", study.out, core)
+    command = study.command(cell, seed, workdir)
+    code = run_process(command, workdir / "log.txt", study.out, core)
     if code:
         say(f"{cell.name} seed {seed}: failed with exit code {code}")
         return False
-    if kept is None:
-        differing = differences(first, second)
-    else:
-        differing = outcomes.differences(kept, outcomes.of_run(second, cell))
+    differing = outcomes.differences(first, outcomes.of_run(workdir, cell))
     same = ", ".join(differing) + " differ" if differing else "the same to the last bit"
-    say(f"{cell.name} seed {seed}{outcome(second)}: {same}")
+    say(f"{cell.name} seed {seed}{outcome(workdir)}: {same}")
     return not differing
-
-
-def differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
-    """Files of two runs that differ in more than times."""
-
-    def figures(workdir: pathlib.Path) -> list[dict]:
-        return [
-            {
-                k: x
-                for k, x in line.items()
-                if not k.startswith(("perf/", "eval/seconds"))
-            }
-            for line in metrics.read_metrics(workdir / "metrics.jsonl")
-        ]
-
-    found = [] if figures(first) == figures(second) else ["metrics.jsonl"]
-    for path in sorted((first / "rollouts").glob("eval_*.jsonl")):
-        other = second / "rollouts" / path.name
-        if not other.exists() or path.read_bytes() != other.read_bytes():
-            found.append(path.name)
-    return found

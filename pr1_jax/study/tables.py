@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pr1_jax.study import cells
+from pr1_jax.system.tables import Table
 
 Results = Mapping[str, Any]
 
@@ -58,47 +59,53 @@ def paragraph(claim: Mapping[str, Any]) -> str:
 
 def table(results: Results, experiment: str) -> str:
     """What the cells of an experiment came to; Markdown."""
-    rows = [["cell", "accuracy", "with a block", "tokens", "sequential steps", "min"]]
+    rows = []
     for name in cells.MEMBERS[experiment]:
         if name not in results["cells"]:
             continue
         cell = results["cells"][name]
-        found = cell["metrics"]
-        known = [sec for sec in cell["seconds"] if sec]
-        minutes = f"{sum(known) / len(known) / 60:.1f}" if known else ""
-        shares = [
-            with_interval(found[name], 100) for name in ("accuracy", "parallel_ratio")
-        ]
-        counts = [
-            f"{found[name]['value']:.1f}"
-            for name in ("total_tokens", "sequential_steps")
-        ]
-        rows.append([cell["title"], *shares, *counts, minutes])
-    return _markdown(rows)
+        metrics, known = cell["metrics"], [sec for sec in cell["seconds"] if sec]
+        rows.append(
+            {
+                "cell": cell["title"],
+                "accuracy": with_interval(metrics["accuracy"], 100),
+                "with a block": with_interval(metrics["parallel_ratio"], 100),
+                "tokens": f"{metrics['total_tokens']['value']:.1f}",
+                "sequential steps": f"{metrics['sequential_steps']['value']:.1f}",
+                "min": f"{sum(known) / len(known) / 60:.1f}" if known else "",
+            }
+        )
+    return Table("", rows).markdown()
 
 
 def dense_table(results: Results) -> str:
     """Dense masks against the exact rule; Markdown."""
-    rows = [["tokens", "MB dense", "exact", "ms dense", "exact", "largest difference"]]
-    for f in results["dense"]:
-        sizes = [f"{f[f'{name}_bytes'] / 1e6:.1f}" for name in ("dense", "exact")]
-        times = [f"{1e3 * f[f'{name}_sec']:.1f}" for name in ("dense", "exact")]
-        rows.append([str(f["tokens"]), *sizes, *times, f"{f['max_difference']:.1e}"])
-    return _markdown(rows)
+    rows = [
+        {
+            "tokens": str(f["tokens"]),
+            "MB dense": f"{f['dense_bytes'] / 1e6:.1f}",
+            "MB exact": f"{f['exact_bytes'] / 1e6:.1f}",
+            "ms dense": f"{1e3 * f['dense_sec']:.1f}",
+            "ms exact": f"{1e3 * f['exact_sec']:.1f}",
+            "largest difference": f"{f['max_difference']:.1e}",
+        }
+        for f in results["dense"]
+    ]
+    return Table("", rows).markdown()
 
 
 def summary(results: Results) -> str:
-    """One line a claim: what is claimed, what was found, the verdict; Markdown."""
-    rows = [["claim", "paper", "ours, 95 % interval", "verdict"]]
-    for claim in results["claims"]:
-        ours = "; ".join(measured(part) for part in claim["parts"])
-        rows.append([claim["claim"], claim["paper"], ours, claim["verdict"]])
-    return _markdown(rows)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |\n" for row in rows]
-    return "".join([lines[0], "|" + "---|" * len(rows[0]) + "\n", *lines[1:]])
+    """One line a claim: what is claimed, what was measured, the verdict; Markdown."""
+    rows = [
+        {
+            "claim": claim["claim"],
+            "paper": claim["paper"],
+            "ours, 95 % interval": "; ".join(map(measured, claim["parts"])),
+            "verdict": claim["verdict"],
+        }
+        for claim in results["claims"]
+    ]
+    return Table("", rows).markdown()
 
 
 def tried() -> str:

@@ -18,12 +18,14 @@ def run(
     main: Callable[[list[str]], None],
     *,
     config: flags.FlagHolder | None = None,
+    hint: Callable[[str], str] = lambda field: "",
     most_arguments: int | None = 0,
 ) -> None:
     """Runs a command's `main(argv)`.
 
     Args:
       config: the flag that names a config file, if the command has one; it is needed.
+      hint: what to say of a field that the config does not have; "" = nothing.
       most_arguments: how many arguments that are no flags it takes; None = any number.
     """
 
@@ -32,7 +34,7 @@ def run(
             _print_help()
             sys.exit(0)
         if config is not None:
-            return parse_config(argv, config)
+            return parse_config(argv, config, hint)
         return parse_flags(argv, most_arguments)
 
     logging.set_verbosity(logging.WARNING)  # orbax says much at INFO
@@ -74,7 +76,9 @@ def parse_flags(argv: list[str], most_arguments: int | None = 0) -> list[str]:
     return [program, *arguments]
 
 
-def parse_config(argv: list[str], config: flags.FlagHolder) -> list[str]:
+def parse_config(
+    argv: list[str], config: flags.FlagHolder, hint: Callable[[str], str]
+) -> list[str]:
     """Parses flags, of which `config` names a config file and overrides its fields."""
     argv = _with_config_paths(argv, config.name)
     try:
@@ -82,7 +86,7 @@ def parse_config(argv: list[str], config: flags.FlagHolder) -> list[str]:
         chosen = config.value
         _ = chosen is None or chosen.name  # a file that cannot be read is noticed here
     except (AttributeError, KeyError) as error:
-        stop(_unknown_field(argv, error))
+        stop(_unknown_field(argv, error, hint))
     except (TypeError, ValueError, OSError) as error:
         stop(error)
     if chosen is None:
@@ -133,15 +137,18 @@ def _with_config_paths(argv: Sequence[str], flag: str) -> list[str]:
     return argv
 
 
-def _unknown_field(argv: list[str], error: Exception) -> str:
+def _unknown_field(
+    argv: list[str], error: Exception, hint: Callable[[str], str]
+) -> str:
     """Says which override names no field; ml_collections names but its last part."""
     while isinstance(error.args[0], Exception):
         error = error.args[0]
-    name, _, hint = str(error.args[0]).partition("\n")
+    name, _, similar = str(error.args[0]).partition("\n")
     name = name.strip("'")
     given = [arg.partition("config.")[2] for arg in argv]
     named = [arg for arg in given if name in re.split(r"[.=\[]", arg)] or [name]
-    return f"{' '.join(named)}: not a field of the config. {hint}"
+    said = hint(re.split(r"[=\[]", named[0])[0])
+    return f"{' '.join(named)}: not a field of the config. {said or similar}"
 
 
 def _print_help() -> None:

@@ -115,3 +115,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, os.PathLike) else value
+
+
+def write_json_by_key(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Writes an object as compact JSON, a line a key, atomically."""
+    options = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
+    lines = [
+        f"{json.dumps(name, ensure_ascii=False)}:{json.dumps(item, **options)}"
+        for name, item in plain(value).items()
+    ]
+    replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

@@ -65,7 +65,10 @@ class Table:
 
     def terminal(self) -> rich.console.Group:
         """The table for the terminal, its title above and its note below it."""
-        shown = rich.table.Table(*self.columns, box=rich.box.SIMPLE)
+        narrow = {"padding": (0, 1), "collapse_padding": True, "pad_edge": False}
+        shown = rich.table.Table(box=rich.box.SIMPLE, **narrow)
+        for name in self.columns:
+            shown.add_column(name, overflow="fold")
         for row in self.cells():
             shown.add_row(*map(rich.text.Text, row))
         title = [rich.text.Text(self.title, style="bold")] if self.title else []

@@ -7,27 +7,28 @@ here. A metric that nobody described is shown by its name.
 import dataclasses
 from typing import Literal
 
-Form = Literal["number", "share", "count", "small", "seconds"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """How one metric is read.
 
     Attributes:
-      label: a few words, for titles and sentences.
       form: how a value is written: "share" (of 1, in per cent), "count" (whole, with k
         and M), "small" (with an exponent), "seconds", or "number".
-      better: "more", "less", or "" where neither is better in itself.
+      label: a few words, for titles and sentences.
       about: one sentence that says what it means.
-      short: one or two words, for the terminal and legends; "" is the label.
+      better: "more", "less", or "" where neither is better in itself.
+      short: one or two words, for the terminal and legends.
     """
 
+    form: Literal["number", "share", "count", "small", "seconds"]
     label: str
-    form: Form = "number"
-    better: Literal["more", "less", ""] = ""
     about: str = ""
+    better: Literal["more", "less", ""] = ""
     short: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "short", self.short or self.label.lower())
 
     def write(self, value: float) -> str:
         """A value as text.
@@ -59,229 +60,198 @@ def _count(value: float) -> str:
 # In order of importance: of metrics that moved alike, the first ones are named.
 METRICS = {
     "reward/mean": Metric(
-        "Reward", "number", "more", "Mean reward of the step's responses.", "reward"
+        "number", "Reward", "Mean reward of the step's responses.", "more"
     ),
     "rollout/accuracy": Metric(
-        "Accuracy",
-        "share",
-        "more",
-        "Share of responses whose answer is the reference's.",
-        "accuracy",
+        "share", "Accuracy", "Answers that are the reference's.", "more"
     ),
     "policy/entropy": Metric(
-        "Entropy",
-        about="Nats a token; near 0 the policy no longer explores.",
-        short="entropy",
+        "number", "Entropy", "Nats a token; near 0 the policy no longer explores."
     ),
     "rollout/total_tokens": Metric(
-        "Response length",
-        "count",
-        about="Mean tokens of a response, those of all paths counted.",
-        short="tokens",
+        "count", "Response length", "Mean tokens, those of all paths.", short="tokens"
     ),
     "rollout/sequential_steps": Metric(
-        "Sequential steps",
         "count",
-        about="Decode steps one after another; the paths of a block share theirs.",
+        "Sequential steps",
+        "Mean decode steps; the paths of a block share theirs.",
         short="steps",
     ),
     "rollout/parallel_ratio": Metric(
-        "Parallel ratio",
-        "share",
-        about="Share of responses with at least one block.",
-        short="parallel",
+        "share", "Parallel ratio", "Responses with a block.", short="parallel"
     ),
-    "rollout/num_blocks": Metric("Blocks", about="Mean number of blocks a response."),
+    "rollout/num_blocks": Metric(
+        "number", "Blocks", "Mean number of blocks in a response."
+    ),
     "analysis/relative_position": Metric(
-        "Relative position of blocks",
-        "share",
-        about="Where a block begins, as a share of its response.",
+        "share", "Relative position of blocks", "Where a block begins in its response."
     ),
     "rollout/format_ok": Metric(
-        "Well formed",
         "share",
+        "Well formed",
+        "Responses whose tags follow the grammar.",
         "more",
-        "Share of responses whose tags follow the grammar.",
         "format",
     ),
     "rollout/finished": Metric(
-        "Finished",
-        "share",
-        "more",
-        "Share of responses that ended by themselves, not at their budget.",
-        "finished",
+        "share", "Finished", "Responses that ended before their budget.", "more"
     ),
     "rollout/undecided": Metric(
-        "Undecided",
-        "share",
-        "less",
-        "Share of answers that the verifier could not judge.",
+        "share", "Undecided", "Answers that the verifier could not judge.", "less"
     ),
     "rollout/degenerate_groups": Metric(
-        "Groups without signal",
         "share",
+        "Groups without signal",
+        "Groups of equal rewards, which teach nothing.",
         "less",
-        "Share of groups whose rewards are all equal: they teach nothing.",
         "no signal",
     ),
     "rollout/self_parallelism": Metric(
+        "number",
         "Tokens a sequential step",
-        about="Tokens of a response over its own sequential steps. It is no speed-up "
-        "over thinking in sequence, which may need fewer tokens.",
+        "Of one response; no speed-up over a response without blocks.",
     ),
     "rollout/logp_gap_max": Metric(
-        "Log-prob gap, largest",
         "small",
+        "Log-prob gap, largest",
+        "Sampled against trained log-prob of a token; should be rounding.",
         "less",
-        "Largest difference of one token's log-prob as sampled and as trained; it "
-        "should be rounding.",
         "logp gap",
     ),
     "rollout/logp_gap_mean": Metric(
-        "Log-prob gap, mean",
         "small",
+        "Log-prob gap, mean",
+        "Sampled against trained log-probs.",
         "less",
-        "Mean difference of a token's log-prob as sampled and as trained.",
         "mean",
     ),
     "rollout/logp_gap_later_paths_max": Metric(
-        "Log-prob gap in later paths, largest",
         "small",
-        about="Of the causal variant, whose later paths are trained with more context "
-        "than they were sampled with.",
+        "Log-prob gap in later paths, largest",
+        "In the causal variant, which trains them with more context.",
     ),
     "rollout/logp_gap_later_paths_mean": Metric(
-        "Log-prob gap in later paths, mean", "small"
+        "small", "Log-prob gap in later paths, mean"
     ),
     "reward/std": Metric(
-        "Spread of rewards", about="Standard deviation of the step's rewards."
+        "number", "Spread of rewards", "Standard deviation of the step's rewards."
     ),
     "optim/grad_norm": Metric(
-        "Gradient norm", "small", about="Norm of the gradient before it is clipped."
+        "small", "Gradient norm", "Before the gradient is clipped."
     ),
     "policy/clip_fraction": Metric(
-        "Clipped tokens",
-        "share",
-        about="Share of tokens whose ratio left the clipping range.",
+        "share", "Clipped tokens", "Tokens whose ratio left the clipping range."
     ),
     "policy/approx_kl": Metric(
-        "Policy shift", "small", about="Approximate KL from the policy that sampled."
+        "small", "Policy shift", "Approximate KL from the policy that sampled."
     ),
     "policy/ref_kl": Metric(
-        "KL to the reference",
-        "small",
-        about="KL from the policy at the start of the stage.",
+        "small", "KL to the reference", "From the policy at the start of the stage."
     ),
     "policy/importance_mean": Metric(
+        "number",
         "Importance weight, mean",
-        about="Of trained against sampled probabilities; 1 where they agree.",
+        "Trained over sampled probability of a token.",
     ),
-    "policy/importance_min": Metric("Importance weight, least"),
+    "policy/importance_min": Metric("number", "Importance weight, least"),
     "analysis/path_bleu": Metric(
-        "Likeness of paths (BLEU)",
         "share",
-        about="BLEU between the paths of a block; 100 % is the same text.",
+        "Likeness of paths (BLEU)",
+        "Between paths of a block; 100 % is the same text.",
     ),
     "analysis/path_agreement": Metric(
-        "Agreement of paths",
         "share",
-        about="Share of pairs of a block's paths that come to one result.",
+        "Agreement of paths",
+        "Pairs of a block's paths with one result.",
         short="paths",
     ),
     "analysis/summary_follows_majority": Metric(
-        "Summary follows most paths",
         "share",
-        about="Share of summaries that do, where the paths of a block disagree.",
+        "Summary follows most paths",
+        "Where the paths of a block disagree.",
         short="summary",
     ),
     "analysis/verification_share": Metric(
-        "Verification",
-        "share",
-        about="Share of blocks that verify rather than explore.",
+        "share", "Verification", "Blocks that verify rather than explore."
     ),
     "loss/sft": Metric(
-        "SFT loss", "number", "less", "Nats a token of the traces.", "loss"
+        "number", "SFT loss", "Nats a token of the traces.", "less", "loss"
     ),
-    "loss/grpo": Metric(
-        "GRPO loss", "small", about="The objective; its size says little."
-    ),
+    "loss/grpo": Metric("small", "GRPO loss", "The objective; its size says little."),
     "policy/ratio_max_error": Metric(
-        "Largest ratio error",
         "small",
+        "Largest ratio error",
+        "Distance of a ratio from 1 before a step's first update.",
         "less",
-        "Largest distance from 1 of a ratio before the first update of a step.",
     ),
     "rollout/sampling_rounds": Metric(
-        "Sampling rounds", about="Rounds until a step had enough groups with signal."
+        "number", "Sampling rounds", "Rounds until enough groups had a signal."
     ),
-    "optim/lr": Metric("Learning rate", "small"),
+    "optim/lr": Metric("small", "Learning rate"),
     "optim/skipped": Metric(
-        "Skipped updates",
-        "count",
-        "less",
-        "Updates left out, since a gradient was not finite.",
+        "count", "Skipped updates", "Updates whose gradient was not finite.", "less"
     ),
-    "reward/tiered": Metric("Tiered reward in force", "count"),
+    "reward/tiered": Metric("count", "Tiered reward in force"),
     "data/kept": Metric(
-        "Records kept", "count", "more", "Records of the data that fit the limits."
+        "count", "Records kept", "Records of the data that fit the limits.", "more"
     ),
     "coldstart/kept": Metric(
-        "Samples kept", "share", "more", "Share of samples that became traces.", "kept"
+        "share", "Samples kept", "Samples that became traces.", "more", "kept"
     ),
-    "coldstart/traces": Metric("Traces", "count", "more", short="traces"),
+    "coldstart/traces": Metric("count", "Traces", better="more"),
     "eval/pass_at_k": Metric(
-        "pass@k",
         "share",
-        "more",
+        "pass@k",
         "Chance that one of k responses to a problem is correct.",
+        "more",
     ),
     "eval/accuracy_string": Metric(
-        "Accuracy by string",
         "share",
+        "Accuracy by string",
+        "Answers that are the reference's, letter by letter.",
         "more",
-        "Share of responses whose answer is the reference's, letter by letter.",
     ),
-    "eval/seconds": Metric("Time of a response", "seconds", "less"),
+    "eval/seconds": Metric("seconds", "Time of a response", better="less"),
     "perf/tokens_per_sec": Metric(
-        "Tokens a second",
         "count",
+        "Tokens a second",
+        "Tokens of responses or traces, over a step's time.",
         "more",
-        "Tokens of a step's responses or traces, over the time of the step.",
         "tokens/s",
     ),
-    "perf/step_sec": Metric("Time of a step", "seconds", "less", short="step"),
-    "perf/prefill_sec": Metric("Prefill", "seconds", "less"),
-    "perf/decode_sec": Metric("Decoding", "seconds", "less"),
-    "perf/verify_sec": Metric("Judging answers", "seconds", "less"),
-    "perf/update_sec": Metric("Update", "seconds", "less", short="update"),
-    "perf/data_sec": Metric("Reading data", "seconds", "less"),
-    "perf/wait_sec": Metric("Waiting for files", "seconds", "less"),
-    "perf/checkpoint_sec": Metric("Checkpoints and logs", "seconds", "less"),
+    "perf/step_sec": Metric("seconds", "Time of a step", better="less", short="step"),
+    "perf/prefill_sec": Metric("seconds", "Prefill", better="less"),
+    "perf/decode_sec": Metric("seconds", "Decoding", better="less"),
+    "perf/verify_sec": Metric("seconds", "Judging answers", better="less"),
+    "perf/update_sec": Metric("seconds", "Update", better="less"),
+    "perf/data_sec": Metric("seconds", "Reading data", better="less"),
+    "perf/wait_sec": Metric("seconds", "Waiting for files", better="less"),
+    "perf/checkpoint_sec": Metric("seconds", "Checkpoints and logs", better="less"),
     "perf/accounted": Metric(
-        "Time accounted for", "share", about="Sum of a step's parts over its time."
+        "share", "Time accounted for", "Sum of a step's parts over its time."
     ),
     "perf/update_tokens": Metric(
-        "Tokens of updates", "count", about="Tokens computed in a step's updates."
+        "count", "Tokens of updates", "Tokens computed in a step's updates."
     ),
     "perf/compilations": Metric(
-        "Compilations", "count", "less", "Programs compiled since the run began."
+        "count", "Compilations", "Programs compiled since the run began.", "less"
     ),
     "perf/useful_row_steps": Metric(
-        "Useful row-steps",
         "share",
+        "Useful row-steps",
+        "Row-steps of the sampler that wrote a token.",
         "more",
-        "Share of the sampler's row-steps that wrote a token.",
     ),
 }
 
 # Metrics whose names end in a word of the config or of the data.
 _FAMILIES = {
     "reward/weight_": Metric(
-        "Weight of the reward {}", about="Weight of this reward in the step's reward."
+        "number", "Weight of the reward {}", "Its weight in the step's reward."
     ),
-    "data/dropped_": Metric("Records dropped: {}", "count", "less"),
-    "coldstart/": Metric("Samples: {}", "share"),
-    "alarm/": Metric("Alarm: {}", "count", "less", "1 while something is wrong."),
+    "data/dropped_": Metric("count", "Records dropped: {}", better="less"),
+    "coldstart/": Metric("share", "Samples: {}"),
+    "alarm/": Metric("count", "Alarm: {}", "1 while something is wrong.", "less"),
 }
 _BANNED = "_banned"  # an evaluation with <Parallel> banned
 
@@ -311,5 +281,6 @@ def describe(name: str) -> Metric:
     for prefix, metric in _FAMILIES.items():
         if name.startswith(prefix):
             words = name.removeprefix(prefix).replace("_", " ")
-            return dataclasses.replace(metric, label=metric.label.format(words))
-    return Metric(name)
+            label = metric.label.format(words)
+            return dataclasses.replace(metric, label=label, short="")
+    return Metric("number", name)

@@ -21,7 +21,7 @@ from pr1_jax.stages import checks, curriculum
 from pr1_jax.system import hub
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = ROOT / "tests" / "data" / "hf_reference" / "llama"
+REFERENCE = ROOT / "tests" / "helpers" / "data" / "hf_reference" / "llama"
 
 
 class Trap:

@@ -136,7 +136,7 @@ def test_processes_together_hold_the_global_batch(by_bytes, make, process_count)
 @pytest.mark.parametrize("epochs", [None, 1])
 def test_a_source_without_a_usable_record_fails(by_bytes, epochs):
     stream = problems(by_bytes, records([30, 40, 50]), epochs=epochs)
-    with pytest.raises(ValueError, match="'prompt_too_long': "):
+    with pytest.raises(ValueError, match="kept 0 of . records: . prompt too long"):
         next(stream)
     with pytest.raises(ValueError, match="holds no records"):
         problems(by_bytes, [])
@@ -161,13 +161,24 @@ def test_drops_are_counted_by_reason_and_logged_once(by_bytes, monkeypatch):
     assert kept == ["7", BLOCK, "x" * 39]
     assert stream.counts == {
         "kept": 3,
-        "no_canonical_form": 1,
-        "format_fault": 2,
+        "malformed": 3,
         "response_too_long": 1,
         "prompt_too_long": 1,
     }
-    assert [reason for reason, _ in lines] == list(stream.counts)[1:]
-    assert "expected <Path>" in dict(lines)["format_fault"]
+    *first, (summary,) = lines
+    assert [reason for reason, _ in first] == [
+        *("malformed", "response too long", "prompt too long")
+    ]
+    assert "stray" in dict(first)["malformed"]
+    reasons = "3 malformed, 1 response too long, 1 prompt too long"
+    assert summary == stream.summary == f"kept 3 of 8 records: {reasons}"
+
+
+def test_counts_of_older_versions_are_read(by_bytes):
+    stream = traces(by_bytes)
+    state = stream.get_state() | {"counts": {"no_layout": 1, "format_fault": 2}}
+    stream.set_state(state | {"items": 5})
+    assert stream.counts == {"kept": 5, "malformed": 3}
 
 
 @pytest.mark.parametrize(
@@ -298,5 +309,5 @@ def test_real_traces(by_bytes):
     kept = next(stream)
     assert len(source) == 341
     assert len(kept) == 338
-    assert stream.counts == {"kept": 338, "no_canonical_form": 2, "format_fault": 1}
+    assert stream.counts == {"kept": 338, "malformed": 3}
     assert Counter(trace.num_blocks for trace in kept)[0] == 3

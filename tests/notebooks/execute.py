@@ -17,6 +17,7 @@ import nbformat
 from PIL import Image
 
 FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
+SHOWN = {"anatomy_of_a_block": (1, "mask.png")}  # a figure of it that README shows
 
 
 def execute(path: pathlib.Path) -> nbformat.NotebookNode:
@@ -37,6 +38,13 @@ def execute(path: pathlib.Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def figures(notebook: nbformat.NotebookNode) -> list[str]:
+    """Its pictures in order, base64."""
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
+    found = [x.get("data", {}).get("image/png") for x in outputs]
+    return [png for png in found if png]
+
+
 def _reduced(png: str) -> str:
     """A picture as base64 with a palette, where that makes it smaller."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
@@ -55,7 +63,12 @@ def main() -> None:
         if names and path.stem not in names:
             continue
         began = time.perf_counter()
-        nbformat.write(execute(path), path)
+        notebook = execute(path)
+        nbformat.write(notebook, path)
+        if path.stem in SHOWN:
+            number, name = SHOWN[path.stem]
+            picture = base64.b64decode(figures(notebook)[number])
+            (FOLDER / "pictures" / name).write_bytes(picture)
         took, size = time.perf_counter() - began, path.stat().st_size
         print(f"{path.name}: {took:.0f} s, {size / 1000:.0f} kB", flush=True)
 

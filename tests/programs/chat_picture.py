@@ -1,7 +1,7 @@
 """Draws what `pr1_jax.chat` shows: a response half written, and the whole of it.
 
-    python -m tests.programs.chat_picture --checkpoint=runs/quickstart \\
-        --out=notebooks/pictures/chat.svg
+    python -m tests.programs.chat_picture --checkpoint=runs/quickstart --seed=24 \\
+        --columns=84 --out=notebooks/pictures/chat.svg
 
 The SVG asks for nothing from the network; any browser makes a .png of it.
 """
@@ -88,7 +88,7 @@ def main() -> None:
     drawn = svg(
         asked,
         given.question or asked.example(),
-        "python -m pr1_jax.chat --checkpoint=runs/quickstart",
+        "python -m pr1_jax.chat runs/quickstart",
         columns=given.columns,
         at=given.at,
         light=given.light,

@@ -4,7 +4,7 @@
     .venv/bin/python tests/programs/screenshots.py runs/quickstart
 
 Needs Chromium and its driver. Colours are reduced to 256, so that a picture stays below
-150 kB.
+100 kB.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers import browser
 
 _PICTURES = pathlib.Path(__file__).parents[2] / "notebooks" / "pictures"
-_LARGEST_BYTES = 150_000
+_LARGEST_BYTES = 100_000
 _BLOCK = """
   const picker = document.querySelector("#filter-group");
   picker.value = picker.options[1].value;  // the newest
@@ -26,21 +26,12 @@ _BLOCK = """
   document.querySelector('[data-filter="blocks"][data-value="with"]').click();
   document.querySelector("#list button").click();
 """
-_MASK = """
-  for (const name of ["mask", "positions"]) {
-    document.querySelector(`[data-picture="${name}"]`).click();
-  }
-"""
-_TO = "document.querySelector('{}').scrollIntoView();"
-# Name: width, height, dark, fragment, what is done first.
-_SHOTS = {
-    "report": (1240, 1000, False, "", ""),
-    "curves_dark": (1240, 860, True, "", _TO.format("#curves")),
-    "step": (1240, 860, False, "#step={step}", _TO.format("#curves")),
-    "response": (1240, 760, False, "", _BLOCK + _TO.format("#responses")),
-    "mask": (1240, 860, True, "", _BLOCK + _MASK + _TO.format("#response")),
-    "phone": (390, 844, False, "", _BLOCK + _TO.format("#response .tools")),
+_RESPONSES = "document.querySelector('#responses').scrollIntoView();"
+_SHOTS = {  # name: height, what is done first
+    "report": (860, ""),
+    "response": (760, _BLOCK + _RESPONSES),
 }
+_WIDTH = 1240
 
 
 def main() -> None:
@@ -48,7 +39,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pictures of a run's report.")
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=_PICTURES)
-    parser.add_argument("--step", type=int, default=11, help="of the picture `step`")
     asked = parser.parse_args()
     page = asked.workdir / "report.html"
     if not page.exists():
@@ -57,9 +47,9 @@ def main() -> None:
         sys.exit("error: Chromium and its driver are needed (Debian: chromium-driver)")
     asked.out.mkdir(parents=True, exist_ok=True)
     with browser.opened(scale=1.5) as chrome:
-        for name, (width, height, dark, fragment, script) in _SHOTS.items():
-            browser.look(chrome, width, height, dark=dark)
-            browser.visit(chrome, page, fragment.format(step=asked.step))
+        for name, (height, script) in _SHOTS.items():
+            browser.look(chrome, _WIDTH, height)
+            browser.visit(chrome, page)
             chrome.execute_script(script)
             path = asked.out / f"{name}.png"
             size = _save(chrome.get_screenshot_as_png(), path)

@@ -1,7 +1,6 @@
 """Analyses of blocks, on responses worked out by hand and on real ones."""
 
 import doctest
-import json
 import pathlib
 import time
 
@@ -141,27 +140,20 @@ def test_agreement_by_hand():
     assert found == [1.0, 0.0, 0.5, 0.0, 1.0, 1.0]
 
 
-def test_summary_choices_by_hand():
-    found = analysis.summary_choices(
-        records(
-            block("so 4", "so 5, by far", "4", summary="Two say 4."),
-            block("so 4", "5", "so 5, by far", summary="5 cats, 4 dogs, so 4"),
-            block("so 4", "rather 5", summary="Neither: 6."),
-            block("so 4", "and 4", summary="4"),  # they agree
-            block("so 4", "or 5"),  # no summary
-            block("left 1+2 no ", "right 3+4 yes", summary="right 4+3"),
-            block("left 1+2 no ", "right 3+4 yes", summary="both 1+2"),
-        )
-    )
-    assert found == {
-        "blocks": 5,
-        "first": 2,
-        "last": 2,
-        "longest": 1,
-        "majority": 1,
-        "none": 2,
-        "with_majority": 2,
-    }
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (block("so 4", "so 5, by far", "4", summary="Not 5, two say 4."), [True]),
+        (block("so 4", "5", "so 5", summary="5 cats, 4 dogs, so 4"), [False]),
+        (block("so 4", "4", "5", summary="Neither: 6."), [False]),
+        (block("left 1+2 no ", "right 3+4 yes", "3+4 yes", summary="right 4+3"), []),
+        (block("so 4", "rather 5", summary="4"), []),  # no majority
+        (block("so 4", "and 4", summary="4"), []),  # they agree
+        (block("so 4", "or 5", "or 5"), []),  # no summary
+    ],
+)
+def test_summaries_by_hand(text, expected):
+    assert analysis.summaries_follow_majority(records(text)) == expected
 
 
 EXPLORES = "Two cats, 6 legs. " + block("so 4", "by sums 4", summary="So 4.")
@@ -188,19 +180,7 @@ EXPLORES = "Two cats, 6 legs. " + block("so 4", "by sums 4", summary="So 4.")
     ],
 )
 def test_what_counts_as_verification(text, expected):
-    text += "." * (1000 - len(text))  # all blocks in the first half
-    shares = analysis.verification_share(records(text), bins=2)
-    assert shares == [np.mean(expected), None]
-
-
-def test_verification_by_position():
-    late = "." * 600 + "Let us check: "
-    late += block("x", "y") + "." * 300
-    shares = analysis.verification_share(records(block("x", "y"), late), bins=4)
-    assert shares == [0.0, None, 1.0, None]
-    assert analysis.verification_share(records("x" + "<Parallel>"), 1) == [0.0]
-    with pytest.raises(ValueError, match="bins=0"):
-        analysis.verification_share([], bins=0)
+    assert analysis.verifications(records(text)) == expected
 
 
 def test_summary_of_nothing_is_none():
@@ -224,28 +204,6 @@ def test_summarize_by_hand():
     assert 0 < found["path_bleu"] < 0.5
 
 
-def test_over_training_joins_processes_and_orders_steps(tmp_path):
-    folder = tmp_path / "rollouts"
-    folder.mkdir()
-    early, late = block("a b", "c d"), "." * 30 + block("a b", "c d")
-    files = {
-        "rl_000010.jsonl": [early],
-        "rl_000009-00000-of-00002.jsonl": [early],
-        "rl_000009-00001-of-00002.jsonl": [late, "\ud83d half"],
-        "eval_1_sft.jsonl": [late],
-        "notes.txt": [],
-    }
-    for name, texts in files.items():
-        lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in records(*texts)]
-        (folder / name).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
-    nine, ten = analysis.over_training(tmp_path)
-    assert (nine["stage"], nine["step"], ten["step"]) == ("rl", 9, 10)
-    assert ten["relative_position"] == 0
-    assert nine["relative_position"] == pytest.approx(30 / len(late) / 2)
-    with pytest.raises(FileNotFoundError, match="no rollouts"):
-        analysis.over_training(folder)
-
-
 def test_hostile_text_is_read_in_time_and_gives_shares():
     rng = np.random.default_rng(0)
     bits = [
@@ -265,7 +223,6 @@ def test_hostile_text_is_read_in_time_and_gives_shares():
     found = analysis.summarize(records(*texts))
     assert all(0 <= value <= 1 for value in found.values() if value is not None)
     assert all(0 <= x <= 1 for x in analysis.path_diversity(records(*texts)))
-    assert any(analysis.verification_share(records(*texts)))
     assert time.process_time() - began < 30
 
 
@@ -273,8 +230,10 @@ def test_figures_of_real_traces():
     if not TRACES.exists():
         pytest.skip("needs the cold-start traces of Parallel-GSM8K")
     found = metrics.read_metrics(TRACES)
-    early, *later = analysis.verification_share(found, bins=5)
-    assert early < 0.2 < np.mean([share for share in later if share is not None])
+    starts, verify = analysis.relative_positions(found), analysis.verifications(found)
+    late = [v for start, v in zip(starts, verify, strict=True) if start >= 0.2]
+    early = [v for start, v in zip(starts, verify, strict=True) if start < 0.2]
+    assert np.mean(early) < 0.2 < np.mean(late)
     figures = analysis.summarize(found)
     assert 0.3 < figures["relative_position"] < 0.45
     assert 0.05 < figures["path_bleu"] < 0.25

@@ -53,7 +53,7 @@ def _assert_is_a_picture(workdir, height):
 
 def test_a_whole_run_fills_three_rows(tmp_path):
     _write_run(tmp_path)
-    _assert_is_a_picture(tmp_path, 1230)
+    _assert_is_a_picture(tmp_path, 1220)
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_a_run_with_little_in_it_fills_one_row(tmp_path, metrics_by_step):
     with metrics.MetricWriter(tmp_path) as writer:
         for step, figures in metrics_by_step.items():
             writer.write("stage", step, figures)
-    _assert_is_a_picture(tmp_path, 450)
+    _assert_is_a_picture(tmp_path, 390)

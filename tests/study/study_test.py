@@ -17,7 +17,15 @@ from absl import flags
 from ml_collections import config_flags
 
 from pr1_jax.stages import checks
-from pr1_jax.study import cells, dense, figures, outcomes, results, runner, tables
+from pr1_jax.study import (
+    cells,
+    dense,
+    figures,
+    outcomes,
+    results,
+    runner,
+    tables,
+)
 from pr1_jax.study.verdicts import CLAIMS, HOLDS, judge
 from pr1_jax.system import files
 from tests.study.study_verdicts_test import AGREES, world
@@ -266,20 +274,6 @@ def test_expected_times_follow_what_was_found(tmp_path):
     assert runner.expected_minutes(study, rl) == pytest.approx(2 * rl.minutes)
 
 
-def test_differences_of_two_runs_are_all_but_times(tmp_path):
-    first, second = tmp_path / "a", tmp_path / "b"
-    for folder, accuracy, sec in ((first, 0.5, 1.0), (second, 0.5, 2.0)):
-        (folder / "rollouts").mkdir(parents=True)
-        (folder / "rollouts" / "eval_1_rl.jsonl").write_text("{}\n")
-        line = {"stage": "rl", "step": 1, "loss": accuracy, "perf/step_sec": sec}
-        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    assert runner.differences(first, second) == []
-    (second / "rollouts" / "eval_1_rl.jsonl").write_text("{} \n")
-    assert runner.differences(first, second) == ["eval_1_rl.jsonl"]
-    (second / "metrics.jsonl").write_text('{"stage": "rl", "step": 1, "loss": 0.6}\n')
-    assert runner.differences(first, second)[0] == "metrics.jsonl"
-
-
 def test_a_run_is_asked_to_save_and_waited_for(tmp_path):
     """Ctrl-C here is SIGTERM there; what it says until its end is in the log."""
     code = (
@@ -362,15 +356,14 @@ def published(tmp_path_factory):
     judged = judge(found)
     about = results.about(study, "python -m pr1_jax.study --out=study")
     summary = results.summarize(found, study)
-    files.write_json(
-        out / "results.json", {"about": about, "claims": judged, **summary}
-    )
+    read = {"about": about, "claims": judged, **summary}
+    files.write_json_by_key(out / "results.json", read)
     return out, json.loads((out / "results.json").read_text())
 
 
 def test_results_are_small_and_say_what_made_them(published):
     out, read = published
-    assert (out / "results.json").stat().st_size < 200_000
+    assert (out / "results.json").stat().st_size < 100_000
     about = read["about"]
     assert {"command", "commit", "cores", "python", "jax", "seeds", "size"} <= {*about}
     assert str(ROOT) not in json.dumps(read) and str(out) not in json.dumps(read)
@@ -388,7 +381,7 @@ def test_every_experiment_has_a_picture_and_a_text(published):
     assert {*figures.FIGURES} == {*cells.EXPERIMENTS} == {*tables.TITLES}
     for name in cells.EXPERIMENTS:
         data = (out / f"{name}.png").read_bytes()
-        assert data.startswith(b"\x89PNG") and len(data) < 150_000
+        assert data.startswith(b"\x89PNG") and len(data) < 40_000
     text = tables.readme(read, cells.EXPERIMENTS)
     for claim in CLAIMS:
         assert claim.text in text and claim.paper in text
@@ -460,8 +453,8 @@ def test_two_cells_for_real_again_and_again(tmp_path):
     assert "causal_sampling seed 0" in done.stdout
     read = json.loads((out / "results.json").read_text())
     assert {*read["cells"]} == {"sft", "causal_sampling"}
-    gaps = read["cells"]["causal_sampling"]["courses"]["gap_max"][0]
-    assert len(gaps) == 2 and max(gaps) > 1e-3  # far above rounding
+    gaps = read["cells"]["causal_sampling"]["courses"]["gap_mean"][0]
+    assert len(gaps) == 2 and max(gaps) > 1e-4  # far above rounding
     before = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
     done = command(*asked)
     assert done.stdout.count("done before") == 2

@@ -79,7 +79,6 @@ def world(ratios, accuracies, *, seeds=3, rise=0.0, fall=0.0, gap=0.0, dense_mor
                 "accuracy": 0.5 + 0.3 * steps,
                 "parallel_ratio": 0.5 - fall * (steps > 0.5),
                 "gap_mean": gap + 1e-6 * steps,
-                "gap_max": 10 * gap + 1e-5 * steps,
                 outcomes.POSITION: 0.3 + rise * steps,
             }
             courses[name] = {

@@ -44,4 +44,4 @@ def test_every_metric_that_the_package_names_has_words():
     ],
 )
 def test_values_are_written_in_their_form(form, value, text):
-    assert metric_table.Metric("x", form).write(value) == text
+    assert metric_table.Metric(form, "x").write(value) == text

@@ -46,7 +46,8 @@ function write(value, form) {
 }
 
 const figure = (metric) =>
-  DATA.metrics[metric] || { label: metric, form: "number", about: "", short: "" };
+  DATA.metrics[metric] ||
+  { label: metric, form: "number", about: "", better: "", short: metric };
 const say = (metric, value) => write(value, figure(metric).form);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 

@@ -328,7 +328,7 @@ function highlight(chart, at) {
     const value = share === null ? last[last.length - 1] : row === undefined ? null : values[row];
     const dot = el("i", {});
     dot.style.background = stroke(s);
-    const words = many && SINGLE ? `${short(s.metric)} ` : "";
+    const words = many && SINGLE ? `${figure(s.metric).short} ` : "";
     chart.read.append(el("span", {}, SINGLE && !many ? null : dot, words,
       el("b", {}, say(s.metric, value))));
     if (share !== null && value !== null && value !== undefined) {
@@ -337,8 +337,6 @@ function highlight(chart, at) {
     }
   }
 }
-
-const short = (metric) => figure(metric).short || figure(metric).label.toLowerCase();
 
 // --- All charts --------------------------------------------------------------------
 

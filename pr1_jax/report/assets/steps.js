@@ -1,11 +1,6 @@
 // What happened, and the panel that says it all about one step.
 
 const KINDS = { alarm: "alarm", skipped: "skipped", change: "change", stage: "stage" };
-const REWARD_WORDS = {
-  accuracy: "1 for a correct answer, \u22121 otherwise.",
-  tiered: "1.2 for a correct answer with a block, 1 without one, \u22121 otherwise.",
-  parallel_and_accuracy: "1 for a correct answer with a block, \u22121 otherwise.",
-};
 const FEW = 8;
 
 // --- The list ----------------------------------------------------------------------
@@ -127,10 +122,14 @@ function why(run, row) {
 }
 
 function rewardInForce(run, row) {
-  const name = run.rewards[row];
-  if (!name) return null;
+  if (!run.rewards[row]) return null;
+  const names = run.rewards[row].split(" + ");
   return el("p", { class: "in-force" }, el("span", { class: "label" }, "Reward in force"),
-    el("b", {}, name), " ", REWARD_WORDS[name] || "");
+    ...names.map((name) => {
+      const weights = run.values[`reward/weight_${name}`];
+      const share = names.length > 1 && weights ? ` \u00d7 ${digits(weights[row], 2)}` : "";
+      return el("span", {}, el("b", {}, name + share), " ", DATA.rewards[name] || "", " ");
+    }));
 }
 
 function moved(run, row, rows) {
@@ -150,11 +149,12 @@ function moved(run, row, rows) {
     const bar = el("i", { class: "z" });
     bar.style.width = `${(100 * Math.min(Math.abs(z), 20)) / most}%`;
     const words = figure(metric);
+    const judged = words.better && ((words.better === "more") === z > 0 ? "good" : "bad");
     const size = Math.abs(z) >= 99 ? "> 99" : digits(Math.abs(z), Math.abs(z) < 10 ? 1 : 0);
     body.append(el("tr", { title: words.about },
       el("th", { scope: "row" }, words.label, bar), el("td", {}, say(metric, before)),
       el("td", {}, el("b", {}, say(metric, run.values[metric][row]))),
-      el("td", { class: z > 0 ? "up" : "down" }, `${z > 0 ? "\u2191" : "\u2193"}\u202f${size}`)));
+      el("td", { class: judged }, `${z > 0 ? "\u2191" : "\u2193"}\u202f${size}`)));
   }
   table.append(body);
   box.append(table);

@@ -82,7 +82,7 @@ class Study:
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
-    """As `curriculum.is_finished`, which would bring all stages with it."""
+    """Whether a run has come to its end (`stages.curriculum.is_finished`)."""
     return bool(files.read_json(workdir / "summary.json", {}).get("finished"))
 
 
