@@ -149,6 +149,9 @@ class Run:
         else:
             name, step = stages[self.position.stage], self.position.step
         self._writer.resume(names, name, step)
+        if self._main and name in self._alarms:
+            lines = files.read_json_lines(self._writer.path)
+            self._alarms[name].recall(line for line in lines if line["stage"] == name)
         for later in names[names.index(name) + (self.position is not None) :]:
             if later in self.summary["evaluations"]:
                 self._writer.write(later, 0, self.summary["evaluations"][later])

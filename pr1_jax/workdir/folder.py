@@ -5,7 +5,9 @@ import fcntl
 import os
 import pathlib
 import platform
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -46,13 +48,21 @@ def only_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 # Groups of fields that may change when a run goes on.
 _FREE = ("alarms", "checkpoint", "mesh", "metrics", "report")
+# What may lie in the folder of a run that has not begun: our own files, and logs.
+_OWN = ("run.lock", "config.json.tmp", "lost+found")
+_LOGS = re.compile(r"(log.*|.*\.(log|out|err))", re.IGNORECASE)
 
 
-def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+def open_workdir(
+    workdir: str | os.PathLike[str], config: ml_collections.ConfigDict
+) -> pathlib.Path:
     """Makes a run's folder, or checks that the one there is of the same config.
 
+    A folder without a run may hold hidden files and logs, and nothing else.
+
     Raises:
-      ValueError: it is of another config; names a field that differs.
+      ValueError: it is of another config, and names a field that differs; or it holds
+        something else than a run.
       OSError: it is not a folder, or cannot be made.
     """
     if "://" in str(workdir):
@@ -61,9 +71,15 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
             f"--config.checkpoint.folder={workdir}: checkpoints go there"
         )
     path = pathlib.Path(workdir).absolute()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"--workdir={workdir} is a file; name a folder")
     mine = flat(files.plain(config.to_dict()))
     path.mkdir(parents=True, exist_ok=True)
-    theirs = flat(files.read_json(path / "config.json", {})) or mine
+    saved = _saved_config(path)
+    if saved is None:
+        _check_is_new(path)
+        return path
+    theirs = flat(saved)
     if problem := old_fields.refused(theirs):
         raise ValueError(
             f"the run in {path} is of an older version: {problem}; take another "
@@ -81,6 +97,27 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Pat
     return path
 
 
+def _saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The `config.json` of a run; None if there is none. ValueError if it is none."""
+    path = workdir / "config.json"
+    return files.read_object(path) if path.exists() else None
+
+
+def _check_is_new(workdir: pathlib.Path) -> None:
+    """Raises ValueError if a folder without a run holds something that is not ours."""
+    foreign = sorted(
+        name
+        for name in os.listdir(workdir)
+        if not name.startswith(".") and name not in _OWN and not _LOGS.fullmatch(name)
+    )
+    if foreign:
+        names = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise ValueError(
+            f"--workdir={workdir} is not the folder of a run: it has no config.json, "
+            f"but {names}; name a new folder, or an empty one"
+        )
+
+
 def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """The config of a run, with the defaults of fields that are newer than the run.
 
@@ -88,18 +125,13 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
       FileNotFoundError: there is none in this folder.
       ValueError: what is there is no config.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        found = files.read_json(path, None)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if found is None:
+    path = pathlib.Path(workdir)
+    saved = _saved_config(path)
+    if saved is None:
         raise FileNotFoundError(
             f"{workdir} has no config.json: not the workdir of a run"
         )
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no config")  # noqa: TRY004 (not about types)
-    found = flat(found)
+    found = flat(saved)
     if problem := old_fields.refused(found, ("model",)):
         raise ValueError(f"{path} is of an older version: {problem}")
     config = get_config().unlock()

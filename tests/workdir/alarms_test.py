@@ -40,6 +40,7 @@ WRONG = [
     ("always_blocks", "rollout/parallel_ratio", 1.0),
     ("undecided", "rollout/undecided", 0.2),
     ("no_signal", "rollout/degenerate_groups", 1.0),
+    ("little_signal", "rollout/degenerate_groups", 0.9),
     ("skipped", "optim/skipped", 1.0),
 ]
 
@@ -56,13 +57,24 @@ def test_an_alarm_rings_once_and_says_what_to_do(name, metric, value, monkeypatc
     warn = lambda text, *args: said.append(text % args)
     monkeypatch.setattr(alarms.logging, "warning", warn)
     made = alarms.Alarms(LIMITS)
-    course = [FINE, FINE | {metric: value}, FINE | {metric: value}, FINE]
-    found = [made.check("rl", i, x) for i, x in enumerate(course)]
-    assert [x[f"alarm/{name}"] for x in found] == [0, 1, 1, 0]
-    assert all(sum(x.values()) == x[f"alarm/{name}"] for x in found)
+    steps = alarms.ALARMS[name].steps
+    course = [*[FINE] * steps, *[FINE | {metric: value}] * (steps + 1), *[FINE] * steps]
+    found = [made.check("rl", i, x)[f"alarm/{name}"] for i, x in enumerate(course)]
+    begins = found.index(1.0)
+    assert steps <= begins < 2 * steps  # a mean may pass the bound before all steps do
+    assert found[begins : 2 * steps + 1] == [1.0] * (2 * steps + 1 - begins)
+    assert found[-1] == 0.0
     (line,) = said
-    assert line.startswith(f"alarm {name}: rl step 1: {metric}=")
+    assert line.startswith(f"alarm {name}: rl step {begins}: {metric}=")
     assert len(line.split("; ", 1)[1]) > 20  # what to do
+
+
+def test_an_alarm_of_several_steps_goes_on_after_a_restart():
+    little = FINE | {"rollout/degenerate_groups": 0.9}
+    resumed = alarms.Alarms(LIMITS)
+    resumed.recall([FINE, *[little] * 9])
+    assert resumed.check("rl", 11, little)["alarm/little_signal"] == 1.0
+    assert alarms.Alarms(LIMITS).check("rl", 11, little)["alarm/little_signal"] == 0.0
 
 
 def test_metrics_that_a_stage_lacks_ring_nothing():
