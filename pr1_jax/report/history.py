@@ -1,7 +1,7 @@
 """Analyses of every step's responses, kept so that each file is read once.
 
-They are in `analysis.jsonl` of the workdir, a line a step or evaluation, and may be
-deleted: they are made again.
+`analysis.jsonl` in the workdir has a line for each step and evaluation. It may be
+deleted; it is made again.
 """
 
 import itertools
@@ -38,10 +38,10 @@ class History:
     def update(
         self, run: reading.Run, *, limit_sec: float = math.inf
     ) -> dict[str, dict[str, float]]:
-        """Figures by source name; what is new is worked out, for so long at most.
+        """Analyses by name of the source; new sources are analysed, newest first.
 
-        The newest sources come first, so that a long run that starts to be watched is
-        up to date at once and fills in its past later.
+        Args:
+          limit_sec: time to spend; what is left is done by a later call.
         """
         until, new = time.monotonic() + limit_sec, False
         for source in reversed(run.sources):
@@ -50,8 +50,8 @@ class History:
                 continue
             if time.monotonic() > until:
                 break
-            found = analysis.summarize(_some(reading.read_records(source, _RECORDS)))
-            figures = {PREFIX + name: x for name, x in found.items() if _is_number(x)}
+            means = analysis.summarize(_some(reading.read_records(source, _RECORDS)))
+            figures = {PREFIX + name: x for name, x in means.items() if _is_number(x)}
             self._known[source.name] = {"name": source.name, "files": stamp, **figures}
             new = True
         if new:
@@ -79,14 +79,3 @@ def _some(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def with_analyses(
-    run: reading.Run, found: dict[str, dict[str, float]]
-) -> dict[tuple[str, int], dict[str, float]]:
-    """Figures of each training step that has some."""
-    return {
-        (source.stage, source.step): found[source.name]
-        for source in run.sources
-        if source.step is not None and source.name in found
-    }

@@ -1,7 +1,7 @@
 """Puts a report together: one HTML file that asks the network for nothing.
 
-All that comes from models, data and configs is JSON inside one `<script>` that is data
-and never runs; the page's own code puts it in place as text.
+Whatever comes from models, data and configs is JSON inside one `<script>` that is data
+and never runs; the page's own code shows it as text.
 """
 
 import collections
@@ -48,8 +48,8 @@ def write(
 
     Args:
       out: the file to write.
-      steps: whose responses are embedded in full.
-      budget: of responses, in bytes, shared by the runs.
+      steps: those whose responses are embedded in full.
+      budget: bytes of responses, shared by the runs.
 
     Raises:
       FileNotFoundError: a workdir is missing, or nothing was logged in it.
@@ -58,10 +58,10 @@ def write(
     runs = [reading.read(workdir) for workdir in workdirs]
     made = []
     for run, name in zip(runs, _names(runs)):
-        found = history.History(run.path).update(run)
+        analyses = history.History(run.path).update(run)
         asked = traces.steps_named(run, steps)
         share = budget // len(runs)
-        made.append(describe(run, found, name=name, asked=asked, budget=share))
+        made.append(describe(run, analyses, name=name, asked=asked, budget=share))
     configs = [run.config for run in runs]
     files.replace_file(out, assemble(made, differences.between(configs)))
 
@@ -84,21 +84,23 @@ def describe(
     shelf: traces.Shelf | None = None,
 ) -> dict[str, Any]:
     """A run as the page's data; arguments are those of `traces.embed`."""
-    by_step = history.with_analyses(run, analyses)
+    by_step = {(s.stage, s.step): analyses.get(s.name, {}) for s in run.sources}
     rows = [{**row, **by_step.get((row["stage"], row["step"]), {})} for row in run.rows]
     evaluations = [
-        (title, at, {**found, **analyses.get(title, {})})
-        for title, at, found in run.evaluations
+        (title, at, {**values, **analyses.get(title, {})})
+        for title, at, values in run.evaluations
     ]
     run = dataclasses.replace(run, rows=rows, evaluations=evaluations)
     moved = events.moves(run)
     happened = events.find(run, moved)
     interesting = events.rows_of_interest(happened)
-    chosen = traces.embed(run, interesting, asked=asked, budget=budget, shelf=shelf)
+    responses, left_out = traces.embed(
+        run, interesting, asked=asked, budget=budget, shelf=shelf
+    )
     shown = _thinned(len(rows), {e.row for e in happened})
-    place = {row: i for i, row in enumerate(shown)}
+    index = {row: i for i, row in enumerate(shown)}
     base, fields = differences.from_base(run.config)
-    settings = {s: run.config.get(s) for s, _, _ in run.stages}
+    settings = {stage: run.config.get(stage) for stage, _, _ in run.stages}
     return {
         "name": name or run.name,
         "workdir": str(run.path),
@@ -106,9 +108,9 @@ def describe(
         "variant": str(run.config.get("variant", "structured")),
         "finished": bool(run.summary.get("finished")),
         "planned": {
-            stage: found["steps"]
-            for stage, found in settings.items()
-            if isinstance(found, Mapping) and isinstance(found.get("steps"), int)
+            stage: section["steps"]
+            for stage, section in settings.items()
+            if isinstance(section, Mapping) and isinstance(section.get("steps"), int)
         },
         "stages": _stages(run, shown),
         "steps": [rows[i]["step"] for i in shown],
@@ -126,7 +128,7 @@ def describe(
         ],
         "events": [
             dataclasses.asdict(e)
-            | {"row": place[e.row], "last_row": place.get(e.last_row, place[e.row])}
+            | {"row": index[e.row], "last_row": index.get(e.last_row, index[e.row])}
             for e in happened
         ],
         "facts": events.facts(run),
@@ -137,8 +139,8 @@ def describe(
         "benchmarks": run.benchmarks,
         "base": base,
         "fields": fields,
-        "responses": chosen.groups,
-        "left_out": chosen.left_out,
+        "responses": responses,
+        "left_out": left_out,
     }
 
 
@@ -151,11 +153,11 @@ def _thinned(rows: int, keep: set[int]) -> list[int]:
 
 
 def _stages(run: reading.Run, shown: Sequence[int]) -> list[dict[str, Any]]:
-    found = []
+    stages = []
     for stage, _, _ in run.stages:
         rows = [i for i, row in enumerate(shown) if run.rows[row]["stage"] == stage]
-        found.append({"name": stage, "first": rows[0], "count": len(rows)})
-    return found
+        stages.append({"name": stage, "first": rows[0], "count": len(rows)})
+    return stages
 
 
 def _rewards(run: reading.Run) -> str:
@@ -185,8 +187,8 @@ def _short(value: float) -> float | None:
     return float(f"{value:.5g}") if np.isfinite(value) else None
 
 
-def _plain(found: Mapping[str, Any]) -> dict[str, float | None]:
-    return {n: None if x is None else _short(x) for n, x in found.items() if "/" in n}
+def _plain(line: Mapping[str, Any]) -> dict[str, float | None]:
+    return {n: None if x is None else _short(x) for n, x in line.items() if "/" in n}
 
 
 def assemble(

@@ -1,11 +1,10 @@
 """Which responses the page carries, within a budget, and how they are written in it.
 
-A response is short fields and, where it was recorded, its trace: pieces of text, log-probs
-in hundredths of a nat, and labels as stretches of (tokens, position of the first, block,
-path, forced) in which positions count up by one.
+A response has short fields and, where it was recorded, its trace: pieces of text,
+log-probs in hundredths of a nat, and labels as spans (tokens, position of the first,
+block, path, forced) within which positions count up by one.
 """
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from pr1_jax.report import reading
 
-BUDGET = 6_000_000  # bytes of responses in a page
+BUDGET = 8_000_000  # bytes of responses in a page
 _MANY, _FEW = 16, 2  # responses of a source that is of interest, and of any other
 _LOOK_AT = 4  # times as many records of a file to choose from
 _EVENTS, _SPREAD = 16, 8  # steps, at most
@@ -52,19 +51,6 @@ class Shelf:
         return {source: encoded for source, (_, encoded) in self._chosen.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Embedded:
-    """Responses for the page.
-
-    Attributes:
-      groups: of one source each: its name, stage, step, `full` and `records`.
-      left_out: what a reader should know of what is not there.
-    """
-
-    groups: list[dict[str, Any]]
-    left_out: str
-
-
 def steps_named(run: reading.Run, named: Sequence[int]) -> list[reading.Source]:
     """The sources of these steps.
 
@@ -92,15 +78,20 @@ def embed(
     asked: Sequence[reading.Source] = (),
     budget: int = BUDGET,
     shelf: Shelf | None = None,
-) -> Embedded:
-    """Picks responses: some of each step, more of those that are of interest.
+) -> tuple[list[dict[str, Any]], str]:
+    """Picks responses: a few of each step, more of sources of interest.
 
-    Those are evaluations, first, last and spread steps, and what `interesting` says.
+    Those are evaluations, first, last and evenly spread steps, and `interesting` rows.
 
     Args:
       interesting: rows to show, with the one before each, most wanted first.
       asked: sources to embed in full, beside the budget.
-      shelf: of the update before, so that little is read again.
+      budget: bytes of responses.
+      shelf: that of the update before, so that little is read again.
+
+    Returns:
+      Groups of one source each, in the order of sampling (name, stage, step, files,
+      `full`, `records`), and what a reader should know of what is left out.
     """
     wanted = [s for s in _wanted(run, interesting) if s not in asked]
     others = [s for s in run.sources if s not in asked and s not in {*wanted}]
@@ -111,7 +102,7 @@ def embed(
         records = [encode(r) for r in reading.read_records(source)]
         groups[source] = _group(source, records, full=True)
     ordered = [groups[s] for s in run.sources if s in groups]
-    return Embedded([g for g in ordered if g["records"]], _left_out(run, groups))
+    return [g for g in ordered if g["records"]], _left_out(run, groups)
 
 
 def _wanted(run: reading.Run, interesting: Sequence[int]) -> list[reading.Source]:
@@ -208,7 +199,7 @@ def _left_out(run: reading.Run, groups: Mapping[reading.Source, Any]) -> str:
 
 
 def encode(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as the page holds it; a field of the wrong kind is left out."""
+    """A rollout record as the page holds it; fields of a wrong type are left empty."""
     text = lambda name: x if isinstance(x := record.get(name), str) else ""
     number = lambda name: x if isinstance(x := record.get(name), int | float) else None
     out = {
@@ -256,13 +247,3 @@ def _encode_trace(trace: Any) -> dict[str, Any] | None:
         }
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def decode(trace: Mapping[str, Any]) -> dict[str, list]:
-    """The labels of an encoded trace, as the page reads them; for tests."""
-    out: dict[str, list] = {n: [] for n in ("positions", "block", "path", "forced")}
-    for count, position, block, path, forced in trace["spans"]:
-        out["positions"] += range(position, position + count)
-        for name, value in (("block", block), ("path", path), ("forced", forced)):
-            out[name] += [value] * count
-    return out

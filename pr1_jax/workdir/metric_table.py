@@ -193,7 +193,7 @@ METRICS = {
     ),
     "reward/tiered": Metric("count", "Tiered reward in force"),
     "data/kept": Metric(
-        "count", "Records kept", "Records of the data that fit the limits.", "more"
+        "count", "Records kept", "Records read so far that fit the limits.", "more"
     ),
     "coldstart/kept": Metric(
         "share", "Samples kept", "Samples that became traces.", "more", "kept"

@@ -55,7 +55,7 @@ def test_it_opens_on_the_trained_state_and_compares_it_with_sft(see):
     steps = texts("#headline div")[-1]
     assert "80" in steps and "70 with blocks banned" in steps
     facts = texts("#event-list .fact")
-    assert facts == ["rl: kept 30 of 60 records: 30 too long."]
+    assert facts == ["rl: kept 30 of 60 records read: 30 too long."]
 
 
 def _count(texts):

@@ -149,7 +149,7 @@ def test_a_run_from_before_there_were_weights_has_rewards(schedule, names):
 def test_what_no_step_stands_out_by_is_a_fact():
     row = {"rollout/degenerate_groups": 0.84, "data/kept": 30, "data/dropped_other": 0}
     (dropped, dull) = events.facts(_run([row | {"data/dropped_too_long": 30}] * 3))
-    assert dropped == "rl: kept 30 of 60 records: 30 too long."
+    assert dropped == "rl: kept 30 of 60 records read: 30 too long."
     assert dull.startswith("rl: 84% of the groups had no signal")
     assert events.facts(_run([row | {"rollout/degenerate_groups": 0.2}])) == []
 
@@ -168,7 +168,7 @@ def test_the_page_has_responses_of_every_step_and_more_of_those_of_interest(writ
 
 def test_a_small_budget_takes_fewer_of_each_then_texts_then_fewer_steps(workdir):
     run = reading.read(workdir)
-    embed = lambda budget: traces.embed(run, [140], budget=budget).groups
+    embed = lambda budget: traces.embed(run, [140], budget=budget)[0]
     dumped = lambda r: len(json.dumps(r, separators=(",", ":")))
     size = lambda groups: sum(dumped(r) for g in groups for r in g["records"])
     of_step = lambda groups, n: next(g["records"] for g in groups if g["step"] == n)
@@ -188,7 +188,7 @@ def test_a_small_budget_takes_fewer_of_each_then_texts_then_fewer_steps(workdir)
 def test_named_steps_are_embedded_in_full(workdir):
     run = reading.read(workdir)
     asked = traces.steps_named(run, [33])
-    (group,) = [g for g in traces.embed(run, [], asked=asked, budget=0).groups]
+    ((group,), _) = traces.embed(run, [], asked=asked, budget=0)
     assert group["step"] == 33 and group["full"] and len(group["records"]) == 3
     with pytest.raises(ValueError, match=r"--steps=999: .* steps 1 to 160"):
         traces.steps_named(run, [999])
@@ -199,8 +199,13 @@ def test_a_trace_survives_its_encoding():
     encoded = traces.encode({"trace": trace})["trace"]
     assert encoded["pieces"] == trace["pieces"]
     assert len(encoded["spans"]) < len(trace["pieces"]) / 2
-    for name, values in traces.decode(encoded).items():
-        assert values == trace[name], name
+    tokens = [
+        (position + i, *labels)
+        for count, position, *labels in encoded["spans"]
+        for i in range(count)
+    ]
+    names = ("positions", "block", "path", "forced")
+    assert tokens == [*zip(*(trace[name] for name in names), strict=True)]
     assert encoded["surprise"] == [round(-100 * x) for x in trace["logps"]]
 
 
