@@ -161,7 +161,8 @@ def _changes(run: reading.Run, moved: Moves) -> Iterator[Event]:
             if row > quiet_until:
                 words = metric_table.describe(metric)
                 was, now = words.write(before[row]), words.write(values[row])
-                by_row.setdefault(row, {})[metric] = f"{words.label} {was} → {now}"
+                change_in_words = f"{was} → {now}".replace("-", "−")
+                by_row.setdefault(row, {})[metric] = f"{words.label} {change_in_words}"
                 quiet_until = row + _QUIET
     for row, changed in by_row.items():
         texts = [*changed.values()]

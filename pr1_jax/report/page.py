@@ -173,13 +173,11 @@ def _reward_in_words(name: str) -> str:
     pays = functools.partial(rewards.reward, name, format_ok=True)
     with_block = pays(correct=True, num_blocks=1)
     without = pays(correct=True, num_blocks=0)
+    text = f"{with_block:g} for a correct answer"
+    if with_block != without:
+        text += f" with a block, {without:g} for one without"
     wrong = pays(correct=False, num_blocks=0)
-    if with_block == without:
-        return f"{without:g} for a correct answer, {wrong:g} otherwise."
-    return (
-        f"{with_block:g} for a correct answer with a block, {without:g} for one "
-        f"without, {wrong:g} otherwise."
-    )
+    return f"{text}, {wrong:g} otherwise.".replace("-", "−")
 
 
 def _short(value: float) -> float | None:
