@@ -46,10 +46,6 @@ class Found:
         """A cell's metric; None if it has not been run."""
         return self.combined(metric, {cell: weight})
 
-    def difference(self, metric: str, cell: str, other: str) -> Interval | None:
-        """A cell's metric less another's, by seed and problem."""
-        return self.combined(metric, {cell: 1.0, other: -1.0})
-
     def combined(
         self, metric: str, weights: Mapping[str, float], constant: float = 0.0
     ) -> Interval | None:

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NoReturn
 
 from pr1_jax.study import cells, outcomes
 from pr1_jax.study.cells import Cell
@@ -37,7 +36,6 @@ from pr1_jax.study.folder import (
 )
 from pr1_jax.system import files
 
-Run = tuple[Cell, int]  # with its seed
 _POLL_SEC = 0.2
 
 
@@ -114,6 +112,36 @@ def expected(minutes: float | None) -> str:
 
 
 @dataclasses.dataclass
+class Job:
+    """A run of a cell at a seed: first it waits, then it is a process.
+
+    Attributes:
+      name: as it is shown.
+      core: the CPU core that it has, if one.
+      made: commit and versions that it is of.
+    """
+
+    name: str
+    cell: Cell
+    seed: int
+    workdir: pathlib.Path
+    core: int | None = None
+    process: subprocess.Popen | None = None
+    made: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    began: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Its cell and seed, as in `seconds.json`."""
+        return f"{self.cell.name}/seed{self.seed}"
+
+    @property
+    def seconds(self) -> float:
+        """Since its process began."""
+        return time.monotonic() - self.began
+
+
+@dataclasses.dataclass
 class Runner:
     """Runs what is asked of it; `failed` names what did not come to its end."""
 
@@ -137,30 +165,30 @@ class Runner:
             is timed.
           needed: cells whose checkpoints are needed, though nothing chosen needs them.
         """
-        outcomes.keep_finished(self.study, _counted(self.study))
+        study = self.study
+        outcomes.keep_finished(study, _counted(study))
         if dense:
             self._dense()
-        waiting = [(cell, seed) for seed in self.study.seeds for cell in chosen]
-        names = {
-            _key(*run): f"[{number}/{len(waiting)}] {run[0].name} seed {run[1]}"
-            for number, run in enumerate(waiting, 1)
-        }
+        runs = [(cell, seed) for seed in study.seeds for cell in chosen]
+        waiting = [
+            Job(f"[{i}/{len(runs)}] {cell.name} seed {seed}", cell, seed, workdir)
+            for i, (cell, seed) in enumerate(runs, 1)
+            for workdir in [study.workdir(cell, seed)]
+        ]
         todo = {
             f"{name}/seed{seed}"
-            for seed in self.study.seeds
-            for name in to_run(self.study, chosen, seed, needed)
+            for seed in study.seeds
+            for name in to_run(study, chosen, seed, needed)
         }
         running: list[Job] = []
         try:
             while waiting or running:
-                ended = [job for job in running if job.process.poll() is not None]
-                running = [job for job in running if job not in ended]
-                for job in ended:
+                before = {job.seed for job in [*waiting, *running]}
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
                     self._end(job)
-                before = {seed for _, seed in waiting} | {job.seed for job in ended}
-                waiting = self._start(waiting, running, names, todo)
-                left = {seed for _, seed in waiting} | {job.seed for job in running}
-                if before - left:
+                waiting = self._start(waiting, running, todo)
+                if before - {job.seed for job in [*waiting, *running]}:
                     after_seed()
                 if running:
                     time.sleep(_POLL_SEC)
@@ -171,62 +199,57 @@ class Runner:
             raise
 
     def _start(
-        self,
-        waiting: list[Run],
-        running: list["Job"],
-        names: Mapping[str, str],
-        todo: Collection[str],
-    ) -> list[Run]:
+        self, waiting: Sequence[Job], running: list[Job], todo: Collection[str]
+    ) -> list[Job]:
         """Starts what can be, and says what need not or cannot be; what is left.
 
         Args:
-          waiting: runs, by cell and seed. running: is added to.
-          todo: those that have to be run, by `cell/seedK`.
+          running: is added to.
+          todo: keys of the jobs that have to be run.
         """
         study, left = self.study, []
-        for cell, seed in waiting:
-            key, workdir = _key(cell, seed), study.workdir(cell, seed)
-            start = cells.start_of(cell, study.size)
-            begun = {_key(*run) for run in left} | {job.key for job in running}
-            if key not in todo:
-                self.say(f"{names[key]}: done before")
-            elif f"{start}/seed{seed}" in begun:
-                left.append((cell, seed))
-            elif start and not is_finished(study.workdir(cells.CELLS[start], seed)):
-                self.failed.append(key)
-                self.say(
-                    f"{names[key]}: left out, since {start} seed {seed} is not finished"
-                )
+        for job in waiting:
+            start = cells.start_of(job.cell, study.size)
+            start_key = f"{start}/seed{job.seed}"
+            if job.key not in todo:
+                self.say(f"{job.name}: done before")
+            elif start_key in {other.key for other in [*left, *running]}:
+                left.append(job)
+            elif start and not is_finished(study.workdir(cells.CELLS[start], job.seed)):
+                self.failed.append(job.key)
+                why = f"since {start} seed {job.seed} is not finished"
+                self.say(f"{job.name}: left out, {why}")
             elif len(running) < study.runs_at_a_time:
-                self.say(f"{names[key]}: {expected(expected_minutes(study, cell))} …")
-                used = [job.core for job in running]
+                minutes = expected_minutes(study, job.cell)
+                self.say(f"{job.name}: {expected(minutes)} …")
+                used = [other.core for other in running]
                 cores = cpu_cores() if study.on_one_core else [None]
-                core = min(cores, key=used.count)  # the first of those least used
-                if is_finished(workdir):  # and has no checkpoint any more
-                    _set_aside(workdir)
-                process = start_process(
-                    study.command(cell, seed), workdir / "log.txt", study.out, core
+                job.core = min(cores, key=used.count)  # the first of those least used
+                if is_finished(job.workdir):  # and has no checkpoint any more
+                    _set_aside(job.workdir)
+                command, log = (
+                    study.command(job.cell, job.seed),
+                    job.workdir / "log.txt",
                 )
-                running.append(
-                    Job(names[key], cell, seed, workdir, core, process, outcomes.made())
-                )
+                job.process = start_process(command, log, study.out, job.core)
+                job.made, job.began = outcomes.made(), time.monotonic()
+                running.append(job)
             else:
-                left.append((cell, seed))
+                left.append(job)
         return left
 
     def _dense(self) -> None:
-        if outcomes.of_dense(self.study):
+        study = self.study
+        if outcomes.of_dense(study):
             self.say("dense: done before")
             return
-        folder, began = self.study.dense.parent, time.monotonic()
-        code = run_process(
-            self.study.dense_command(), folder / "log.txt", self.study.out
-        )
+        folder, began = study.dense.parent, time.monotonic()
+        code = run_process(study.dense_command(), folder / "log.txt", study.out)
         self._say_end(DENSE, DENSE, folder, code, time.monotonic() - began)
         if not code:
-            outcomes.keep_dense(self.study)
+            outcomes.keep_dense(study)
 
-    def _end(self, job: "Job") -> None:
+    def _end(self, job: Job) -> None:
         """Says what came of a process, counts its time, and keeps its outcome."""
         took = self._count_seconds(job)
         code = job.process.returncode or int(not is_finished(job.workdir))
@@ -240,7 +263,7 @@ class Runner:
             listed = ", ".join(differing)
             self.say(f"{job.name}: not what was kept, and is kept instead: {listed}")
 
-    def _count_seconds(self, job: "Job") -> float:
+    def _count_seconds(self, job: Job) -> float:
         """Of a run that was cut off, and goes on later, all parts count; their sum."""
         done = _counted(self.study)
         done[job.key] = round(done.get(job.key, 0.0) + job.seconds, 1)
@@ -250,62 +273,30 @@ class Runner:
     def _say_end(
         self, key: str, name: str, folder: pathlib.Path, code: int, took: float
     ) -> None:
-        if code:
-            self.failed.append(key)
-            log = (folder / "log.txt").read_text(errors="replace").splitlines()
-            last = next((line for line in reversed(log) if line.strip()), "")
-            self.say(f"{name}: failed with exit code {code}: {last}")
-        else:
-            self.say(f"{name}: {took / 60:.1f} min{outcome(folder)}")
-
-
-@dataclasses.dataclass
-class Job:
-    """A process that runs a cell at a seed.
-
-    Attributes:
-      core: the CPU core that it has, if one. made: commit and versions that it is of.
-    """
-
-    name: str
-    cell: Cell
-    seed: int
-    workdir: pathlib.Path
-    core: int | None
-    process: subprocess.Popen
-    made: Mapping[str, str]
-    began: float = dataclasses.field(default_factory=time.monotonic)
-
-    @property
-    def key(self) -> str:
-        """Its cell and seed, as in `seconds.json`."""
-        return _key(self.cell, self.seed)
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.began
-
-
-def _key(cell: Cell, seed: int) -> str:
-    return f"{cell.name}/seed{seed}"
+        if not code:
+            self.say(f"{name}: {took / 60:.1f} min{_in_words(folder)}")
+            return
+        self.failed.append(key)
+        log = (folder / "log.txt").read_text(errors="replace").splitlines()
+        last = next((line for line in reversed(log) if line.strip()), "")
+        self.say(f"{name}: failed with exit code {code}: {last}")
 
 
 def _set_aside(workdir: pathlib.Path) -> None:
-    """Makes room for another run, and leaves this one beside it."""
+    """Makes way for another run, and leaves this one beside it."""
     aside = workdir.with_name(f"{workdir.name}_without_checkpoint")
     shutil.rmtree(aside, ignore_errors=True)
     workdir.rename(aside)
 
 
-def outcome(workdir: pathlib.Path) -> str:
+def _in_words(workdir: pathlib.Path) -> str:
     """What a run came to, in a few words."""
-    found = files.read_json(workdir / "summary.json", {}).get("evaluations", {})
-    for evaluation in reversed(found.values()):
-        accuracy = 100 * evaluation["eval/accuracy"]
-        ratio = 100 * evaluation["eval/parallel_ratio"]
-        return f", accuracy {accuracy:.1f} %, with a block {ratio:.1f} %"
-    return ""
+    evaluations = files.read_json(workdir / "summary.json", {}).get("evaluations", {})
+    if not evaluations:
+        return ""
+    *_, last = evaluations.values()
+    accuracy, ratio = (100 * last[f"eval/{n}"] for n in ("accuracy", "parallel_ratio"))
+    return f", accuracy {accuracy:.1f} %, with a block {ratio:.1f} %"
 
 
 def start_process(
@@ -372,11 +363,7 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
 
 def stop_by_signal() -> None:
     """From now on SIGTERM ends this process as Ctrl-C does, its run saved."""
-
-    def stop(*_) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bool:
@@ -421,5 +408,5 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
         return False
     differing = outcomes.differences(first, outcomes.of_run(workdir, cell))
     same = ", ".join(differing) + " differ" if differing else "the same to the last bit"
-    say(f"{cell.name} seed {seed}{outcome(workdir)}: {same}")
+    say(f"{cell.name} seed {seed}{_in_words(workdir)}: {same}")
     return not differing

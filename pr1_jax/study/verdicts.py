@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pr1_jax.study import intervals, outcomes, results
+from pr1_jax.study import cells, intervals, outcomes, results
 from pr1_jax.study.intervals import Interval
 from pr1_jax.study.results import Found
 
@@ -54,13 +54,17 @@ class Claim:
     parts: tuple[Part, ...]
 
 
-def _accuracy(cell: str, other: str, margin: float = 0.0) -> Callable:
+def _less(cell: str, other: str, margin: float = 0.0, text: str = "") -> Part:
+    """A cell's accuracy less another's, and a margin."""
     weights = {cell: 1.0, other: -1.0}
-    return lambda found: found.combined("accuracy", weights, margin)
+    names = (cells.CELLS[name].title for name in weights)
+    text = f"accuracy, {' less '.join(names)}{text}"
+    return Part(text, lambda found: found.combined("accuracy", weights, margin))
 
 
-def _ratio(weights: dict[str, float]) -> Callable:
-    return lambda found: found.combined("parallel_ratio", weights)
+def _ratio(text: str, **weights: float) -> Part:
+    """A weighted sum of cells' parallel ratios."""
+    return Part(text, lambda found: found.combined("parallel_ratio", weights))
 
 
 def _position(found: Found) -> Interval | None:
@@ -97,9 +101,10 @@ CLAIMS = (
         "With the accuracy reward alone blocks die out.",
         "95.6 % of responses with a block after SFT, 13.6 % after RL (S1)",
         (
-            Part(
+            _ratio(
                 "half of the parallel ratio after SFT, less that of accuracy only",
-                _ratio({"sft": 0.5, "accuracy": -1.0}),
+                sft=0.5,
+                accuracy=-1.0,
             ),
         ),
     ),
@@ -109,14 +114,12 @@ CLAIMS = (
         "The parallel-only reward forces blocks, at a cost in accuracy.",
         "80.3 % with a block against 13.6 %; MATH 81.7 against 84.5 for alternating",
         (
-            Part(
+            _ratio(
                 "parallel ratio, parallel only less accuracy only",
-                _ratio({"parallel_only": 1.0, "accuracy": -1.0}),
+                parallel_only=1.0,
+                accuracy=-1.0,
             ),
-            Part(
-                "accuracy, alternating less parallel only",
-                _accuracy("alternating", "parallel_only"),
-            ),
+            _less("alternating", "parallel_only"),
         ),
     ),
     Claim(
@@ -125,14 +128,12 @@ CLAIMS = (
         "The alternating reward keeps blocks, and is as accurate as accuracy alone.",
         "63.0 % with a block; average 46.8 against 47.1",
         (
-            Part(
+            _ratio(
                 "parallel ratio of alternating, less half of that after SFT",
-                _ratio({"alternating": 1.0, "sft": -0.5}),
+                alternating=1.0,
+                sft=-0.5,
             ),
-            Part(
-                "accuracy, alternating less accuracy only, and 2 points",
-                _accuracy("alternating", "accuracy", _AS_GOOD),
-            ),
+            _less("alternating", "accuracy", _AS_GOOD, ", and 2 points"),
         ),
     ),
     Claim(
@@ -140,12 +141,7 @@ CLAIMS = (
         "rewards",
         "Parallel thinking is more accurate than sequential GRPO.",
         "average 46.8 (S2) against 45.1",
-        (
-            Part(
-                "accuracy, alternating less sequential",
-                _accuracy("alternating", "sequential"),
-            ),
-        ),
+        (_less("alternating", "sequential"),),
     ),
     Claim(
         "cold_start_is_needed",
@@ -153,9 +149,10 @@ CLAIMS = (
         "Without a cold start RL does not find blocks.",
         "said of the base model; no figure that could be compared",
         (
-            Part(
+            _ratio(
                 "half of the parallel ratio with a cold start, less that without",
-                _ratio({"alternating": 0.5, "no_cold_start": -1.0}),
+                alternating=0.5,
+                no_cold_start=-1.0,
             ),
         ),
     ),
@@ -164,24 +161,14 @@ CLAIMS = (
         "curriculum",
         "RL on easy problems first helps the causal variant.",
         "average 48.9 against 46.6",
-        (
-            Part(
-                "accuracy, causal with easy RL less without",
-                _accuracy("causal_with_easy", "causal_without_easy"),
-            ),
-        ),
+        (_less("causal_with_easy", "causal_without_easy"),),
     ),
     Claim(
         "easy_rl_hurts_structured",
         "curriculum",
         "RL on easy problems first hurts the structured variant.",
         "average 38.5 against 47.1",
-        (
-            Part(
-                "accuracy, structured without easy RL less with",
-                _accuracy("accuracy", "structured_with_easy"),
-            ),
-        ),
+        (_less("accuracy", "structured_with_easy"),),
     ),
     Claim(
         "blocks_move_back",
@@ -202,14 +189,8 @@ CLAIMS = (
         "than sequential GRPO.",
         "AIME25 25.6 against 17.7 and 14.8",
         (
-            Part(
-                "accuracy, scaffold less accuracy only",
-                _accuracy("scaffold", "accuracy"),
-            ),
-            Part(
-                "accuracy, scaffold less sequential",
-                _accuracy("scaffold", "sequential"),
-            ),
+            _less("scaffold", "accuracy"),
+            _less("scaffold", "sequential"),
         ),
     ),
     Claim(
@@ -228,12 +209,7 @@ CLAIMS = (
         "shortcuts",
         "Training on tokens that the runtime wrote costs accuracy.",
         "not its claim, but what its published code does",
-        (
-            Part(
-                "accuracy, exact (alternating) less forced",
-                _accuracy("alternating", "forced"),
-            ),
-        ),
+        (_less("alternating", "forced"),),
     ),
     Claim(
         "causal_sampling_is_another_policy",
@@ -247,12 +223,7 @@ CLAIMS = (
         "shortcuts",
         "Training on what was sampled so costs accuracy, sampled so at the end as well.",
         "not its claim, but what its published code does",
-        (
-            Part(
-                "accuracy, exact (alternating) less causal sampling",
-                _accuracy("alternating", "causal_sampling_published"),
-            ),
-        ),
+        (_less("alternating", "causal_sampling_published"),),
     ),
     Claim(
         "dense_masks_cost_memory",

@@ -5,8 +5,8 @@
 #   bash tests/programs/fuzz.sh                      all targets, 100,000 inputs each
 #   N=2000 bash tests/programs/fuzz.sh layout jsonl  fewer, of two targets
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# shellcheck source-path=SCRIPTDIR/..
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source-path=SCRIPTDIR/../..
 source launch/env.sh
 
 make_venv
@@ -20,4 +20,4 @@ make_venv
 install tests/programs/fuzz/requirements.txt
 own=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 echo "$packages" >"$own/project.pth"
-"$VENV/bin/python" tests/programs/fuzz/run.py --number="${N:-100000}" "$@"
+"$VENV/bin/python" -m tests.programs.fuzz.run --number="${N:-100000}" "$@"

@@ -63,7 +63,7 @@ device_flags=--xla_force_host_platform_device_count=$devices
 export JAX_PLATFORMS=cpu PYTHONPATH=$PWD
 
 make_venv
-install requirements.txt
+install_package
 "$VENV/bin/python" -m pr1_jax.kernels.cpu.library # compiled as the peers' wheels are
 declare -A python=([ours]=$VENV/bin/python)
 export PYTHON=$VENV/bin/python # the peers get the same one
@@ -117,4 +117,4 @@ for ((round = 1; round <= num_rounds; round++)); do
     done
   done
 done
-"${python[ours]}" "$workers/table.py" "$rounds" --out "$out"
+"${python[ours]}" -m tests.programs.peers.table "$rounds" --out "$out"

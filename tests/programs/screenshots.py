@@ -1,7 +1,7 @@
 """Pictures of a run's report, as they are in notebooks/pictures:
 
     bash launch/quickstart.sh
-    .venv/bin/python tests/programs/screenshots.py runs/quickstart
+    .venv/bin/python -m tests.programs.screenshots runs/quickstart
 
 Needs Chromium and its driver. Colours are reduced to 256, so that a picture stays below
 100 kB.

@@ -12,7 +12,8 @@ def test_jobs_that_were_killed_end_as_one_that_was_not(tmp_path):
     done = subprocess.run(
         [
             sys.executable,
-            "tests/programs/soak.py",
+            "-m",
+            "tests.programs.soak",
             "--kills=2",
             f"--out={tmp_path / 'soak'}",
         ],

@@ -46,13 +46,14 @@ def test_luck_that_two_cells_share_cancels():
         "alternating": {"accuracy": dict(enumerate(shared))},
     }
     found = results.Found(problems, {})
-    paired = found.difference("accuracy", "accuracy", "alternating")
+    less = {"accuracy": 1.0, "alternating": -1.0}
+    paired = found.combined("accuracy", less)
     assert paired.low == pytest.approx(0.2) == paired.high
     alone = found.mean("accuracy", "accuracy")
     assert alone.high - alone.low > 0.5
     del problems["alternating"]["accuracy"][1]
-    assert found.difference("accuracy", "accuracy", "alternating").seeds == 2
-    assert found.difference("accuracy", "accuracy", "forced") is None
+    assert found.combined("accuracy", less).seeds == 2
+    assert found.combined("accuracy", {"accuracy": 1.0, "forced": -1.0}) is None
 
 
 # --- Verdicts -------------------------------------------------------------------------

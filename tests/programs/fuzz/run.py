@@ -5,7 +5,7 @@
 
 Each target runs in a process of its own, under libFuzzer's mutations guided by the
 coverage of pr1_jax. A finding stops its target: the input is then in the corpus folder,
-and `python tests/programs/fuzz/run.py NAME --repeat=FILE` repeats it.
+and `python -m tests.programs.fuzz.run NAME --repeat=FILE` repeats it.
 """
 
 import argparse
@@ -18,22 +18,19 @@ import subprocess
 import sys
 import time
 
-FOLDER = pathlib.Path(__file__).parent
-_PATHS = [str(FOLDER.parent), str(FOLDER.parents[1])]
-BUILD = FOLDER.parents[1] / "build" / "fuzz-corpus"
-RESULTS = FOLDER / "RESULTS.md"
+from pr1_jax.system import tables
+from tests.programs.fuzz import base
+
+BUILD = base.ROOT / "build" / "fuzz-corpus"
+RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
 _MAX_BYTES = 1000  # or twice the longest of the inputs to begin with
 _TIMEOUT_SEC = 30
 _MEMORY_MB = 6000
-_COLUMNS = (
-    *("target", "inputs", "seconds", "inputs/s", "longest input, ms of CPU"),
-    *("and of time", "coverage", "corpus", "findings"),
-)
 _HEAD = f"""# Fuzz runs
 
 `bash tests/programs/fuzz.sh`: atheris (libFuzzer), inputs of at most {_MAX_BYTES} bytes (or twice
 a valid one), some of them blown up to 3,000 characters, one process a target; an input
-may take 1 s of CPU time. Coverage counts the places reached in
+may take 1 s of CPU time. Coverage counts the points reached in
 `pr1_jax`, at the first input and at the last (that of libraries, such as pyarrow's, is
 not seen); the corpus is the inputs that found new ones. `answer_check` asks the worker
 processes of math-verify, which take a second at most and then start anew;
@@ -46,9 +43,8 @@ def fuzz_one(name: str, number: int, corpus: pathlib.Path) -> None:
     """Runs `number` inputs through one target; libFuzzer ends the process."""
     import atheris
 
-    sys.path[:0] = _PATHS
     with atheris.instrument_imports(include=["pr1_jax"], enable_loader_override=False):
-        from tests.programs.fuzz import base, targets
+        from tests.programs.fuzz import targets
 
     target = targets.TARGETS[name]()
     for i, seed in enumerate(target.seeds):
@@ -101,22 +97,27 @@ def measure(name: str, number: int) -> dict[str, str]:
     for old in (*BUILD.glob(f"{name}.*"), *corpus.iterdir()):
         old.unlink()
     log = BUILD / f"{name}.log"
-    command = [sys.executable, __file__, "--one", name, "--number", str(number)]
+    command = [sys.executable, "-m", "tests.programs.fuzz.run"]
+    command += ["--one", name, "--number", str(number)]
     with open(log, "w") as output:
         status = subprocess.call(
-            command, stdout=output, stderr=output, env=_environment()
+            command, stdout=output, stderr=output, env=_environment(), cwd=base.ROOT
         )
     text = log.read_text(errors="replace")
     covered = [int(x) for x in re.findall(r"\bcov: (\d+)", text)] or [0]
     stats = json.loads((BUILD / f"{name}.stats").read_text())
     finding = "Uncaught Python exception" in text or status != 0
-    values = (
-        *(name, f"{stats['inputs']:,}", f"{stats['seconds']:.0f}"),
-        *(f"{stats['inputs'] / stats['seconds']:,.0f}", f"{stats['cpu_ms']:.0f}"),
-        *(f"{stats['wall_ms']:.0f}", f"{covered[0]} → {covered[-1]}"),
-        *(f"{len(list(corpus.iterdir())):,}", str(int(finding))),
-    )
-    return dict(zip(_COLUMNS, values))
+    return {
+        "target": name,
+        "inputs": f"{stats['inputs']:,}",
+        "seconds": f"{stats['seconds']:.0f}",
+        "inputs/s": f"{stats['inputs'] / stats['seconds']:,.0f}",
+        "longest input, ms of CPU": f"{stats['cpu_ms']:.0f}",
+        "and of time": f"{stats['wall_ms']:.0f}",
+        "coverage": f"{covered[0]} → {covered[-1]}",
+        "corpus": f"{len(list(corpus.iterdir())):,}",
+        "findings": str(int(finding)),
+    }
 
 
 def _environment() -> dict[str, str]:
@@ -126,12 +127,10 @@ def _environment() -> dict[str, str]:
 
 def _write(row: dict[str, str]) -> None:
     """Adds a row to the table, in place of the target's last one."""
-    head = [_COLUMNS, ["---", *["---:"] * (len(_COLUMNS) - 1)]]
-    old = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    rows = [[cell.strip() for cell in x.split("|")[1:-1]] for x in old if x[:1] == "|"]
-    rows = [r for r in rows[2:] if r[0] != row["target"]] + [[*row.values()]]
-    lines = ["| " + " | ".join(cells) + " |" for cells in [*head, *rows]]
-    RESULTS.write_text(_HEAD + "\n".join(lines) + "\n")
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    old = [[cell.strip() for cell in x.split("|")[1:-1]] for x in lines if x[:1] == "|"]
+    rows = [dict(zip(row, cells)) for cells in old[2:] if cells[0] != row["target"]]
+    RESULTS.write_text(_HEAD + tables.Table("", [*rows, row]).markdown())
 
 
 def main() -> int:
@@ -145,7 +144,6 @@ def main() -> int:
     if given.one:
         fuzz_one(given.one, given.number, BUILD / given.one)
         return 0
-    sys.path[:0] = _PATHS
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from tests.programs.fuzz import targets
 

@@ -1,22 +1,24 @@
 """Sets the results of all rounds side by side: a Markdown table and a JSON summary.
 
-`python table.py FOLDER --out RESULTS` reads FOLDER/round<n>/<work>-<row>.json, as the
-workers write them, and writes RESULTS/peers.md and RESULTS/peers.json. A row is a peer,
-or a peer in another mode, such as "trl_eager". A .log without its .json is of a process
-that failed. A round's seconds are the median of its repeats; of several rounds stand
-the median, the least and the greatest. The standard library is all that it needs.
+`python -m tests.programs.peers.table FOLDER --out RESULTS` reads
+FOLDER/round<n>/<work>-<row>.json, as the workers write them, and writes
+RESULTS/peers.md and RESULTS/peers.json. A row is a peer, or a peer in another mode, such
+as "trl_eager". A .log without its .json is of a process that failed. A round's seconds
+are the median of its repeats; of several rounds stand the median, the least and the
+greatest.
 """
 
 import argparse
 import json
-import math
 import os
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pr1_jax.system import files, processor
+from pr1_jax.system.tables import Spread, Table
 
 WORKS = ("sampling", "update", "step")
 OURS = "ours"
@@ -35,6 +37,20 @@ _NAMES = {
     "from_start_sec": "first unit from the start of the process",
     "peak_rss_bytes": "peak memory",
 }
+_COLUMNS = (
+    "work",
+    "row",
+    "tokens",
+    "micro-batch",
+    "unit",
+    "tokens/s",
+    "× ours",
+    "first unit",
+    "from process start",
+    "second unit",
+    "peak memory",
+    "failed",
+)
 
 
 @dataclass(frozen=True)
@@ -62,19 +78,6 @@ TARGETS = (
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Of a value in several rounds, or of a ratio of two."""
-
-    median: float
-    least: float
-    greatest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(statistics.median(values), min(values), max(values))
-
-
-@dataclass(frozen=True)
 class Row:
     """A peer, or a mode of it, at one work."""
 
@@ -91,12 +94,10 @@ class Row:
     def title(self) -> str:
         return self.name.replace("_", " ")
 
-    def values(self, measure: str) -> dict[int, float]:
-        """What was measured, by round."""
-        return {n: MEASURES[measure](result) for n, result in self.results.items()}
-
-    def spread(self, measure: str) -> Spread:
-        return Spread.of(list(self.values(measure).values()))
+    def spread(self, measure: str, rounds: Sequence[int] = ()) -> Spread:
+        """What was measured, round by round; of all rounds by default."""
+        rounds = rounds or [*self.results]
+        return Spread(tuple(MEASURES[measure](self.results[n]) for n in rounds))
 
     @property
     def tokens_per_sec(self) -> float:
@@ -142,17 +143,17 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def ratio(row: Row, ours: Row | None, measure: str) -> Spread | None:
-    """A row's measure over ours: the ratio of medians, and the range over rounds."""
+    """A row's measure over ours by round; of medians where no round has both."""
     if ours is None or not ours.results or not row.results:
         return None
-    mine, others = ours.values(measure), row.values(measure)
-    medians = row.spread(measure).median / ours.spread(measure).median
-    both = [others[n] / mine[n] for n in others if n in mine] or [medians]
-    return Spread(medians, min(both), max(both))
+    if both := [n for n in row.results if n in ours.results]:
+        return row.spread(measure, both).over(ours.spread(measure, both))
+    return Spread((row.spread(measure).median / ours.spread(measure).median,))
 
 
-def find(rows: Sequence[Row], work: str, name: str) -> Row | None:
-    return next((r for r in rows if (r.work, r.name) == (work, name)), None)
+def ours_at(rows: Sequence[Row], work: str) -> Row | None:
+    """Our row at a work."""
+    return next((row for row in rows if (row.work, row.name) == (work, OURS)), None)
 
 
 def judge(target: Target, rows: Sequence[Row]) -> dict[str, Any]:
@@ -160,155 +161,100 @@ def judge(target: Target, rows: Sequence[Row]) -> dict[str, Any]:
     modes = [r for r in rows if (r.work, r.peer) == (target.work, target.peer)]
     modes = [row for row in modes if row.results]
     best = min(modes, key=lambda r: r.spread(target.measure).median, default=None)
-    found = None
-    if best is not None:
-        found = ratio(best, find(rows, target.work, OURS), target.measure)
+    measured = best and ratio(best, ours_at(rows, target.work), target.measure)
     return {
         **vars(target),
-        "row": best.name if best else None,
-        "ratio": vars(found) if found else None,
-        "met": found.median >= target.least if found else None,
+        "row": best and best.name,
+        "ratio": measured,
+        "met": measured and measured.median >= target.least,
     }
 
 
-def machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0))}
-
-
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """All that the table shows, by round where it was measured by round."""
+    """Everything that was measured, by round."""
     return {
-        "machine": machine(),
+        "machine": {
+            "cpu": processor.describe()[0],
+            "cores": len(os.sched_getaffinity(0)),
+        },
         "versions": {
             row.peer: result["version"]
             for row in rows
             for result in row.results.values()
         },
-        "rows": [_summary_of(row, find(rows, row.work, OURS)) for row in rows],
-        "targets": [judge(target, rows) for target in TARGETS],
+        "rows": [
+            {"work": row.work, "row": row.name, "failed": row.failed}
+            | {m: row.spread(m).values for m in MEASURES if row.results}
+            for row in rows
+        ],
     }
-
-
-def _summary_of(row: Row, ours: Row | None) -> dict[str, Any]:
-    found = {"work": row.work, "row": row.name, "failed": row.failed}
-    if not row.results:
-        return found
-    results = list(row.results.values())
-    found |= {
-        "repeats": len(results[0]["seconds"]),
-        "tokens": results[0]["tokens"],
-        "tokens_per_sec": row.tokens_per_sec,
-        "micro_batch": results[0]["checks"].get("micro_batch"),
-    }
-    for measure in MEASURES:
-        spread = vars(row.spread(measure))
-        found[measure] = spread | {"rounds": row.values(measure)}
-        if row.name != OURS and (to_ours := ratio(row, ours, measure)):
-            found[measure]["to_ours"] = vars(to_ours)
-    return found
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, the targets, and what both are of."""
-    found = summary(rows)
+    of = summary(rows)
     rounds = {n for row in rows for n in row.results}
     repeats = {len(result["seconds"]) for r in rows for result in r.results.values()}
     about = (
-        f"On {found['machine']['cpu']}, {found['machine']['cores']} cores. Medians of "
-        f"{_list(repeats)} repeats, then of {len(rounds)} rounds, with the least and "
-        "the greatest round in brackets. Times are in seconds, memory is in MB."
+        f"On {of['machine']['cpu']}, {of['machine']['cores']} cores. Medians of "
+        f"{' or '.join(map(str, sorted(repeats))) or 0} repeats, then of {len(rounds)} "
+        "rounds, with the least and the greatest round in brackets. Times are in "
+        "seconds, memory is in MB."
     )
     lines = ["# Beside other libraries", "", about, ""]
-    for peer, versions in found["versions"].items():
+    for peer, versions in of["versions"].items():
         packages = ", ".join(f"{name} {version}" for name, version in versions.items())
         lines.append(f"- {peer}: {packages}")
-    head = ("work", "row", "tokens", "micro-batch", "unit", "tokens/s", "× ours")
-    head += ("first unit", "from process start", "second unit", "peak memory")
-    body = [_cells(row, find(rows, row.work, OURS)) for row in rows]
-    targets = [_target_cells(target) for target in found["targets"]]
-    head_of_targets = ("work", "target", "at least", "measured", "met")
-    return (
-        "\n".join(lines)
-        + f"\n\n{_table(head, body)}\n{_table(head_of_targets, targets)}\n"
-        + "× ours: the row's time over ours, of medians; over rounds in brackets. The "
-        "first unit includes what compiles; from process start, also imports and the "
-        "loading of weights. A target is set against a peer's best mode.\n"
+    note = (
+        "× ours: the row's time over ours, round by round. The first unit includes what "
+        "compiles; from process start, also imports and the loading of weights. A target "
+        "is set against a peer's best mode."
     )
+    table = Table("", [_cells(row, ours_at(rows, row.work)) for row in rows])
+    targets = Table("", [_target(judge(t, rows)) for t in TARGETS], note)
+    return "\n".join([*lines, "", table.markdown(), targets.markdown()])
 
 
-def _cells(row: Row, ours: Row | None) -> list[str]:
-    failed = f"failed: {', '.join(row.failed)}" if row.failed else ""
+def _cells(row: Row, ours: Row | None) -> dict[str, Any]:
+    cells = dict.fromkeys(_COLUMNS) | {"work": row.work, "row": row.title}
+    cells["failed"] = ", ".join(row.failed)
     if not row.results:
-        return [row.work, row.title, "", "", failed, *[""] * 6]
+        return cells
     result = next(iter(row.results.values()))
-    unit = _spread(row.spread("unit_sec")) + (f"; {failed}" if failed else "")
-    to_ours = ratio(row, ours, "unit_sec") if row.name != OURS else None
-    return [
-        row.work,
-        row.title,
-        str(result["tokens"]),
-        str(result["checks"].get("micro_batch", "")),
-        unit,
-        _number(row.tokens_per_sec),
-        _spread(to_ours) if to_ours else "",
-        _spread(row.spread("first_sec")),
-        _spread(row.spread("from_start_sec")),
-        _spread(row.spread("second_sec")),
-        _spread(row.spread("peak_rss_bytes"), 1e6),
-    ]
+    return cells | {
+        "tokens": result["tokens"],
+        "micro-batch": result["checks"].get("micro_batch"),
+        "unit": row.spread("unit_sec"),
+        "tokens/s": row.tokens_per_sec,
+        "× ours": ratio(row, ours, "unit_sec") if row.name != OURS else None,
+        "first unit": row.spread("first_sec"),
+        "from process start": row.spread("from_start_sec"),
+        "second unit": row.spread("second_sec"),
+        "peak memory": row.spread("peak_rss_bytes").times(1e-6),
+    }
 
 
-def _target_cells(target: Mapping[str, Any]) -> list[str]:
-    row = target["row"] or target["peer"]
-    found = target["ratio"]
-    return [
-        target["work"],
-        f"{_NAMES[target['measure']]}, {row.replace('_', ' ')} over ours",
-        f"{target['least']:g}",
-        _spread(Spread(**found)) if found else "not measured",
-        {True: "yes", False: "no", None: ""}[target["met"]],
-    ]
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _list(values: set[int]) -> str:
-    return " or ".join(map(str, sorted(values))) or "0"
-
-
-def _spread(spread: Spread, unit: float = 1.0) -> str:
-    median, least, greatest = (
-        _number(x / unit) for x in (spread.median, spread.least, spread.greatest)
-    )
-    return median if least == greatest else f"{median} ({least}–{greatest})"
-
-
-def _number(x: float) -> str:
-    """Three digits, or all that stand before the point."""
-    return f"{x:.{max(0, 2 - math.floor(math.log10(x)))}f}" if x > 0 else f"{x:g}"
+def _target(judged: Mapping[str, Any]) -> dict[str, Any]:
+    row = judged["row"] or judged["peer"]
+    return {
+        "work": judged["work"],
+        "target": f"{_NAMES[judged['measure']]}, {row.replace('_', ' ')} over ours",
+        "at least": judged["least"],
+        "measured": judged["ratio"] or "not measured",
+        "met": {True: "yes", False: "no", None: ""}[judged["met"]],
+    }
 
 
 def main() -> None:
+    """Writes and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of all rounds")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     args = parser.parse_args()
     rows = read_rows(args.folder)
     text = markdown(rows)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "peers.json").write_text(json.dumps(summary(rows), indent=1) + "\n")
-    (args.out / "peers.md").write_text(text)
+    files.write_json_by_key(args.out / "peers.json", summary(rows))
+    files.replace_file(args.out / "peers.md", text.encode())
     print(text, end="")
 
 
