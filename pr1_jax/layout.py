@@ -1,4 +1,4 @@
-"""Positions and visibility of a response, as O(T) integers (spec section 2).
+"""Positions and visibility of a response, as O(T) integers (docs/method.md, section 2).
 
 A token carries three integers: its rotary position, the block it lies in and its
 path within that block (both 0 in the prompt and in the main stream). One rule,
@@ -58,7 +58,7 @@ def structured(
     """Parses a canonical response into its structured layout.
 
     The prompt is plain causal even where it mentions the tags; structure begins with
-    the response. Positions of the worked example in spec section 2
+    the response. Positions of the worked example in docs/method.md, section 2
     (`A <Parallel> <Path> x y </Path> <Path> z </Path> </Parallel> \\n <Summary> …`)
     are 0 1 2 3 4 5 2 3 4 6 7 8 ….
 
@@ -79,13 +79,14 @@ def structured(
     if prompt_length < 0:
         raise ValueError(f"prompt_length={prompt_length} is negative")
     names = {int(tag_ids[tag]): tag for tag in tags.TAGS}
-    parser = _Parser(prompt_length)
+    parser = _Parser()
     for index, token in enumerate(np.asarray(response_tokens).tolist()):
         parser.take(index, names.get(token))
     parser.finish()
-    response = np.array(parser.labels, np.int32).reshape(-1, 3)
+    block, path = np.array(parser.labels, np.int32).reshape(-1, 2).T
+    response = structured_positions(block, path, prompt_length), block, path
     prompt = causal(prompt_length)
-    return Layout(*(np.concatenate([p, r]) for p, r in zip(prompt, response.T)))
+    return Layout(*(np.concatenate([p, r]) for p, r in zip(prompt, response)))
 
 
 def structured_positions(block, path, first: int) -> np.ndarray:
@@ -139,62 +140,50 @@ _EXPECTED = {
 
 
 class _Parser:
-    """Reads a response tag by tag; `labels` grows by (position, block, path)."""
+    """Reads a response tag by tag; `labels` grows by (block, path)."""
 
-    def __init__(self, position: int):
-        self.labels: list[tuple[int, int, int]] = []
+    def __init__(self):
+        self.labels: list[tuple[int, int]] = []
         self.state = "main"
-        self.position = position  # of the next token
-        self.block = self.path = self.fork = self.furthest = 0
+        self.block = self.path = 0  # the last ones that were opened
 
     def take(self, index: int, tag: str | None) -> None:
         """Advances by one token; `tag` is its tag text, or None for other tokens."""
+        label = 0, 0
         match self.state, tag:
             case (("main" | "summary"), None):
-                self._emit()
+                pass
             case "main", tags.PARALLEL:
-                self._emit()
-                self.block += 1
-                self.path, self.fork, self.furthest = 0, self.position, 0
+                self.block, self.path = self.block + 1, 0
                 self.state = "block"
             case (("block" | "between"), tags.PATH):
                 self.path += 1
-                self.position = self.fork
-                self._emit(self.block, self.path)
+                label = self.block, self.path
                 self.state = "path"
             case "path", None:
-                self._emit(self.block, self.path)
+                label = self.block, self.path
             case "path", tags.END_PATH:
-                self._emit(self.block, self.path)
-                self.furthest = max(self.furthest, self.position)
+                label = self.block, self.path
                 self.state = "between"
             case "between", tags.END_PARALLEL if self.path >= 2:
-                self.position = self.furthest
-                self._emit()
                 self.state = "closed"
             case "closed", None:
-                self._emit()
                 self.state = "newline"
             case "newline", tags.SUMMARY:
-                self._emit()
                 self.state = "summary"
             case "summary", tags.END_SUMMARY:
-                self._emit()
                 self.state = "main"
             case _:
                 self._fail(f"token {index}: {tag or 'text'}")
+        self.labels.append(label)
 
     def finish(self) -> None:
         """Raises ValueError if a block or a summary is still open."""
         if self.state != "main":
             self._fail("the response ends")
 
-    def _emit(self, block: int = 0, path: int = 0) -> None:
-        self.labels.append((self.position, block, path))
-        self.position += 1
-
-    def _fail(self, found: str) -> None:
+    def _fail(self, what: str) -> None:
         expected = _EXPECTED[self.state]
         if self.state == "between" and self.path < 2:
             expected = "<Path> (a block has two or more)"
-        raise ValueError(f"malformed response: {found} where {expected} was expected")
+        raise ValueError(f"malformed response: {what} where {expected} was expected")

@@ -1,8 +1,6 @@
-"""Token log-probs, SFT and GRPO losses, advantages: pure functions (spec section 4).
+"""SFT and GRPO losses, advantages, token weights: pure functions.
 
-`token_logps` is the one definition of the policy. The sampler and the trainer both
-call it, with the same temperature, truncation and bans, so that a sampled log-prob
-equals the teacher-forced one.
+See docs/method.md, section 4. Log-probs of tokens are those of `policy`.
 """
 
 import jax.numpy as jnp
@@ -75,7 +73,7 @@ def grpo_loss(
     kl_coef: float = 0.0,
     importance=None,
 ):
-    """Token-level clipped GRPO objective (spec section 4; DAPO's two clips).
+    """Token-level clipped GRPO objective (docs/method.md, section 4), with DAPO's two clips.
 
     Args:
       logps, old_logps, weights: [B, T] float32; weights are 0 where masked.
@@ -84,7 +82,7 @@ def grpo_loss(
       ref_logps: [B, T] float32 of the reference policy; needed where kl_coef > 0.
       kl_coef: weight of the k3 estimate of KL(policy ‖ reference).
       importance: [B, T] float32, `truncated_importance` where responses were drawn
-        from another policy than the one that old_logps speak of; None = 1.
+        from another policy than that of old_logps; None = 1.
 
     Returns:
       Scalar loss, and a dict of weighted-sum metrics, which add up over micro-batches

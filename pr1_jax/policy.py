@@ -1,4 +1,8 @@
-"""From logits to the policy: bans, temperature, truncation, log-probs of tokens."""
+"""From logits to the policy: bans, temperature, truncation, log-probs of tokens.
+
+The one definition of the policy (docs/method.md, section 3). Sampler and trainer both
+use it with the same settings, so that a sampled log-prob equals the teacher-forced one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +29,7 @@ def policy_logits(
     """
     ids = jnp.array(special_ids)
     bits = (bans[..., None] >> jnp.arange(len(special_ids))) & 1
-    # However little a model likes what is legal, it likes what is banned less.
+    # However improbable a legal token is, a banned one is less probable.
     logits = jnp.maximum(logits.astype(jnp.float32) / temperature, NEG_INF / 1e5)
     if num_tokens is not None and num_tokens < logits.shape[-1]:
         padding = jnp.arange(logits.shape[-1]) >= num_tokens
@@ -67,7 +71,7 @@ def token_logps(logits, tokens):
 
 
 def entropy(logits):
-    """Entropy [...] in nats of policy logits [..., V]; banned tokens count nothing."""
+    """Entropy [...] in nats of policy logits [..., V]; banned tokens add nothing."""
     logps = jax.nn.log_softmax(logits, axis=-1)
     return -jnp.sum(jnp.where(logits > NEG_INF / 2, jnp.exp(logps) * logps, 0.0), -1)
 

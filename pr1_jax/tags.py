@@ -1,6 +1,6 @@
 """The six control tags: format check, canonical text, number of blocks.
 
-Spec sections 1 and 5. The grammar is over the sequence of tags alone:
+See docs/method.md, sections 1 and 5. The grammar is over the sequence of tags alone:
 
     ( <Parallel> (<Path></Path>){2,} </Parallel> <Summary></Summary> )*
 

@@ -1,7 +1,7 @@
-"""The one record that crosses the system: a prompt and its response, in canonical order.
+"""A prompt and its response as tokens, in canonical order; and batches of them.
 
-The sampler makes trajectories, rewards are attached to them, the trainer packs them
-into batches. SFT traces are the same record without sampled log-probs.
+The sampler makes trajectories, they are rewarded, and the trainer packs them into
+batches. Traces for SFT are the same, without sampled log-probs.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from pr1_jax import layout
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """One response. All arrays but `prompt` are over its [T] response tokens.
+    """A prompt and one response. All arrays but `prompt` are over the T response tokens.
 
     Attributes:
       prompt: [prompt] int32 token ids.
@@ -53,8 +53,9 @@ class Trajectory:
 
 def structured(sampled: Trajectory) -> Trajectory:
     """A response with the structured layout's positions, however it was sampled."""
-    labels = sampled.block, sampled.path
-    positions = layout.structured_positions(*labels, len(sampled.prompt))
+    positions = layout.structured_positions(
+        sampled.block, sampled.path, len(sampled.prompt)
+    )
     return dataclasses.replace(sampled, positions=positions)
 
 
@@ -62,7 +63,7 @@ def structured(sampled: Trajectory) -> Trajectory:
 class Batch:
     """Trajectories padded to one length, prompt first. All [B, T] unless noted.
 
-    Entry t of `bans`, `loss_mask` and `old_logps` speaks of token t, which the model
+    Entry t of `bans`, `loss_mask` and `old_logps` is that of token t, which the model
     predicts at t − 1; entry 0 is never trained on.
     """
 
@@ -74,8 +75,7 @@ class Batch:
     loss_mask: jax.Array  # bool
     old_logps: jax.Array  # float32, 0 where masked
     advantages: jax.Array  # [B] float32, 0 in SFT
-    # [B] int32, first tokens that the rows of a group have in common, all of the prompt.
-    # 0 where rows stand alone.
+    # [B] int32, how many tokens of the prompt the rows of a group share; 0 = none.
     shared: jax.Array
     importance: jax.Array | None = None  # float32, weights of the policy's gain; 1
 
@@ -91,7 +91,7 @@ def pack(
 ) -> Batch:
     """Packs trajectories into one NumPy batch of `length` tokens a row.
 
-    None makes an empty row: nothing of it is trained on.
+    None makes an empty row, which is not trained on.
 
     Args:
       advantages, shared: of each row, as `Batch` has them; None = 0.
