@@ -84,9 +84,9 @@ def _defaults(variant: str) -> ml_collections.ConfigDict:
     c.data.columns.question = "question,problem,Problem,prompt"  # text or messages
     c.data.columns.answer = "answer,Answer,reward_model.ground_truth"  # reference
     c.data.columns.response = "response"  # trace
-    c.data.block_share = 1.0  # embedded traces with a block
-    c.data.hard_share = 0.0  # embedded traces of the hard family
-    c.data.late_share = 0.0  # embedded blocks that come after some searching
+    # The task made by code, whose problems are embedded:easy and embedded:hard; with
+    # options such as search:block_share=0.5,late_share=0.5.
+    c.data.task = "search"
 
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2  # of a block

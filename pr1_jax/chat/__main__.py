@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
     pace = _PACE.value
     if pace is None:
-        pace = 30.0 if chat.is_embedded else 0.0
+        pace = 30.0 if chat.task is not None else 0.0
     sys.exit(command.run(chat, question, drawn=drawn, as_json=_JSON.value, pace=pace))
 
 

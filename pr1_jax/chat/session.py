@@ -106,10 +106,9 @@ class Chat:
         return params
 
     @functools.cached_property
-    def is_embedded(self) -> bool:
-        """Whether the model speaks the language of the embedded task alone."""
-        vocab = lambda x: x.hf_tokenizer.get_vocab()
-        return vocab(self.tokenizer) == vocab(tasks.make_tokenizer())
+    def task(self) -> tasks.Task | None:
+        """The task made by code whose language is all that the model speaks, if one."""
+        return tasks.spoken(self.tokenizer)
 
     @property
     def about(self) -> str:
@@ -122,9 +121,9 @@ class Chat:
 
     def example(self) -> str:
         """A question that suits the model."""
-        if not self.is_embedded:
+        if self.task is None:
             return _EXAMPLE
-        problems = tasks.Problems("hard", "eval", seed=self.seed)
+        problems = self.task.records("hard", "eval", seed=self.seed)
         return problems[self.asked]["question"].strip()
 
     def change(self, **settings: Any) -> None:
@@ -139,14 +138,14 @@ class Chat:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        if self.template == "plain" and self.is_embedded:
-            question = question.strip() + "\n"  # as problems of the task end
+        if self.template == "plain" and self.task is not None:
+            question = self.task.as_asked(question)
         try:
             found = prompts.prompt_tokens(
                 question, self.tokenizer, template=self.template
             )
         except ValueError as error:
-            if not self.is_embedded:
+            if self.task is None:
                 raise
             raise ValueError(
                 f"the model only knows questions like: {self.example()} ({error})"

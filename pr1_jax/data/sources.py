@@ -27,8 +27,14 @@ _FIELDS = ("question", "answer", "response")
 _FILTER = re.compile(r"(?P<data>.*)#(?P<column>[\w.]+)=(?P<value>[^#]*)")
 _TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9*]+(\.[0-9*]+){2})?")
 _MISSING = object()
+_EMBEDDED = "embedded:"
 
 Source = Sequence[dict[str, str]]  # or any other random-access source of such records
+
+
+def is_made_by_code(name: str) -> bool:
+    """Whether a source is drawn record by record, so that nothing is to be shuffled."""
+    return name.startswith(_EMBEDDED)
 
 
 def open_source(
@@ -38,14 +44,12 @@ def open_source(
     seed: int,
     columns: Mapping[str, str] | None = None,
     traces: bool = False,
-    block_share: float = 0.5,
-    hard_share: float = 0.0,
-    late_share: float = 0.0,
+    task: str = "search",
 ) -> Source:
     """Opens a random-access source of records: `question`, `answer`, `response`.
 
     Args:
-      name: `embedded:easy`, `embedded:hard`; a local .jsonl, .parquet or .array_record
+      name: `embedded:easy`, `embedded:hard` of a task made by code; a local .jsonl, .parquet or .array_record
         file (of JSON objects), or a folder or glob of them; `tfds:NAME`, prepared
         before; `hf:OWNER/NAME`, with `/FOLDER` or `/FILE` where it holds several.
         Of the latter two `@SPLIT` behind it takes another split.
@@ -53,30 +57,22 @@ def open_source(
       split: `train` or `eval`, of embedded, tfds and hub data (there, `test`). A local
         file is the split; of a folder all files are read, so name those of one split
         by a glob.
-      seed: of embedded data.
+      seed: of data made by code.
       columns: where a field has another name: `{"question": "problem"}`; of several,
         `"problem,prompt"`, the first that a record has; `"reward_model.ground_truth"`
         is one inside another. A question may be a list of chat messages: the record
         then also has `messages`, their JSON, and as `question` the user's words.
       traces: whether records have a cold-start `response`; their `answer` may then be
         lacking, and is "".
-      block_share, hard_share, late_share: of embedded traces, see `embedded.Problems`.
+      task: made by code, with its options, as `tasks.make` reads it.
 
     Raises:
       ValueError: one line that names what is wrong, and where.
       FileNotFoundError: no such file, or data that has to be prepared before.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "embedded":
-        share = block_share if traces else None
-        return tasks.Problems(
-            rest,
-            split,
-            seed=seed,
-            block_share=share,
-            hard_share=hard_share,
-            late_share=late_share,
-        )
+    if is_made_by_code(name):
+        family = name.removeprefix(_EMBEDDED)
+        return tasks.make(task).records(family, split, seed=seed, traces=traces)
     given = {field: names for field, names in (columns or {}).items() if names}
     if unknown := sorted(set(given) - set(_FIELDS)):
         raise ValueError(f"data.columns has {unknown}, expected some of {_FIELDS}")

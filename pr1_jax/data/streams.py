@@ -22,7 +22,7 @@ import grain
 from absl import logging
 
 from pr1_jax import tags
-from pr1_jax.data import prompts, sources, traces
+from pr1_jax.data import prompts, traces
 from pr1_jax.data.prompts import Problem
 from pr1_jax.data.sources import Source
 from pr1_jax.data.tokenizer import Tokenizer
@@ -40,7 +40,6 @@ RESPONSE_TOO_LONG, MALFORMED = "response_too_long", "malformed"
 REASONS = (PROMPT_TOO_LONG, RESPONSE_TOO_LONG, MALFORMED, PROMPT_EMPTY)
 
 T = TypeVar("T")
-open_source = sources.open_source
 
 
 class Stream(grain.DatasetIterator[list[T]]):

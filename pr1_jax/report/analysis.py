@@ -5,8 +5,8 @@ wrote is read as far as it goes: a path that was never closed ends where the nex
 its block begins, and a path outside a block is not counted.
 
 A *conclusion* is what two texts are compared by: the answer in a path's `\boxed{}` or
-`Final Answer:` line, else its last number; in the embedded search the pair that a path
-names, or that it found none. All that follows from conclusions is read from words, and
+`Final Answer:` line, else its last number; in the language of a task made by code what
+`tasks.conclusion` reads. All that follows from conclusions is read from words, and
 is a heuristic.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from pr1_jax import tags
 from pr1_jax.answers.extract import extract
+from pr1_jax.data import tasks
 
 Record = Mapping[str, Any]
 
@@ -32,14 +33,10 @@ _NUMBER = re.compile(
     r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9])|[0-9]{1,40})(?:\.[0-9]{1,40})?"
     r"(?:/[1-9][0-9]{0,11})?"
 )
-_SEARCH = re.compile(r"\s*(?:left|right)\b")  # how an embedded search begins
-_VERDICT = re.compile(r"([0-9]{1,3})\+([0-9]{1,3}) yes\s*")
-_PAIR = re.compile(r"(?:left|right|both) ([0-9]{1,3})\+([0-9]{1,3})\s*")
 _VERIFIES = re.compile(
     r"\b(?:verif|double.?check|re.?check|check(?:s|ed|ing)?\b|confirm|validat|sanity)",
     re.IGNORECASE,
 )
-_FAILED = "no"  # the conclusion of a search that found nothing
 _LEAD = 200  # characters that announce a block
 
 
@@ -189,9 +186,8 @@ def conclusion(text: str) -> str | None:
     >>> conclusion("left 4+21 no 13+12 yes"), conclusion("left 4+21 no ")
     ('12+13', 'no')
     """
-    if _SEARCH.match(text):
-        found = _last(_VERDICT, text)
-        return _pair(found) if found and found.end() == len(text) else _FAILED
+    if (reached := tasks.conclusion(text)) is not None:
+        return reached
     answer = extract(text)
     if answer is not None:
         number = _NUMBER.fullmatch(answer)
@@ -202,10 +198,6 @@ def conclusion(text: str) -> str | None:
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return max(pattern.finditer(text), key=lambda match: match.start(), default=None)
-
-
-def _pair(match: re.Match[str]) -> str:
-    return "+".join(sorted(match.groups(), key=int))
 
 
 def _plain(number: str) -> str:
@@ -268,8 +260,8 @@ def summaries_follow_majority(records: Iterable[Record]) -> list[bool]:
 
 def _summarized(summary: str) -> str | None:
     """What a summary concludes."""
-    pair = _PAIR.fullmatch(summary)  # of the embedded task
-    return _pair(pair) if pair else conclusion(summary)
+    reached = tasks.conclusion(summary, summary=True)
+    return conclusion(summary) if reached is None else reached
 
 
 def _named_last(summary: str, known: set[str]) -> str | None:
@@ -300,7 +292,7 @@ def verifies(block: Block, known: Collection[str] = ()) -> bool:
     if any(_VERIFIES.search(text) for text in (block.lead[-_LEAD:], *openings)):
         return True
     reached = [c for _, c in _conclusions(block)]
-    known = {*known, conclusion(block.lead)} - {_FAILED}
+    known = {*known, conclusion(block.lead)} - {tasks.NOTHING}
     return bool(reached) and 2 * sum(c in known for c in reached) >= len(reached)
 
 

@@ -14,7 +14,7 @@ import jax
 import ml_collections
 
 from pr1_jax import layout, losses, rewards
-from pr1_jax.data import prompts
+from pr1_jax.data import prompts, tasks
 from pr1_jax.kernels import attention
 from pr1_jax.model.backend import KERNELS
 from pr1_jax.model.config import REMAT_POLICIES
@@ -76,8 +76,8 @@ _LIMITS = {
         "report.traces",
     ),
     _SHARE: (
-        *("sft.warmup_share", "rl.warmup_share"),
-        *("data.block_share", "data.hard_share", "data.late_share"),
+        "sft.warmup_share",
+        "rl.warmup_share",
     ),
 }
 
@@ -108,6 +108,7 @@ def check(
     _holds_only(config, "stages", STAGES)
     need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
     sinks.check(field(config, "metrics.sinks"))
+    tasks.make(field(config, "data.task"))
     _check_benchmarks(config)
     _check_batches(config)
     _check_mesh(config, devices)

@@ -17,7 +17,7 @@ import jax
 
 from pr1_jax import tags
 from pr1_jax.answers.verdicts import CORRECT
-from pr1_jax.data import prompts, sources, streams
+from pr1_jax.data import prompts, streams
 from pr1_jax.stages import samples
 from pr1_jax.stages.experiment import ORDINARY, Experiment
 from pr1_jax.stages.run import Run
@@ -119,11 +119,8 @@ def _judge(record: Mapping[str, Any], *, needs_block: bool) -> tuple[str, str]:
 def _problems(experiment: Experiment, *, limit: int) -> list[prompts.Problem]:
     """The first problems, each once; those with too long a prompt are left out."""
     c = experiment.config
-    source = sources.open_source(
-        c.data.coldstart, "train", seed=c.data.seed + 2, columns=c.data.columns
-    )
     stream = streams.problem_stream(
-        source,
+        experiment.source(c.data.coldstart, "train", seed=c.data.seed + 2),
         experiment.tokenizer,
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pr1_jax import evaluate
-from pr1_jax.data import prompts, sources, streams
+from pr1_jax.data import prompts, streams
 from pr1_jax.stages import rollout
 from pr1_jax.stages.experiment import ORDINARY, Experiment
 from pr1_jax.stages.responses import Response, describe, everyones, write_responses
@@ -40,11 +40,8 @@ def summarize(responses: Sequence[Response], samples: int) -> dict[str, float]:
 def problems(experiment: Experiment, name: str = "") -> list[prompts.Problem]:
     """The held-out problems of a source; of the one that the config names, if ""."""
     c = experiment.config
-    source = sources.open_source(
-        name or c.data.eval, "eval", seed=_SEED, columns=c.data.columns
-    )
     return streams.held_out(
-        source,
+        experiment.source(name or c.data.eval, "eval", seed=_SEED),
         experiment.tokenizer,
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,

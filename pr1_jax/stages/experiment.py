@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from pr1_jax import trajectory
-from pr1_jax.data import tasks, tokenizer, tokenizer_files
+from pr1_jax.data import sources, tasks, tokenizer, tokenizer_files
 from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import read_config, resolve
 from pr1_jax.model.backend import with_kernels
@@ -85,6 +85,14 @@ class Experiment:
                 steps_per_chunk=c.steps_per_chunk,
             )
         return self.samplers[name]
+
+    def source(
+        self, name: str, split: str, *, seed: int, traces: bool = False
+    ) -> sources.Source:
+        """Opens data that the config names, as `sources.open_source` does."""
+        c = self.config.data
+        given = {"seed": seed, "columns": c.columns, "task": c.task}
+        return sources.open_source(name, split, traces=traces, **given)
 
     def policy(self, *, sampling: bool) -> PolicySettings:
         """The policy of rollouts, or (`sampling` off) the plain one of SFT."""
@@ -215,7 +223,7 @@ def build(
         shape = read_config(folder, **numerics(config.model))
         vocab_size = max(shape.vocab_size, own_tokenizer.vocab_size)
     else:
-        own_tokenizer = tasks.make_tokenizer()
+        own_tokenizer = tasks.make(config.data.task).tokenizer()
         vocab_size = own_tokenizer.vocab_size
         names = [f.name for f in dataclasses.fields(ModelConfig)]
         fields = {n: config.model[n] for n in names if n in config.model}

@@ -39,17 +39,14 @@ ROUNDS = 3  # of sampling in a step, at most, with dynamic sampling
 def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
     """The stage's problems."""
     c = experiment.config
-    source = sources.open_source(
-        c.data.rl, "train", seed=c.data.seed + 1, columns=c.data.columns
-    )
     return streams.problem_stream(
-        source,
+        experiment.source(c.data.rl, "train", seed=c.data.seed + 1),
         experiment.tokenizer,
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
         batch_size=c.rl.prompts_per_step // jax.process_count(),
         seed=c.data.seed + 1,
-        shuffle=not c.data.rl.startswith("embedded:"),
+        shuffle=not sources.is_made_by_code(c.data.rl),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

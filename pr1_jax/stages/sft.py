@@ -19,18 +19,8 @@ from pr1_jax.workdir.checkpoint import Position
 def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
     """The stage's traces."""
     c = experiment.config
-    source = sources.open_source(
-        c.data.sft,
-        "train",
-        seed=c.data.seed,
-        columns=c.data.columns,
-        traces=True,
-        block_share=c.data.block_share,
-        hard_share=c.data.hard_share,
-        late_share=c.data.late_share,
-    )
     return streams.trace_stream(
-        source,
+        experiment.source(c.data.sft, "train", seed=c.data.seed, traces=True),
         experiment.tokenizer,
         variant=c.variant,
         template=c.data.template,
@@ -38,7 +28,7 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
         max_response_tokens=c.rollout.max_response_tokens,
         batch_size=c.sft.batch_size // jax.process_count(),
         seed=c.data.seed,
-        shuffle=not c.data.sft.startswith("embedded:"),
+        shuffle=not sources.is_made_by_code(c.data.sft),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -6,7 +6,7 @@ data and draws, so that they train on the same problems in the same order, and a
 evaluated on the same held-out problems.
 
 The task was chosen before the study (sizes `embedded` and `smoke`): half of the cold-start
-traces have a block and half search one after another (`data.block_share=0.5`), so that
+traces have a block and half search one after another (`data.task=search:block_share=0.5`), so that
 both habits are known and the reward decides between them. Accuracy counts on hard
 problems, which SFT has not seen. `TRIED` says what was dropped, and why.
 """
@@ -19,18 +19,18 @@ SYNTHETIC = SIZES[:2]  # on problems that code makes, from random parameters
 EXPERIMENTS = ("rewards", "curriculum", "position", "scaffold", "shortcuts")
 
 TRIED = {
-    "data.block_share=1.0, the default of configs/common.py": (
+    "data.task=search:block_share=1.0, the default": (
         "Every response has a block after SFT and keeps it in RL, whatever the reward: "
         "the bonus for blocks then only scales rewards, which cannot be told apart."
     ),
-    "data.block_share=0.95": (
+    "data.task=search:block_share=0.95": (
         "With the accuracy reward RL dropped the blocks: traces without one never give "
         "up, those with one mostly do, so that the few without search better."
     ),
     "positions of blocks on the traces of the other experiments": (
         "Their blocks stand at the very start of a response: there is nothing to rise "
         "from. The position cell has SFT traces of its own, in which half of the blocks "
-        "come after a search of one to three numbers (data.late_share=0.5)."
+        "come after a search of one to three numbers (late_share=0.5)."
     ),
     "clip_high=0.2 with the accuracy reward, 0.28 with the alternating one": (
         "So it was published, but then the clip differs along with the reward: here all "
@@ -107,7 +107,7 @@ CELLS = {
             "sft_sequential",
             "SFT without blocks",
             "grpo_sequential",
-            changes={"data.block_share": 0.0},
+            changes={"data.task": "search:block_share=0.0"},
             sizes=SYNTHETIC,
         ),
         _rl(
@@ -115,7 +115,7 @@ CELLS = {
             "sequential GRPO",
             "grpo_sequential",
             "sft_sequential",
-            **{"data.block_share": 0.0},
+            **{"data.task": "search:block_share=0.0"},
         ),
         _rl("no_cold_start", "no cold start", "rl_alternating", "sft_sequential"),
         _sft("sft_causal", "causal, after SFT", "sft_causal"),
@@ -144,7 +144,7 @@ CELLS = {
         _sft(
             "sft_late",
             "late blocks, after SFT",
-            changes={"data.late_share": 0.5},
+            changes={"data.task": "search:block_share=0.5,late_share=0.5"},
             sizes=SYNTHETIC,
         ),
         dataclasses.replace(
@@ -235,6 +235,6 @@ def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
     if cell.kind != "evaluate":
         found["stages"] = (cell.kind,)
     if size in SYNTHETIC:
-        found |= {"data.block_share": 0.5, "data.eval": "embedded:hard"}
+        found |= {"data.task": "search:block_share=0.5", "data.eval": "embedded:hard"}
     found |= cell.changes
     return found | (cell.embedded if size == "embedded" else {})

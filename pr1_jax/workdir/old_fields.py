@@ -23,6 +23,7 @@ CONSTANT: Mapping[str, Any] = {
     "optimizer.b2": 0.95,
     "optimizer.eps": 1e-8,
 }
+_SHARES = {"block_share": 1.0, "hard_share": 0.0, "late_share": 0.0}  # of data
 # Dropped, whatever they were: they change nothing of what a run learns.
 DROPPED = (
     *("alarms.logp_gap", "alarms.max_parallel_ratio", "alarms.max_undecided"),
@@ -32,12 +33,20 @@ DROPPED = (
 
 def today(found: Mapping[str, Any]) -> dict[str, Any]:
     """A config of any version in the fields of this one; both by dotted names."""
-    gone = {*RENAMED, *CONSTANT, *DROPPED}
+    gone = {*RENAMED, *CONSTANT, *DROPPED, *(f"data.{name}" for name in _SHARES)}
     fields = {name: value for name, value in found.items() if name not in gone}
     for name, new in RENAMED.items():
         if name in found:
             fields[new] = found[name]
+    if shares := {n: found[f"data.{n}"] for n in _SHARES if f"data.{n}" in found}:
+        fields["data.task"] = _task(shares)
     return fields
+
+
+def _task(shares: Mapping[str, float]) -> str:
+    """`data.task` for what were three fields."""
+    options = [f"{n}={x!r}" for n, x in shares.items() if x != _SHARES[n]]
+    return "search" + (":" + ",".join(options) if options else "")
 
 
 def refused(found: Mapping[str, Any], groups: tuple[str, ...] = ()) -> str:
@@ -58,6 +67,8 @@ def hint(name: str) -> str:
     """What to say of an override of this field; "" if it was never one."""
     if name in RENAMED:
         return f"It is {RENAMED[name]} now."
+    if (option := name.removeprefix("data.")) in _SHARES:
+        return f"It is an option of the task now: data.task=search:{option}=VALUE."
     if name in CONSTANT:
         return f"It is no field any more, and always {CONSTANT[name]!r}."
     return "It is no field any more." if name in DROPPED else ""

@@ -224,7 +224,7 @@ def run_chat(workdir):
 def test_a_run_and_its_export_are_the_same_model(run_chat, exported):
     mine, theirs = run_chat, load(exported)
     for asked in (mine, theirs):
-        assert asked.is_embedded and asked.template == "plain"
+        assert asked.task is not None and asked.template == "plain"
         prompt = asked.prompt(f" {QUESTION} ")
         assert asked.tokenizer.decode(prompt) == QUESTION + "\n"
         assert asked.prompt(asked.example()).size > 10
@@ -329,7 +329,7 @@ def test_a_model_that_never_saw_a_tag_gets_the_instruction(
     weights.save_params(tmp_path / "m", params, shape, plain, max_positions=4096)
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(backend))
     asked = load(tmp_path / "m", max_response_tokens=32)
-    assert asked.template == "instruction" and not asked.is_embedded
+    assert asked.template == "instruction" and asked.task is None
     text = asked.tokenizer.decode(asked.prompt("2+2?"))
     assert "think in parallel" in text and text.endswith("2+2?\n\nSolution:\n")
     assert asked.params["embedding"].shape == (263, 16)

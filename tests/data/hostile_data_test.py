@@ -5,12 +5,13 @@ import json
 import pytest
 
 from pr1_jax.data import prompts, streams
+from pr1_jax.data.sources import open_source
 
 
 def open_rows(tmp_path, *rows, name="a.jsonl", **kwargs):
     text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
     (tmp_path / name).write_text(text)
-    return streams.open_source(str(tmp_path / name), "train", seed=0, **kwargs)
+    return open_source(str(tmp_path / name), "train", seed=0, **kwargs)
 
 
 def refused(tmp_path, *rows):
@@ -50,9 +51,9 @@ def test_messages_about_many_columns_stay_short(tmp_path):
 def test_folders_that_are_named_as_files_are_passed_over(tmp_path):
     (tmp_path / "data" / "b.jsonl").mkdir(parents=True)
     (tmp_path / "data" / "a.jsonl").write_text('{"question": "q", "answer": "1"}')
-    assert len(streams.open_source(str(tmp_path / "data"), "train", seed=0)) == 1
+    assert len(open_source(str(tmp_path / "data"), "train", seed=0)) == 1
     with pytest.raises(ValueError, match="has no .jsonl"):
-        streams.open_source(str(tmp_path / "data" / "b.jsonl"), "train", seed=0)
+        open_source(str(tmp_path / "data" / "b.jsonl"), "train", seed=0)
 
 
 def test_empty_prompts_are_dropped_and_counted(tmp_path, by_bytes):

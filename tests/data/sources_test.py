@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from pr1_jax.data import streams
+from pr1_jax.data.sources import open_source
 
 BLOCK = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"
 
@@ -49,7 +50,7 @@ WRITERS = {
 
 def open_file(path, **kwargs):
     kwargs = {"columns": {"question": "problem"}, **kwargs}
-    return streams.open_source(str(path), "train", seed=0, **kwargs)
+    return open_source(str(path), "train", seed=0, **kwargs)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -184,16 +185,16 @@ with tfds.core.registered.skip_registration():
 def test_prepared_tfds_is_read_and_nothing_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="is not prepared .*builder.'gsm8k'"):
-        streams.open_source("tfds:gsm8k", "train", seed=0)
+        open_source("tfds:gsm8k", "train", seed=0)
     assert not any(tmp_path.rglob("*.array_record*"))
     Gsm8k(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    source = streams.open_source("tfds:gsm8k", "train", seed=0)
+    source = open_source("tfds:gsm8k", "train", seed=0)
     rows = sorted(source[i]["answer"] for i in range(len(source)))
     assert rows == [f"100{i}" for i in range(5)]
     for split in ("test", "eval"):  # held-out problems are those of `test`
         with pytest.raises(ValueError, match="cannot open tfds:gsm8k: .*'test'"):
-            streams.open_source("tfds:gsm8k", split, seed=0)
-    assert len(streams.open_source("tfds:gsm8k@train", "eval", seed=0)) == 5
+            open_source("tfds:gsm8k", split, seed=0)
+    assert len(open_source("tfds:gsm8k@train", "eval", seed=0)) == 5
 
 
 def test_hub_data_is_that_of_the_split_and_folder(tmp_path, monkeypatch):
@@ -207,7 +208,7 @@ def test_hub_data_is_that_of_the_split_and_folder(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(exist_ok=True)
         rows = [{"question": folder, "answer": split}]
         write_parquet(tmp_path / folder / f"{split}-00000-of-00001.parquet", rows)
-    read = lambda name, split: streams.open_source(f"hf:{name}", split, seed=0)
+    read = lambda name, split: open_source(f"hf:{name}", split, seed=0)
     assert read("owner/name/main", "test") == [{"question": "main", "answer": "test"}]
     assert read("owner/name/main", "eval") == read("owner/name/main", "test")
     assert read("owner/name/main@train", "eval") == read("owner/name/main", "train")

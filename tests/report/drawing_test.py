@@ -11,7 +11,7 @@ from pr1_jax.data import tasks, traces
 from pr1_jax.report import drawing
 from pr1_jax.stages.responses import trace as responses_trace
 
-TOKENIZER = tasks.make_tokenizer()
+TOKENIZER = tasks.make().tokenizer()
 BLOCK = "<Parallel><Path>left 1+6 no </Path><Path>right 4+3 yes</Path></Parallel>\n"
 TEXT = f"{BLOCK}<Summary>right 4+3</Summary>\nFinal Answer: 1"
 

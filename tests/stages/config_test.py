@@ -296,8 +296,8 @@ WRONG = [
     ({"rl__clip_low": -0.1}, "rl.clip_low=-0.1"),
     ({"rl__kl_coef": -0.1}, "rl.kl_coef=-0.1"),
     ({"sft__warmup_share": 1.5}, "sft.warmup_share=1.5"),
-    ({"data__block_share": 1.5}, "data.block_share=1.5"),
-    ({"data__late_share": -0.1}, "data.late_share=-0.1"),
+    ({"data__task": "search:late_share=-0.1"}, "data.task=search:late_share=-0.1"),
+    ({"data__task": "sorting"}, "data.task=sorting"),
     ({"rollout__shortcut": "fast"}, "rollout.shortcut='fast'"),
     (
         {"rollout__shortcut": "causal_after_block", "variant": "causal"},

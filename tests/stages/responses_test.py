@@ -19,7 +19,7 @@ from pr1_jax.stages.responses import (
 )
 from pr1_jax.system import files
 
-TOKENIZER = tasks.make_tokenizer()
+TOKENIZER = tasks.make().tokenizer()
 PROMPT = np.array(TOKENIZER.encode("Which two add to 7? 1 2 3 4\n"), np.int32)
 PATHS = "<Parallel><Path>left 1+6 no </Path><Path>right 4+3 yes</Path></Parallel>\n"
 BLOCK = f"{PATHS}<Summary>3+4 yes</Summary>"

@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from pr1_jax.data import tasks
 from pr1_jax.stages import checks
 from pr1_jax.study import (
     cells,
@@ -68,7 +69,7 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
             steps[cell.name] = config.rl.steps
         elif cell.kind == "sft":
             share = 0.0 if cell.name == "sft_sequential" else 0.5
-            assert config.data.block_share == share
+            assert tasks.make(config.data.task).block_share == share
             assert tuple(config.stages) == ("sft",)
     if size == "embedded":  # as many steps for all that are compared
         fewer = {"causal_easy", "structured_easy"}

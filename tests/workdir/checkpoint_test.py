@@ -46,7 +46,7 @@ def problems(source=None, **settings):
     source = source or sources.open_source("embedded:hard", "train", seed=0)
     return streams.problem_stream(
         source,
-        tasks.make_tokenizer(),
+        tasks.make().tokenizer(),
         template="plain",
         max_prompt_tokens=28,
         **{"batch_size": 4, "seed": 0, **settings},
@@ -86,7 +86,7 @@ def test_state_and_position_come_back(tmp_path):
 
 
 def test_the_position_in_shuffled_data_with_drops_comes_back(tmp_path):
-    records = sources.open_source("embedded:hard", "train", seed=0, hard_share=0.5)
+    records = sources.open_source("embedded:hard", "train", seed=0)
     records = [records[i] for i in range(30)]
     records[3] = {"question": "1 " * 40, "answer": "1"}  # too long: dropped
     settings = {"source": records, "shuffle": True, "seed": 5, "batch_size": 7}

@@ -7,18 +7,19 @@ import re
 import numpy as np
 import pytest
 
-from configs import common
-from pr1_jax import tags
+from pr1_jax import defaults, tags
 from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.answers.verify import check
-from pr1_jax.data import tasks, traces
+from pr1_jax.data import search, tasks, traces
 
 NUM = 300
-KINDS = [(family, split) for family in ("easy", "hard") for split in tasks.SPLITS]
+KINDS = [(family, split) for family in ("easy", "hard") for split in search.SPLITS]
 
 
-def records(family="hard", split="train", n=NUM, **settings):
-    source = tasks.Problems(family, split, **{"seed": 0, **settings})
+def records(family="hard", split="train", n=NUM, seed=0, **options):
+    """The first records; with options they are traces."""
+    task = search.Search(**options)
+    source = task.records(family, split, seed=seed, traces=bool(options))
     return [source[i] for i in range(n)]
 
 
@@ -56,7 +57,7 @@ def test_train_and_eval_never_ask_the_same(family):
             for record in records(family, split, 1500, seed=seed)
             for target, numbers in [parse(record["question"])]
         }
-        for split in tasks.SPLITS
+        for split in search.SPLITS
     }
     assert min(map(len, asked.values())) > 500  # so an overlap would show
     assert not asked["train"] & asked["eval"]
@@ -69,15 +70,17 @@ def test_exactly_one_pair_adds_up_and_the_answer_is_its_difference(family, split
         assert record["answer"] == str(abs(x - y))
         target, numbers = parse(record["question"])
         assert len(set(numbers)) == len(numbers)
-        lengths = tasks.FAMILIES[family]
+        lengths = search.FAMILIES[family]
         assert lengths.min_length <= len(numbers) <= lengths.max_length
         assert max(numbers) <= lengths.max_number
         assert target not in [2 * n for n in numbers]  # no number with itself
 
 
 def test_a_record_depends_on_seed_and_index_alone():
-    first = tasks.Problems("hard", "train", seed=3, block_share=0.5)
-    other = tasks.Problems("hard", "train", seed=3, block_share=0.5)
+    first, other = (
+        search.Search(block_share=0.5).records("hard", "train", seed=3, traces=True)
+        for _ in range(2)
+    )
     indices = [5, 0, 10**9, 5, 77]
     forwards = [first[i] for i in indices]
     backwards = [other[i] for i in reversed(indices)][::-1]
@@ -131,10 +134,10 @@ def test_shares_are_kept():
     share = np.mean([tags.PARALLEL in r["response"] for r in made])
     assert share == pytest.approx(0.3, abs=0.05)
     made = records("easy", n=1000, hard_share=0.2)
-    longest = tasks.FAMILIES["easy"].max_length
+    longest = search.FAMILIES["easy"].max_length
     share = np.mean([len(parse(r["question"])[1]) > longest for r in made])
     assert share == pytest.approx(0.2, abs=0.05)
-    assert "response" not in made[0]
+    assert "response" not in records()[0]
 
 
 @pytest.mark.parametrize("family", ["easy", "hard"])
@@ -177,9 +180,9 @@ def test_many_paths_give_up_early_and_some_never_do():
     shares = [gave_up[i] / (gave_up[i] + tried_more[i]) for i in range(3)]
     # The longer a path, the likelier it is a patient one. Attempts that fail as a whole
     # are not kept, so that fewer give up than were drawn to.
-    assert (1 - tasks.PATIENT) * tasks.GIVING_UP > shares[0] > 0.35
+    assert (1 - search.PATIENT) * search.GIVING_UP > shares[0] > 0.35
     assert shares[0] > shares[1] > shares[2]
-    longest = tasks.FAMILIES["hard"].max_length - 1
+    longest = search.FAMILIES["hard"].max_length - 1
     assert max(tried_more) + 2 >= longest - 1
 
 
@@ -216,7 +219,7 @@ def test_the_summary_says_which_paths_found_the_pair():
 
 
 def test_tokens_spell_the_text_and_tags_are_one_each():
-    tokenizer = tasks.make_tokenizer()
+    tokenizer = tasks.make().tokenizer()
     for record in records(block_share=0.7):
         text = record["question"] + record["response"]
         ids = tokenizer.encode(text)
@@ -231,8 +234,8 @@ def test_tokens_spell_the_text_and_tags_are_one_each():
 @pytest.mark.parametrize("late_share", [0.0, 1.0])
 @pytest.mark.parametrize("family", ["easy", "hard"])
 def test_traces_fit_the_default_budgets(family, late_share):
-    tokenizer = tasks.make_tokenizer()
-    limits = common.get_config().rollout
+    tokenizer = tasks.make().tokenizer()
+    limits = defaults.get_config().rollout
     for record in records(family, block_share=0.5, late_share=late_share):
         prompt = tokenizer.encode(record["question"])
         trace = traces.from_text(
@@ -249,8 +252,48 @@ def test_guessing_is_hard(family):
 
 
 @pytest.mark.parametrize(
-    "family, split, named", [("zz", "eval", "zz"), ("easy", "a", "a")]
+    "family, split, named",
+    [("odd", "eval", "data.family='odd'"), ("easy", "test", "data.split='test'")],
 )
 def test_unknown_family_or_split(family, split, named):
-    with pytest.raises(ValueError, match=repr(named)):
-        tasks.Problems(family, split, seed=0)
+    with pytest.raises(ValueError, match=named):
+        tasks.make().records(family, split, seed=0)
+
+
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        ("sorting", "data.task=sorting is not one of"),
+        ("search:share=1", "data.task=search:share=1: .* 'share'"),
+        ("search:block_share=x", "data.task=search:block_share=x: .* 'x'"),
+        ("search:block_share", "data.task=search:block_share: "),
+        ("search:late_share=1.5", "late_share=1.5 must be from 0 to 1"),
+        ("search:late_share=nan", "late_share=nan must be from 0 to 1"),
+    ],
+)
+def test_a_wrong_task_or_option_is_named(given, named):
+    with pytest.raises(ValueError, match=named):
+        tasks.make(given)
+
+
+def test_options_are_read_in_any_order():
+    made = tasks.make("search:late_share=0.5,block_share=0.25")
+    assert made == search.Search(block_share=0.25, late_share=0.5)
+
+
+def test_conclusions_are_those_of_the_language_alone():
+    for record in records(block_share=1.0, n=50):
+        pair = "{}+{}".format(*sorted(pair_of(record["question"])))
+        for path in paths_of(record["response"]):
+            assert tasks.conclusion(path) == (pair if tried(path)[1] else "no")
+        (summary,) = re.findall("<Summary>(.*)</Summary>", record["response"])
+        assert tasks.conclusion(summary, summary=True) == pair
+    assert tasks.conclusion("So it is 12+13 yes") is None
+    assert tasks.conclusion("So it is 12+13", summary=True) is None
+
+
+def test_a_model_is_known_to_speak_the_task_by_its_tokenizer(by_bytes):
+    assert tasks.spoken(tasks.make().tokenizer()) == tasks.make()
+    assert tasks.spoken(by_bytes) is None
+    question = records()[0]["question"]
+    assert tasks.make().as_asked(f" {question.strip()} ") == question
