@@ -141,7 +141,7 @@ def _set_scale(axes: Axes, scale: str) -> None:
     if scale == "log":
         axes.set_yscale("log")
     elif scale == "share":
-        axes.set_ylim(0, 1)
+        axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     elif scale == "zero":
         axes.set_ylim(bottom=0)

@@ -20,6 +20,7 @@ WINDOW = 20  # steps before
 _ENOUGH = 8  # of them that have the metric
 _SHARP = 8.0  # a change with such a z is an event if it is large, too: _WATCHED
 _MOST = 0.5  # a larger share of groups without signal is worth a sentence
+_LAST = 10  # steps that tell how a stage ended
 _QUIET = 20  # steps in which the same metric makes no second event
 _NOT_MOVES = ("alarm/", "data/", "optim/lr", "optim/skipped", "reward/tiered")
 _MACHINE = ("perf/step_sec", "perf/tokens_per_sec")
@@ -203,10 +204,11 @@ def _without_signal(run: reading.Run, rows: slice) -> str:
     """What share of the groups taught nothing, where it is large."""
     shares = run.columns.get("rollout/degenerate_groups", np.zeros(0))[rows]
     shares = shares[np.isfinite(shares)]
-    if not len(shares) or shares.mean() < _MOST:
+    if not len(shares) or max(shares.mean(), shares[-_LAST:].mean()) < _MOST:
         return ""
     return (
-        f"{100 * shares.mean():.0f}% of the groups had no signal: their responses all "
+        f"{100 * shares.mean():.0f}% of the groups had no signal "
+        f"({100 * shares[-_LAST:].mean():.0f}% in the last steps): their responses all "
         "got the same reward, and nothing was learned from them."
     )
 

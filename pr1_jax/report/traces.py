@@ -7,6 +7,7 @@ block, path, forced) within which positions count up by one.
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from pr1_jax.report import reading
 
 BUDGET = 8_000_000  # bytes of responses in a page
 _MANY, _FEW = 16, 2  # responses of a source that is of interest, and of any other
-_LOOK_AT = 4  # times as many records of a file to choose from
+_LOOK_AT = 32  # records of a file to choose from, or four times those chosen
 _EVENTS, _SPREAD = 16, 8  # steps, at most
 # Responses of the sources of interest, of the others, and whether those have traces;
 # the first that fits into the budget.
@@ -42,7 +43,7 @@ class Shelf:
             stamp = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.paths]
             stamp.append(count)
             if source not in held or held[source][0] != stamp:
-                records = reading.read_records(source, _LOOK_AT * count)
+                records = reading.read_records(source, max(_LOOK_AT, 4 * count))
                 held[source] = (
                     stamp,
                     [_sized(encode(r)) for r in _mixed(records, count)],
@@ -125,11 +126,20 @@ def _wanted(run: reading.Run, interesting: Sequence[int]) -> list[reading.Source
 
 
 def _mixed(records: Sequence[Mapping[str, Any]], count: int) -> list[Mapping]:
-    """Some records of each verdict, with and without blocks; traced ones first."""
+    """Some records of each verdict, with and without blocks.
+
+    Traced ones come first, and other questions before further responses to one.
+    """
+    asked: Counter[Any] = Counter()
     kinds: dict[tuple, list] = {}
-    for record in sorted(records, key=lambda r: "trace" not in r):
-        kind = (str(record.get("verdict")), bool(record.get("num_blocks")))
-        kinds.setdefault(kind, []).append(record)
+    ranks = []
+    for record in records:
+        question = str(record.get("question"))
+        ranks.append(("trace" not in record, asked[question]))
+        asked[question] += 1
+    for i in sorted(range(len(records)), key=ranks.__getitem__):
+        kind = (str(records[i].get("verdict")), bool(records[i].get("num_blocks")))
+        kinds.setdefault(kind, []).append(records[i])
     turns = itertools.zip_longest(*kinds.values())
     return [r for turn in turns for r in turn if r is not None][:count]
 

@@ -21,12 +21,7 @@ class Updates:
     2 % of the time; `curves.png` is drawn after evaluations alone.
     """
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike[str],
-        *,
-        every_sec: float = 60.0,
-    ):
+    def __init__(self, workdir: str | os.PathLike[str], *, every_sec: float = 60.0):
         self._workdir, self._every_sec = workdir, every_sec
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1)
         self._running: Future[None] | None = None

@@ -69,7 +69,8 @@ def test_the_step_of_a_collapse_is_an_event_with_what_moved(written):
 def test_a_quiet_run_has_no_news(written):
     (run,) = _data(written)["runs"]
     news = [e for e in run["events"] if e["kind"] != "stage"]
-    assert {e["step"] for e in news} == {77, 140}  # a skipped update, the collapse
+    # A skipped update, the collapse, and how it shows in a mean over ten steps.
+    assert {e["step"] for e in news} == {77, 140, 146}
     assert [e["name"] for e in news if e["step"] == 77] == ["skipped"]
 
 
@@ -150,7 +151,7 @@ def test_what_no_step_stands_out_by_is_a_fact():
     row = {"rollout/degenerate_groups": 0.84, "data/kept": 30, "data/dropped_other": 0}
     (dropped, dull) = events.facts(_run([row | {"data/dropped_too_long": 30}] * 3))
     assert dropped == "rl: kept 30 of 60 records read: 30 too long."
-    assert dull.startswith("rl: 84% of the groups had no signal")
+    assert dull.startswith("rl: 84% of the groups had no signal (84% in the last steps")
     assert events.facts(_run([row | {"rollout/degenerate_groups": 0.2}])) == []
 
 
@@ -183,6 +184,23 @@ def test_a_small_budget_takes_fewer_of_each_then_texts_then_fewer_steps(workdir)
     steps = [g["step"] for g in some if g["step"]]
     assert 8 < len(steps) < 100 and {1, 160} <= {*steps}
     assert embed(1500)[0]["name"] == "eval_0_base"  # the most wanted
+
+
+def test_two_responses_of_a_step_are_of_two_kinds_and_questions(tmp_path):
+    made_up_run.write(tmp_path, steps=3, responses=())
+    of = lambda question, made: made | {"question": question}
+    right, wrong = made_up_run.response(), made_up_run.sequential()
+    for step, records in (
+        (1, [of("a", right), of("a", right), of("b", right)]),
+        (2, [of("a", right), of("a", right), of("a", wrong)]),
+    ):
+        made_up_run.write_responses(tmp_path, f"rl_{step:06d}", records)
+    run = reading.read(tmp_path)
+    sources = {s.step: s for s in run.sources if s.step}
+    taken = traces.Shelf().take(dict.fromkeys(sources.values(), 2))
+    first, second = ([r for r, _ in taken[sources[step]]] for step in (1, 2))
+    assert [r["question"] for r in first] == ["a", "b"]
+    assert [r["verdict"] for r in second] == ["correct", "incorrect"]
 
 
 def test_named_steps_are_embedded_in_full(workdir):
