@@ -1,4 +1,12 @@
-"""Command line: `python -m pr1_jax.main --config=configs/rl_alternating.py`."""
+"""Trains by the curriculum of a config; the same command goes on where it stopped.
+
+    python -m pr1_jax.main --config=configs/rl_alternating.py --workdir=runs/quickstart
+    python -m pr1_jax.main --config=rl_alternating:smoke --config.rl.steps=8
+
+A config is a file, or one of ours by its name, behind a colon perhaps a variant of it.
+Every field can be set, as --config.rl.steps=8. The exit code is 0 where the run has
+finished, or was stopped by SIGTERM and has saved; 2 for a mistake; 1 for a failure.
+"""
 
 import contextlib
 import os
@@ -12,13 +20,16 @@ from pr1_jax.system import cli
 from pr1_jax.workdir import old_fields
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, `path.py` or `path.py:VARIANT`.", lock_config=True
+    "config",
+    None,
+    "Config: path.py, path.py:VARIANT or NAME:VARIANT.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; the default is runs/<name of the config>."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One process of several, which Cloud TPU or SLURM started."
+    "distributed", False, "This is one of several processes of Cloud TPU or SLURM."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, where several are started by hand."
@@ -26,8 +37,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the job.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this one, from 0.")
 
-
-# What another start would meet again. Other errors of the system may pass.
+# Errors that another start would meet again; others of the system may pass.
 _WRONG = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
 
 

@@ -1,6 +1,5 @@
 """Tests of pr1_jax.chat: answers, checkpoints, wrong input, terminals and pipes."""
 
-import contextlib
 import io
 import json
 import os
@@ -29,11 +28,9 @@ from pr1_jax.chat.session import Chat, Opened
 from pr1_jax.data import traces
 from pr1_jax.huggingface import usage
 from pr1_jax.sampler.settings import Settings
-from pr1_jax.stages import experiment, sft
 from pr1_jax.system import files
-from pr1_jax.training.state import from_params
-from pr1_jax.workdir import checkpoint
-from tests.helpers import growing
+from pr1_jax.workdir.checkpoint import Position
+from tests.helpers import growing, small_run
 from tests.helpers.growing import LEFT, REST, RIGHT, THIRD
 
 QUESTION = "Which two add to 26? 17 9 5 15 3 8 19 4 10"
@@ -189,13 +186,7 @@ def test_sections_hold_every_token_once(by_bytes, wild):
 def workdir(tmp_path_factory):
     """A run with checkpoint 4, of an older version that lacked some fields."""
     folder = tmp_path_factory.mktemp("run")
-    config = rl_alternating.get_config("smoke")
-    made = experiment.build(config)
-    optimizer, _ = made.optimizer("sft")
-    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
-        state = from_params(made.initial_params(), optimizer, made.mesh)
-        position = sft.open_stream(made).get_state()
-        checkpoints.save(checkpoint.Place(0, 4), state, position)
+    config, _ = small_run.write(folder, {Position(0, 4): 1.0})
     written = config.to_dict()
     del written["alarms"], written["model"]["remat_policy"]
     written["mesh"]["fsdp"] = 64  # of the machine that it ran on
@@ -206,12 +197,8 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory):
     """The same as a Hugging Face folder."""
-    config = rl_alternating.get_config("smoke")
-    whole = tmp_path_factory.mktemp("whole")
-    files.write_json(whole / "config.json", config.to_dict())
-    (whole / "checkpoints").symlink_to(workdir / "checkpoints")
     out = tmp_path_factory.mktemp("exported") / "model"
-    export.export(whole, out)
+    export.export(workdir, out)
     return out
 
 

@@ -1,6 +1,5 @@
 """An exported checkpoint is the checkpoint: weights, tokenizer, and as `model.path`."""
 
-import functools
 import logging
 import pathlib
 import shutil
@@ -17,32 +16,22 @@ from pr1_jax import export
 from pr1_jax.data import tokenizer_files
 from pr1_jax.huggingface.config import read_config
 from pr1_jax.huggingface.weights import load_params
-from pr1_jax.stages import curriculum, experiment, sft
+from pr1_jax.stages import curriculum, experiment
 from pr1_jax.system import files
-from pr1_jax.training.state import from_params
-from pr1_jax.workdir import checkpoint
+from pr1_jax.workdir.checkpoint import Position
+from tests.helpers import small_run
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "helpers" / "data" / "hf_reference"
-FIRST, LAST = checkpoint.Place(0, 12), checkpoint.Place(1, 4)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The workdir of a run with two checkpoints, and its experiment."""
     workdir = tmp_path_factory.mktemp("run")
-    config = rl_alternating.get_config("smoke")
-    config.checkpoint.init = "/of/another/run"  # what the run itself began with
-    files.write_json(workdir / "config.json", config.to_dict())
-    config.checkpoint.init = ""
-    made = experiment.build(config)
-    optimizer, _ = made.optimizer("sft")
-    checkpoints = checkpoint.Checkpoints(workdir)
-    for scale, place in ((1, FIRST), (2, LAST)):
-        scaled = functools.partial(jnp.multiply, scale)
-        params = jax.tree.map(scaled, made.initial_params())
-        state = from_params(params, optimizer, made.mesh)
-        checkpoints.save(place, state, sft.open_stream(made).get_state())
-    checkpoints.close()
+    config, made = small_run.write(workdir, {Position(0, 12): 1, Position(1, 4): 2})
+    written = config.to_dict()
+    written["checkpoint"]["init"] = "/of/another/run"  # what the run itself began with
+    files.write_json(workdir / "config.json", written)
     return workdir, made
 
 

@@ -27,12 +27,10 @@ from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.huggingface import weights
 from pr1_jax.huggingface.config import read_config
 from pr1_jax.huggingface.tags import resize_embeddings
-from pr1_jax.kernels import attention
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import logits as forward_logits
 from pr1_jax.model.params import init_params
 from pr1_jax.stages import experiment
+from tests.helpers import causal_logits
 
 REFERENCE = Path(__file__).parents[1] / "helpers" / "data" / "hf_reference"
 KINDS = ("qwen3", "qwen2", "llama")
@@ -68,23 +66,6 @@ def make_params(config, seed=0):
     )
 
 
-def compute_logits(config, params, tokens):
-    """Logits [B, T, V] under plain causal attention."""
-    zeros = jnp.zeros(tokens.shape, jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-
-    @jax.jit
-    def run(params):
-        attend = lambda q, k, v, cache: (
-            attention.label_attention(q, k, v, zeros, zeros),
-            cache,
-        )
-        hidden, _ = forward(config, params, tokens, positions, attend)
-        return forward_logits(params, hidden)
-
-    return np.asarray(run(params))
-
-
 def assert_same_tree(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
@@ -116,7 +97,7 @@ def test_logits_equal_those_of_transformers(kind, scan_layers):
     reference = np.load(REFERENCE / "logits.npz")
     config = read_config(REFERENCE / kind, scan_layers=scan_layers)
     params = weights.load_params(REFERENCE / kind, config)
-    logits = compute_logits(config, params, reference["tokens"])
+    logits = causal_logits.compute(config, params, reference["tokens"])
     mask = reference["mask"]  # padded on the right
     np.testing.assert_allclose(logits[mask], reference[kind][mask], atol=1e-4, rtol=0)
 
@@ -149,7 +130,7 @@ def test_live_parity_of_an_export(kind, tmp_path):
     tokens = np.where(mask, rng.integers(0, config.vocab_size, mask.shape), 0)
     with torch.no_grad():
         out = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask))
-    logits = compute_logits(config, params, tokens)
+    logits = causal_logits.compute(config, params, tokens)
     np.testing.assert_allclose(
         logits[mask], out.logits.numpy()[mask], atol=1e-4, rtol=0
     )

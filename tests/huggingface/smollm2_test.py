@@ -4,29 +4,24 @@ tests/helpers/data/smollm2_greedy.json holds what `transformers` answers to ten 
 by tests/smollm2.py), so that most tests need no torch.
 """
 
-import functools
 import json
 import shutil
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pr1_jax.data import tokenizer, tokenizer_files
 from pr1_jax.huggingface import tags, weights
 from pr1_jax.huggingface.config import max_positions, read_config
-from pr1_jax.kernels import attention
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import logits as forward_logits
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.tags import PARALLEL, TAGS
 from pr1_jax.training.logps import PolicySettings, policy_logps
 from pr1_jax.trajectory import pack
-from tests.helpers import smollm2
+from tests.helpers import causal_logits, smollm2
 
 REFERENCE = json.loads(smollm2.REFERENCE.read_text())
 PROMPT_IDS = [entry["prompt_ids"] for entry in REFERENCE]
@@ -182,19 +177,6 @@ def test_export_comes_back(policy, tmp_path):
     shutil.rmtree(out)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def compute_logits(config, params, tokens):
-    """Logits [B, T, V] under plain causal attention."""
-    zeros = jnp.zeros(tokens.shape, jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    attend = lambda q, k, v, cache: (
-        attention.label_attention(q, k, v, zeros, zeros),
-        cache,
-    )
-    hidden, _ = forward(config, params, tokens, positions, attend)
-    return forward_logits(params, hidden)
-
-
 def test_live_parity_with_transformers(folder, policy):
     torch = pytest.importorskip("torch")
     import transformers
@@ -207,7 +189,7 @@ def test_live_parity_with_transformers(folder, policy):
     with torch.no_grad():
         out = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask))
     expected = out.logits.numpy()
-    logits = np.asarray(compute_logits(policy.config, policy.params, tokens))
+    logits = causal_logits.compute(policy.config, policy.params, tokens)
     logits = logits[..., : expected.shape[-1]]  # without the tags
     np.testing.assert_allclose(logits[mask], expected[mask], atol=1e-3, rtol=0)
     for row, entry in enumerate(REFERENCE):
