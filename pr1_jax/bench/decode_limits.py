@@ -1,11 +1,9 @@
 """Where decoding and the update stand against the limits, and what a step spends."""
 
 import collections
-import gzip
-import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +80,8 @@ def _operations(bench: Bench) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             call()
-        events = read_trace(Path(folder))
-    spent = operation_costs(events)
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        spent = operation_costs(jax.profiler.ProfileData.from_file(str(path)).planes)
     total = sum(sec for sec, _ in spent.values()) or 1.0
     top = sorted(spent.items(), key=lambda item: -item[1][0])[:_TOP]
     table = [
@@ -99,66 +97,45 @@ def _operations(bench: Bench) -> Table:
     return Table(f"What sampling {rows} × {tokens} tokens spends", table, note)
 
 
-def read_trace(folder: Path) -> list[dict[str, Any]]:
-    """Events of the traces that `jax.profiler.trace` wrote below a folder."""
-    events = []
-    for path in sorted(folder.rglob("*.trace.json.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            events += json.load(file)["traceEvents"]
-    return events
-
-
-def operation_costs(
-    events: Sequence[Mapping[str, Any]],
-) -> dict[str, tuple[float, int]]:
-    """Seconds and calls of every kind of HLO operation in a trace.
+def operation_costs(planes: Iterable[Any]) -> dict[str, tuple[float, int]]:
+    """Seconds and calls of every kind of HLO operation in a profile.
 
     A device's own lines are taken, and of these the one of operations where there is
     one; on a CPU, what its threads ran. Events that lie in others of their line are
     taken out of those, so that nothing counts twice.
+
+    Args:
+      planes: of `jax.profiler.ProfileData`.
     """
-    processes, threads = {}, {}
-    for event in events:
-        if event.get("ph") != "M":
-            continue
-        name = event.get("args", {}).get("name")
-        if event["name"] == "process_name":
-            processes[event["pid"]] = name
-        elif event["name"] == "thread_name":
-            threads[event["pid"], event["tid"]] = name
-    devices = {p for p, name in processes.items() if "/device:" in (name or "")}
-    named = {line for line, name in threads.items() if name == "XLA Ops"}
-    lines = collections.defaultdict(list)
-    for event in events:
-        line = event.get("pid"), event.get("tid")
-        args = event.get("args", {})
-        if event.get("ph") != "X" or "dur" not in event:
-            continue
-        on_device = line[0] in devices and (line in named or not named)
-        if on_device if devices else "hlo_op" in args:
-            lines[line].append(event)
+    planes = list(planes)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    lines = [line for plane in devices or planes for line in plane.lines]
+    lines = [line for line in lines if line.name == "XLA Ops"] or lines
     seconds, calls = collections.Counter(), collections.Counter()
-    for line in lines.values():
-        for event, own_us in _own_times(line):
-            full = event.get("args", {}).get("hlo_op") or event["name"]
+    for line in lines:
+        operations = [
+            (event, stats.get("hlo_op", event.name))
+            for event in line.events
+            for stats in [dict(event.stats)]
+            if devices or "hlo_op" in stats
+        ]
+        own_ns = _own_times([(e.start_ns, e.duration_ns) for e, _ in operations])
+        for (_, full), time_ns in zip(operations, own_ns):
             name = re.sub(r"[.\d]+$", "", full)
-            if name.startswith(_CONTAINERS):
-                continue
-            seconds[name] += own_us / 1e6
-            calls[name] += 1
+            if not name.startswith(_CONTAINERS):
+                seconds[name] += time_ns / 1e9
+                calls[name] += 1
     return {name: (seconds[name], calls[name]) for name in seconds}
 
 
-def _own_times(
-    events: Iterable[Mapping[str, Any]],
-) -> list[tuple[Mapping[str, Any], float]]:
-    """Each event of a line with its time, less that of events that lie in it; in µs."""
-    own, open_ = [], []  # of `open_`: index in `own`, end
-    for event in sorted(events, key=lambda e: (e["ts"], -e["dur"])):
-        while open_ and open_[-1][1] <= event["ts"]:
+def _own_times(events: Sequence[tuple[float, float]]) -> list[float]:
+    """Of starts and durations of a line: durations less those of events within."""
+    own, open_ = [duration for _, duration in events], []  # of `open_`: index, end
+    for i in sorted(range(len(events)), key=lambda i: (events[i][0], -events[i][1])):
+        start, duration = events[i]
+        while open_ and open_[-1][1] <= start:
             open_.pop()
         if open_:
-            own[open_[-1][0]][1] -= event["dur"]
-        open_.append((len(own), event["ts"] + event["dur"]))
-        own.append([event, event["dur"]])
-    return [(event, max(time, 0.0)) for event, time in own]
+            own[open_[-1][0]] -= duration
+        open_.append((i, start + duration))
+    return [max(time, 0.0) for time in own]

@@ -163,8 +163,9 @@ def _trace(question: str, response: str, count: Callable[[str], int]) -> Trace:
 
 
 # Deciles, from the least to the greatest, of parallel_gsm8k_sample.jsonl: 338 of 341
-# cold-start traces of zhengkid/Parallel-R1 that are well formed, by `count_pieces`.
-# `python -m pr1_jax.bench.plans FILE` prints them.
+# cold-start traces of zhengkid/Parallel-R1 that are well formed, by `count_pieces`:
+# `main` before the first block and before later ones, `path` the mean of a block's
+# paths, `path_share` a path by that mean.
 _DECILES: dict[str, tuple[float, ...]] = {
     "prompt": (20.0, 34.0, 38.4, 44.0, 48.0, 52.0, 56.2, 63.0, 70.0, 77.3, 135.0),
     "first_main": (0.0, 43.0, 52.0, 63.0, 73.0, 81.0, 95.4, 112.0, 130.4, 156.6, 294.0),
@@ -175,26 +176,6 @@ _DECILES: dict[str, tuple[float, ...]] = {
     "tail": (5.0, 5.0, 6.0, 6.0, 7.0, 7.0, 16.0, 22.0, 29.0, 45.3, 179.0),
 }
 _BLOCKS = (3, 259, 58, 12, 6)  # traces with 0, 1, 2, … blocks
-
-
-def deciles(traces: Sequence[Trace]) -> tuple[dict[str, tuple], tuple[int, ...]]:
-    """What `_DECILES` and `_BLOCKS` hold, of these traces."""
-    blocks = [paths for t in traces for paths in t.paths]
-    lengths = {
-        "prompt": [t.prompt for t in traces],
-        "first_main": [t.main[0] for t in traces if t.main],
-        "later_main": [n for t in traces for n in t.main[1:]],
-        "path": [float(np.mean(paths)) for paths in blocks],  # the mean of a block's
-        "path_share": [n / np.mean(paths) for paths in blocks for n in paths],  # of it
-        "summary": [n for t in traces for n in t.summaries],
-        "tail": [t.tail for t in traces],
-    }
-    points = np.linspace(0, 100, 11)
-    table = {
-        name: tuple(np.round(np.percentile(values, points), 2).tolist())
-        for name, values in lengths.items()
-    }
-    return table, tuple(np.bincount([len(t.main) for t in traces]).tolist())
 
 
 def builtin_traces(count: int = 338, seed: int = 0) -> tuple[Trace, ...]:
@@ -384,16 +365,3 @@ def planned_sampler(
         decode_fn=planned(real, plans, key, vocab),
         **kwargs,
     )
-
-
-def _print_deciles(path: str) -> None:
-    table, blocks = deciles(read_traces(path))
-    for name, values in table.items():
-        print(f'    "{name}": {values},')
-    print(f"_BLOCKS = {blocks}")
-
-
-if __name__ == "__main__":
-    import sys
-
-    _print_deciles(sys.argv[1])

@@ -1,15 +1,7 @@
-"""The GRPO update: speed, share of the matmul peak, memory.
-
-`python -m pr1_jax.bench.update SHAPE KERNELS ROWS TOKENS MICRO_BATCH` makes one update in a
-process of its own and prints its peak memory.
-"""
+"""Suite of the GRPO update: speed, share of the matmul peak, memory."""
 
 import functools
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -206,18 +198,13 @@ def update(bench: Bench) -> list[Table]:
         row = {"micro-batch": size} | figures(bench, made, run)
         if made.temporary_bytes is not None:
             row["temporary MB"] = made.temporary_bytes / 1e6
-        if on_cpu:
-            peak = _peak_in_own_process(bench, rows, tokens, size)
-            if peak is not None:
-                row["peak MB"] = peak / 1e6
-        else:
+        if not on_cpu:
             row["peak MB so far"] = run.figures[0]["peak_bytes"] / 1e6
         table.append(row)
     note = (
         "MFU: 6 FLOPs a weight and token and causal attention's, per second, of the "
-        "matmul peak. temporary: as XLA plans it. peak: growth of the process's "
-        "resident memory during one update, in a process of its own; on a device the "
-        "most that the whole process has held so far."
+        "matmul peak. temporary: as XLA plans it. peak: the most that the process has "
+        "held on the device so far."
     )
     plot = Plot("micro-batch", ("seconds",), ("limit seconds",))
     title = f"GRPO update of {rows} × {tokens} tokens"
@@ -248,48 +235,3 @@ def _shared_prompts(bench: Bench, chain: Chain) -> Table:
         "seconds, to the latter. MFU counts what is computed."
     )
     return Table(title, table, note)
-
-
-def _peak_in_own_process(
-    bench: Bench, rows: int, tokens: int, micro_batch: int
-) -> int | None:
-    command = [sys.executable, "-m", "pr1_jax.bench.update"]
-    command += [bench.shape.name, bench.kernels]
-    command += map(str, (rows, tokens, micro_batch))
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
-
-
-def _resident_bytes(peak: bool = False) -> int | None:
-    """Resident memory of this process, now or at its peak; None where unknown."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    name = "VmHWM" if peak else "VmRSS"
-    line = next(x for x in status.read_text().splitlines() if x.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def _print_peak(
-    shape: str, kernels: str, rows: int, tokens: int, micro_batch: int
-) -> None:
-    """Prints by how many bytes one update makes the resident memory grow."""
-    chosen = shapes.SHAPES[shape]
-    vocab = shapes.vocab_of(chosen.model)
-    sizes = {"rows": rows, "tokens": tokens, "micro_batch": micro_batch}
-    update = Update(chosen, vocab, kernels=kernels, **sizes)
-    state = update.fresh_state()
-    peak = None
-    if _resident_bytes() is not None:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is now's
-        except OSError:
-            pass  # not ours to write: compilation may hide the update's peak
-        before = _resident_bytes()
-        jax.block_until_ready(update.program(state, update.batch))
-        peak = _resident_bytes(peak=True) - before
-    print(json.dumps({"peak_bytes": peak}))
-
-
-if __name__ == "__main__":
-    _print_peak(*sys.argv[1:3], *map(int, sys.argv[3:]))

@@ -57,7 +57,7 @@ class Claim:
 def _less(cell: str, other: str, margin: float = 0.0, text: str = "") -> Part:
     """A cell's accuracy less another's, and a margin."""
     weights = {cell: 1.0, other: -1.0}
-    names = (cells.CELLS[name].title for name in weights)
+    names = (f"“{cells.CELLS[name].title}”" for name in weights)
     text = f"accuracy, {' less '.join(names)}{text}"
     return Part(text, lambda found: found.combined("accuracy", weights, margin))
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -413,28 +414,30 @@ def test_compared_work_takes_turns():
     assert len(runs["a"].sec.values) == 2
 
 
-def _named(what, pid, tid, text):
-    place = {"ph": "M", "name": what, "pid": pid, "tid": tid}
-    return place | {"args": {"name": text}}
-
-
-def _ran(pid, tid, ts, dur, op):
-    place = {"ph": "X", "pid": pid, "tid": tid, "ts": ts, "dur": dur}
-    return place | {"name": op, "args": {"hlo_op": op}}
+def plane(name, **lines):
+    """A plane of a profile: lines of events (start in ns, duration, name)."""
+    event = lambda start_ns, duration_ns, op: types.SimpleNamespace(
+        name=op, start_ns=start_ns, duration_ns=duration_ns, stats=[("hlo_op", op)]
+    )
+    lines = [
+        types.SimpleNamespace(
+            name=line.replace("_", " "), events=[event(*e) for e in es]
+        )
+        for line, es in lines.items()
+    ]
+    return types.SimpleNamespace(name=name, lines=lines)
 
 
 def test_costs_of_operations_are_of_devices_and_count_once():
-    host = [_ran(1, 1, 0, 100, "while.3"), _ran(1, 1, 10, 30, "dot.1")]
-    host += [_ran(1, 2, 50, 20, "dot.2"), _named("process_name", 1, 0, "/host:CPU")]
-    spent = decode_limits.operation_costs(host)
-    assert spent == {"dot": (pytest.approx(5e-5), 2)}
-    device = [_named("process_name", 2, 0, "/device:GPU:0")]
-    device += [_ran(2, 7, 0, 40, "fusion.12"), _ran(2, 7, 10, 15, "fusion.13")]
-    spent = decode_limits.operation_costs([*host, *device])
-    assert spent == {"fusion": (pytest.approx(4e-5), 2)}
-    device += [_named("thread_name", 2, 9, "XLA Ops"), _ran(2, 9, 0, 35, "fusion.12")]
-    spent = decode_limits.operation_costs([*host, *device])
-    assert spent == {"fusion": (pytest.approx(3.5e-5), 1)}
+    first = [(0, 100, "while.3"), (10, 30, "dot.1")]
+    host = plane("/host:CPU", first=first, second=[(50, 20, "dot.2")])
+    costs_of = decode_limits.operation_costs
+    assert costs_of([host]) == {"dot": (pytest.approx(5e-8), 2)}
+    stream = [(0, 40, "fusion.12"), (10, 15, "fusion.13")]
+    device = plane("/device:GPU:0", stream=stream)
+    assert costs_of([host, device]) == {"fusion": (pytest.approx(4e-8), 2)}
+    device = plane("/device:TPU:0", stream=stream, XLA_Ops=[(0, 35, "fusion.12")])
+    assert costs_of([host, device]) == {"fusion": (pytest.approx(3.5e-8), 1)}
 
 
 def command(*args):
