@@ -8,20 +8,20 @@ furthest along the curriculum. Random keys are functions of the seed, the stage 
 step, and so need not be saved.
 """
 
-import dataclasses
 import importlib.util
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers as managers
 
 from pr1_jax.system import processes
 
@@ -34,41 +34,6 @@ class Position(NamedTuple):
 
     stage: int
     step: int
-
-
-class _Info(NamedTuple):
-    """A checkpoint's number and metrics, as orbax has them."""
-
-    step: int
-    metrics: Mapping[str, float] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kept(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest, and those with the greatest metric among those that have it.
-
-    Of equals the later one is better.
-    """
-
-    newest: int
-    best: int
-    metric: str
-
-    def should_preserve(
-        self, checkpoints: Sequence[_Info], *, context: Any = None
-    ) -> list[bool]:
-        """Which to keep."""
-        del context
-        numbers = sorted(info.step for info in checkpoints)
-        kept = {*numbers[-self.newest :]}
-        ranked = sorted(
-            (info.metrics[self.metric], info.step)
-            for info in checkpoints
-            if self.metric in (info.metrics or {})
-        )
-        if self.best:
-            kept |= {number for _, number in ranked[-self.best :]}
-        return [info.step in kept for info in checkpoints]
 
 
 class DamagedError(Exception):
@@ -92,14 +57,19 @@ class Checkpoints:
         Args:
           workdir: a folder, or one in a bucket: `gs://…`.
           keep: the newest ones.
-          keep_best: those with the greatest `best_metric`, too.
+          keep_best: those with the greatest `best_metric`, too; of equals the later.
           about: what the parameters go with: names of `restore` and their values.
         """
-        self._kept = _Kept(keep, keep_best, best_metric)
+        metric_of = lambda metrics: metrics.get(best_metric, -math.inf)
+        self._policy = managers.AnyPreservationPolicy(
+            [
+                managers.LatestN(keep),
+                managers.BestN(get_metric_fn=metric_of, n=keep_best),
+            ]
+        )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._kept,
-            # Metrics are written, and read again, only where there is a `best_fn`.
-            best_fn=(lambda metrics: metrics.get(best_metric, -math.inf)),
+            preservation_policy=self._policy,
+            best_fn=metric_of,  # without one, metrics are not written
             step_name_format=_NAMES,
             cleanup_tmp_directories=True,
         )
@@ -114,11 +84,14 @@ class Checkpoints:
         Half of a checkpoint may be left then; what is kept is as after a save.
         """
         numbers = sorted(self._manager.all_steps())
-        found = [_Info(number, self._metrics(number)) for number in numbers]
-        processes.agree(True)  # nothing goes before all have looked
-        for info, keep in zip(found, self._kept.should_preserve(found)):
+        infos = [types.SimpleNamespace(metrics=self._metrics(n)) for n in numbers]
+        processes.agree(True)  # nothing is deleted before all have looked
+        kept = self._policy.should_preserve(
+            infos, context=managers.PreservationContext()
+        )
+        for number, keep in zip(numbers, kept):
             if not keep:
-                self._manager.delete(info.step)
+                self._manager.delete(number)
 
     def _metrics(self, number: int) -> Mapping[str, float]:
         """Those saved with a checkpoint, as far as they can be read."""
