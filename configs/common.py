@@ -4,6 +4,6 @@ A size is a variant of each config, as in `configs/rl_alternating.py:smoke`: non
 task made by code, minutes on a CPU), `smoke`, `smollm2`, `qwen3_4b`.
 """
 
-from pr1_jax.defaults import REAL, benchmark, get_config
+from pr1_jax.defaults import REAL, get_config
 
-__all__ = ["REAL", "benchmark", "get_config"]
+__all__ = ["REAL", "get_config"]

@@ -74,7 +74,9 @@ def _defaults(variant: str) -> ml_collections.ConfigDict:
     c.data.sft = "embedded:easy"  # traces of the stage sft
     c.data.coldstart = "embedded:easy"  # problems for the teacher of coldstart
     c.data.rl = "embedded:hard"  # problems of the stage rl
-    c.data.eval = "embedded:hard"  # held-out problems
+    # Held-out problems; of the stage benchmark NAME=SOURCE@SAMPLES,… with the number of
+    # responses to each problem, eval.samples by default.
+    c.data.eval = "embedded:hard"
     c.data.seed = 0  # of the order of records, and of embedded ones
     # What the model is asked: "plain" (the question), "instruction" (with ours before
     # it), "chat" (by the tokenizer's chat template), "own" (the data's messages).
@@ -170,8 +172,6 @@ def _defaults(variant: str) -> ml_collections.ConfigDict:
     c.eval.problems = 512  # at most, of each source
     c.eval.samples = 1  # [responses] to a problem
     c.eval.banned = True  # evaluate also with blocks banned
-    # Of the stage benchmark: name -> source and samples a problem.
-    c.eval.benchmarks = ml_collections.ConfigDict()
     c.eval.modes = ("structured", "causal", "ordinary")  # of the stage benchmark
 
     c.alarms = ml_collections.ConfigDict()
@@ -193,11 +193,6 @@ def _defaults(variant: str) -> ml_collections.ConfigDict:
     c.checkpoint.folder = ""  # another folder for them than the workdir, or gs://…
     c.checkpoint.init = ""  # another run's workdir to take the parameters from
     return c
-
-
-def benchmark(source: str, samples: int) -> ml_collections.ConfigDict:
-    """A row of the table: where its problems are, and samples of each."""
-    return ml_collections.ConfigDict({"source": source, "samples": samples})
 
 
 def _smoke(c: ml_collections.ConfigDict) -> None:

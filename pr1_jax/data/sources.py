@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -27,9 +27,44 @@ _FIELDS = ("question", "answer", "response")
 _FILTER = re.compile(r"(?P<data>.*)#(?P<column>[\w.]+)=(?P<value>[^#]*)")
 _TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9*]+(\.[0-9*]+){2})?")
 _MISSING = object()
+_BENCHMARK = re.compile(r"(?:([\w.-]+)=)?(.*?)(?:@([0-9]{1,6}))?", re.DOTALL)
 _EMBEDDED = "embedded:"
 
 Source = Sequence[dict[str, str]]  # or any other random-access source of such records
+
+
+class Benchmark(NamedTuple):
+    """Held-out problems, and how many responses each of them gets."""
+
+    source: str
+    samples: int
+
+
+def benchmarks(given: str, samples: int) -> dict[str, Benchmark]:
+    """Reads `data.eval`: a source, or several as `NAME=SOURCE@SAMPLES,…`.
+
+        >>> benchmarks("mine=/data/mine.jsonl@4,gsm8k=tfds:gsm8k", samples=1)
+        {'mine': Benchmark(source='/data/mine.jsonl', samples=4),
+         'gsm8k': Benchmark(source='tfds:gsm8k', samples=1)}
+
+    Args:
+      samples: where none are said. A source without a name gets its last part as one.
+
+    Raises:
+      ValueError: two of them have one name, or one has no source or no samples.
+    """
+    found: dict[str, Benchmark] = {}
+    for part in re.split(r",\s*(?=[\w.-]+=)", given):
+        name, source, number = _BENCHMARK.fullmatch(part.strip()).groups()
+        path = re.split("[#@]", source)[0].rstrip("/")
+        last = re.split("[:/]", path)[-1].partition(".")[0]
+        name = name or re.sub(r"[^\w-]", "_", last) or "eval"
+        if not source or number and not int(number):
+            raise ValueError(f"data.eval={part}: expected NAME=SOURCE@SAMPLES,…")
+        if name in found:
+            raise ValueError(f"data.eval={given}: two benchmarks are named {name!r}")
+        found[name] = Benchmark(source, int(number or samples))
+    return found
 
 
 def is_made_by_code(name: str) -> bool:

@@ -39,11 +39,11 @@ def check_data(experiment: Experiment) -> dict[str, list[prompts.Problem]]:
       ValueError, FileNotFoundError: names the benchmark and what is wrong.
     """
     problems = {}
-    for name, settings in experiment.config.eval.benchmarks.items():
+    for name, benchmark in experiment.benchmarks.items():
         try:
-            problems[name] = evaluation.problems(experiment, settings.source)
+            problems[name] = evaluation.problems(experiment, benchmark.source)
         except (ValueError, FileNotFoundError) as error:
-            message = f"eval.benchmarks.{name}.source={settings.source}: {error}"
+            message = f"data.eval, {name}={benchmark.source}: {error}"
             raise type(error)(message) from error
     return problems
 
@@ -56,7 +56,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     for mode in experiment.config.eval.modes:
         of_mode, shares = {}, []
         for name, asked in problems.items():
-            samples = experiment.config.eval.benchmarks[name].samples
+            samples = experiment.benchmarks[name].samples
             records = _sample(experiment, run, name, mode, asked, samples)
             correct = [Response.read(record).correct for record in records]
             shares.append(np.reshape(correct, (-1, samples)).mean(axis=1))

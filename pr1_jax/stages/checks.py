@@ -14,7 +14,7 @@ import jax
 import ml_collections
 
 from pr1_jax import layout, losses, rewards
-from pr1_jax.data import prompts, tasks
+from pr1_jax.data import prompts, sources, tasks
 from pr1_jax.kernels import attention
 from pr1_jax.model.backend import KERNELS
 from pr1_jax.model.config import REMAT_POLICIES
@@ -117,19 +117,15 @@ def check(
 
 
 def _check_benchmarks(config: ml_collections.ConfigDict) -> None:
-    modes = tuple(config.eval.modes)
     _holds_only(config, "eval.modes", MODES)
-    for name in config.eval.benchmarks:
-        prefix = f"eval.benchmarks.{name}"
-        need(
-            config,
-            f"{prefix}.samples",
-            field(config, f"{prefix}.samples") >= 1,
-            _AT_LEAST_1,
-        )
+    given = field(config, "data.eval")
+    benchmarks = sources.benchmarks(given, field(config, "eval.samples"))
     if "benchmark" in config.stages:
-        need(config, "eval.benchmarks", len(config.eval.benchmarks), "holds none")
-        need(config, "eval.modes", len(modes), "holds none")
+        need(config, "eval.modes", len(config.eval.modes), "holds none")
+    else:
+        alone = [benchmark.source for benchmark in benchmarks.values()] == [given]
+        what = "is of the stage benchmark: others take one SOURCE, and eval.samples"
+        need(config, "data.eval", alone, what)
 
 
 def _check_batches(config: ml_collections.ConfigDict) -> None:

@@ -38,10 +38,11 @@ def summarize(responses: Sequence[Response], samples: int) -> dict[str, float]:
 
 
 def problems(experiment: Experiment, name: str = "") -> list[prompts.Problem]:
-    """The held-out problems of a source; of the one that the config names, if ""."""
+    """The held-out problems of a source; of the first that the config names, if ""."""
     c = experiment.config
+    first, *_ = experiment.benchmarks.values()
     return streams.held_out(
-        experiment.source(name or c.data.eval, "eval", seed=_SEED),
+        experiment.source(name or first.source, "eval", seed=_SEED),
         experiment.tokenizer,
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,

@@ -86,6 +86,11 @@ class Experiment:
             )
         return self.samplers[name]
 
+    @functools.cached_property
+    def benchmarks(self) -> dict[str, sources.Benchmark]:
+        """The held-out problems by name; stages that train evaluate on the first."""
+        return sources.benchmarks(self.config.data.eval, self.config.eval.samples)
+
     def source(
         self, name: str, split: str, *, seed: int, traces: bool = False
     ) -> sources.Source:

@@ -108,7 +108,7 @@ class Run:
                 names += [
                     evaluation_name(benchmark, mode)
                     for mode in c.eval.modes
-                    for benchmark in c.eval.benchmarks
+                    for benchmark in self.experiment.benchmarks
                 ]
         return names
 

@@ -79,8 +79,8 @@ def _rl(name: str, title: str, config: str, start: str = "sft", **changes) -> Ce
 
 _EASY = {"data.rl": "embedded:easy", "rl.steps": 20}  # published: 35 steps of 335
 _CAUSAL = {"variant": "causal"}
-_FEW = {"eval.modes": ("causal",), "eval.benchmarks.hard.samples": 1}
-_FEW |= {"eval.benchmarks.easy.samples": 1}
+_FEW = {"eval.modes": ("causal",)}
+_FEW |= {"data.eval": "easy=embedded:easy@1,hard=embedded:hard@1"}
 
 
 def _easy(name: str, title: str, start: str, variant: str) -> Cell:

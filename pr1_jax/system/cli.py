@@ -77,7 +77,9 @@ def parse_flags(argv: list[str], most_arguments: int | None = 0) -> list[str]:
 
 
 def parse_config(
-    argv: list[str], config: flags.FlagHolder, hint: Callable[[str], str]
+    argv: list[str],
+    config: flags.FlagHolder,
+    hint: Callable[[str], str] = lambda field: "",
 ) -> list[str]:
     """Parses flags, of which `config` names a config file and overrides its fields."""
     argv = _with_config_paths(argv, config.name)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from pr1_jax.data import streams
+from pr1_jax.data import sources, streams
 from pr1_jax.data.sources import open_source
 
 BLOCK = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"
@@ -223,3 +223,20 @@ def test_hub_data_is_that_of_the_split_and_folder(tmp_path, monkeypatch):
         read("owner/name", "dev")
     with pytest.raises(ValueError, match="hf:owner/gated: 401 Client Error$"):
         read("owner/gated", "train")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("embedded:hard", {"hard": ("embedded:hard", 2)}),
+        ("/data/mine.jsonl@4", {"mine": ("/data/mine.jsonl", 4)}),
+        ("a=tfds:gsm8k@16, b=f.jsonl", {"a": ("tfds:gsm8k", 16), "b": ("f.jsonl", 2)}),
+        (
+            "hf:owner/aime@train@8,x=f.jsonl#level=3,4@1",  # not a comma between two
+            {"aime": ("hf:owner/aime@train", 8), "x": ("f.jsonl#level=3,4", 1)},
+        ),
+        ("data/*.jsonl#set=b", {"_": ("data/*.jsonl#set=b", 2)}),
+    ],
+)
+def test_benchmarks_are_named_with_their_samples(given, found):
+    assert sources.benchmarks(given, samples=2) == found

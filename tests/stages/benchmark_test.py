@@ -26,8 +26,8 @@ def made():
     config.rollout.max_response_tokens = 60
     config.rollout.update(min_path_tokens=3, max_path_tokens=8)
     config.eval.problems = PROBLEMS
-    for name in config.eval.benchmarks:
-        config.eval.benchmarks[name].samples = SAMPLES
+    config.eval.samples = SAMPLES
+    config.data.eval = "easy=embedded:easy,hard=embedded:hard"
     return experiment.build(config.lock(), devices=jax.devices()[:1])
 
 
@@ -155,7 +155,9 @@ def test_the_table_is_written_and_resumed(made, tmp_path):
 
 def test_a_benchmark_that_cannot_be_read_is_named(made):
     config = made.config.copy_and_resolve_references()
-    config.eval.benchmarks.hard.source = "/nowhere/aime.jsonl"
+    config.data.eval = "easy=embedded:easy,hard=/nowhere/aime.jsonl@4"
     broken = dataclasses.replace(made, config=config)
-    with pytest.raises(FileNotFoundError, match="eval.benchmarks.hard.source=/nowhere"):
+    with pytest.raises(
+        FileNotFoundError, match="data.eval, hard=/nowhere/aime.jsonl: "
+    ):
         benchmark.check_data(broken)

@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pr1_jax import rewards
+from pr1_jax.data import sources
 from pr1_jax.stages import curriculum
 from pr1_jax.system import files
 from tests.helpers import compiling
@@ -159,8 +160,10 @@ def test_published_method(name, variant, stages, schedule, clip):
 
 def test_published_benchmarks():
     c = get_config("evaluate", "qwen3_4b")
-    samples = {name: b.samples for name, b in c.eval.benchmarks.items()}
+    found = sources.benchmarks(c.data.eval, c.eval.samples)
+    samples = {name: benchmark.samples for name, benchmark in found.items()}
     assert samples == {"aime24": 16, "aime25": 16, "amc23": 16, "math": 1}
+    assert found["aime24"].source == "hf:HuggingFaceH4/aime_2024@train"
     assert {*c.eval.modes} == {"structured", "causal", "ordinary"}
 
 
@@ -264,7 +267,12 @@ WRONG = [
     ({"eval__problems": 0}, "eval.problems=0"),
     ({"eval__samples": 0}, "eval.samples=0"),
     ({"eval__modes": ("structured", "beam")}, "eval.modes=('structured', 'beam')"),
-    ({"stages": ("benchmark",)}, "eval.benchmarks="),
+    ({"data__eval": "embedded:hard@4"}, "data.eval=embedded:hard@4 is of the stage"),
+    ({"data__eval": "a=embedded:hard"}, "data.eval=a=embedded:hard is of the stage"),
+    ({"data__eval": "a=x@0", "stages": ("benchmark",)}, "data.eval=a=x@0"),
+    ({"data__eval": "", "stages": ("benchmark",)}, "data.eval="),
+    ({"data__eval": "a=x,a=y", "stages": ("benchmark",)}, "two benchmarks are named"),
+    ({"data__eval": "a=/no.jsonl", "stages": ("benchmark",)}, "data.eval, a=/no.jsonl"),
     ({"coldstart__mode": "plain"}, "coldstart.mode='plain'"),
     ({"coldstart__samples": 0}, "coldstart.samples=0"),
     ({"rl__importance_cap": -1.0}, "rl.importance_cap=-1.0"),

@@ -374,7 +374,7 @@ def test_the_benchmark_of_a_checkpoint_repeats_its_last_evaluation(
     launch(
         tmp_path,
         "--config=configs/evaluate.py:smoke",
-        "--config.eval.benchmarks.easy.samples=1",
+        "--config.data.eval=easy=embedded:easy@1",
         "--config.eval.modes=('structured', 'ordinary')",
         "--config.rollout.rows=2",  # in chunks, and with other rows
         "--config.rollout.prompts_per_prefill=2",

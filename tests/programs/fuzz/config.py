@@ -42,7 +42,7 @@ def fields() -> tuple[str, ...]:
     """Names of fields, and some that are none."""
     config = _parsed([f"--config={ROOT}/configs/common.py"])
     names = [name for name, _ in _leaves(config, "")]
-    return (*names, "nothing", "rl.nothing", "rl", "eval.benchmarks.x.samples", "")
+    return (*names, "nothing", "rl.nothing", "rl", "eval.benchmarks", "")
 
 
 def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
