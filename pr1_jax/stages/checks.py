@@ -1,13 +1,13 @@
 """What a config must satisfy; a wrong one stops before anything compiles.
 
 Messages have the form `field=value …`. Limits of decoding and of the model's shape are
-checked where they are used: `decode.Settings`, `model.ModelConfig`.
+checked where they are used: `sampler.settings.Settings`, `model.config.ModelConfig`.
 """
 
 import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import ml_collections
 
 from pr1_jax import layout, losses, rewards
 from pr1_jax.data import prompts, sources, tasks
+from pr1_jax.defaults import flat
 from pr1_jax.kernels import attention
 from pr1_jax.model.backend import KERNELS
 from pr1_jax.model.config import REMAT_POLICIES
@@ -43,7 +44,7 @@ _CHOICES = {
     "model.attention": attention.IMPLEMENTATIONS,
     "kernels": KERNELS,
 }
-_TOO_LARGE = 2**31  # and neither are inf and nan below it
+_TOO_LARGE = 2**31  # so that inf and nan are too large, too
 _POSITIVE = "must be positive"
 _AT_LEAST_1 = "must be at least 1"
 _NOT_NEGATIVE = "must not be negative"
@@ -55,30 +56,21 @@ _HOLDS = {
     _SHARE: lambda x: 0 <= x <= 1,
 }
 _LIMITS = {
-    _AT_LEAST_1: (
-        *("sft.steps", "sft.batch_size", "sft.micro_batch_size"),
-        *("rl.steps", "rl.prompts_per_step", "rl.group_size", "rl.mini_batches"),
-        *("rl.micro_batch_size", "rollout.rows"),
-        *("rollout.steps_per_chunk", "rollout.prompts_per_prefill"),
-        *("eval.problems", "eval.samples", "coldstart.problems", "coldstart.samples"),
-        *("checkpoint.every_steps", "checkpoint.keep"),
-        *("reward.window", "model.query_chunk"),
-    ),
-    _POSITIVE: (
-        *("sft.lr", "rl.lr", "optimizer.tag_lr_multiplier"),
-        "reward.timeout_sec",
-    ),
-    _NOT_NEGATIVE: (
-        *("seed", "data.seed", "model.logits_chunk"),
-        *("rl.clip_low", "rl.clip_high", "rl.kl_coef", "rl.importance_cap"),
-        *("optimizer.weight_decay", "optimizer.clip_norm"),
-        *("reward.tiered_steps", "reward.scaffold_steps"),
-        "report.traces",
-    ),
-    _SHARE: (
-        "sft.warmup_share",
-        "rl.warmup_share",
-    ),
+    _AT_LEAST_1: """
+        sft.steps sft.batch_size sft.micro_batch_size
+        rl.steps rl.prompts_per_step rl.group_size rl.mini_batches rl.micro_batch_size
+        rollout.rows rollout.steps_per_chunk rollout.prompts_per_prefill
+        eval.problems eval.samples coldstart.problems coldstart.samples
+        checkpoint.every_steps checkpoint.keep reward.window model.query_chunk
+    """,
+    _POSITIVE: "sft.lr rl.lr optimizer.tag_lr_multiplier reward.timeout_sec",
+    _NOT_NEGATIVE: """
+        seed data.seed model.logits_chunk report.traces
+        rl.clip_low rl.clip_high rl.kl_coef rl.importance_cap
+        optimizer.weight_decay optimizer.clip_norm
+        reward.tiered_steps reward.scaffold_steps
+    """,
+    _SHARE: "sft.warmup_share rl.warmup_share",
 }
 
 
@@ -93,13 +85,14 @@ def check(
     Raises:
       ValueError, FileNotFoundError: names the field and its value.
     """
-    for name, value in _numbers(config):
-        need(config, name, abs(value) < _TOO_LARGE, "must be a number below 2^31")
+    for name, value in flat(config.to_dict()).items():
+        if isinstance(value, int | float):
+            need(config, name, abs(value) < _TOO_LARGE, "must be a number below 2^31")
     for name, known in _CHOICES.items():
         if field(config, name) not in known:
             raise ValueError(f"{name}={field(config, name)!r} is not one of {known}")
     for what, names in _LIMITS.items():
-        for name in names:
+        for name in names.split():
             need(config, name, _HOLDS[what](field(config, name)), what)
     kernel, backend = config.model.attention == "pallas", jax.default_backend()
     runs = not kernel or backend == "tpu" or devices is not None
@@ -211,17 +204,6 @@ def decode_settings(config: ml_collections.ConfigDict) -> Settings:
     names = Settings.__dataclass_fields__
     fields = {n: v for n, v in config.rollout.items() if n in names}
     return Settings(variant=config.variant, **fields)
-
-
-def _numbers(
-    config: ml_collections.ConfigDict, prefix: str = ""
-) -> Iterator[tuple[str, float]]:
-    """Dotted names and values of all fields that are numbers."""
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            yield prefix + name, value
 
 
 def field(config: ml_collections.ConfigDict, name: str) -> Any:
