@@ -1,7 +1,5 @@
-"""A run as one page to look at: `report.html`.
+"""A run as one page to look at, `report.html`, and as one picture, `curves.png`.
 
-`reading` reads a workdir, `figures` names what is drawn, `events` finds what happened,
-`traces` picks responses, `history` keeps the analyses of every step, `differences`
-compares configs, `page` puts it all into one file, and `updates` does so while a run
-trains. What the page does in a browser is in the folder `assets`.
+May import the method, answers, workdir, system and defaults. What the page does in a
+browser is in the folder `assets`.
 """

@@ -1,8 +1,7 @@
 """Pictures of single responses, for notebooks: fork and join, mask, cache.
 
-All take a `trace`, as `rollout.trace` makes it and `rollouts/*.jsonl` holds it, and draw on
-the axes or the figure that they are given. Time runs by positions, as in the structured
-variant.
+All take a `trace`, as `rollouts/*.jsonl` holds it, and draw on the axes or the figure
+that they are given. Positions are time, as in the structured variant.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,7 +67,7 @@ def shade(logp: float | None) -> tuple[float, float, float]:
     return tuple(pale + (accent - pale) * max(share, 0.0))
 
 
-def _places(trace: Trace) -> list[tuple[float, int]]:
+def _cells(trace: Trace) -> list[tuple[float, int]]:
     """Lane, 0 in the middle, and row of each token."""
     block, path = np.array(trace["block"], int), np.array(trace["path"], int)
     paths = np.ones(block.max(initial=0) + 1, int)
@@ -84,9 +83,9 @@ def draw_response(axes: Axes, trace: Trace, *, title: str = "") -> None:
     A filled box is a token that the model drew, the darker the less likely it was; an
     empty one was written by the runtime and is not trained on.
     """
-    places = _places(trace)
-    _draw_threads(axes, trace, places)
-    fields = zip(places, trace["pieces"], trace["logps"], trace["forced"])
+    cells = _cells(trace)
+    _draw_threads(axes, trace, cells)
+    fields = zip(cells, trace["pieces"], trace["logps"], trace["forced"])
     for (lane, row), piece, logp, forced in fields:
         color = "white" if forced else shade(logp)
         dark = not forced and np.dot(color, (0.3, 0.6, 0.1)) < 0.62
@@ -112,25 +111,23 @@ def draw_response(axes: Axes, trace: Trace, *, title: str = "") -> None:
             color=FAINT if forced else "white" if dark else INK,
             clip_on=True,
         )
-    widest = max((abs(lane) for lane, _ in places), default=0.0) + 0.55
+    widest = max((abs(lane) for lane, _ in cells), default=0.0) + 0.55
     axes.set(xlim=(-widest, widest), ylim=(_rows(trace), 0))
     axes.axis("off")
     axes.set_title(title, fontsize=10.5, fontweight="bold", color=INK, pad=7)
 
 
 def _rows(trace: Trace) -> int:
-    return max((row for _, row in _places(trace)), default=0) + 1
+    return max((row for _, row in _cells(trace)), default=0) + 1
 
 
-def _draw_threads(
-    axes: Axes, trace: Trace, places: Sequence[tuple[float, int]]
-) -> None:
+def _draw_threads(axes: Axes, trace: Trace, cells: Sequence[tuple[float, int]]) -> None:
     """Lines along each stream, from a fork to its paths and from them to the join."""
     line = {"color": LINE, "linewidth": 1.2, "zorder": 0, "solid_capstyle": "round"}
     block, path = trace["block"], trace["path"]
     before: dict[tuple[int, int], tuple[float, int]] = {}
     main = None
-    for (lane, row), b, p in zip(places, block, path):
+    for (lane, row), b, p in zip(cells, block, path):
         if b and (b, p) in before:
             starts = [before[b, p]]
         elif b or not before:
@@ -151,7 +148,7 @@ def draw_responses(
     figure: Figure, traces: Sequence[Trace], titles: Sequence[str]
 ) -> None:
     """Draws several responses side by side, on a figure that is made to fit them."""
-    widths = [2 * max(abs(lane) for lane, _ in _places(t)) + 1.3 for t in traces]
+    widths = [2 * max(abs(lane) for lane, _ in _cells(t)) + 1.3 for t in traces]
     rows = max(map(_rows, traces))
     lines = 1 + max(title.count("\n") for title in titles)
     figure.set_size_inches(
@@ -221,10 +218,10 @@ def draw_cache(axes: Axes, trace: Trace) -> None:
     path = np.array(trace["path"])
     colors = {0: "#9ca3af", 1: ACCENT, 2: "#93b4f4"}
     color = lambda n: colors.get(int(path[n]), "#c7d7fa")
-    for n, place in enumerate(slot):
-        for x, y in ((n, 1.6), (place, 0)):
+    for n, index in enumerate(slot):
+        for x, y in ((n, 1.6), (index, 0)):
             axes.add_patch(Rectangle((x + 0.06, y), 0.88, 0.36, color=color(n), lw=0))
-        middles = [n + 0.5, place + 0.5]
+        middles = [n + 0.5, index + 0.5]
         axes.plot(middles, [1.56, 0.4], color=color(n), linewidth=0.9, alpha=0.8)
     for n, piece in enumerate(trace["pieces"]):
         at = {"rotation": 90, "ha": "center", "fontsize": 7.5, "color": INK}

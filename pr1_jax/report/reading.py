@@ -22,11 +22,11 @@ _WEIGHT = "reward/weight_"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the responses of a step, or of an evaluation, are.
+    """The files that hold the responses of a step or of an evaluation.
 
     Attributes:
-      name: of the files, without ending and process.
-      stage, step: of training; an evaluation has its name and step None.
+      name: that of the files, without ending and process.
+      stage, step: those of training; an evaluation has its name and None.
       paths: one file of each process.
     """
 
@@ -51,11 +51,10 @@ class Run:
     """What a workdir holds.
 
     Attributes:
-      name: that the page calls it by.
-      config, summary: as written; {} where there is none.
-      rows: lines of training steps in order.
-      evaluations: name, number of rows before it, figures; in order.
-      benchmarks: `benchmarks.json`, {} where there is none.
+      name: what the page calls the run.
+      config, summary, benchmarks: the JSON files of these names; {} where one is missing.
+      rows: the lines of training steps, in order.
+      evaluations: name, number of rows before it, and its line, in order.
       sources: all responses, in the order in which they were sampled.
     """
 
@@ -102,12 +101,11 @@ class Run:
     @functools.cached_property
     def windows(self) -> list[Window]:
         """Stretches of RL steps whose reward is not accuracy alone."""
-        named = zip(self.rows, self.reward_names)
+        rows = zip(self.rows, self.reward_names)
+        at = [(row["stage"], row["step"], name) for row, name in rows]
         found = []
-        for (stage, name), rows in itertools.groupby(
-            named, key=lambda at: (at[0]["stage"], at[1])
-        ):
-            steps = [row["step"] for row, _ in rows]
+        for (stage, name), stretch in itertools.groupby(at, key=lambda x: (x[0], x[2])):
+            steps = [step for _, step, _ in stretch]
             if name not in ("", "accuracy"):
                 found.append(Window(stage, steps[0], steps[-1], name))
         return found
@@ -192,15 +190,16 @@ def _sources(
         match = _STEP.fullmatch(name)
         stage, step = (match[1], int(match[2])) if match else (name, None)
         found.append(Source(name, stage, step, tuple(paths)))
-    # Of an evaluation, the number of rows before it; a row comes after it.
-    when: dict[Any, tuple[int, int]] = {name: (at, 0) for name, at, _ in evaluations}
-    when |= {(row["stage"], row["step"]): (i, 1) for i, row in enumerate(rows)}
+    # An evaluation comes before the row with the number of the rows before it.
+    when: dict[Any, tuple[int, int]] = {}
+    for i, row in enumerate(rows):
+        when[row["stage"]] = when[row["stage"], row["step"]] = (i, 1)
+    when |= {name.removeprefix("benchmark_"): (at, 0) for name, at, _ in evaluations}
 
     def order(source: Source) -> tuple:
-        names = (source.name, f"benchmark_{source.name}", (source.stage, source.step))
-        known = next((when[name] for name in names if name in when), None)
-        unknown = (len(rows), 1) if source.step else (-1, 0)  # not logged yet, or early
-        return (*(known or unknown), source.stage, source.step or 0)
+        key = (source.stage, source.step) if source.step else source.name
+        not_logged_yet = (len(rows), 1)
+        return (*when.get(key, not_logged_yet), source.stage, source.step or 0)
 
     return sorted(found, key=order)
 

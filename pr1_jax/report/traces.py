@@ -29,7 +29,7 @@ Encoded = list[tuple[dict[str, Any], int]]  # records, and their sizes as JSON
 
 
 class Shelf:
-    """The responses chosen of each source, encoded; a file is read again if it changed."""
+    """The encoded responses of each source; a file that has changed is read again."""
 
     def __init__(self):
         self._chosen: dict[reading.Source, tuple[Any, Encoded]] = {}
@@ -44,10 +44,8 @@ class Shelf:
             stamp.append(count)
             if source not in held or held[source][0] != stamp:
                 records = reading.read_records(source, max(_LOOK_AT, 4 * count))
-                held[source] = (
-                    stamp,
-                    [_sized(encode(r)) for r in _mixed(records, count)],
-                )
+                mixed = _mixed(records, count)
+                held[source] = stamp, [_sized(encode(record)) for record in mixed]
             self._chosen[source] = held[source]
         return {source: encoded for source, (_, encoded) in self._chosen.items()}
 
@@ -91,31 +89,32 @@ def embed(
       shelf: that of the update before, so that little is read again.
 
     Returns:
-      Groups of one source each, in the order of sampling (name, stage, step, files,
-      `full`, `records`), and what a reader should know of what is left out.
+      Name, stage, step and records of each source, in the order of sampling, and what
+      a reader should know of what is left out.
     """
     wanted = [s for s in _wanted(run, interesting) if s not in asked]
     others = [s for s in run.sources if s not in asked and s not in {*wanted}]
     counts = dict.fromkeys(wanted, _MANY) | dict.fromkeys(others, _FEW)
     chosen = _fit(wanted, others, (shelf or Shelf()).take(counts), budget)
-    groups = {s: _group(s, [r for r, _ in found]) for s, found in chosen.items()}
+    chosen = {source: [r for r, _ in found] for source, found in chosen.items()}
     for source in asked:
-        records = [encode(r) for r in reading.read_records(source)]
-        groups[source] = _group(source, records, full=True)
-    ordered = [groups[s] for s in run.sources if s in groups]
-    return [g for g in ordered if g["records"]], _left_out(run, groups)
+        chosen[source] = [encode(r) for r in reading.read_records(source)]
+    groups = [
+        {"name": s.name, "stage": s.stage, "step": s.step, "records": chosen[s]}
+        for s in run.sources
+        if chosen.get(s)
+    ]
+    return groups, _left_out(run, chosen)
 
 
 def _wanted(run: reading.Run, interesting: Sequence[int]) -> list[reading.Source]:
     """Sources by priority, each once."""
     evaluations = [s for s in run.sources if s.step is None]
-    by_step = {(s.stage, s.step): s for s in run.sources if s.step is not None}
-    of_rows = []
-    for row in interesting[:_EVENTS]:
-        for at in (row, row - 1):
-            key = (run.rows[max(at, 0)]["stage"], run.rows[max(at, 0)]["step"])
-            of_rows += [by_step[key]] if key in by_step else []
     steps = [s for s in run.sources if s.step is not None]
+    by_step = {(s.stage, s.step): s for s in steps}
+    rows = [run.rows[max(at, 0)] for i in interesting[:_EVENTS] for at in (i, i - 1)]
+    keys = [(row["stage"], row["step"]) for row in rows]
+    of_rows = [by_step[key] for key in keys if key in by_step]
     ends, spread = [], []
     for _, found in itertools.groupby(steps, key=lambda s: s.stage):
         of_stage = list(found)
@@ -182,22 +181,11 @@ def _sized(record: dict[str, Any]) -> tuple[dict[str, Any], int]:
     return record, len(json.dumps(record, separators=(",", ":")))
 
 
-def _group(source: reading.Source, records: list, *, full: bool = False) -> dict:
-    return {
-        "name": source.name,
-        "stage": source.stage,
-        "step": source.step,
-        "files": [f"{path.parent.name}/{path.name}" for path in source.paths],
-        "full": full,
-        "records": records,
-    }
-
-
-def _left_out(run: reading.Run, groups: Mapping[reading.Source, Any]) -> str:
+def _left_out(run: reading.Run, chosen: Mapping[reading.Source, Any]) -> str:
     if not run.sources:
         return "This run has kept no responses."
     steps = [s for s in run.sources if s.step is not None]
-    shown = [s for s in steps if s in groups]
+    shown = [s for s in steps if s in chosen]
     if not steps:
         return f"All responses are in {run.path}/rollouts."
     of = "every step" if shown == steps else f"{len(shown)} of {len(steps)} steps"

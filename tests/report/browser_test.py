@@ -54,8 +54,9 @@ def test_it_opens_on_the_trained_state_and_compares_it_with_sft(see):
     assert "40.0" in accuracy and "from 55.0\u202f% after SFT" in accuracy
     steps = texts("#headline div")[-1]
     assert "80" in steps and "70 with blocks banned" in steps
-    facts = texts("#event-list .fact")
-    assert facts == ["rl: kept 30 of 60 records read: 30 too long."]
+    dropped, signal = texts("#event-list .fact")
+    assert dropped == "rl: kept 30 of 60 records read: 30 too long."
+    assert "no signal (100% in the last steps)" in signal
 
 
 def _count(texts):

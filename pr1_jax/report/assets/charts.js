@@ -6,7 +6,7 @@ const charts = [];
 // --- Axis --------------------------------------------------------------------------
 
 // In "all" a stage's width follows the square root of its steps: many steps of SFT leave
-// room for few of RL.
+// space for few of RL.
 function segments() {
   const shown = STAGES.filter((s) => state.view === "all" || s.name === state.view);
   const weights = shown.map((s) => (shown.length > 1 ? Math.sqrt(s.steps) : 1));
@@ -19,7 +19,7 @@ function segments() {
   });
 }
 
-function place(parts, stage, step) {
+function axisShare(parts, stage, step) {
   const part = parts.find((p) => p.name === stage);
   return part ? part.from + ((part.to - part.from) * (step - 0.5)) / part.steps : null;
 }
@@ -76,7 +76,7 @@ function seriesOf(spec, parts) {
         if (!stage) continue;
         const raw = values.slice(stage.first, stage.first + stage.count);
         if (!raw.some((v) => v !== null)) continue;
-        const xs = raw.map((_, i) => place(parts, part.name, run.steps[stage.first + i]));
+        const xs = raw.map((_, i) => axisShare(parts, part.name, run.steps[stage.first + i]));
         const breaks = new Set(run.events.filter((e) => e.metrics.includes(metric))
           .map((e) => e.row - stage.first));
         pieces.push({ xs, raw, smoothed: smooth(raw, spec.scale === "log", breaks) });
@@ -104,7 +104,7 @@ function heldOut(spec, parts) {
         // Between two stages that are both shown it is drawn once, at the first's end.
         if (isStart && part !== parts[0]) continue;
         const steps = run.steps[stage.first + stage.count - 1];
-        const x = isStart ? part.from : place(parts, part.name, steps + 0.5);
+        const x = isStart ? part.from : axisShare(parts, part.name, steps + 0.5);
         out.push({ x, value, low: at("_low"), high: at("_high"), number, name: evaluation.name });
         break;
       }
@@ -259,7 +259,7 @@ function shade(picture, parts, x, base) {
   for (const w of RUNS[0].windows) {
     const part = parts.find((p) => p.name === w.stage);
     if (!part) continue;
-    const from = x(place(parts, w.stage, w.first - 0.5)), to = x(place(parts, w.stage, w.last + 0.5));
+    const from = x(axisShare(parts, w.stage, w.first - 0.5)), to = x(axisShare(parts, w.stage, w.last + 0.5));
     picture.append(svg("rect", { class: "window", x: from, width: to - from, y: TOP,
       height: base - TOP }));
   }
@@ -280,7 +280,7 @@ function drawSteps(picture, parts, x, base, inner) {
   }
   const [part] = parts, every = Math.max(niceStep(part.steps, inner / 60), 1);
   for (let step = every; step <= part.steps; step += every) {
-    picture.append(svg("text", { class: "tick", x: x(place(parts, part.name, step)),
+    picture.append(svg("text", { class: "tick", x: x(axisShare(parts, part.name, step)),
       y: HEIGHT - 7, "text-anchor": "middle" }, step));
   }
 }
@@ -289,13 +289,13 @@ function drawEvents(picture, parts, x, base) {
   RUNS.forEach((run) => {
     if (run.hidden) return;
     for (const event of run.events) {
-      const at = place(parts, event.stage, event.step);
+      const at = axisShare(parts, event.stage, event.step);
       if (at === null || event.kind === "stage") continue;
       if (event.kind === "change") {
         picture.append(svg("circle", { class: "mark", cx: x(at), cy: base, r: 2 }));
         continue;
       }
-      const to = place(parts, event.stage, run.steps[event.last_row]);
+      const to = axisShare(parts, event.stage, run.steps[event.last_row]);
       picture.append(svg("line", { class: `mark ${event.kind}`, x1: x(at) - 1.5, x2: x(to) + 1.5,
         y1: base, y2: base }));
     }
@@ -315,7 +315,7 @@ function highlight(chart, at) {
   if (!chart.series || !chart.series.length) return;
   chart.read.replaceChildren();
   chart.cursor.replaceChildren();
-  const share = at ? place(chart.parts, at.stage, at.step) : null;
+  const share = at ? axisShare(chart.parts, at.stage, at.step) : null;
   if (share !== null) {
     chart.cursor.append(svg("line", { x1: chart.x(share), x2: chart.x(share), y1: TOP,
       y2: HEIGHT - BOTTOM }));
