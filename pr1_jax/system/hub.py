@@ -1,8 +1,8 @@
-"""The Hugging Face hub: which names are looked up there, and what is taken.
+"""The Hugging Face hub: which names are looked up there, and which files are taken.
 
-Nothing is downloaded unless the config names it as OWNER/NAME, and of that only data:
-JSON, safetensors, tokenizer models and chat templates; no code, and no weights in a
-format that can hold some.
+Nothing is downloaded unless the config names it as OWNER/NAME, and then only data: JSON,
+safetensors, tokenizer models and chat templates; no code, and no weights in a format
+that can hold code.
 """
 
 import os
@@ -31,7 +31,7 @@ def looks_local(name: str) -> bool:
 
 
 def download(name: str, patterns: Sequence[str] = _PATTERNS) -> Path:
-    """The folder of a model of the hub, downloaded where it is not there yet.
+    """The local folder of a model of the hub, downloaded unless it is there already.
 
     Raises:
       ValueError: the hub does not give it; names it and says why, in one line.

@@ -1,7 +1,7 @@
 """What the processes of one job tell each other on the host.
 
-A list of things to do is dealt out like cards: item i goes to process i mod N. So the
-whole list, and all that follows from it, is the same for any number of processes.
+A list of things to do is dealt out like cards: of N processes, number i mod N gets item
+i. So the whole list, and all that follows from it, is the same for any N.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _LOST = re.compile(
     "gloo|nccl|connection (reset|closed)|heartbeat|unavailable|another task|barrier",
     re.IGNORECASE,
 )
-_HEARTBEAT_SEC = 30  # without one, a process is taken for dead, and all stop
+_HEARTBEAT_SEC = 30  # a process that is silent for so long is dead, and all stop
 
 
 def initialize(
@@ -34,8 +34,9 @@ def initialize(
     """Joins this process to its job; before any use of devices.
 
     Args:
-      coordinator: HOST:PORT of process 0. Without it, all three are found out, as on
+      coordinator: HOST:PORT of process 0; "" = JAX finds all three out, as it can on
         Cloud TPU, GKE and SLURM.
+      num_processes: of the job. process_id: of this process, from 0.
 
     Raises:
       ValueError: only some of the three are given.
@@ -59,16 +60,16 @@ def share(items: Sequence[T]) -> Sequence[T]:
 
 
 def numbers(count: int) -> np.ndarray:
-    """Numbers, in the whole list, of the first `count` items of this process."""
+    """Indices, in the whole list, of the first `count` items of this process."""
     return np.arange(count) * jax.process_count() + jax.process_index()
 
 
 def gather(mine: Sequence[T], size: int = 1) -> list[T]:
-    """The whole list again, at every process; this process has `share` of it.
+    """The whole list at every process, from what each makes of its `share`.
 
     Args:
-      mine: what JSON can hold.
-      size: so many in a row make one item.
+      mine: this process's part, which JSON can hold.
+      size: how many elements in a row belong to one item of the list.
     """
     if jax.process_count() == 1:
         return list(mine)
@@ -88,10 +89,10 @@ def own_path(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def one_of_several() -> Iterator[None]:
-    """Ends this process at once where it fails, so that the others notice.
+    """Ends this process at once if the body fails, so that the others notice.
 
-    Says in one line that another process is gone, where that is what went wrong. JAX
-    ends a process by itself, and says so, where heartbeats stop first.
+    If another process is gone, it says so in one line. Where heartbeats stop first, JAX
+    itself ends the process and says why.
     """
     try:
         yield
@@ -112,25 +113,25 @@ def one_of_several() -> Iterator[None]:
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # what would be waited for at exit never comes
+        os._exit(1)  # an orderly exit would wait for the others for ever
 
 
 def agree(value: bool) -> bool:
-    """What process 0 says."""
+    """The value that process 0 has, at every process."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def everywhere(value: bool) -> bool:
-    """Whether all processes say so."""
+    """Whether the value is true at all processes."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(np.int32(value)).all())
 
 
 def anywhere(value: bool) -> bool:
-    """Whether some process says so."""
+    """Whether the value is true at some process."""
     return not everywhere(not value)
 
 
@@ -140,9 +141,10 @@ def alone() -> bool:
 
 
 def _gather_bytes(mine: bytes) -> list[bytes]:
+    """The bytes of every process, at every process."""
     sizes = multihost_utils.process_allgather(np.int32(len(mine)))
-    room = 1 << int(sizes.max()).bit_length()  # few sizes, since each is compiled
-    padded = np.zeros(room, np.uint8)
+    length = 1 << int(sizes.max()).bit_length()  # few lengths, since each is compiled
+    padded = np.zeros(length, np.uint8)
     padded[: len(mine)] = np.frombuffer(mine, np.uint8)
-    found = multihost_utils.process_allgather(padded)
-    return [row[:size].tobytes() for row, size in zip(found, sizes)]
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]

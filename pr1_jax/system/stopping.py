@@ -1,7 +1,7 @@
 """A run that is told to stop, by SIGTERM, saves and ends with exit code 0.
 
-Machines that can be taken away say so seconds before: the first signal asks, further
-ones are ignored, so that saving is not cut off. Ctrl-C stays what it is.
+Machines that can be taken away say so seconds before. The first signal asks; further
+ones are ignored, so that saving is not cut off. Ctrl-C ends a run as ever.
 """
 
 import signal
@@ -17,17 +17,12 @@ class Stopped(Exception):
 
 
 def listen() -> None:
-    """From now on SIGTERM asks, and does not kill."""
+    """Makes SIGTERM ask the run to stop, in place of killing it."""
     signal.signal(signal.SIGTERM, lambda *_: _asked.set())
 
 
-def reset() -> None:
-    """Forgets that someone asked."""
-    _asked.clear()
-
-
 def is_asked() -> bool:
-    """Whether some process of the job was told to stop; all processes must ask."""
+    """Whether some process of the job was told to stop; all must call this alike."""
     return processes.anywhere(_asked.is_set())
 
 

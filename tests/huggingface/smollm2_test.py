@@ -177,22 +177,11 @@ def test_export_comes_back(policy, tmp_path):
     shutil.rmtree(out)
 
 
-def test_live_parity_with_transformers(folder, policy):
-    torch = pytest.importorskip("torch")
-    import transformers
-
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32
-    ).eval()
+def test_forced_answers_are_the_likeliest(policy):
+    """What `transformers` answered greedily is what the forward pass would answer."""
     rows = [entry["prompt_ids"] + entry["answer_ids"] for entry in REFERENCE]
-    tokens, mask = pad(rows)
-    with torch.no_grad():
-        out = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask))
-    expected = out.logits.numpy()
+    tokens, _ = pad(rows)
     logits = causal_logits.compute(policy.config, policy.params, tokens)
-    logits = logits[..., : expected.shape[-1]]  # without the tags
-    np.testing.assert_allclose(logits[mask], expected[mask], atol=1e-3, rtol=0)
-    for row, entry in enumerate(REFERENCE):
+    for row, entry in zip(logits, REFERENCE, strict=True):
         start, answer = len(entry["prompt_ids"]) - 1, entry["answer_ids"]
-        for best in (logits[row].argmax(-1), expected[row].argmax(-1)):
-            assert best[start : start + len(answer)].tolist() == answer
+        assert row[start : start + len(answer)].argmax(-1).tolist() == answer
