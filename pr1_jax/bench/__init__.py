@@ -1,1 +1,1 @@
-"""Speed, measured: `python -m pr1_jax.bench` (see `__main__`)."""
+"""Benchmarks of sampling and updates; they may import all but stages and tools."""

@@ -1,1 +1,1 @@
-"""What a config needs on accelerators that need not be there."""
+"""What a config needs on devices that are not there; it may import stages and below."""

@@ -1,1 +1,4 @@
-"""The paper's claims in miniature: cells, runs, intervals, verdicts, figures."""
+"""The paper's claims put to test in miniature, by runs of `pr1_jax.main` as processes.
+
+It may import the report, the method, `kernels`, `workdir` and `system`.
+"""
