@@ -132,10 +132,10 @@ def main(argv: list[str]) -> None:
     names = [name for name in suites.SUITES if asked & {name, "all"}]
     console = rich.console.Console(width=None if sys.stdout.isatty() else 200)
     show = lambda table: console.print(table.terminal())
-    found = suites.run(bench, names, out=folder, show=None if _JSON.value else show)
+    results = suites.run(bench, names, out=folder, show=None if _JSON.value else show)
     if _JSON.value:
-        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
-    if any("error" in suite for suite in found["suites"].values()):
+        print(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
+    if any("error" in suite for suite in results["suites"].values()):
         sys.exit(1)
 
 

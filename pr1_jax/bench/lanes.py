@@ -88,15 +88,15 @@ def steps(bench: Bench) -> list[dict[str, object]]:
     works = {}
     for buckets, mixes in listed:
         works |= _works(bench, buckets, mixes, room)
-    found = {name: [] for name in works}
+    measured = {name: [] for name in works}
     for turn in range(1 + bench.repeats * sizes.lane_turns):
         for name, work in works.items():
             step_ms = work()
             if turn:
-                found[name].append(step_ms)
+                measured[name].append(step_ms)
 
     table = []
-    spreads = {name: Spread(tuple(step_ms)) for name, step_ms in found.items()}
+    spreads = {name: Spread(tuple(step_ms)) for name, step_ms in measured.items()}
     for (buckets, mix), spread in spreads.items():
         limit_ms = 1e3 * mix.seconds(bench)
         share = mix.inside / rows

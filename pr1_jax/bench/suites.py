@@ -19,11 +19,11 @@ from pr1_jax.system import files
 
 def _limits(bench: Bench) -> list[Table]:
     """The peaks that all shares are of."""
-    found = bench.limits
+    limits = bench.limits
     products = [
-        {"size": size, "GFLOP/s": rate / 1e9} for size, rate in found.matmuls.items()
+        {"size": size, "GFLOP/s": rate / 1e9} for size, rate in limits.matmuls.items()
     ]
-    reads = [{"way": way, "GB/s": rate / 1e9} for way, rate in found.reads.items()]
+    reads = [{"way": way, "GB/s": rate / 1e9} for way, rate in limits.reads.items()]
     note = "The best of each is the limit that everything else is a share of."
     return [
         Table(f"Square matrix products, {bench.config.dtype}", products),
@@ -62,7 +62,7 @@ def run(
       What the machine is, and under `suites` for each its tables, its seconds, and
       `error` if it failed.
     """
-    about, found = _about(bench), {}
+    about, results = _about(bench), {}
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)
         began = time.perf_counter()
@@ -73,18 +73,18 @@ def run(
             error = {"error": f"{type(failure).__name__}: {failure}"}
             print(f"{name} failed: {error['error']}", file=sys.stderr)
         sec = time.perf_counter() - began
-        found[name] = {"tables": tables, "sec": sec, **error}
+        results[name] = {"tables": tables, "sec": sec, **error}
         if show is not None:
             for table in tables:
                 show(table)
         if out is not None:
             files.write_json_by_key(
-                out / "results.json", report.json_data(found, about)
+                out / "results.json", report.json_data(results, about)
             )
-            text = report.markdown(found, about)
+            text = report.markdown(results, about)
             files.replace_file(out / "results.md", text.encode())
             report.draw(out, name, tables)
-    return report.json_data(found, about)
+    return report.json_data(results, about)
 
 
 def _about(bench: Bench) -> dict[str, Any]:

@@ -78,16 +78,16 @@ def mean_lengths(
         "prompt_tokens": (prompt_tokens, s.max_prompt_tokens),
         "response_tokens": (response_tokens, s.max_response_tokens),
     }
-    found = {}
+    lengths = {}
     for name, (value, most) in given.items():
-        found[name] = max(most // 2, 1) if value is None else value
-        if not 1 <= found[name] <= most:
+        lengths[name] = max(most // 2, 1) if value is None else value
+        if not 1 <= lengths[name] <= most:
             raise ValueError(
                 f"--{name}={value} must be from 1 to rollout.max_{name}={most}"
             )
-    total = sum(found.values())
+    total = sum(lengths.values())
     buckets = sorted({*experiment.config.model.length_buckets, s.max_tokens})
-    return Lengths(**found, update_tokens=next(n for n in buckets if n >= total))
+    return Lengths(**lengths, update_tokens=next(n for n in buckets if n >= total))
 
 
 def step_work(
@@ -194,7 +194,7 @@ def step_traffic(
     data, fsdp, tensor = (mesh.shape[name] for name in ("data", "fsdp", "tensor"))
     weights = device_bytes(decoding_params(experiment))
     micro_batches, _ = _counts(experiment)
-    found = {
+    traffic = {
         "fsdp: weights and gradients": micro_batches * 3 * weights * (fsdp - 1) / fsdp,
         "data: gradients": micro_batches * 2 * weights / fsdp * (data - 1) / data,
         "tensor: activations": 0.0,
@@ -206,11 +206,11 @@ def step_traffic(
     if "rl" in experiment.config.stages:
         tokens += responses(experiment) * lengths.response_tokens
         tokens += experiment.config.rl.prompts_per_step * lengths.prompt_tokens
-        found["sampler: weights"] = weights * (shards - 1) / shards
+        traffic["sampler: weights"] = weights * (shards - 1) / shards
     sums = 2 * c.num_layers * c.width * a * tokens / shards
-    found["tensor: activations"] = 2 * sums * (tensor - 1) / tensor
+    traffic["tensor: activations"] = 2 * sums * (tensor - 1) / tensor
     rate = hardware.ici_per_sec
-    return [Traffic(name, n, n / rate) for name, n in found.items() if n]
+    return [Traffic(name, n, n / rate) for name, n in traffic.items() if n]
 
 
 def total_seconds(works: Sequence[Work]) -> float:

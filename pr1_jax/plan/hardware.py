@@ -203,12 +203,12 @@ def open_devices(topology: Topology) -> Sequence["jax.Device"]:
             topology.text, "GPU", platform="cuda", topology=shape, target_config=target
         )
     if topology.is_gpu:
-        found = jax.devices("cpu")
-        if len(found) < topology.num_devices:
+        devices = jax.devices("cpu")
+        if len(devices) < topology.num_devices:
             raise ValueError(
-                f"--topology={topology.text}: JAX was imported with {len(found)} devices"
+                f"--topology={topology.text}: JAX was imported with {len(devices)} devices"
             )
-        return found[: topology.num_devices]
+        return devices[: topology.num_devices]
     if not has_tpu_compiler():
         raise ValueError(
             f"--topology={topology.text} needs the TPU compiler, which is a package of "
@@ -230,8 +230,8 @@ def devices_of_one_process(
         return devices
     kinds = {hardware.kind: hardware for hardware in TPUS.values()}
     hardware = kinds[mine[0].device_kind]
-    places = [device.coords for device in mine]
-    shape = [max(x) - min(x) + 1 for x in zip(*places)][: hardware.dimensions]
+    coordinates = [device.coords for device in mine]
+    shape = [max(x) - min(x) + 1 for x in zip(*coordinates)][: hardware.dimensions]
     return _compile_only(f"{hardware.name}:{'x'.join(map(str, shape))}")
 
 

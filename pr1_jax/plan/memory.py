@@ -83,15 +83,15 @@ def compile_program(lowered: jax.stages.Lowered, arguments: int) -> Program:
     """
     began = time.perf_counter()
     try:
-        found = lowered.compile().memory_analysis()
+        analysis = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         total = _wanted(str(error), arguments)
         if total is None:
             raise
         return Program(total, arguments, time.perf_counter() - began, fits=False)
-    arguments = found.argument_size_in_bytes
-    total = arguments + found.output_size_in_bytes
-    total += found.temp_size_in_bytes - found.alias_size_in_bytes
+    arguments = analysis.argument_size_in_bytes
+    total = arguments + analysis.output_size_in_bytes
+    total += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     return Program(total, arguments, time.perf_counter() - began)
 
 
@@ -102,11 +102,11 @@ _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\w*\) exceeds")
 
 def _wanted(message: str, arguments: int) -> int | None:
     """Bytes that a program would have used, from the TPU compiler's message."""
-    size = lambda found: int(float(found[1]) * _UNITS[found[2]])
-    if found := _TOTAL.search(message):
-        return size(found)
-    if found := _TEMPORARIES.search(message):
-        return arguments + size(found)
+    size = lambda match: int(float(match[1]) * _UNITS[match[2]])
+    if match := _TOTAL.search(message):
+        return size(match)
+    if match := _TEMPORARIES.search(message):
+        return arguments + size(match)
     return None
 
 

@@ -179,8 +179,8 @@ class _Trials:
     def sampling(self, experiment: Experiment) -> list[memory.Moment]:
         """The moments of sampling; a prefill needs the same for any number of rows."""
         if self._estimate:
-            found = memory.estimated_sampling(experiment)
-            return memory.sampling_moments(experiment, *found)
+            programs = memory.estimated_sampling(experiment)
+            return memory.sampling_moments(experiment, *programs)
         lowered, rows = (
             lower_sampling(experiment),
             experiment.config.rollout.rows,

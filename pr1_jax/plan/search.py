@@ -24,25 +24,25 @@ def largest(
     Returns:
       A size of which `total` is known to be at most `limit`; None if none was found.
     """
-    found = dict(known)
+    known = dict(known)
     for _ in range(trials):
-        fits = max((n for n in found if found[n] <= limit), default=0)
-        fails = min((n for n in found if found[n] > limit), default=sizes[-1] + 1)
+        fits = max((n for n in known if known[n] <= limit), default=0)
+        fails = min((n for n in known if known[n] > limit), default=sizes[-1] + 1)
         open_ = [n for n in sizes if fits < n < fails]
         if not open_:
             break
-        guess = _guess(open_, found, limit)
-        found[guess] = total(guess)
-    return max((n for n in found if found[n] <= limit), default=None)
+        guess = _guess(open_, known, limit)
+        known[guess] = total(guess)
+    return max((n for n in known if known[n] <= limit), default=None)
 
 
-def _guess(open_: Sequence[int], found: Mapping[int, int], limit: int) -> int:
+def _guess(open_: Sequence[int], known: Mapping[int, int], limit: int) -> int:
     """The next size to try: by the line, or (with one point) a neighbour of it."""
-    if len(found) == 1:
-        (total,) = found.values()
+    if len(known) == 1:
+        (total,) = known.values()
         return open_[0] if total <= limit else open_[-1]
-    nearest = sorted(found, key=lambda n: abs(found[n] - limit))[:2]
-    (a, b), values = nearest, [found[n] for n in nearest]
+    nearest = sorted(known, key=lambda n: abs(known[n] - limit))[:2]
+    (a, b), values = nearest, [known[n] for n in nearest]
     slope = (values[1] - values[0]) / (b - a)
     if slope <= 0:
         return open_[len(open_) // 2]

@@ -136,25 +136,25 @@ def _publish(study) -> None:
     from pr1_jax.study.verdicts import judge
     from pr1_jax.system import files
 
-    found = results.read(study)
+    findings = results.read(study)
     complete = [
         name
         for name in cells.EXPERIMENTS
         if all(
-            member in found.problems or study.size not in cells.CELLS[member].sizes
+            member in findings.problems or study.size not in cells.CELLS[member].sizes
             for member in cells.MEMBERS[name]
         )
     ]
-    if not found.problems:
+    if not findings.problems:
         return
-    out = results.summarize(found, study)
+    out = results.summarize(findings, study)
     asked = pathlib.Path(_OUT.value)
     given = [f"--out={asked.name if asked.is_absolute() else asked}"]
     given += [arg for arg in sys.argv[1:] if not arg.lstrip("-").startswith("out")]
     command = " ".join(["python -m pr1_jax.study", *given])
     out = {
         "about": results.about(study, command),
-        "claims": judge(found),
+        "claims": judge(findings),
         **out,
     }
     files.write_json_by_key(study.out / "results.json", out)

@@ -199,18 +199,18 @@ def start_of(cell: Cell, size: str) -> str:
 
 def with_starts(names: Sequence[str], size: str) -> list[Cell]:
     """Cells of these names that this size has, with all that they start from before."""
-    found: dict[str, Cell] = {}
+    chosen: dict[str, Cell] = {}
 
     def add(name: str) -> None:
         cell = CELLS[name]
-        if size in cell.sizes and name not in found:
+        if size in cell.sizes and name not in chosen:
             if start := start_of(cell, size):
                 add(start)
-            found[name] = cell
+            chosen[name] = cell
 
     for name in names:
         add(name)
-    return list(found.values())
+    return list(chosen.values())
 
 
 def config_argument(cell: Cell, size: str) -> str:
@@ -221,7 +221,7 @@ def config_argument(cell: Cell, size: str) -> str:
 
 def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
     """All fields that a run of the cell changes, by dotted name."""
-    found: dict[str, object] = {
+    changed: dict[str, object] = {
         "seed": seed,
         "data.seed": seed,
         "eval.banned": False,
@@ -233,8 +233,8 @@ def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
         "rl.shared_prompt_tokens": (),
     }
     if cell.kind != "evaluate":
-        found["stages"] = (cell.kind,)
+        changed["stages"] = (cell.kind,)
     if size in SYNTHETIC:
-        found |= {"data.task": "search:block_share=0.5", "data.eval": "embedded:hard"}
-    found |= cell.changes
-    return found | (cell.embedded if size == "embedded" else {})
+        changed |= {"data.task": "search:block_share=0.5", "data.eval": "embedded:hard"}
+    changed |= cell.changes
+    return changed | (cell.embedded if size == "embedded" else {})

@@ -86,14 +86,14 @@ def compare(length: int, repeats: int) -> dict[str, float]:
         "exact": (attention.label_attention, (jnp.array(block), jnp.array(path))),
         "dense": (dense_attention, (jnp.array(mask),)),
     }
-    found: dict[str, float] = {"tokens": length}
+    figures: dict[str, float] = {"tokens": length}
     compiled, outputs, times = {}, {}, {name: [] for name in jobs}
     for name, (attend, labels) in jobs.items():
         lowered = jax.jit(with_gradient(attend)).lower(tuple(inputs), *labels)
         compiled[name] = lowered.compile()
         analysis = compiled[name].memory_analysis()
         of_labels = sum(x.nbytes for x in labels)
-        found[f"{name}_bytes"] = int(analysis.temp_size_in_bytes) + of_labels
+        figures[f"{name}_bytes"] = int(analysis.temp_size_in_bytes) + of_labels
         outputs[name] = jax.block_until_ready(compiled[name](tuple(inputs), *labels))
     for _ in range(repeats):  # taking turns
         for name, (_, labels) in jobs.items():
@@ -101,11 +101,11 @@ def compare(length: int, repeats: int) -> dict[str, float]:
             jax.block_until_ready(compiled[name](tuple(inputs), *labels))
             times[name].append(time.perf_counter() - began)
     for name, taken in times.items():
-        found[f"{name}_sec"] = statistics.median(taken)
+        figures[f"{name}_sec"] = statistics.median(taken)
     gaps = jax.tree.map(
         lambda a, b: float(jnp.abs(a - b).max()), outputs["exact"], outputs["dense"]
     )
-    return found | {"max_difference": max(jax.tree.leaves(gaps))}
+    return figures | {"max_difference": max(jax.tree.leaves(gaps))}
 
 
 def lengths(longest: int) -> Sequence[int]:
@@ -121,11 +121,11 @@ def main(argv: list[str]) -> None:
     del argv
     from pr1_jax.system import files
 
-    found = [compare(length, _REPEATS.value) for length in lengths(_MAX.value)]
+    figures = [compare(length, _REPEATS.value) for length in lengths(_MAX.value)]
     if _OUT.value is None:
-        json.dump(found, sys.stdout, indent=1)
+        json.dump(figures, sys.stdout, indent=1)
     else:
-        files.write_json(_OUT.value, found)
+        files.write_json(_OUT.value, figures)
 
 
 if __name__ == "__main__":

@@ -114,13 +114,13 @@ def _name_ends(axes: Axes, results: Results, ends: Sequence[tuple]) -> None:
         return
     low, high = axes.get_ylim()
     log = axes.get_yscale() == "log"
-    place = lambda y: (
+    height_of = lambda y: (
         (np.log(y) - np.log(low)) / (np.log(high) - np.log(low))
         if log
         else (y - low) / (high - low)
     )
     ends = sorted(ends)
-    heights = [place(y) for y, _, _ in ends]
+    heights = [height_of(y) for y, _, _ in ends]
     for i in range(1, len(ends)):
         heights[i] = max(heights[i], heights[i - 1] + _APART)
     top = 1.0
@@ -158,15 +158,15 @@ def _draw_points(
     style(axes, title, grid="x")
     names = _known(results, names)
     for row, name in enumerate(names):
-        found = results["cells"][name]["metrics"][metric]
+        of_cell = results["cells"][name]["metrics"][metric]
         color = _color(name)
-        seeds = found["by_seed"]
+        seeds = of_cell["by_seed"]
         axes.plot(seeds, [row] * len(seeds), "o", color=color, alpha=0.3, ms=5, mew=0)
-        axes.plot([found["low"], found["high"]], [row, row], color=color, lw=2)
-        axes.plot(found["value"], row, "o", color=color, ms=7)
+        axes.plot([of_cell["low"], of_cell["high"]], [row, row], color=color, lw=2)
+        axes.plot(of_cell["value"], row, "o", color=color, ms=7)
         axes.annotate(
-            f"{100 * found['value']:.1f}",
-            (found["value"], row),
+            f"{100 * of_cell['value']:.1f}",
+            (of_cell["value"], row),
             xytext=(0, 7),
             textcoords="offset points",
             ha="center",
@@ -189,9 +189,9 @@ def _draw_lengths(axes: Axes, results: Results, names: Sequence[str]) -> None:
     style(axes, "Steps in sequence ○ and tokens ●", grid="x")
     names = _known(results, names)
     for row, name in enumerate(names):
-        found = results["cells"][name]["metrics"]
+        metrics = results["cells"][name]["metrics"]
         steps, tokens = (
-            found[metric]["value"] for metric in ("sequential_steps", "total_tokens")
+            metrics[metric]["value"] for metric in ("sequential_steps", "total_tokens")
         )
         color = _color(name)
         axes.plot([steps, tokens], [row, row], color=color, lw=2, alpha=0.4)
@@ -259,8 +259,8 @@ def shortcuts(results: Results) -> Figure:
     _draw_points(axes[1], results, names, "accuracy", "Held-out accuracy")
     style(axes[2], "Memory of attention (MB)")
     for name, color in (("dense", ORANGE), ("exact", BLUE)):
-        tokens = [found["tokens"] for found in results["dense"]]
-        size = [found[f"{name}_bytes"] / 1e6 for found in results["dense"]]
+        tokens = [row["tokens"] for row in results["dense"]]
+        size = [row[f"{name}_bytes"] / 1e6 for row in results["dense"]]
         if tokens:
             axes[2].loglog(tokens, size, color=color, lw=2, marker="o", ms=5)
             at = (tokens[-1], size[-1])

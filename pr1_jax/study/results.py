@@ -1,6 +1,6 @@
 """What a study came to: responses to held-out problems, courses of training, about.
 
-`Found` holds all that claims are made of: of each cell the figures of every held-out
+`Findings` holds all that claims are made of: of each cell the figures of every held-out
 problem by seed, and of every RL step by seed. `summarize` makes of it what is published:
 means with intervals (`intervals`), courses of training, rounded to three digits.
 """
@@ -27,7 +27,7 @@ _PUBLISHED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Findings:
     """What was found at the seeds that are finished.
 
     Attributes:
@@ -54,12 +54,12 @@ class Found:
         Of the seeds that all cells have; None if there are none.
         """
         by_cell = [self.problems.get(cell, {}).get(metric, {}) for cell in weights]
-        seeds = sorted(set.intersection(*({*found} for found in by_cell)))
+        seeds = sorted(set.intersection(*({*values} for values in by_cell)))
         if not seeds:
             return None
         total = sum(
-            weight * np.array([found[seed] for seed in seeds])
-            for weight, found in zip(weights.values(), by_cell)
+            weight * np.array([values[seed] for seed in seeds])
+            for weight, values in zip(weights.values(), by_cell)
         )
         return intervals.over_seeds_and_problems(total + constant)
 
@@ -70,9 +70,10 @@ class Found:
 
         None for less than two seeds, or where a seed has no such figure there.
         """
-        found = self.courses.get(cell, {}).get(figure, {})
+        by_seed = self.courses.get(cell, {}).get(figure, {})
         means = [
-            [_mean(course[some]) for some in (early, late)] for course in found.values()
+            [_mean(course[some]) for some in (early, late)]
+            for course in by_seed.values()
         ]
         if not means or not np.isfinite(means).all():
             return None
@@ -81,8 +82,8 @@ class Found:
 
     def course_mean(self, cell: str, figure: str) -> Interval | None:
         """The mean over all steps; None for less than two seeds."""
-        found = self.courses.get(cell, {}).get(figure, {})
-        return intervals.over_seeds([_mean(course) for course in found.values()])
+        by_seed = self.courses.get(cell, {}).get(figure, {})
+        return intervals.over_seeds([_mean(course) for course in by_seed.values()])
 
 
 def _mean(course: np.ndarray) -> float:
@@ -93,7 +94,7 @@ def _mean(course: np.ndarray) -> float:
 # --- Reading ------------------------------------------------------------------------
 
 
-def read(study: Study) -> Found:
+def read(study: Study) -> Findings:
     """All runs of a study that are finished, in their folders or as they are kept.
 
     Raises:
@@ -120,17 +121,17 @@ def read(study: Study) -> Found:
                     figures.setdefault(name, {}).setdefault(figure, {})[seed] = values
             if name == "scaffold":
                 switch = switch or outcome.switch
-    return Found(problems, courses, dense=outcomes.of_dense(study), switch=switch)
+    return Findings(problems, courses, dense=outcomes.of_dense(study), switch=switch)
 
 
 # --- Writing ------------------------------------------------------------------------
 
 
-def summarize(found: Found, study: Study) -> dict[str, Any]:
+def summarize(findings: Findings, study: Study) -> dict[str, Any]:
     """Means with intervals, courses of training, and what each run took, as JSON."""
     took = runner.seconds(study)
     out = {}
-    for name, by_metric in found.problems.items():
+    for name, by_metric in findings.problems.items():
         cell = cells.CELLS[name]
         seeds = sorted(by_metric["accuracy"])
         out[name] = {
@@ -140,17 +141,17 @@ def summarize(found: Found, study: Study) -> dict[str, Any]:
             "problems": len(by_metric["accuracy"][seeds[0]]),
             "seconds": [took.get(f"{name}/seed{seed}") for seed in seeds],
             "metrics": {
-                metric: as_json(_cut(found.mean(name, metric), metric))
+                metric: as_json(_cut(findings.mean(name, metric), metric))
                 | {"by_seed": [_round(x.mean()) for x in _values(values)]}
                 for metric, values in by_metric.items()
             },
             "courses": {
                 figure: [[_round(x, 3) for x in course] for course in _values(values)]
-                for figure, values in found.courses.get(name, {}).items()
+                for figure, values in findings.courses.get(name, {}).items()
                 if _is_published(figure, name)
             },
         }
-    return {"cells": out, "dense": list(found.dense), "switch": found.switch}
+    return {"cells": out, "dense": list(findings.dense), "switch": findings.switch}
 
 
 def _cut(interval: Interval, metric: str) -> Interval:

@@ -76,16 +76,16 @@ def to_run(
     Raises:
       ValueError: one of them is kept, of other settings.
     """
-    found, needed = set(), {*needed}
+    todo, needed = set(), {*needed}
     for cell in reversed(chosen):
         workdir = study.workdir(cell, seed)
         done = is_finished(workdir) or outcomes.kept(study, cell, seed) is not None
         if cell.name in needed:
             done = is_finished(workdir) and has_checkpoint(workdir)
         if not done:
-            found.add(cell.name)
+            todo.add(cell.name)
             needed.add(cells.start_of(cell, study.size))
-    return found
+    return todo
 
 
 def expected_minutes(study: Study, cell: Cell) -> float | None:

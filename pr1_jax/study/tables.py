@@ -24,10 +24,10 @@ _UNITS = {
 _NOT_RUN = "not measured"
 
 
-def with_interval(found: Mapping[str, float], scale: float = 1.0) -> str:
+def with_interval(interval: Mapping[str, float], scale: float = 1.0) -> str:
     """`88.7 (85.7 to 91.4)`; a value alone where no luck is involved."""
-    value, low, high = (_number(scale * found[n]) for n in ("value", "low", "high"))
-    return value if not found["number_of_seeds"] else f"{value} ({low} to {high})"
+    value, low, high = (_number(scale * interval[n]) for n in ("value", "low", "high"))
+    return value if not interval["number_of_seeds"] else f"{value} ({low} to {high})"
 
 
 def _number(value: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pr1_jax.study import cells, intervals, outcomes, results
 from pr1_jax.study.intervals import Interval
-from pr1_jax.study.results import Found
+from pr1_jax.study.results import Findings
 
 HOLDS, FAILS, OPEN = "holds", "does not hold at this scale", "cannot be told"
 SEEDS = 3  # less are not enough for a verdict; 0: no luck is involved
@@ -35,7 +35,7 @@ class Part:
     """
 
     text: str
-    measure: Callable[[Found], Interval | None]
+    measure: Callable[[Findings], Interval | None]
     unit: str = "points"
 
 
@@ -59,38 +59,38 @@ def _less(cell: str, other: str, margin: float = 0.0, text: str = "") -> Part:
     weights = {cell: 1.0, other: -1.0}
     names = (f"“{cells.CELLS[name].title}”" for name in weights)
     text = f"accuracy, {' less '.join(names)}{text}"
-    return Part(text, lambda found: found.combined("accuracy", weights, margin))
+    return Part(text, lambda findings: findings.combined("accuracy", weights, margin))
 
 
 def _ratio(text: str, **weights: float) -> Part:
     """A weighted sum of cells' parallel ratios."""
-    return Part(text, lambda found: found.combined("parallel_ratio", weights))
+    return Part(text, lambda findings: findings.combined("parallel_ratio", weights))
 
 
-def _position(found: Found) -> Interval | None:
-    courses = found.courses.get("late", {}).get(outcomes.POSITION, {})
+def _position(findings: Findings) -> Interval | None:
+    courses = findings.courses.get("late", {}).get(outcomes.POSITION, {})
     steps = min(map(len, courses.values()), default=0)
     quarter = max(1, steps // 4)
     early, late = slice(0, quarter), slice(steps - quarter, steps)
-    return found.change("late", outcomes.POSITION, early, late)
+    return findings.change("late", outcomes.POSITION, early, late)
 
 
-def _fall_after_switch(found: Found) -> Interval | None:
-    tenth = max(1, found.switch // 5)
-    before, last = slice(found.switch - tenth, found.switch), slice(-tenth, None)
-    change = found.change("scaffold", "parallel_ratio", before, last)
+def _fall_after_switch(findings: Findings) -> Interval | None:
+    tenth = max(1, findings.switch // 5)
+    before, last = slice(findings.switch - tenth, findings.switch), slice(-tenth, None)
+    change = findings.change("scaffold", "parallel_ratio", before, last)
     return change and change.negated()
 
 
-def _gap(found: Found) -> Interval | None:
-    gap = found.course_mean("causal_sampling", "gap_mean")
+def _gap(findings: Findings) -> Interval | None:
+    gap = findings.course_mean("causal_sampling", "gap_mean")
     return gap and Interval(*(x - _GAP for x in gap[:3]), gap.seeds)
 
 
 def _dense(measure: Callable[[dict], float]) -> Callable:
-    longest = lambda found: max(found.dense, key=lambda f: f["tokens"])
-    return lambda found: (
-        intervals.exact(measure(longest(found))) if found.dense else None
+    longest = lambda findings: max(findings.dense, key=lambda f: f["tokens"])
+    return lambda findings: (
+        intervals.exact(measure(longest(findings))) if findings.dense else None
     )
 
 
@@ -261,11 +261,11 @@ def verdict(measured: Sequence[Interval | None]) -> str:
     return OPEN
 
 
-def judge(found: Found) -> list[dict[str, Any]]:
+def judge(findings: Findings) -> list[dict[str, Any]]:
     """All claims with what was measured and their verdicts, as JSON."""
     out = []
     for claim in CLAIMS:
-        measured = [part.measure(found) for part in claim.parts]
+        measured = [part.measure(findings) for part in claim.parts]
         out.append(
             {
                 "name": claim.name,

@@ -45,7 +45,7 @@ def test_luck_that_two_cells_share_cancels():
         "accuracy": {"accuracy": dict(enumerate(shared + 0.2))},
         "alternating": {"accuracy": dict(enumerate(shared))},
     }
-    found = results.Found(problems, {})
+    found = results.Findings(problems, {})
     less = {"accuracy": 1.0, "alternating": -1.0}
     paired = found.combined("accuracy", less)
     assert paired.low == pytest.approx(0.2) == paired.high
@@ -88,7 +88,7 @@ def world(ratios, accuracies, *, seeds=3, rise=0.0, fall=0.0, gap=0.0, dense_mor
             }
     compared = {"tokens": 256, "exact_bytes": 1e6, "dense_bytes": dense_more * 1e6}
     compared |= {"exact_sec": 1.0, "dense_sec": dense_more, "max_difference": 1e-6}
-    return results.Found(problems, courses, dense=[compared], switch=40)
+    return results.Findings(problems, courses, dense=[compared], switch=40)
 
 
 WORSE = ("parallel_only", "sequential", "causal_without_easy", "structured_with_easy")
@@ -139,7 +139,7 @@ def test_less_than_three_seeds_and_cells_that_lack_cannot_be_told():
     few = judge(world(**AGREES, seeds=2))
     others = {c["verdict"] for c in few if c["name"] != "dense_masks_cost_memory"}
     assert others == {OPEN}
-    empty = judge(results.Found({}, {}))
+    empty = judge(results.Findings({}, {}))
     assert {claim["verdict"] for claim in empty} == {OPEN}
     assert all(p["measured"] is None for claim in empty for p in claim["parts"])
 
