@@ -30,168 +30,181 @@ def get_config(
     if size not in SIZES:
         known = [name for name in SIZES if name]
         raise ValueError(f"config variant {size!r} is not one of {known}")
-    config = _defaults(variant)
+    config = _defaults()
+    config.variant = variant
     SIZES[size](config)
     return config
 
 
-def _defaults(variant: str) -> ml_collections.ConfigDict:
+def _defaults() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
-    c.name = "common"  # of the experiment; its workdir is runs/NAME
-    c.seed = 0  # of first parameters and of draws
-    c.variant = variant  # "structured" or "causal": the paper's Unseen and Seen
-    # In order, of "coldstart", "sft", "rl" and "benchmark"; a model is evaluated before
-    # and after each stage that trains it.
+    c.name = "common"  # the experiment's name; its workdir is runs/NAME
+    c.seed = 0  # seed of first parameters and of draws
+    c.variant = "structured"  # or "causal"; the paper calls them Unseen and Seen
+    # Stages in order: "coldstart", "sft", "rl", "benchmark". A model is evaluated before
+    # the first and after each that trains it.
     c.stages = ("sft", "rl")
     # What computes the model: "xla", "cpu" (C++ kernels: float32 on a CPU, updates on
     # one device), or "auto": for updates and for decoding each "cpu" where it runs.
     c.kernels = "auto"
 
     c.model = ml_collections.ConfigDict()
-    # Hugging Face folder or hub name; "" = a small model for the task made by code, in
-    # the shape that the next six fields give.
+    # A Hugging Face folder or hub name; "" = a small model that speaks data.task, in the
+    # shape of the next six fields.
     c.model.path = ""
-    c.model.num_layers = 4
-    c.model.width = 128  # [numbers] of a token between layers
+    c.model.num_layers = 4  # decoder layers
+    c.model.width = 128  # [numbers] a token's vector between layers
     c.model.num_heads = 4  # query heads
-    c.model.num_kv_heads = 2  # key and value heads; they divide the query heads
-    c.model.head_dim = 32  # [numbers] of a head
-    c.model.mlp_width = 512  # [numbers] inside an MLP
-    c.model.dtype = "float32"  # of activations; parameters are float32
-    c.model.scan_layers = False  # one compiled layer, stacked parameters
-    c.model.remat = False  # recompute layers in the backward pass
-    c.model.remat_policy = "nothing"  # kept all the same; or "dots", matrix products
-    c.model.attention = "auto"  # of updates: "pallas" (TPU), "xla", or "auto"
-    c.model.query_chunk = 512  # [queries] whose scores XLA holds at once
+    c.model.num_kv_heads = 2  # key and value heads; they divide num_heads
+    c.model.head_dim = 32  # [numbers] a head's vector
+    c.model.mlp_width = 512  # [numbers] the vector inside an MLP
+    c.model.dtype = "float32"  # of activations, or "bfloat16"; parameters are float32
+    c.model.scan_layers = False  # compile one layer for all, with stacked parameters
+    c.model.remat = False  # recompute layers in the backward pass: less memory, slower
+    c.model.remat_policy = "nothing"  # what remat keeps: or "dots", matrix products
+    c.model.attention = "auto"  # attention of updates: "pallas" (TPU), "xla" or "auto"
+    c.model.query_chunk = 512  # [tokens] queries whose scores XLA holds at once
     c.model.logits_chunk = 0  # [tokens] whose logits are held at once; 0 = all
-    c.model.length_buckets = (60, 76, 92)  # [tokens] lengths of micro-batches
+    c.model.length_buckets = (60, 76, 92)  # [tokens] micro-batches are cut to the next
 
+    # Sources are embedded:easy and embedded:hard (made by code, see data.task); .jsonl,
+    # .parquet or .array_record files, a folder or a glob of them; tfds:NAME; or
+    # hf:OWNER/NAME. With @SPLIT behind one of the latter two another split is read, and
+    # with #COLUMN=VALUE behind any of them only records that have this value.
     c.data = ml_collections.ConfigDict()
-    # Where things come from: embedded:easy or embedded:hard (made by code); a .jsonl,
-    # .parquet or .array_record file, a folder or glob of them; tfds:NAME; or
-    # hf:OWNER/NAME. @SPLIT behind the latter two takes another split, and
-    # #COLUMN=VALUE behind any the records that have this value.
-    c.data.sft = "embedded:easy"  # traces of the stage sft
-    c.data.coldstart = "embedded:easy"  # problems for the teacher of coldstart
-    c.data.rl = "embedded:hard"  # problems of the stage rl
-    # Held-out problems; of the stage benchmark NAME=SOURCE@SAMPLES,… with the number of
-    # responses to each problem, eval.samples by default.
+    c.data.sft = "embedded:easy"  # source of the traces for the stage sft
+    c.data.coldstart = "embedded:easy"  # source of the problems for coldstart's teacher
+    c.data.rl = "embedded:hard"  # source of the problems for the stage rl
+    # Source of held-out problems. The stage benchmark takes several, as
+    # NAME=SOURCE@SAMPLES,… with so many responses to each problem (else eval.samples).
     c.data.eval = "embedded:hard"
-    c.data.seed = 0  # of the order of records, and of embedded ones
-    # What the model is asked: "plain" (the question), "instruction" (with ours before
-    # it), "chat" (by the tokenizer's chat template), "own" (the data's messages).
-    c.data.template = "plain"
-    # Columns of the data; of several names the first that a record has.
-    c.data.columns = ml_collections.ConfigDict()
-    c.data.columns.question = "question,problem,Problem,prompt"  # text or messages
-    c.data.columns.answer = "answer,Answer,reward_model.ground_truth"  # reference
-    c.data.columns.response = "response"  # trace
-    # The task made by code, whose problems are embedded:easy and embedded:hard; with
-    # options such as search:block_share=0.5,late_share=0.5.
+    # The task made by code. Options of its traces follow, as in
+    # search:block_share=0.5,late_share=0.5 (see pr1_jax/data/search.py).
     c.data.task = "search"
+    c.data.seed = 0  # seed of the order of records, and of those made by code
+    # How a problem is put to the model: "plain" (the question as it is), "instruction"
+    # (our instruction before it), "chat" (both by the tokenizer's chat template), "own"
+    # (the data's messages by that template).
+    c.data.template = "plain"
+    # Columns of the data. Of several names the first that a record has is read.
+    c.data.columns = ml_collections.ConfigDict()
+    c.data.columns.question = "question,problem,Problem,prompt"  # text or chat messages
+    c.data.columns.answer = "answer,Answer,reward_model.ground_truth"  # the reference
+    c.data.columns.response = "response"  # the trace, with tags
 
     c.rollout = ml_collections.ConfigDict()
-    c.rollout.num_paths = 2  # of a block
-    c.rollout.max_blocks = 4  # of a response; 0 = none are opened
-    c.rollout.max_prompt_tokens = 28  # [tokens] longer prompts are dropped
-    c.rollout.max_response_tokens = 92  # [tokens] longer traces are dropped
-    c.rollout.min_path_tokens = 10  # [tokens] a block opens only if each may have these
-    c.rollout.max_path_tokens = 36  # [tokens] 0 = as the response's budget allows
-    c.rollout.max_summary_tokens = 8  # [tokens] 0 = as the response's budget allows
-    c.rollout.summary_reserve = 8  # [tokens] kept for the summary while paths run
-    c.rollout.answer_reserve = 6  # [tokens] kept for what follows a block
-    c.rollout.temperature = 1.0  # 0 = greedy
-    c.rollout.top_k = 0  # [tokens] only the likeliest; 0 = all
-    c.rollout.top_p = 1.0  # [share] of probability that the likeliest tokens make up
+    c.rollout.num_paths = 2  # paths of a block
+    c.rollout.max_blocks = 4  # blocks of a response, at most
+    c.rollout.max_prompt_tokens = (
+        28  # [tokens] records with a longer prompt are dropped
+    )
+    c.rollout.max_response_tokens = 92  # [tokens] of a response, EOS included, at most
+    c.rollout.min_path_tokens = 10  # [tokens] a block opens if each path may have these
+    c.rollout.max_path_tokens = 36  # [tokens] of a path, at most; 0 = what is left
+    c.rollout.max_summary_tokens = 8  # [tokens] of a summary, at most; 0 = what is left
+    c.rollout.summary_reserve = 8  # [tokens] that paths leave for the summary
+    c.rollout.answer_reserve = 6  # [tokens] that blocks leave for what follows
+    c.rollout.temperature = 1.0  # temperature of sampling; 0 = greedy, not in RL
+    c.rollout.top_k = 0  # [tokens] sample from so many, the likeliest; 0 = all
+    c.rollout.top_p = 1.0  # [share] of probability that tokens sampled from make up
     # "causal_after_block": RL samples as the published code does, plain causal text
     # once a block has closed, and trains as ever; for studies of what that costs.
     c.rollout.shortcut = ""
     c.rollout.rows = 128  # [responses] decoded at the same time
-    c.rollout.prompts_per_prefill = 4  # [prompts] computed at once
-    # [× rows] Sizes of the list of live lanes; those above num_paths are left out.
+    c.rollout.prompts_per_prefill = 4  # [prompts] computed at the same time
+    # [× rows] Sizes of the list of live lanes, one program each; those above num_paths
+    # are left out.
     c.rollout.lane_buckets = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-    c.rollout.steps_per_chunk = 32  # [tokens] between two looks of the host
+    c.rollout.steps_per_chunk = 32  # [tokens] decoded between two looks of the host
 
     c.reward = ml_collections.ConfigDict()
-    c.reward.schedule = "alternating"  # which reward at which step, see docs/method.md
-    c.reward.window = 10  # [steps] of the alternating schedule
-    c.reward.tiered_steps = 2  # [steps] the last of each window: with bonus for blocks
-    c.reward.scaffold_steps = 200  # [steps] of alternating, then accuracy alone
-    c.reward.timeout_sec = 3.0  # [s] of processor time, for one answer
+    # Which reward counts at which step: docs/method.md, section 5.
+    c.reward.schedule = "alternating"
+    c.reward.window = 10  # [steps] in a window of the alternating schedule
+    c.reward.tiered_steps = 2  # [steps] at a window's end that pay a bonus for blocks
+    c.reward.scaffold_steps = 200  # [steps] that the scaffold alternates, at the start
+    c.reward.timeout_sec = 3.0  # [s] of processor time to verify an answer, at most
 
     c.sft = ml_collections.ConfigDict()
-    c.sft.steps = 500  # [updates]
+    c.sft.steps = 500  # [updates] of the stage
     c.sft.batch_size = 64  # [traces] of an update
-    c.sft.micro_batch_size = 8  # [traces] computed at once; 8 stay in a CPU's cache
-    c.sft.lr = 3e-3  # learning rate at its highest
-    c.sft.lr_schedule = "cosine"  # or "constant"
-    c.sft.warmup_share = 0.1  # [share] of updates with a rising rate
+    c.sft.micro_batch_size = (
+        8  # [traces] computed at once; so few stay in a CPU's cache
+    )
+    c.sft.lr = 3e-3  # learning rate, at its highest
+    c.sft.lr_schedule = "cosine"  # how the rate falls: or "constant"
+    c.sft.warmup_share = 0.1  # [share] of the updates in which the rate rises
 
     c.rl = ml_collections.ConfigDict()
-    c.rl.steps = 80  # of sampling and training
-    c.rl.prompts_per_step = 32  # [prompts]
+    c.rl.steps = 80  # [steps] of the stage: each samples, then trains
+    c.rl.prompts_per_step = 32  # [prompts] of a step
     c.rl.group_size = 8  # [responses] to a prompt
     c.rl.mini_batches = 2  # [updates] of a step
     c.rl.micro_batch_size = 8  # [responses] computed at once
-    # [tokens] First ones of a prompt that are computed once for its responses in a
+    # [tokens] First tokens of a prompt that are computed once for its responses in a
     # micro-batch, where that is cheaper than to sort responses by length. Of several
-    # numbers the largest that no prompt falls short of; each makes as many programs
-    # again as there are lengths. () = never.
+    # numbers the largest that no prompt falls short of is taken; each makes as many
+    # programs again as there are lengths. () = never.
     c.rl.shared_prompt_tokens = (19,)
-    c.rl.lr = 3e-4  # learning rate at its highest
-    c.rl.lr_schedule = "cosine"  # or "constant"
-    c.rl.warmup_share = 0.0  # [share] of updates with a rising rate
-    c.rl.clip_low = 0.2  # ratios are clipped below 1 - this
-    c.rl.clip_high = 0.2  # ratios are clipped above 1 + this
+    c.rl.lr = 3e-4  # learning rate, at its highest
+    c.rl.lr_schedule = "cosine"  # how the rate falls: or "constant"
+    c.rl.warmup_share = 0.0  # [share] of the updates in which the rate rises
+    c.rl.clip_low = 0.2  # probability ratios are clipped below 1 − clip_low
+    c.rl.clip_high = 0.2  # probability ratios are clipped above 1 + clip_high
     c.rl.kl_coef = 0.0  # weight of the KL divergence from the stage's first policy
-    # Where old log-probs are recomputed, tokens are weighted by trained over sampled
-    # probability up to this; 0 = no correction.
+    # Where old log-probs are recomputed, a token's loss is weighted by the ratio of
+    # trained to sampled probability, at most this; 0 = no correction.
     c.rl.importance_cap = 0.0
-    c.rl.aggregation = "token_mean"  # or "response_mean", "constant"
-    c.rl.normalize_std = True  # advantages by their group's spread; False = Dr. GRPO
-    c.rl.train_on_forced = False  # on tokens that the runtime wrote; as published: True
-    c.rl.dynamic_sampling = False  # replace groups without signal, up to two times
+    c.rl.aggregation = "token_mean"  # of the loss: or "response_mean", "constant"
+    c.rl.normalize_std = True  # divide advantages by the group's spread; no = Dr. GRPO
+    c.rl.train_on_forced = False  # also on tokens the runtime wrote, as published
+    c.rl.dynamic_sampling = False  # replace groups without signal; 3 tries at most
 
-    c.optimizer = ml_collections.ConfigDict()  # AdamW
-    c.optimizer.weight_decay = 0.01  # of matrices
-    c.optimizer.clip_norm = 1.0  # of the whole gradient; 0 = none
-    c.optimizer.tag_lr_multiplier = 1.0  # [× lr] of the tags' embedding rows
+    # AdamW; its betas are 0.9 and 0.95.
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.weight_decay = 0.01  # decay of matrices, not of norms or biases
+    c.optimizer.clip_norm = 1.0  # the gradient's norm, at most; 0 = any
+    c.optimizer.tag_lr_multiplier = 1.0  # [× lr] rate of the tags' embedding rows
 
-    c.mesh = ml_collections.ConfigDict()  # their product is the number of devices
-    c.mesh.data = -1  # [devices] with copies of the parameters; -1 = what others leave
-    c.mesh.fsdp = 1  # [devices] that split parameters and batches
+    # The product is the number of devices.
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = -1  # [devices] that split batches, parameters copied; -1 = the rest
+    c.mesh.fsdp = 1  # [devices] that split batches and parameters
     c.mesh.tensor = 1  # [devices] that split each layer
 
     c.coldstart = ml_collections.ConfigDict()
-    c.coldstart.problems = 512  # at most
+    c.coldstart.problems = 512  # problems for the teacher, at most
     c.coldstart.samples = 4  # [responses] to each; the first good one is kept
-    c.coldstart.needs_block = True  # a trace without a block is left out
-    c.coldstart.mode = "structured"  # "ordinary": the teacher does not know the tags
+    c.coldstart.needs_block = True  # leave out traces without a block
+    # How the teacher decodes: "structured", "causal", or "ordinary" if it does not know
+    # the tags.
+    c.coldstart.mode = "structured"
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.problems = 512  # at most, of each source
+    c.eval.problems = 512  # problems of each source, at most
     c.eval.samples = 1  # [responses] to a problem
     c.eval.banned = True  # evaluate also with blocks banned
-    c.eval.modes = ("structured", "causal", "ordinary")  # of the stage benchmark
+    c.eval.modes = ("structured", "causal", "ordinary")  # of decoding a benchmark
 
+    # Beyond these, a metric alarm/NAME is 1 and the log says what to look at.
     c.alarms = ml_collections.ConfigDict()
-    c.alarms.min_parallel_ratio = 0.01  # [share] of responses with a block, no alarm
-    c.alarms.max_degenerate = 0.99  # [share] of groups without signal, no alarm
-    c.alarms.max_skipped = 10  # [updates] in a row, then the run stops; 0 = never
+    c.alarms.min_parallel_ratio = 0.01  # [share] of responses with a block
+    c.alarms.max_degenerate = 0.99  # [share] of groups with equal rewards
+    c.alarms.max_skipped = 10  # [updates] skipped in a row; then a run stops; 0 = never
 
     c.metrics = ml_collections.ConfigDict()
-    c.metrics.sinks = ()  # also to "wandb" or "trackio", which are to be installed
+    c.metrics.sinks = ()  # send metrics also to "wandb" or "trackio", once installed
 
     c.report = ml_collections.ConfigDict()
     c.report.traces = 32  # [responses] of a file kept token by token; 0 = none
 
     c.checkpoint = ml_collections.ConfigDict()
-    c.checkpoint.every_steps = 20  # [steps]
-    c.checkpoint.keep = 2  # the newest ones
-    c.checkpoint.keep_best = 1  # and those best by best_metric
-    c.checkpoint.best_metric = "rollout/accuracy"  # of the step that was saved
-    c.checkpoint.folder = ""  # another folder for them than the workdir, or gs://…
-    c.checkpoint.init = ""  # another run's workdir to take the parameters from
+    c.checkpoint.every_steps = 20  # [steps] between two checkpoints
+    c.checkpoint.keep = 2  # checkpoints kept, the newest
+    c.checkpoint.keep_best = 1  # and kept beside them, the best by best_metric
+    c.checkpoint.best_metric = "rollout/accuracy"  # at the step that is saved
+    c.checkpoint.folder = ""  # where they go: a folder or gs://…; "" = the workdir
+    c.checkpoint.init = ""  # workdir of a run to take the first parameters from
     return c
 
 

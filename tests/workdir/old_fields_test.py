@@ -1,0 +1,145 @@
+"""Run folders of older versions open and resume; what became of each field is said."""
+
+import json
+import pathlib
+
+import pytest
+
+from configs import evaluate, grpo_sequential, rl_alternating
+from pr1_jax import defaults
+from pr1_jax.system import files
+from pr1_jax.workdir import old_fields
+from pr1_jax.workdir.folder import open_workdir, read_config
+
+# `rl_alternating.py:smoke` as it was when a config had 118 fields.
+OLD = json.loads((pathlib.Path(__file__).parent / "old_config.json").read_text())
+NEW = rl_alternating.get_config("smoke").lock()
+
+
+def write(folder, **changes):
+    """The old config in a folder, with some fields changed: `rl__steps` is rl.steps."""
+    config = json.loads(json.dumps(OLD))
+    for name, value in changes.items():
+        group, _, leaf = name.rpartition("__")
+        (config[group] if group else config)[leaf] = value
+    files.write_json(folder / "config.json", config)
+    return folder
+
+
+def changed(get_config, **changes):
+    config = get_config("smoke")
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config
+
+
+def test_a_run_of_an_older_version_resumes_and_opens(tmp_path):
+    assert len(defaults.flat(OLD)) == 118  # eval.benchmarks held none
+    open_workdir(write(tmp_path), NEW)
+    assert files.plain(read_config(tmp_path).to_dict()) == files.plain(NEW.to_dict())
+
+
+@pytest.mark.parametrize(
+    "old, get_config, new",
+    [
+        (
+            {"model__kernels": "xla", "rollout__kernels": "xla"},
+            rl_alternating.get_config,
+            {"kernels": "xla"},
+        ),
+        (
+            {"data__late_share": 0.5, "data__block_share": 0.25},
+            rl_alternating.get_config,
+            {"data__task": "search:block_share=0.25,late_share=0.5"},
+        ),
+        (
+            {
+                "name": "grpo_sequential",
+                "data__block_share": 0.0,
+                "reward__schedule": "accuracy",
+                "rollout__max_blocks": 0,
+                "rl__clip_high": 0.2,
+            },
+            grpo_sequential.get_config,
+            {},
+        ),
+        (
+            {
+                "name": "evaluate",
+                "stages": ["benchmark"],
+                "rl__clip_high": 0.2,
+                "eval__benchmarks": {
+                    "hard": {"source": "embedded:hard", "samples": 4},
+                    "easy": {"source": "embedded:easy", "samples": 4},
+                },
+            },
+            evaluate.get_config,
+            {},
+        ),
+        (
+            {
+                "stages": ["rl", "benchmark"],
+                "eval__benchmarks": {"mine": {"source": "/m.jsonl", "samples": 2}},
+            },
+            rl_alternating.get_config,
+            {
+                "stages": ("rl", "benchmark"),
+                "data__eval": "held_out=embedded:hard,mine=/m.jsonl@2",
+            },
+        ),
+        (  # what only concerns the machine and what is shown
+            {"report__every_sec": 5.0, "alarms__min_entropy": 0.5},
+            rl_alternating.get_config,
+            {},
+        ),
+    ],
+    ids=["kernels", "task", "sequential", "benchmarks", "both", "shown"],
+)
+def test_fields_are_those_of_today(tmp_path, old, get_config, new):
+    config = changed(get_config, **new)
+    open_workdir(write(tmp_path, **old), config)
+    plain = lambda c: {
+        name: value
+        for name, value in defaults.flat(files.plain(c.to_dict())).items()
+        if not name.startswith("alarms.")
+    }
+    assert plain(read_config(tmp_path)) == plain(config)
+
+
+@pytest.mark.parametrize("name", old_fields.CONSTANT)
+def test_another_value_of_what_is_a_constant_now_is_refused(tmp_path, name):
+    old = not old_fields.CONSTANT[name] if name.endswith("illegal") else 7
+    write(tmp_path, **{name.replace(".", "__"): old})
+    with pytest.raises(ValueError, match=f"older version: {name}={old} is no field"):
+        open_workdir(tmp_path, NEW)
+    if name.startswith("model."):  # parameters would mean something else
+        with pytest.raises(ValueError, match=f"older version: {name}={old}"):
+            read_config(tmp_path)
+    else:
+        assert read_config(tmp_path).name == "rl_alternating"
+
+
+def test_constants_are_what_they_are_where_they_are_used():
+    from pr1_jax.stages import evaluation, experiment, rl
+    from pr1_jax.training.optimizer import OptimizerSettings
+
+    optimizer = OptimizerSettings(lr=1.0, steps=1)
+    made = experiment.build(NEW)
+    assert old_fields.CONSTANT == {
+        "model.param_dtype": made.model.param_dtype,
+        "model.rope_base": made.model.rope_base,
+        "data.eval_seed": evaluation._SEED,
+        "rollout.ban_illegal": made.settings.ban_illegal,
+        "rollout.refill_share": 0.0625,
+        "rl.dynamic_sampling_rounds": rl.ROUNDS,
+        "optimizer.b1": optimizer.b1,
+        "optimizer.b2": optimizer.b2,
+        "optimizer.eps": optimizer.eps,
+    }
+
+
+def test_every_old_field_has_a_hint_and_no_field_of_today_has():
+    for name in {*defaults.flat(OLD), "eval.benchmarks.x.samples"}:
+        gone = name not in defaults.flat(NEW.to_dict())
+        assert bool(old_fields.hint(name)) == gone, name
