@@ -95,9 +95,7 @@ def _defaults() -> ml_collections.ConfigDict:
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2  # paths of a block
     c.rollout.max_blocks = 4  # blocks of a response, at most
-    c.rollout.max_prompt_tokens = (
-        28  # [tokens] records with a longer prompt are dropped
-    )
+    c.rollout.max_prompt_tokens = 28  # [tokens] longer prompts are dropped
     c.rollout.max_response_tokens = 92  # [tokens] of a response, EOS included, at most
     c.rollout.min_path_tokens = 10  # [tokens] a block opens if each path may have these
     c.rollout.max_path_tokens = 36  # [tokens] of a path, at most; 0 = what is left
@@ -128,9 +126,7 @@ def _defaults() -> ml_collections.ConfigDict:
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 500  # [updates] of the stage
     c.sft.batch_size = 64  # [traces] of an update
-    c.sft.micro_batch_size = (
-        8  # [traces] computed at once; so few stay in a CPU's cache
-    )
+    c.sft.micro_batch_size = 8  # [traces] computed at once
     c.sft.lr = 3e-3  # learning rate, at its highest
     c.sft.lr_schedule = "cosine"  # how the rate falls: or "constant"
     c.sft.warmup_share = 0.1  # [share] of the updates in which the rate rises
