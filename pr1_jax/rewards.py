@@ -97,8 +97,8 @@ def scheduled(schedule: str, step: int, **settings: int) -> str:
     Raises:
       ValueError: as `weights`, or the step's reward is a mixture.
     """
-    found = weights(schedule, step, **settings)
-    for name, weight in found.items():
+    of_step = weights(schedule, step, **settings)
+    for name, weight in of_step.items():
         if weight == 1.0:
             return name
-    raise ValueError(f"schedule {schedule!r} mixes rewards at step {step}: {found}")
+    raise ValueError(f"schedule {schedule!r} mixes rewards at step {step}: {of_step}")

@@ -4,10 +4,11 @@ Messages have the form `field=value …`. Limits of decoding and of the model's 
 checked where they are used: `sampler.settings.Settings`, `model.config.ModelConfig`.
 """
 
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -197,6 +198,24 @@ def _check_paths(config: ml_collections.ConfigDict) -> None:
     there = not path or os.path.exists(os.path.expanduser(path))
     if not there and hub.looks_local(path):
         raise FileNotFoundError(f"model.path={path} does not exist")
+
+
+@contextlib.contextmanager
+def naming(config: ml_collections.ConfigDict, name: str) -> Iterator[None]:
+    """Names data and limits of their records in an error that reading them raises.
+
+    Args:
+      name: of the field in `data`.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        limits = ", ".join(
+            f"rollout.{limit}={config.rollout[limit]}"
+            for limit in ("max_prompt_tokens", "max_response_tokens")
+        )
+        message = f"data.{name}={config.data[name]} ({limits}): {error}"
+        raise type(error)(message) from error
 
 
 def decode_settings(config: ml_collections.ConfigDict) -> Settings:

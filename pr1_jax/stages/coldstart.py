@@ -1,4 +1,4 @@
-"""The cold-start stage: traces from a teacher, as data for SFT (spec section 6).
+"""The cold-start stage: traces from a teacher, as data for SFT (docs/method.md, section 6).
 
 A model answers problems. What is correct, passes the format check and has a block is
 brought into canonical form and written to `traces.jsonl`, one trace a problem, which
@@ -18,7 +18,7 @@ import jax
 from pr1_jax import tags
 from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.data import prompts, streams
-from pr1_jax.stages import samples
+from pr1_jax.stages import checks, samples
 from pr1_jax.stages.experiment import ORDINARY, Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import files
@@ -33,12 +33,8 @@ def check_data(experiment: Experiment) -> None:
     Raises:
       ValueError, FileNotFoundError: names the data and what is wrong.
     """
-    c = experiment.config
-    try:
+    with checks.naming(experiment.config, "coldstart"):
         _problems(experiment, limit=1)
-    except (ValueError, FileNotFoundError) as error:
-        message = f"data.coldstart={c.data.coldstart}: {error}"
-        raise type(error)(message) from error
 
 
 def run_stage(experiment: Experiment, run: Run, stage: int) -> None:

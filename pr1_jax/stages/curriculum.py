@@ -1,13 +1,21 @@
 """The whole curriculum that a config names: stages, with evaluations in between."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from pr1_jax.model.params import param_count
-from pr1_jax.stages import benchmark, coldstart, evaluation, experiment, rl, sft
+from pr1_jax.stages import (
+    benchmark,
+    checks,
+    coldstart,
+    evaluation,
+    experiment,
+    rl,
+    sft,
+)
 from pr1_jax.stages.run import TRAINING, Run, Watcher
 from pr1_jax.system import files, tables
 
@@ -25,26 +33,12 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, A
     """
     made = experiment.build(config)
     made.check_weights()
-    readers: dict[str, Callable[[], Any]] = {}
     for stage in config.stages:
-        if stage in TRAINING:
-            readers[stage] = lambda stage=stage: next(_STAGES[stage].open_stream(made))
-        else:
-            _STAGES[stage].check_data(made)
-    if _evaluates(config):
-        readers["eval"] = lambda: evaluation.problems(made)
-    found = None
-    for name, read in readers.items():
-        try:
-            found = read()
-        except (ValueError, FileNotFoundError) as error:
-            limits = ", ".join(
-                f"rollout.{limit}={config.rollout[limit]}"
-                for limit in ("max_prompt_tokens", "max_response_tokens")
-            )
-            message = f"data.{name}={config.data[name]} ({limits}): {error}"
-            raise type(error)(message) from error
-    return made, found
+        _STAGES[stage].check_data(made)
+    if not _evaluates(config):
+        return made, None
+    with checks.naming(config, "eval"):
+        return made, evaluation.problems(made)
 
 
 def _evaluates(config: ml_collections.ConfigDict) -> bool:
@@ -87,21 +81,23 @@ def _evaluate(current: Run, held_out: Any, name: str) -> None:
     """Evaluates the current parameters, unless that was done before."""
     if name in current.summary["evaluations"]:
         return
-    path = current.workdir / "rollouts" / f"{name}.jsonl"
-    found = evaluation.run(
-        current.experiment, current.params, held_out, responses_path=path
+    metrics = evaluation.run(
+        current.experiment,
+        current.params,
+        held_out,
+        responses_path=current.workdir / "rollouts" / f"{name}.jsonl",
     )
-    current.record_evaluation(name, found)
+    current.record_evaluation(name, metrics)
     current.say(
-        f"{name}: accuracy {_percent(found, 'accuracy')} "
-        f"(95 % interval {_percent(found, 'accuracy_low')} to "
-        f"{_percent(found, 'accuracy_high')}), "
-        f"parallel ratio {_percent(found, 'parallel_ratio')}"
+        f"{name}: accuracy {_percent(metrics, 'accuracy')} "
+        f"(95 % interval {_percent(metrics, 'accuracy_low')} to "
+        f"{_percent(metrics, 'accuracy_high')}), "
+        f"parallel ratio {_percent(metrics, 'parallel_ratio')}"
     )
 
 
-def _percent(found: dict[str, float], name: str) -> str:
-    return f"{100 * found['eval/' + name]:.1f} %"
+def _percent(metrics: Mapping[str, float], name: str) -> str:
+    return f"{100 * metrics['eval/' + name]:.1f} %"
 
 
 def _report(current: Run) -> None:

@@ -50,15 +50,15 @@ class Response:
 
     @classmethod
     def of(
-        cls, problem: Problem, trajectory: Trajectory, text: str, found: Result
+        cls, problem: Problem, trajectory: Trajectory, text: str, result: Result
     ) -> Self:
         """The response to a problem, by its tokens, its text and its verdict."""
         return cls(
             question=problem.question,
             response=text,
             answer=problem.answer,
-            verdict=found.verdict,
-            reason=found.reason,
+            verdict=result.verdict,
+            reason=result.reason,
             num_blocks=trajectory.num_blocks,
             format_ok=not tags.check_format(text),
             finished=trajectory.finished,

@@ -56,8 +56,8 @@ class Scorer:
 
     def _score(self, problem: Problem, trajectory: Trajectory) -> Response:
         text = self._tokenizer.decode(trajectory.tokens)
-        found = check(text, problem.answer, timeout_sec=self._timeout_sec)
-        return Response.of(problem, trajectory, text, found)
+        result = check(text, problem.answer, timeout_sec=self._timeout_sec)
+        return Response.of(problem, trajectory, text, result)
 
 
 def sample_and_score(

@@ -162,18 +162,20 @@ class Updater:
         gap = np.abs(old - batch.old_logps)
         mismatch = {"first": gap[drawn & ~later], "later": gap[drawn & later]}
         if cap := self._experiment.config.rl.importance_cap:
-            found = losses.truncated_importance(old, batch.old_logps, cap=cap)
-            batch = batch.replace(importance=np.where(drawn, found, 1.0))
+            ratio = losses.truncated_importance(old, batch.old_logps, cap=cap)
+            batch = batch.replace(importance=np.where(drawn, ratio, 1.0))
             mismatch["importance"] = batch.importance[drawn]
         return batch.replace(old_logps=np.where(mask, old, 0.0)), mismatch
 
 
-def _mismatch_metrics(found: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
+def _mismatch_metrics(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
     """Sampler against trainer, outside and inside second and later paths.
 
-    Of all processes.
+    Args:
+      parts: of mini-batches, as `Updater._recompute` gives them; of this process, while
+        the metrics are of all processes.
     """
-    joined = {name: np.concatenate([m[name] for m in found]) for name in found[0]}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     sums = {
         name: [len(x), float(x.sum()), float(x.max(initial=0)), float(x.min(initial=9))]
         for name, x in joined.items()

@@ -166,7 +166,7 @@ class Alarms:
             skipped = int(metrics["optim/skipped"])
             self.skipped = self.skipped + skipped if skipped else 0
         self._remember(metrics)
-        found = {}
+        rings = {}
         for name, alarm in ALARMS.items():
             if alarm.metric not in metrics:
                 continue
@@ -180,8 +180,8 @@ class Alarms:
                 self._ringing.add(name)
             else:
                 self._ringing.discard(name)
-            found[f"alarm/{name}"] = float(is_wrong)
-        return found
+            rings[f"alarm/{name}"] = float(is_wrong)
+        return rings
 
     @property
     def is_lost(self) -> bool:

@@ -123,10 +123,10 @@ class Checkpoints:
           metrics: of the step; those without `best_metric` cannot be best.
         """
         name = self._best_metric
-        found = {name: metrics[name]} if metrics and name in metrics else {}
+        best = {name: metrics[name]} if metrics and name in metrics else {}
         self._manager.save(
             _number(position),
-            metrics=found,
+            metrics=best,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 data=ocp.args.JsonSave(dict(data_state)),
@@ -161,10 +161,10 @@ class Checkpoints:
         _check_about(about, self._about, str(folder))
         _check_same(saved_params, abstract_state.params, str(folder))
         try:
-            found = self._manager.restore(number, args=ocp.args.Composite(**names))
+            restored = self._manager.restore(number, args=ocp.args.Composite(**names))
         except Exception as error:
             raise DamagedError(f"{folder}: {_line(error)}") from error
-        return found.state, found.data
+        return restored.state, restored.data
 
     def set_aside(self, position: Position) -> epath.Path:
         """Moves a damaged checkpoint out of the way; returns where it is now."""
@@ -197,8 +197,8 @@ def absolute(
     Raises:
       ValueError: what reads buckets is not installed, or the bucket is of another kind.
     """
-    kind, found, _ = str(path).partition("://")
-    if not found:
+    kind, is_url, _ = str(path).partition("://")
+    if not is_url:
         return epath.Path(pathlib.Path(path).absolute())
     if kind != "gs":
         raise ValueError(f"{field}={path}: buckets are gs://…, or mounted as a folder")
@@ -261,8 +261,8 @@ def check_params(
     """
     folder = absolute(path, field)
     folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
-    found = _NAMES.find_all(folder) if folder.is_dir() else []
-    states = {step.step: step.path / "state" for step in found}
+    steps = _NAMES.find_all(folder) if folder.is_dir() else []
+    states = {step.step: step.path / "state" for step in steps}
     if not states:
         raise FileNotFoundError(f"{field}={path}: no checkpoint in {folder}")
     number = max(states) if number is None else number

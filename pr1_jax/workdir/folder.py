@@ -131,12 +131,12 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         raise FileNotFoundError(
             f"{workdir} has no config.json: not the workdir of a run"
         )
-    found = flat(saved)
-    if problem := old_fields.refused(found, ("model",)):
+    fields = flat(saved)
+    if problem := old_fields.refused(fields, ("model",)):
         raise ValueError(f"{path} is of an older version: {problem}")
     config = get_config().unlock()
     with config.ignore_type():  # what is wrong in it is said where it is used
-        for name, value in old_fields.today(found).items():
+        for name, value in old_fields.today(fields).items():
             *groups, leaf = name.split(".")
             group = config
             for part in groups:
