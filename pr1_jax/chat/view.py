@@ -55,10 +55,10 @@ def sections(
     The recorded labels say what is in a path, not the text: a model may write tags
     where they mean nothing.
     """
-    found = [Section(MAIN, [[]], [False])]
-    labels = trajectory.tokens.tolist(), trajectory.path.tolist()
-    for token, path in zip(*labels, strict=True):
-        last = found[-1]
+    parts = [Section(MAIN, [[]], [False])]
+    tokens, paths = trajectory.tokens.tolist(), trajectory.path.tolist()
+    for token, path in zip(tokens, paths, strict=True):
+        last = parts[-1]
         if path:
             while len(last.streams) < path:
                 last.streams.append([])
@@ -68,17 +68,17 @@ def sections(
         elif last.kind == BLOCK:  # </Parallel>, newline, <Summary>
             last.closed = [True] * len(last.closed)
             if token == tag_ids[tags.SUMMARY]:
-                found.append(Section(SUMMARY, [[token]], [False]))
+                parts.append(Section(SUMMARY, [[token]], [False]))
         elif last.kind == MAIN and token == tag_ids[tags.PARALLEL]:
             last.closed = [True]
-            found.append(Section(BLOCK, [], []))
+            parts.append(Section(BLOCK, [], []))
         elif last.kind == SUMMARY and token == tag_ids[tags.END_SUMMARY]:
             last.closed = [True]
-            found.append(Section(MAIN, [[token]], [False]))
+            parts.append(Section(MAIN, [[token]], [False]))
         else:
             last.streams[0].append(token)
             last.closed = [token == eos_id]
-    return found
+    return parts
 
 
 _HEADS = {MAIN: tags.END_SUMMARY, BLOCK: tags.PATH, SUMMARY: tags.SUMMARY}
@@ -128,10 +128,8 @@ class Painter:
             return self._stacked(section, width, height, is_open)
         return self._columns(section, min(inner, _MAX_PROSE), is_open)
 
-    def _wrapped(self, text: Text | str, width: int) -> list[Text]:
-        text = Text(text) if isinstance(text, str) else text
-        wrapped = text.wrap(self._console, width, overflow="fold")
-        return list(wrapped)
+    def _wrapped(self, text: Text, width: int) -> list[Text]:
+        return list(text.wrap(self._console, width, overflow="fold"))
 
     def _prose(
         self, section: Section, width: int, is_open: bool
@@ -139,8 +137,7 @@ class Painter:
         g, text = self._glyphs, stream_text(section, 0, self._tokenizer).strip()
         width = min(width, _MAX_PROSE) - 1  # the last column is the cursor's
         if section.kind == MAIN:
-            found = self._wrapped(_answer_bold(text), width) if text else []
-            lines = [Text(), *found] if found else []
+            lines = [Text(), *self._wrapped(_answer_bold(text), width)] if text else []
         else:
             body = Text.assemble(("summary  ", "bold green"), (text, "italic"))
             lines = [Text("   ") + line for line in self._wrapped(body, width - 3)]
@@ -153,7 +150,7 @@ class Painter:
             stream_text(section, i, self._tokenizer).strip()
             for i in range(len(section.streams))
         )
-        return [self._wrapped(text, width) if text else [Text()] for text in texts]
+        return [self._wrapped(Text(text), width) or [Text()] for text in texts]
 
     def _label(self, section: Section, number: int) -> Text:
         """`12 tokens`, with a mark if the path is closed."""
@@ -167,44 +164,43 @@ class Painter:
         self, section: Section, width: int, is_open: bool
     ) -> tuple[list[Text], int]:
         """Paths side by side, each `width` columns wide."""
-        g, texts = self._glyphs, self._texts(section, width)
-        rule = lambda left, middle, right, labels: Text.assemble(
-            *(
-                part
-                for i, label in enumerate(labels)
-                for part in (
-                    (g[middle if i else left] + g["─"], _FRAME),
-                    " ",
-                    label,
-                    " ",
-                    (g["─"] * (width - 1 - label.cell_len), _FRAME),
-                )
-            ),
-            (g[right], _FRAME),
-        )
+        texts = self._texts(section, width)
+        height = max(map(len, texts))
         names = [Text(f"path {i + 1}", style=_color(i)) for i in range(len(texts))]
-        lines = [Text(), rule("╭", "┬", "╮", names)]
-        for row in range(max(map(len, texts))):
-            line = Text()
-            for number, wrapped in enumerate(texts):
-                cell = wrapped[row].copy() if row < len(wrapped) else Text()
-                writing = not section.closed[number] and row == len(wrapped) - 1
-                if writing and cell.cell_len < width:
-                    cell.append(g["▌"], style=_color(number))
-                cell.append(" " * (width - cell.cell_len))
-                line += Text.assemble((g["│"], _FRAME), " ", cell, " ")
-            lines.append(line + Text(g["│"], style=_FRAME))
+        lines = [Text(), self._rule("╭┬╮", names, width)]
+        lines += [self._row(section, texts, row, width) for row in range(height)]
         counts = [self._label(section, i) for i in range(len(texts))]
         # The summary hangs on the corner of a block that is closed.
-        lines.append(rule("╰" if is_open else "├", "┴", "╯", counts))
+        lines.append(self._rule("╰┴╯" if is_open else "├┴╯", counts, width))
         if not is_open:
             return lines, len(lines)
-        running = [
-            len(t) - 1
-            for t, done in zip(texts, section.closed, strict=True)
-            if not done
-        ]
-        return lines, 2 + min(running, default=max(map(len, texts)))
+        paths = zip(texts, section.closed, strict=True)
+        passed = [len(text) - 1 for text, closed in paths if not closed]
+        return lines, 2 + min(passed, default=height)
+
+    def _rule(self, corners: str, labels: Sequence[Text], width: int) -> Text:
+        """A line across the columns with a label in each."""
+        left, middle, right, dash = (self._glyphs[c] for c in corners + "─")
+        line = Text()
+        for number, label in enumerate(labels):
+            line.append((middle if number else left) + dash, _FRAME)
+            line.append(" ").append_text(label).append(" ")
+            line.append(dash * (width - 1 - label.cell_len), _FRAME)
+        return line.append(right, _FRAME)
+
+    def _row(
+        self, section: Section, texts: Sequence[Sequence[Text]], row: int, width: int
+    ) -> Text:
+        """Line `row` of every path, with a cursor where a path is being written."""
+        edge, line = self._glyphs["│"], Text()
+        for number, wrapped in enumerate(texts):
+            cell = wrapped[row].copy() if row < len(wrapped) else Text()
+            writing = not section.closed[number] and row == len(wrapped) - 1
+            if writing and cell.cell_len < width:
+                cell.append(self._glyphs["▌"], style=_color(number))
+            line.append(edge, _FRAME).append(" ").append_text(cell)
+            line.append(" " * (width - cell.cell_len + 1))
+        return line.append(edge, _FRAME)
 
     def _stacked(
         self, section: Section, width: int, height: int, is_open: bool
@@ -219,9 +215,8 @@ class Painter:
             corner = g["├" if number else "╭"] + g["─"]
             name = Text(f"path {number + 1}", style=_color(number))
             count = self._label(section, number)
-            lines.append(
-                Text.assemble((corner, _FRAME), " ", name, f" {g['·']} ", count)
-            )
+            dot = f" {g['·']} "
+            lines.append(Text.assemble((corner, _FRAME), " ", name, dot, count))
             if not section.closed[number]:
                 wrapped[-1].append(g["▌"], style=_color(number))
             lines += [Text.assemble((g["│"], _FRAME), " ", line) for line in wrapped]
@@ -283,15 +278,15 @@ class Screen:
 
     def _draw(self, trajectory: Trajectory, *, is_done: bool) -> None:
         tokenizer = self._tokenizer
-        found = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
+        parts = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
         rest: Sequence[Text] = ()
         final: list[Text] = []
-        for i in range(self._at, len(found)):
-            is_open = i == len(found) - 1 and not is_done
+        for i in range(self._at, len(parts)):
+            is_open = i == len(parts) - 1 and not is_done
             if not self._printed:  # a width holds for a whole section
                 self._width = self._console.width
             lines, count = self._painter.lines(
-                found[i], self._width, self._console.height, is_open=is_open
+                parts[i], self._width, self._console.height, is_open=is_open
             )
             final += lines[self._printed : count]
             if is_open:
@@ -315,9 +310,9 @@ def draw(
 ) -> None:
     """Prints a response, or as much of it as there is, once."""
     painter = Painter(console, tokenizer)
-    found = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
-    for i, section in enumerate(found):
-        is_open = i == len(found) - 1 and not is_done
+    parts = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
+    for i, section in enumerate(parts):
+        is_open = i == len(parts) - 1 and not is_done
         lines, _ = painter.lines(
             section, console.width, console.height, is_open=is_open
         )
@@ -329,7 +324,7 @@ def figures(record: Mapping[str, Any], console: rich.console.Console) -> str:
     """What a response took, in one line.
 
     Args:
-      record: of `chat.Chat.ask`; also `stopped`, whether someone did that.
+      record: of `session.Chat.ask`; also `stopped`, whether someone did that.
     """
     g = glyphs(console)
     total, steps = record["total_tokens"], record["sequential_steps"]
