@@ -1,4 +1,4 @@
-"""How `pr1_jax.chat` speaks with the world: a terminal, or a pipe."""
+"""Questions and answers in a terminal, or through a pipe."""
 
 import contextlib
 import json
@@ -8,15 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rich.console
 
 from pr1_jax.chat import view
+from pr1_jax.chat.session import Chat
 from pr1_jax.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from pr1_jax.chat.session import Chat
 
 _HELP = """\
 Enter alone      asks an example
@@ -46,7 +44,7 @@ def can_draw() -> bool:
 
 
 def run(
-    chat: "Chat", question: str | None, *, drawn: bool, as_json: bool, pace: float
+    chat: Chat, question: str | None, *, drawn: bool, as_json: bool, pace: float
 ) -> int:
     """Asks one question, or those that are typed or piped in; the exit code."""
     sys.stdin.reconfigure(errors="replace")
@@ -75,7 +73,7 @@ def _questions(lines) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def answer_plainly(chat: "Chat", lines, *, as_json: bool) -> int:
+def answer_plainly(chat: Chat, lines, *, as_json: bool) -> int:
     """Answers every line on standard output, and nothing else; the exit code.
 
     A question that cannot be asked is a line on standard error (and with `as_json` an
@@ -99,9 +97,7 @@ def answer_plainly(chat: "Chat", lines, *, as_json: bool) -> int:
 class Terminal:
     """Questions and answers in a terminal."""
 
-    def __init__(
-        self, chat: "Chat", console: rich.console.Console, *, pace: float = 0.0
-    ):
+    def __init__(self, chat: Chat, console: rich.console.Console, *, pace: float = 0.0):
         """`pace`: steps a second that are shown, at most; 0 = no limit."""
         self._chat, self._console, self._pace = chat, console, pace
         self._last = ""
@@ -180,8 +176,8 @@ class Terminal:
             self.answer(line)
 
 
-def command(chat: "Chat", line: str) -> str:
-    """Obeys a line that begins with a slash; what to say to it."""
+def command(chat: Chat, line: str) -> str:
+    """Does what a line with a slash says; returns what to say to it."""
     name, *given = shlex.split(line.replace("'", "").replace('"', ""))
     numbers = {"/paths": int, "/temperature": float, "/seed": int}
     if name == "/ban" and not given:
@@ -212,7 +208,7 @@ def _wait_until(due: float, is_over: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Notes Ctrl-C, so that it hits no one in the middle; a second one is an error."""
+    """Notes Ctrl-C in place of raising it; the second one is raised."""
     pressed: list[Any] = []
 
     def note(*_) -> None:

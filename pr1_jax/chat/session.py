@@ -1,14 +1,7 @@
-"""Asks a model questions, and shows its paths side by side while they are sampled.
+"""Asks a model one question at a time, on one device.
 
-    python -m pr1_jax.chat --checkpoint=runs/quickstart
-
-A checkpoint is the workdir of a run, a folder that `pr1_jax.export` wrote, or any
-Qwen3, Qwen2 or Llama folder. In a terminal one asks and watches; `--question` asks once;
-in a pipe each line of the input is a question, and the answers are plain text, or JSON
-lines with `--json`. The model decodes on one device. In a notebook:
-
-    chat = load("runs/quickstart")
-    chat.ask("Which two add to 26? 17 9 5 15")["response"]
+chat = opening.load("runs/quickstart")
+chat.ask("Which two add to 26? 17 9 5 15")["response"]
 """
 
 import dataclasses
@@ -49,6 +42,7 @@ class Opened:
 
 
 def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Settings with some fields changed; ValueError names the flag that is wrong."""
     try:
         return dataclasses.replace(settings, **given)
     except ValueError as error:
@@ -141,7 +135,7 @@ class Chat:
         if self.template == "plain" and self.task is not None:
             question = self.task.as_asked(question)
         try:
-            found = prompts.prompt_tokens(
+            tokens = prompts.prompt_tokens(
                 question, self.tokenizer, template=self.template
             )
         except ValueError as error:
@@ -151,12 +145,12 @@ class Chat:
                 f"the model only knows questions like: {self.example()} ({error})"
             ) from error
         limit = self.settings.max_prompt_tokens
-        if len(found) > limit:
+        if len(tokens) > limit:
             raise ValueError(
-                f"the question has {len(found)} tokens in the template "
+                f"the question has {len(tokens)} tokens in the template "
                 f"{self.template}, and prompts may have {limit}: ask a shorter one"
             )
-        return found
+        return tokens
 
     def warm_up(self, prompt_tokens: int = 1) -> None:
         """Compiles what a prompt of so many tokens needs, unless that is done."""
@@ -214,7 +208,7 @@ class Chat:
     def record(
         self, question: str, trajectory: Trajectory, seconds: float
     ) -> dict[str, Any]:
-        """What is known of a response, as JSON: that of `rollout`, without a reference.
+        """What is known of a response, as JSON: as in a run, but for the reference.
 
         Also `final_answer`, what it answers; `seconds` that it took; `logp`, the sum of
         its sampled log-probs; and the `trace` of its tokens.
