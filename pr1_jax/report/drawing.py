@@ -47,17 +47,9 @@ def order_of_writing(trace: Trace) -> np.ndarray:
 
 
 def visibility(trace: Trace) -> np.ndarray:
-    """Which tokens see which, bool [prompt + T, prompt + T] (query, key)."""
-    P = trace["prompt_tokens"]
-    whole = lambda name, prompt: np.concatenate([prompt, trace[name]]).astype(np.int32)
-    zeros = np.zeros(P)
-    return layout.visible(
-        layout.Layout(
-            whole("positions", np.arange(P)),
-            whole("block", zeros),
-            whole("path", zeros),
-        )
-    )
+    """Which tokens of a response see which, bool [T, T] (query, key)."""
+    labels = (np.array(trace[n], np.int32) for n in ("positions", "block", "path"))
+    return layout.visible(layout.Layout(*labels))
 
 
 def shade(logp: float | None) -> tuple[float, float, float]:
@@ -167,8 +159,7 @@ def draw_mask(axes: Axes, trace: Trace) -> None:
 
     The prompt is left out: all tokens see it.
     """
-    P = trace["prompt_tokens"]
-    seen = visibility(trace)[P:, P:]
+    seen = visibility(trace)
     N = len(seen)
     hidden = np.tril(np.ones((N, N), bool)) & ~seen
     image = np.ones((N, N, 3))

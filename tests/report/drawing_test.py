@@ -40,11 +40,11 @@ def test_paths_write_side_by_side():
 def test_visibility_hides_siblings_alone():
     trace = traced(TEXT)
     seen = drawing.visibility(trace)
-    total = 3 + len(trace["pieces"])
+    total = len(trace["pieces"])
     assert seen.shape == (total, total)
     hidden = np.tril(np.ones((total, total), bool)) & ~seen
     assert hidden.sum() == 7 * 7
-    assert hidden[3 + 8 : 3 + 15, 3 + 1 : 3 + 8].all()
+    assert hidden[8:15, 1:8].all()
 
 
 def test_boxes_stand_in_lanes_and_rows():
