@@ -5,7 +5,6 @@ deleted; it is made again.
 """
 
 import itertools
-import json
 import math
 import os
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 from pr1_jax.report import analysis, reading
 from pr1_jax.system import files
-from pr1_jax.workdir import metrics
 
 _RECORDS = 256  # of a file, at most …
 _CHARACTERS = 300_000  # … and so much text: paths are compared pair by pair
@@ -28,7 +26,7 @@ class History:
         self._path = os.path.join(workdir, "analysis.jsonl")
         self._known: dict[str, dict[str, Any]] = {}
         try:
-            lines = metrics.read_metrics(self._path)
+            lines = files.read_json_lines(self._path)
         except ValueError:
             lines = []
         for line in lines:
@@ -55,17 +53,14 @@ class History:
             self._known[source.name] = {"name": source.name, "files": stamp, **figures}
             new = True
         if new:
-            self._save()
+            lines = [self._known[name] for name in sorted(self._known)]
+            files.write_json_lines(self._path, lines)
         names = {source.name for source in run.sources}
         return {
             name: {key: x for key, x in line.items() if key.startswith(PREFIX)}
             for name, line in self._known.items()
             if name in names
         }
-
-    def _save(self) -> None:
-        lines = [json.dumps(self._known[name]) + "\n" for name in sorted(self._known)]
-        files.replace_file(self._path, "".join(lines).encode())
 
 
 def _some(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from pr1_jax.system import files
-from pr1_jax.workdir import metrics
 
 _PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.jsonl")
 _STEP = re.compile(r"(.+)_(\d{6,})")
@@ -133,15 +132,14 @@ def read(workdir: str | os.PathLike[str]) -> Run:
             f"{workdir} has no metrics.jsonl: not the workdir of a run that has begun"
         )
     rows, evaluations = _lines(path / "metrics.jsonl")
-    config = _mapping(path / "config.json")
     return Run(
         path=path,
         name=path.absolute().name,
-        config=config,
-        summary=_mapping(path / "summary.json"),
+        config=_object(path / "config.json"),
+        summary=_object(path / "summary.json"),
         rows=rows,
         evaluations=evaluations,
-        benchmarks=_mapping(path / "benchmarks.json"),
+        benchmarks=_object(path / "benchmarks.json"),
         sources=_sources(path, rows, evaluations),
     )
 
@@ -151,7 +149,7 @@ def _lines(path: pathlib.Path) -> tuple[list, list]:
     stages: dict[str, dict[int, dict[str, Any]]] = {}
     found: dict[str, tuple[tuple[str, int] | None, dict[str, Any]]] = {}
     before = None
-    for line in metrics.read_metrics(path):
+    for line in files.read_json_lines(path):
         if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
             raise ValueError(f"{path}: a line without stage and step: {line!r:.80}")
         if any(name.startswith("eval/") for name in line):
@@ -165,14 +163,8 @@ def _lines(path: pathlib.Path) -> tuple[list, list]:
     return rows, evaluations
 
 
-def _mapping(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        found = files.read_json(path, {})
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object")  # noqa: TRY004
-    return found
+def _object(path: pathlib.Path) -> dict[str, Any]:
+    return files.read_object(path) if path.exists() else {}
 
 
 def _sources(

@@ -273,7 +273,8 @@ def describe(name: str) -> Metric:
     group, _, rest = name.partition("/")
     if group == "eval":
         plain = rest.removesuffix("_low").removesuffix("_high")
-        metric = METRICS.get(f"rollout/{plain.removesuffix(_BANNED)}")
+        base = plain.removesuffix(_BANNED)
+        metric = METRICS.get(f"rollout/{base}") or METRICS.get(f"eval/{base}")
         if metric and plain.endswith(_BANNED):
             return dataclasses.replace(metric, label=f"{metric.label}, blocks banned")
         if metric:

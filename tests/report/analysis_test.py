@@ -9,7 +9,7 @@ import pytest
 
 from pr1_jax import tags
 from pr1_jax.report import analysis
-from pr1_jax.workdir import metrics
+from pr1_jax.system import files
 
 TRACES = pathlib.Path(__file__).parents[3] / "shared/data/parallel_gsm8k_sample.jsonl"
 
@@ -229,7 +229,7 @@ def test_hostile_text_is_read_in_time_and_gives_shares():
 def test_figures_of_real_traces():
     if not TRACES.exists():
         pytest.skip("needs the cold-start traces of Parallel-GSM8K")
-    found = metrics.read_metrics(TRACES)
+    found = files.read_json_lines(TRACES)
     starts, verify = analysis.relative_positions(found), analysis.verifications(found)
     late = [v for start, v in zip(starts, verify, strict=True) if start >= 0.2]
     early = [v for start, v in zip(starts, verify, strict=True) if start < 0.2]
