@@ -1,0 +1,165 @@
+"""Tests of pr1_jax.policy: bans, truncation, log-probs, against plain definitions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax.policy import (
+    entropy,
+    logps_and_entropies,
+    policy_logits,
+    sequence_logps,
+    token_logps,
+    truncated,
+)
+
+SPECIAL_IDS = (3, 7, 1)  # in an order of their own: bit 0 is token 3
+V = 9
+
+
+def random_logits(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 2
+
+
+def policy_of(logits, bans, **kwargs):
+    return policy_logits(
+        jnp.asarray(logits), jnp.asarray(bans), special_ids=SPECIAL_IDS, **kwargs
+    )
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("bans, banned", [(0, []), (0b010, [7]), (0b101, [3, 1])])
+def test_banned_tokens_have_no_probability_and_the_rest_share_it(bans, banned):
+    logits = random_logits(4, V)
+    policy = policy_of(logits, [bans] * 4, temperature=0.5)
+    probs = np.asarray(jax.nn.softmax(policy, axis=-1))
+    assert (probs[:, banned] == 0).all()  # exactly
+    logits[:, banned] = -np.inf
+    np.testing.assert_allclose(probs, np.exp(log_softmax(logits / 0.5)), rtol=2e-5)
+    for token in banned:
+        logp = token_logps(policy, jnp.full(4, token))
+        assert (np.exp(logp) == 0).all()
+
+
+def test_bans_are_per_position():
+    policy = policy_of(np.zeros((3, V)), [0b001, 0b000, 0b110])
+    expected = np.zeros((3, V), bool)
+    expected[0, 3] = expected[2, 7] = expected[2, 1] = True
+    np.testing.assert_array_equal(np.asarray(policy) < -1e29, expected)
+
+
+def test_padding_of_the_vocabulary_is_banned():
+    logits = random_logits(2, V)
+    got = policy_of(logits, [0b000, 0b010], num_tokens=6)
+    np.testing.assert_array_equal(np.asarray(got)[:, :6], logits[:, :6])
+    assert (np.asarray(jax.nn.softmax(got))[:, 6:] == 0).all()
+    for num_tokens in (None, V, V + 1):
+        plain = policy_of(logits, [0b000, 0b010])
+        np.testing.assert_array_equal(
+            policy_of(logits, [0b000, 0b010], num_tokens=num_tokens), plain
+        )
+
+
+def test_policy_logits_are_float32():
+    assert policy_of(jnp.zeros((1, V), jnp.bfloat16), [0]).dtype == jnp.float32
+
+
+def truncated_reference(logits, top_k, top_p):
+    """Tokens kept: the likeliest `top_k`; of these, until their mass reaches top_p."""
+    order = np.argsort(-logits)[: top_k or None]
+    probs = np.exp(log_softmax(logits[order].astype(np.float64)))
+    kept, mass = set(), 0.0
+    for token, prob in zip(order, probs):
+        if mass >= top_p:
+            break
+        kept.add(int(token))
+        mass += prob
+    return kept
+
+
+@pytest.mark.parametrize(
+    "top_k, top_p",
+    [(0, 1.0), (3, 1.0), (1, 1.0), (0, 0.6), (0, 1e-6), (4, 0.7), (99, 1.0)],
+)
+def test_truncation_keeps_what_the_plain_definition_keeps(top_k, top_p):
+    logits = random_logits(30, V)
+    got = np.asarray(truncated(jnp.asarray(logits), top_k=top_k, top_p=top_p))
+    for before, after in zip(logits, got):
+        kept = truncated_reference(before, top_k, top_p)
+        assert set(np.flatnonzero(after > -1e29).tolist()) == kept
+        np.testing.assert_array_equal(after[list(kept)], before[list(kept)])
+
+
+def test_truncation_spares_the_named_token_only():
+    logits = jnp.asarray([[0.0, 1.0, 2.0, 3.0]] * 2)
+    keep = jnp.array([0, 3])
+    for limits in ({"top_k": 2}, {"top_p": 0.7}):  # probabilities .03 .09 .24 .64
+        got = np.asarray(truncated(logits, **limits, keep=keep)) > -1e29
+        np.testing.assert_array_equal(got, [[1, 0, 1, 1], [0, 0, 1, 1]])
+
+
+def test_truncation_of_banned_logits_never_brings_them_back():
+    policy = policy_of(random_logits(1, V), [0b111])
+    for limits in ({"top_k": 8}, {"top_p": 0.9999}, {"top_k": 8, "top_p": 0.9999}):
+        probs = jax.nn.softmax(truncated(policy, **limits))
+        assert (np.asarray(probs)[0, list(SPECIAL_IDS)] == 0).all()
+
+
+def test_entropy_is_the_log_of_the_number_of_equal_choices():
+    policy = policy_of(jnp.full((3, V), 4.2), [0, 0b001, 0b111])
+    np.testing.assert_allclose(entropy(policy), np.log([V, V - 1, V - 3]), rtol=1e-6)
+    certain = jnp.zeros((1, V)).at[0, 2].set(60.0)
+    np.testing.assert_allclose(entropy(certain), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("limits", [{}, {"top_k": 4, "top_p": 0.8}])
+def test_sequence_logps_in_chunks_equal_all_at_once(limits):
+    rng = np.random.default_rng(0)
+    hidden, head = random_logits(2, 7, 8), random_logits(V, 8, seed=1) / 2
+    tokens, bans = rng.integers(0, V, (2, 7)), rng.integers(0, 8, (2, 7))
+    bits = (bans[..., None] >> np.arange(3)) & 1
+    banned = np.zeros((2, 7, V), bool)
+    for bit, token in enumerate(SPECIAL_IDS):
+        banned[..., token] = bits[..., bit] == 1
+    tokens = np.where(
+        np.take_along_axis(banned, tokens[..., None], -1)[..., 0], 0, tokens
+    )
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def value_and_gradient(hidden, chunk):
+        def total(hidden):
+            logps_of = lambda h, tokens, bans: logps_and_entropies(
+                h @ head.T,
+                tokens,
+                bans,
+                special_ids=SPECIAL_IDS,
+                temperature=1.5,
+                **limits,
+            )
+            out = sequence_logps(hidden, logps_of, tokens, bans, chunk=chunk)
+            return (out[0] * np.arange(14).reshape(2, 7)).sum() + out[1].sum(), out
+
+        return jax.value_and_grad(total, has_aux=True)(hidden)
+
+    (_, (logps, entropies)), gradient = value_and_gradient(hidden, 0)
+    for chunk in (4, 5):  # neither, and 14 positions, divide
+        (_, out), other = value_and_gradient(hidden, chunk)
+        np.testing.assert_allclose(out[0], logps, atol=1e-5)
+        np.testing.assert_allclose(out[1], entropies, atol=1e-5)
+        np.testing.assert_allclose(other, gradient, atol=1e-4)
+    if not limits:
+        scores = np.where(banned, -np.inf, hidden @ head.T / 1.5)
+        every = log_softmax(scores)
+        expected = np.take_along_axis(every, tokens[..., None], -1)[..., 0]
+        np.testing.assert_allclose(logps, expected, atol=1e-4)
+        finite = np.where(banned, 0.0, every)
+        expected = -(np.exp(every) * finite).sum(-1)
+        np.testing.assert_allclose(entropies, expected, atol=1e-4)
