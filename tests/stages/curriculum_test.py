@@ -13,16 +13,13 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from configs import rl_alternating
 from pr1_jax import rewards, tags
 from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.answers.verify import check
-from pr1_jax.stages import curriculum
 from pr1_jax.system.files import plain
 from pr1_jax.workdir import metrics
 from tests.helpers import compiling
@@ -301,70 +298,7 @@ def test_a_finished_run_says_so_and_changes_nothing(full, launch):
     assert again.seconds < max(10, full.seconds / 3)
 
 
-# --- Stopping and going on ----------------------------------------------------------
-
-
-def killed(launched, reached):
-    """Kills a process without warning once `reached()`."""
-    while not reached():
-        assert launched.process.poll() is None, launched.process.communicate()
-        time.sleep(0.01)
-    launched.process.send_signal(signal.SIGKILL)
-    launched.process.communicate()
-    assert launched.process.returncode == -signal.SIGKILL
-
-
-def state_of(workdir):
-    """All arrays of the last checkpoint, optimizer included, by name."""
-    folder = pathlib.Path(workdir) / "checkpoints"
-    newest = max(folder.iterdir())
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(newest / "state")
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return newest.name, {jax.tree_util.keystr(k): np.asarray(x) for k, x in leaves}
-
-
-def without_times(line):
-    return {name: x for name, x in line.items() if not name.startswith("perf/")}
-
-
-@pytest.mark.slow  # soak_test.py does so, too, from outside
-def test_stopping_anywhere_and_going_on_equals_never_stopping(full, launch, tmp_path):
-    has = lambda stage, step: any(x["step"] >= step for x in lines(tmp_path, stage))
-    last_of_sft = tmp_path / "checkpoints" / f"{SFT_STEPS:08d}"
-    first_of_rl = tmp_path / "checkpoints" / f"{10**6 + 2:08d}"
-    for reached in (
-        lambda: has("sft", SFT_STEPS // 2),  # in the middle of SFT
-        last_of_sft.exists,  # before the evaluation after SFT
-        lambda: has("eval_1_sft", 0),  # before the first checkpoint of RL
-        first_of_rl.exists,  # in the middle of RL: saving holds up the later steps
-    ):
-        killed(launch(tmp_path, f"--config={ALTERNATING}", *LEARNS), reached)
-        assert not curriculum.is_finished(tmp_path)
-    resumed = launch(tmp_path, f"--config={ALTERNATING}", *LEARNS).wait()
-    assert "resuming rl after step" in resumed.out
-
-    stopped = [without_times(line) for line in lines(tmp_path)]
-    assert stopped == [without_times(line) for line in lines(full.workdir)]
-    names = sorted(path.name for path in (full.workdir / "rollouts").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "rollouts").iterdir())
-    for name in names:
-        expected = (full.workdir / "rollouts" / name).read_bytes()
-        assert (tmp_path / "rollouts" / name).read_bytes() == expected, name
-    (place, state), (expected_place, expected) = map(state_of, (tmp_path, full.workdir))
-    assert place == expected_place == f"{10**6 + RL_STEPS:08d}"
-    assert state.keys() == expected.keys()
-    for name, x in state.items():
-        np.testing.assert_array_equal(x, expected[name], err_msg=name)
-    summaries = [
-        json.loads((folder / "summary.json").read_text())["evaluations"]
-        for folder in (tmp_path, full.workdir)
-    ]
-    stopped, expected = (
-        {name: without_times(found) for name, found in summary.items()}
-        for summary in summaries
-    )
-    assert stopped == expected
+# --- Going on -----------------------------------------------------------------------
 
 
 @pytest.mark.slow
