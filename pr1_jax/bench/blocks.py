@@ -22,7 +22,7 @@ _SEQUENTIAL = "sequential"
 def blocks(bench: Bench) -> list[Table]:
     """Parallel blocks against the published scheme, on lengths of real traces."""
     programs = Programs(
-        bench.config,
+        bench.backend,
         bench.vocab,
         prefill_rows=bench.shape.prefill_rows,
         prefill_lengths_per_octave=bench.shape.prefill_lengths_per_octave,
@@ -45,22 +45,22 @@ def blocks(bench: Bench) -> list[Table]:
 
 def _schemes(bench: Bench, programs: Programs, num_paths: int) -> list[dict]:
     """Rows of the table for one number of paths."""
-    config, vocab, key = bench.config, bench.vocab, jax.random.key(KEY)
+    backend, vocab, key = bench.backend, bench.vocab, jax.random.key(KEY)
     N = bench.sizes.rows
     tokens = bench.plan_tokens
     planned, factor = plans.make_plans(bench.traces, N, num_paths, tokens)
     prompts = bench.prompts([plan.prompt for plan in planned])
     ours = plans.planned_sampler(
-        config, vocab, planned, key, rows=N, num_paths=num_paths
+        backend, vocab, planned, key, rows=N, num_paths=num_paths
     )
     alone = [plan.sequential() for plan in planned]
-    one_stream = plans.planned_sampler(config, vocab, alone, key, rows=N)
+    one_stream = plans.planned_sampler(backend, vocab, alone, key, rows=N)
 
     def sample(sampler) -> Mapping[str, float]:
-        responses = sampler.sample(bench.params, prompts, 1, key)
+        responses, figures = sampler.sample(bench.params, prompts, 1, key)
         return {
             "tokens": sum(len(r.tokens) for r in responses),
-            "steps": sampler.stats["decode_steps"],
+            "steps": figures.decode_steps,
             "critical": float(np.mean([r.sequential_steps for r in responses])),
             "prefilled": sum(map(len, prompts)),
         }
@@ -138,7 +138,7 @@ def refill(bench: Bench) -> list[Table]:
     # A group has one prompt.
     prompts = bench.prompts([planned[i].prompt for i in range(0, most, G)])
     sampler = plans.planned_sampler(
-        bench.config, bench.vocab, planned, key, rows=sizes.rows, group_size=G
+        bench.backend, bench.vocab, planned, key, rows=sizes.rows, group_size=G
     )
 
     works = {}

@@ -124,7 +124,7 @@ def _works(bench: Bench, lane_buckets, mixes, room: int) -> dict:
     """Calls that measure milliseconds a step, by lane buckets and mix."""
     prompt = bench.sizes.prompt_tokens
     clock = plans.planned_sampler(
-        bench.config,
+        bench.backend,
         bench.vocab,
         [plan for mix in mixes for plan in mix.plans(prompt)],
         jax.random.key(KEY),
@@ -134,14 +134,14 @@ def _works(bench: Bench, lane_buckets, mixes, room: int) -> dict:
         kind=ChunkClock,
         lane_buckets=lane_buckets,
         steps_per_chunk=bench.sizes.lane_steps_per_chunk,
+        one_size=True,
     )
-    clock.slot_sizes = clock.slot_sizes[-1:]  # as many for all
-    clock.row_sizes = clock.row_sizes[-1:]
-    prompts = bench.prompts([prompt] * clock.rows)
+    rows = clock.schedule.rows
+    prompts = bench.prompts([prompt] * rows)
 
     def measure(first: int, live: int) -> float:
         clock.chunks.clear()
-        ids = first + np.arange(clock.rows)
+        ids = first + np.arange(rows)
         clock.sample(bench.params, prompts, 1, jax.random.key(KEY), ids=ids)
         steps = bench.sizes.lane_steps_per_chunk
         whole = [c for c in clock.chunks if c.live == (live, live) and c.steps == steps]
@@ -150,6 +150,6 @@ def _works(bench: Bench, lane_buckets, mixes, room: int) -> dict:
         return 1e3 / steps * statistics.median(chunk.sec for chunk in whole)
 
     return {
-        (lane_buckets, mix): functools.partial(measure, i * clock.rows, mix.live)
+        (lane_buckets, mix): functools.partial(measure, i * rows, mix.live)
         for i, mix in enumerate(mixes)
     }

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pr1_jax import tags
-from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.backend import Backend
 from pr1_jax.sampler.forward import model_decode
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import (
     END_PATH,
     END_SUMMARY,
@@ -337,7 +338,7 @@ def settings(plans: Sequence[Plan], *, num_paths: int = 2, **changes) -> Setting
 
 
 def planned_sampler(
-    config: ModelConfig,
+    backend: Backend,
     vocab: Vocab,
     plans: Sequence[Plan],
     key: jax.Array,
@@ -352,16 +353,13 @@ def planned_sampler(
     """A sampler whose calls with `key` follow the plans.
 
     Args:
-      changes: to `settings`. kind: of sampler. kwargs: of it.
+      changes: to `settings`. kind: of sampler. kwargs: of `Batching`.
     """
-    seats = min(group_size, rows)
-    real = model_decode(config, seats)
+    real = model_decode(backend, min(group_size, rows))
     return kind(
-        config,
+        backend,
         vocab,
         settings(plans, num_paths=num_paths, **changes or {}),
-        rows=rows,
-        group_size=group_size,
+        Batching(rows=rows, group_size=group_size, **kwargs),
         decode_fn=planned(real, plans, key, vocab),
-        **kwargs,
     )

@@ -11,8 +11,8 @@ from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.model import costs
-from pr1_jax.sampler.cache import empty
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching, fit
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.workdir import metrics
 
@@ -26,7 +26,8 @@ def plain_sampler(
     settings = Settings(
         max_prompt_tokens=prompt, max_response_tokens=response, max_blocks=0
     )
-    return Sampler(bench.config, bench.endless_vocab, settings, rows=rows, **kwargs)
+    batching = Batching(rows=rows, **kwargs)
+    return Sampler(bench.backend, bench.endless_vocab, settings, batching)
 
 
 def work(
@@ -39,11 +40,15 @@ def work(
 
     def call() -> Mapping[str, float]:
         key = jax.random.key(KEY)
-        responses = sampler.sample(bench.params, prompts, samples, key)
-        stats = sampler.stats
-        tokens = sum(len(response.tokens) for response in responses)
-        step_ms = 1e3 * stats["decode_sec"] / stats["decode_steps"]
-        return {**stats, "tokens": tokens, "step_ms": step_ms}
+        responses, figures = sampler.sample(bench.params, prompts, samples, key)
+        return {
+            "prefill_sec": figures.prefill_sec,
+            "decode_sec": figures.decode_sec,
+            "decode_steps": figures.decode_steps,
+            "useful_row_steps": figures.useful_row_steps,
+            "tokens": sum(len(response.tokens) for response in responses),
+            "step_ms": 1e3 * figures.decode_sec / figures.decode_steps,
+        }
 
     return call
 
@@ -127,7 +132,7 @@ def _capacity_work(bench: Bench, prompt: int, response: int) -> timing.Work:
     sizes = bench.sizes
     plan = Plan(sizes.used_tokens, tail=sizes.used_tokens)
     sampler = plans.planned_sampler(
-        bench.config,
+        bench.backend,
         bench.vocab,
         [plan] * sizes.rows,
         jax.random.key(KEY),
@@ -156,7 +161,7 @@ def _paths_point(bench: Bench, num_paths: int):
     length = sizes.lane_path_tokens
     plan = Plan(sizes.prompt_tokens, (2,), ((length,) * num_paths,), (2,), 1)
     sampler = plans.planned_sampler(
-        bench.config,
+        bench.backend,
         bench.vocab,
         [plan] * rows,
         jax.random.key(KEY),
@@ -242,7 +247,7 @@ def prompts(bench: Bench) -> list[Table]:
         samplers[group_size] = plain_sampler(
             bench, rows=rows, prompt=length, response=tokens, group_size=group_size
         )
-        responses[group_size] = samplers[group_size].sample(
+        responses[group_size], _ = samplers[group_size].sample(
             bench.params, asked, sizes.group_size, jax.random.key(KEY)
         )
     works = {
@@ -281,6 +286,7 @@ def prompts(bench: Bench) -> list[Table]:
 
 def _prompt_bytes(bench: Bench, sampler: Sampler, length: int) -> int:
     """Of the keys and values of the prompts that a sampler has room for."""
-    size = next(n for n in sampler.prompt_sizes if n >= length)
-    cache = jax.eval_shape(lambda: empty(bench.config, sampler.places, size))
+    schedule = sampler.schedule
+    size = fit(schedule.prompt_sizes, length)
+    cache = jax.eval_shape(lambda: bench.backend.empty_cache(schedule.entries, size))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))

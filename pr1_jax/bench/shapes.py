@@ -9,7 +9,7 @@ import numpy as np
 
 from pr1_jax.bench.limits import Limits
 from pr1_jax.bench.plans import Trace
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import Backend, choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.sampler.settings import Vocab
@@ -171,10 +171,15 @@ class Bench:
     quick: bool = False
     kernels: str = "auto"  # of decode steps and updates, as of `kernels`
 
-    @functools.cached_property
+    @property
     def config(self) -> ModelConfig:
         """The model."""
-        return with_kernels(self.shape.model, self.kernels)
+        return self.shape.model
+
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """What decode steps are computed with."""
+        return choose(self.config, self.kernels)
 
     @property
     def plan_tokens(self) -> int:

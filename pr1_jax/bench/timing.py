@@ -66,13 +66,11 @@ class ChunkClock(Sampler):
         super().__init__(*args, **kwargs)
         self.chunks: list[Chunk] = []
 
-    def _prepare(self, params):
-        is_new = self._made is None
-        params = super()._prepare(params)
-        if is_new:
-            programs = self._made.chunk
-            self._made.chunk = lambda lanes: self._clocked(programs(lanes))
-        return params
+    def _make(self, params):
+        programs = super()._make(params)
+        chunk = programs.chunk
+        programs.chunk = lambda lanes: self._clocked(chunk(lanes))
+        return programs
 
     def _clocked(self, program):
         def run(params, state, stop):

@@ -12,7 +12,7 @@ from pr1_jax.bench import shapes, timing
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.model import costs
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import choose
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.sampler.settings import Vocab
 from pr1_jax.training.logps import PolicySettings
@@ -84,7 +84,6 @@ class Update:
         self.trained = tokens - prompt  # of a row
         self.computes = group_rows if shares else 1  # rows with one prompt
         optimizer = make_optimizer(OptimizerSettings(lr=1e-6, steps=1000))
-        config = with_kernels(shape.model, kernels, training=True)
         policy = PolicySettings(
             special_ids=vocab.special_ids,
             logits_chunk=shape.logits_chunk,
@@ -94,7 +93,7 @@ class Update:
         )
         update = functools.partial(
             grpo_update,
-            config=config,
+            backend=choose(shape.model, kernels, training=True),
             optimizer=optimizer,
             policy=policy,
             grpo=GrpoSettings(),

@@ -17,10 +17,11 @@ import numpy as np
 from pr1_jax.answers.extract import extract
 from pr1_jax.answers.verdicts import Result
 from pr1_jax.data import prompts, tasks, tokenizer
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import param_count
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.sampler.state import DecodeFn
 from pr1_jax.stages.responses import Response, trace
@@ -197,7 +198,7 @@ class Chat:
             watched_sec += time.perf_counter() - began
 
         began = time.perf_counter()
-        (trajectory,) = self._sampler.sample(
+        (trajectory,), _ = self._sampler.sample(
             self.params, [prompt], 1, key, on_chunk=on_chunk if watch else None
         )
         seconds = time.perf_counter() - began - watched_sec
@@ -235,13 +236,11 @@ class Chat:
         settings = self._decoding
         if settings not in self._samplers:
             sampler = Sampler(
-                None if self._decode_fn else with_kernels(self.model, self._kernels),
+                None if self._decode_fn else choose(self.model, self._kernels),
                 Vocab.of(self.tokenizer),
                 settings,
-                rows=1,
-                steps_per_chunk=self._steps_per_chunk,
+                Batching(rows=1, steps_per_chunk=self._steps_per_chunk, one_size=True),
                 decode_fn=self._decode_fn,
             )
-            sampler.slot_sizes = sampler.slot_sizes[-1:]  # none is compiled midway
             self._samplers[settings] = sampler
         return self._samplers[settings]

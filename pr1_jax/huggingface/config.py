@@ -29,16 +29,11 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     return hub.download(name)
 
 
-def read_config(
-    folder: str | os.PathLike,
-    *,
-    dtype: str = "float32",
-    param_dtype: str = "float32",
-    scan_layers: bool = False,
-    remat: bool = False,
-    remat_policy: str = "nothing",
-) -> ModelConfig:
+def read_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     """Reads config.json of a Qwen3, Qwen2 or Llama folder.
+
+    Args:
+      numerics: fields of `ModelConfig` that no such file says.
 
     Raises:
       FileNotFoundError: no config.json. ValueError: an architecture or a setting
@@ -69,11 +64,7 @@ def read_config(
             qkv_bias=kind == "qwen2",
             rope_base=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
             rms_eps=raw.get("rms_norm_eps", 1e-6),
-            dtype=dtype,
-            param_dtype=param_dtype,
-            scan_layers=scan_layers,
-            remat=remat,
-            remat_policy=remat_policy,
+            **numerics,
         )
     except KeyError as error:
         raise ValueError(f"{file} lacks {error.args[0]}") from error

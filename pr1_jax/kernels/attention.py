@@ -1,13 +1,17 @@
-"""Grouped-query attention under the layout's visibility rule, without a T×T mask.
+"""Grouped-query attention in plain JAX: over whole sequences, and over parts of a cache.
 
-Masks are made from per-token labels where they are used: on TPU in a kernel
-(`flash.py`), elsewhere here, in plain JAX. Queries are handled in chunks, each against
-the keys up to its own end, so that what lies in the future costs nothing. Between the
-passes only outputs and normalisers are kept: the backward pass makes the scores anew,
-chunk by chunk, and memory grows with a chunk × T.
+`label_attention` follows the layout's visibility rule without a T×T mask: masks are made
+from per-token labels where they are used, on TPU in a kernel (`pallas`), elsewhere here.
+Queries are handled in chunks, each against the keys up to its own end, so that what lies
+in the future costs nothing. Between the passes only outputs and normalisers are kept: the
+backward pass makes the scores anew, chunk by chunk, and memory grows with a chunk × T.
+
+`attend_part` is for decoding, where a row's keys lie in two caches: each is attended to
+by itself, and `merge` joins the two by their normalisers.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,3 +178,61 @@ def _backward(chunk, residuals, gradient):
 
 
 _attention.defvjp(_forward, _backward)
+
+
+# --- Parts of a cache ---------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """Attention over a part of the keys, to be merged with others."""
+
+    out: jax.Array  # [B, K, Q, H] float32, not normalised
+    top: jax.Array  # [B, K, Q, 1] float32, greatest score
+    total: jax.Array  # [B, K, Q, 1] float32, sum of exp(score − top)
+
+
+def mask_bias(mask, queries_per_key: int = 1) -> jax.Array:
+    """What to add to scores under a mask.
+
+    It is the same for all layers and is made once: XLA would make it anew in each.
+
+    Args:
+      mask: bool [B, T, S].
+      queries_per_key: R, query heads that share a key head.
+
+    Returns:
+      [B, 1, T · R, S] float32, to be added to scores [B, K, T · R, S].
+    """
+    bias = jnp.where(mask, 0.0, NEG_INF)[:, None]
+    if queries_per_key > 1:
+        bias = jnp.repeat(bias, queries_per_key, axis=2)
+    return jax.lax.optimization_barrier(bias)
+
+
+def attend_part(q, keys, values, bias) -> Part:
+    """Attends to some of the keys.
+
+    Args:
+      q: [B, K, Q, H]. keys: [B, K, H, S]. values: [B, K, S, H].
+      bias: float32, of `mask_bias`; broadcasts to [B, K, Q, S]. Where it hides all
+        keys, the part has no weight beside one that shows some.
+    """
+    scores = jnp.einsum("BKQH,BKHS->BKQS", q, keys, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5 + bias
+    top = scores.max(axis=-1, keepdims=True)
+    probs = jnp.exp(scores - top)
+    out = jnp.einsum(
+        "BKQS,BKSH->BKQH",
+        probs.astype(values.dtype),
+        values,
+        preferred_element_type=jnp.float32,
+    )
+    return Part(out, top, probs.sum(axis=-1, keepdims=True))
+
+
+def merge(a: Part, b: Part) -> jax.Array:
+    """Attention [B, K, Q, H] over the keys of both parts."""
+    top = jnp.maximum(a.top, b.top)
+    weight_a, weight_b = jnp.exp(a.top - top), jnp.exp(b.top - top)
+    total = a.total * weight_a + b.total * weight_b
+    return (a.out * weight_a + b.out * weight_b) / total

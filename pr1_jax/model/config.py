@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-# What the backward pass of a layer with `remat` finds kept.
+# What is kept of a layer with `remat` for its backward pass.
 REMAT_POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -31,14 +31,9 @@ class ModelConfig:
     param_dtype: str = "float32"
     scan_layers: bool = False  # one compiled layer, parameters stacked on axis 0
     remat: bool = False  # recompute each layer in the backward pass
-    remat_policy: str = "nothing"  # what of it is kept all the same
-    fused: bool = False  # parameters as `fuse_projections` makes them, for decoding
-    cpu_kernels: bool = False  # of `cpu_training`, or with `fused` of `cpu_kernels`
-
-    @property
-    def packed(self) -> bool:
-        """Whether matrices are in the form that `cpu_kernels.project` reads."""
-        return self.fused and self.cpu_kernels
+    remat_policy: str = "nothing"  # of `REMAT_POLICIES`
+    attention: str = "auto"  # of training: `kernels.attention.IMPLEMENTATIONS`
+    query_chunk: int = 512  # queries whose scores it holds at once
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -1,75 +1,114 @@
-"""Decoder-only transformer for Qwen3, Qwen2 and Llama by configuration (spec 9).
+"""The parameters of a decoder-only transformer: Qwen3, Qwen2 and Llama by configuration.
 
-One forward pass serves training, prefill and decoding: attention is a function that
-the caller hands in, so what a token may see, and where keys and values are kept, is
-decided outside. On CPU, `_packed_forward` computes the same in kernels for prefill and
-decoding, and `_training_forward` for updates. Axis letters, used in docstrings, comments and einsums throughout:
+The modules here declare names, shapes, logical axes and initialisers, and nothing else:
+`forward` computes, in terms of a backend. The models are those of docs/method.md,
+section 9. Axis letters, used in docstrings, comments and einsums throughout:
 
   B sequences, T tokens, S key/value slots, D width, N query heads, K key/value heads,
   R = N/K, H head dim, F MLP width, V vocab, L lanes, G responses a prompt, P paths.
 """
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from pr1_jax.kernels import fusion
-from pr1_jax.model.config import REMAT_POLICIES, ModelConfig
-from pr1_jax.model.layers import Attend, Layer, RMSNorm, rotary_angles
+from pr1_jax.model.config import ModelConfig
 
 
 class Decoder(nn.Module):
-    """Tokens to final hidden states; `logits` maps those on.
-
-    `cache` is any pytree that `attend` understands, one entry a layer: a tuple, or,
-    with `scan_layers`, arrays stacked on axis 0. None where no cache is kept.
-    """
+    """All parameters of a model."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens, positions, attend: Attend, cache=None):
-        """Runs all layers.
-
-        Args:
-          tokens: [...] int32. positions: [...] int32, rotary positions.
-          attend: see `Attend`. cache: one entry a layer, or None.
-
-        Returns:
-          hidden [..., D] after the final norm, and the new cache.
-        """
+    def __call__(self):
         c = self.config
         init = nn.with_logical_partitioning(
             nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
         )
         shape = (c.vocab_size, c.width)
-        embedding = self.param("embedding", init, shape, c.param_dtype)
-        if not c.tie_embeddings:  # used by `logits`
+        self.param("embedding", init, shape, c.param_dtype)
+        if not c.tie_embeddings:
             self.param("head", init, shape, c.param_dtype)
-        x = jnp.take(embedding, tokens, axis=0).astype(c.dtype)
-        angles = fusion.made_once(
-            lambda positions: rotary_angles(positions, c.head_dim, c.rope_base),
-            positions,
-        )
-        layer = Layer
-        if c.remat:
-            policy = REMAT_POLICIES[c.remat_policy]
-            layer = nn.remat(Layer, prevent_cse=not c.scan_layers, policy=policy)
-        if c.scan_layers:
-            layer = nn.scan(
-                layer,
+        if c.scan_layers:  # stacked on axis 0
+            stack = nn.scan(
+                Layer,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, 0),
-                out_axes=0,
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, cache = layer(c, attend, name="layers")(x, angles, cache)
+            stack(c, name="layers")(None)
         else:
-            entries = cache or (None,) * c.num_layers
-            cache = []
-            for i, entry in enumerate(entries):
-                x, entry = layer(c, attend, name=f"layer_{i}")(x, angles, entry)
-                cache.append(entry)
-            cache = tuple(cache)
-        return RMSNorm(c.rms_eps, "embed", c.param_dtype, name="final_norm")(x), cache
+            for i in range(c.num_layers):
+                Layer(c, name=f"layer_{i}")(None)
+        Norm("embed", c.width, c.param_dtype, name="final_norm")()
+
+
+class Layer(nn.Module):
+    """Parameters of pre-norm attention and SwiGLU."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, carry):
+        c = self.config
+        D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_width
+        # What a layer adds starts small against what it reads, at any depth.
+        small = (2 * c.num_layers) ** -2.0
+        heads, kv_heads = ("heads", "head_dim"), ("kv_heads", "head_dim")
+
+        def project(name, in_axes, out_axes, *shape, **options):
+            Projection(in_axes, out_axes, shape, c.param_dtype, name=name, **options)()
+
+        Norm("embed", D, c.param_dtype, name="attn_norm")()
+        project("q", ("embed",), heads, D, N, H, has_bias=c.qkv_bias)
+        project("k", ("embed",), kv_heads, D, K, H, has_bias=c.qkv_bias)
+        project("v", ("embed",), kv_heads, D, K, H, has_bias=c.qkv_bias)
+        if c.qk_norm:
+            Norm("head_dim", H, c.param_dtype, name="q_norm")()
+            Norm("head_dim", H, c.param_dtype, name="k_norm")()
+        project("o", heads, ("embed",), N, H, D, variance=small)
+        Norm("embed", D, c.param_dtype, name="mlp_norm")()
+        project("gate", ("embed",), ("mlp",), D, F)
+        project("up", ("embed",), ("mlp",), D, F)
+        project("down", ("mlp",), ("embed",), F, D, variance=small)
+        return carry, None
+
+
+class Norm(nn.Module):
+    """The scale of an RMS norm over an axis with a logical name."""
+
+    axis: str
+    size: int
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self):
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        self.param("scale", init, (self.size,), self.param_dtype)
+
+
+class Projection(nn.Module):
+    """A linear map between axes with logical names, `shape` being those of both."""
+
+    in_axes: tuple[str, ...]
+    out_axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    param_dtype: str
+    has_bias: bool = False
+    variance: float = 1.0  # of the output at the start, for inputs of variance 1
+
+    @nn.compact
+    def __call__(self):
+        axes, num_in = self.in_axes + self.out_axes, len(self.in_axes)
+        init = nn.initializers.variance_scaling(
+            self.variance,
+            "fan_in",
+            "normal",
+            tuple(range(num_in)),
+            tuple(range(num_in, len(axes))),
+        )
+        init = nn.with_logical_partitioning(init, axes)
+        self.param("kernel", init, self.shape, self.param_dtype)
+        if self.has_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes)
+            self.param("bias", init, self.shape[num_in:], self.param_dtype)

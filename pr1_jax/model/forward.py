@@ -1,41 +1,68 @@
-"""The forward pass, as a pure function of unboxed parameters."""
+"""The forward pass of training, prefill, decoding and rejoin.
 
+What a layer computes comes from a backend; what a token may see, and where keys and
+values are kept, is decided by the `attend` that the caller hands in.
+"""
+
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from pr1_jax.kernels.cpu import decoding
-from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.cpu import packed_forward, training_forward
-from pr1_jax.model.decoder import Decoder
+from pr1_jax.kernels import fusion
+from pr1_jax.model.config import REMAT_POLICIES
+from pr1_jax.model.layers import Attend, rms_norm, rotary_angles
+from pr1_jax.model.xla import Xla
 
 
 def forward(
-    config: ModelConfig, params, tokens, positions, attend, cache=None, *, live=None
+    backend: Xla,
+    params,
+    tokens,
+    positions,
+    attend: Attend,
+    cache=None,
+    *,
+    live: jax.Array | None = None,
 ):
-    """`Decoder.__call__` as a pure function of unboxed parameters.
+    """Final hidden states of tokens; `backend.logits` maps those on.
 
     Args:
-      live: scalar int32, tokens that are wanted, the first ones: packed parameters save
-        the others. None = all.
+      params: unboxed parameters, as they are trained or of `backend.prepare`.
+      tokens: [...] int32. positions: [...] int32, rotary positions.
+      attend: as `layers.Attend` says.
+      cache: any pytree that `attend` understands, one entry a layer: a tuple, or arrays
+        stacked on axis 0 where layers are. None where no cache is kept, as in training;
+        layers are then recomputed in the backward pass if the config says so.
+      live: scalar int32, how many tokens, the first ones, are wanted; a backend may
+        leave out the others. None: all.
+
+    Returns:
+      hidden [..., D] after the final norm, and the new cache.
     """
-    if config.packed:
-        return packed_forward(config, params, tokens, positions, attend, cache, live)
-    if config.cpu_kernels:
-        return training_forward(config, params, tokens, positions, attend), None
-    variables = {"params": params}
-    return Decoder(config).apply(variables, tokens, positions, attend, cache)
-
-
-def head(params):
-    """The matrix that makes logits, [V, D] unless it is packed."""
-    return params.get("head", params["embedding"])
-
-
-def logits(params, hidden, live=None):
-    """Logits [..., V] float32 of final hidden states [..., D]; `live` as of `forward`."""
-    matrix = head(params).astype(hidden.dtype)
-    if matrix.ndim == 3:  # packed
-        size = params["embedding"].shape[0]
-        return decoding.project(hidden, matrix, size, live=live)
-    return jnp.einsum(
-        "...D,VD->...V", hidden, matrix, preferred_element_type=jnp.float32
+    c = backend.config
+    x = jnp.take(params["embedding"], tokens, axis=0).astype(c.dtype)
+    angles = fusion.made_once(
+        lambda positions: rotary_angles(positions, c.head_dim, c.rope_base), positions
     )
+
+    def layer(x, params, cache):
+        q, k, v = backend.project_heads(params, x, angles, live)
+        out, cache = attend(q, k, v, cache)
+        x = backend.finish_layer(params, x, out, live)
+        axes = ("batch",) + (None,) * (x.ndim - 1)
+        return nn.with_logical_constraint(x, axes), cache
+
+    is_stacked = "layers" in params
+    if c.remat and cache is None:
+        policy = REMAT_POLICIES[c.remat_policy]
+        layer = jax.checkpoint(layer, prevent_cse=not is_stacked, policy=policy)
+    if is_stacked:
+        one = lambda x, inputs: layer(x, *inputs)
+        x, cache = jax.lax.scan(one, x, (params["layers"], cache))
+    else:
+        entries, cache = cache or (None,) * c.num_layers, []
+        for i, entry in enumerate(entries):
+            x, entry = layer(x, params[f"layer_{i}"], entry)
+            cache.append(entry)
+        cache = tuple(cache)
+    return rms_norm(params["final_norm"], x, c.rms_eps), cache

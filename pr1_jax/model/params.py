@@ -1,5 +1,6 @@
-"""Parameters: random ones, and the forms that they take for decoding."""
+"""Parameters: random ones, their shardings, and the forms that they take for decoding."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
@@ -11,15 +12,22 @@ from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.decoder import Decoder
 from pr1_jax.system.mesh import RULES
 
+Rules = Mapping[str, str | Sequence[str] | None]
+
 
 def init_params(config: ModelConfig, key: jax.Array):
-    """Random parameters, boxed with their logical axis names (`nn.unbox` strips them).
+    """Random parameters, boxed with their logical axis names (`nn.unbox` strips them)."""
+    return Decoder(config).init(key)["params"]
 
-    Shapes do not depend on the input, so a single token is traced.
-    """
-    token = jnp.zeros((1, 1), jnp.int32)
-    attend = lambda q, k, v, cache: (q, cache)
-    return Decoder(config).init(key, token, token, attend)["params"]
+
+def unbox(params):
+    """Parameters without their logical axis names."""
+    return nn.unbox(params)
+
+
+def param_count(params) -> int:
+    """Number of parameters in a tree."""
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def compute_params(config: ModelConfig, params):
@@ -32,15 +40,33 @@ def compute_params(config: ModelConfig, params):
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+# --- Fused, for decoding ------------------------------------------------------------
+
+_FUSED = ("q", "k", "v", "gate", "up")
+
+
+def unstack_layers(config: ModelConfig, params):
+    """Parameters whose layers are apart, `layer_0` and so on, if they are stacked."""
+    if not config.scan_layers:
+        return params
+    params = dict(params)
+    stacked = params.pop("layers")
+    for i in range(config.num_layers):
+        params[f"layer_{i}"] = jax.tree.map(lambda x, i=i: x[i], stacked)
+    return params
+
+
 def fuse_projections(config: ModelConfig, layer):
-    """A layer's parameters with `fused`: one product each for q, k, v and gate, up.
+    """A layer's parameters with one product each for q, k, v and for gate, up.
 
     Heads are grouped by key/value head, so that no head, and no part of the MLP,
     changes its shard.
+
+    Returns:
+      The layer with `qkv`, [D, K, R + 2, H], and `gate_up`, [D, 2, F].
     """
-    names = ("q", "k", "v", "gate", "up")
-    q, k, v, gate, up = (layer[name] for name in names)
-    rest = {name: value for name, value in layer.items() if name not in names}
+    q, k, v, gate, up = (layer[name] for name in _FUSED)
+    rest = {name: value for name, value in layer.items() if name not in _FUSED}
     both = jax.tree.map(lambda *x: jnp.stack(x, axis=-2), gate, up)
     return rest | {"qkv": fuse_heads(config, q, k, v), "gate_up": both}
 
@@ -56,32 +82,38 @@ def fuse_heads(config: ModelConfig, *qkv):
     return jax.tree.map(fuse, *qkv)
 
 
-def unbox(params):
-    """Parameters without their logical axis names."""
-    return nn.unbox(params)
+# --- Shardings ----------------------------------------------------------------------
 
 
-def param_count(params) -> int:
-    """Number of parameters in a tree."""
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
-def param_shardings(
-    config: ModelConfig,
-    mesh: Mesh,
-    rules: Mapping[str, str | Sequence[str] | None] = RULES,
-):
+def param_shardings(config: ModelConfig, mesh: Mesh, rules: Rules = RULES):
     """A NamedSharding for every parameter, from its logical names."""
     boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
-    def place(box):
+    def sharding(box):
         names = zip(box.names, box.value.shape)
-        spec = [_fitting(rules.get(name), size, mesh) for name, size in names]
+        spec = [_fitting(rules[name], size, mesh) for name, size in names]
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-    return jax.tree.map(place, boxed, is_leaf=is_box)
+    return jax.tree.map(sharding, boxed, is_leaf=is_box)
 
 
 def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
     return axis if axis and size % mesh.shape[axis] == 0 else None
+
+
+def fused_shardings(config: ModelConfig, mesh: Mesh, rules: Rules):
+    """A NamedSharding for every parameter of `unstack_layers` and `fuse_projections`."""
+    plain = dataclasses.replace(config, scan_layers=False)
+    shardings = param_shardings(plain, mesh, rules)
+
+    def fused(sharding):  # what is joined lies on a new axis before the last, and whole
+        *first, last = sharding.spec
+        return NamedSharding(mesh, PartitionSpec(*first, None, last))
+
+    for name, layer in shardings.items():
+        if name.startswith("layer_"):
+            rest = {n: x for n, x in layer.items() if n not in _FUSED}
+            both = {"qkv": layer["k"], "gate_up": layer["gate"]}
+            shardings[name] = rest | jax.tree.map(fused, both)
+    return shardings

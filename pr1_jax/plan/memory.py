@@ -262,7 +262,7 @@ def estimated_update(experiment: Experiment) -> Program:
 
     kept = _layer_numbers(c, tensor) * itemsize
     layers = _remat_numbers(c, tensor) * itemsize if c.remat else kept
-    chunk = min(policy.query_chunk, T)
+    chunk = min(c.query_chunk, T)
     scores = _LIVE_SCORES * 4 * rows * _heads(c, tensor) * chunk * T
     predicted = rows * min(T, policy.max_trained)
     logits = _LIVE_LOGITS * 4 * (policy.logits_chunk or predicted) * c.vocab_size

@@ -17,15 +17,14 @@ from jax.sharding import Mesh
 
 from pr1_jax import tags
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.params import init_params, param_shardings, unbox
+from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.xla import Xla
 from pr1_jax.plan import hardware, shapes
-from pr1_jax.sampler.forward import decoding_config
-from pr1_jax.sampler.forward import decoding_params as forward_decoding_params
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.settings import Vocab
 from pr1_jax.stages import checks, experiment, sft, updater
 from pr1_jax.stages.experiment import Experiment
-from pr1_jax.system.mesh import SAMPLING_RULES, batch_shards, local_mesh, make_mesh
+from pr1_jax.system.mesh import batch_shards, local_mesh, make_mesh
 from pr1_jax.training.state import TrainState
 from pr1_jax.training.state import abstract_state as state_abstract_state
 
@@ -138,17 +137,18 @@ def _sampler(made: Experiment) -> Sampler:
 def sampling_shape(made: Experiment) -> SamplingShape:
     """The largest shapes that the sampler comes to."""
     sampler = _sampler(made)
-    slots = [0, *sampler.slot_sizes]
+    schedule = sampler.schedule
+    slots = [0, *schedule.slot_sizes]
     paths = made.settings.num_paths if made.settings.max_blocks else 1
     return SamplingShape(
         shards=batch_shards(made.mesh),
-        rows=sampler.rows,
-        lanes=sampler.rows * paths,
-        places=sampler.places,
-        prompts_per_prefill=sampler.prompts_per_prefill,
+        rows=schedule.rows,
+        lanes=schedule.rows * paths,
+        places=schedule.entries,
+        prompts_per_prefill=schedule.prompts_per_prefill,
         slots=slots[-1],
         slots_before=slots[-2],
-        prompt_tokens=sampler.prompt_sizes[-1],
+        prompt_tokens=schedule.prompt_sizes[-1],
     )
 
 
@@ -161,11 +161,10 @@ def decoding_params(made: Experiment) -> Any:
 def _decoding_params(config: ModelConfig, mesh: Mesh) -> Any:
     """They are asked for often, and tracing many layers that stand apart is slow."""
     boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    convert = lambda params: forward_decoding_params(config, params)
-    found = jax.eval_shape(convert, unbox(boxed))
-    places = param_shardings(decoding_config(config), mesh, SAMPLING_RULES)
+    backend = Xla(config)
+    prepared = jax.eval_shape(backend.prepare, unbox(boxed))
     struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-    return jax.tree.map(struct, found, places)
+    return jax.tree.map(struct, prepared, backend.prepared_shardings(mesh))
 
 
 def lower_sampling(made: Experiment) -> dict[str, jax.stages.Lowered]:

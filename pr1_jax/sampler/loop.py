@@ -1,16 +1,30 @@
 """Steps of decoding: which lanes are fed, the model, the draw; and the loop over them."""
 
-import functools
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from pr1_jax import policy
-from pr1_jax.sampler.draw import draw
 from pr1_jax.sampler.machine import advance, next_bans
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.sampler.state import DONE, JOIN, DecodeFn, Emission, Lanes, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What a decode step is made of.
+
+    Attributes:
+      decode: maps lanes and a state to logits, as the model does or a script in tests.
+      draw: draws from policy logits, as `categorical.draw` does.
+    """
+
+    decode: DecodeFn
+    draw: Callable[..., tuple[jax.Array, jax.Array]]
+    vocab: Vocab
+    settings: Settings
 
 
 def _live_lanes(state: State, num_lanes: int) -> Lanes:
@@ -27,19 +41,13 @@ def _live_lanes(state: State, num_lanes: int) -> Lanes:
 
 
 def step(
-    params,
-    state: State,
-    *,
-    decode_fn: DecodeFn,
-    num_lanes: int,
-    vocab: Vocab,
-    settings: Settings,
-    kernels: bool = False,
+    params, state: State, decoding: Decoding, num_lanes: int
 ) -> tuple[State, Emission]:
     """Feeds every live lane and emits the next tokens; arguments as of `run_chunk`."""
+    settings, vocab = decoding.settings, decoding.vocab
     B, P = state.token.shape
     lanes = _live_lanes(state, num_lanes)
-    logits, cache = decode_fn(params, lanes, state, num_lanes)
+    logits, cache = decoding.decode(params, lanes, state, num_lanes)
     row = jnp.clip(lanes.row, 0, B - 1)
     bans = next_bans(state, settings)
     logits = policy.policy_logits(
@@ -50,19 +58,17 @@ def step(
         temperature=settings.temperature or 1.0,
     )
     logits = policy.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)
-    greedy = settings.temperature == 0
-    draws = draw(
-        *(logits, state.key[row], lanes.slot + 1),
-        greedy=greedy,
-        live=lanes.live,
-        kernels=kernels,
-    )
+    if settings.temperature == 0:
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        draws = tokens, policy.token_logps(logits, tokens)
+    else:
+        draws = decoding.draw(logits, state.key[row], lanes.slot + 1, lanes.live)
     if num_lanes == B:
         pad = [(0, 0), (0, P - 1)]
         drawn, logps = (jnp.pad(x[:, None], pad) for x in draws)
     else:
-        place = jnp.clip(jnp.cumsum(state.live.ravel()) - 1, 0)
-        drawn, logps = (x[place].reshape(B, P) for x in draws)
+        in_list = jnp.clip(jnp.cumsum(state.live.ravel()) - 1, 0)
+        drawn, logps = (x[in_list].reshape(B, P) for x in draws)
     state = state.replace(cache=cache)
     return advance(state, drawn, logps, bans, vocab=vocab, settings=settings)
 
@@ -71,58 +77,51 @@ def run_chunk(
     params,
     state: State,
     stop_at_done,
+    decoding: Decoding,
     *,
     steps: int,
-    decode_fn: DecodeFn,
     num_lanes: int,
-    vocab: Vocab,
-    settings: Settings,
-    kernels: bool = False,
     axes: Sequence[str] = (),
 ) -> tuple[State, Emission, jax.Array]:
-    """Up to `steps` steps; stops early when there is nothing to do or no room.
+    """Up to `steps` steps; stops early when there is nothing to do or no slot is left.
 
     Args:
       stop_at_done: scalar int32; stops once so many rows are done (or wait to join).
       num_lanes: lanes that a step can feed, static; B = only lane 0 of a row is live.
-      kernels: whether those of `cpu_kernels` run here.
       axes: mesh axes over which rows are split, each shard with a state of its own;
         all shards stop at the same step.
 
     Returns:
       The state, emissions stacked [steps, B, P], and the number of steps taken.
     """
-    B, P = state.token.shape
-    S = state.slot_path.shape[1]
-    one = functools.partial(
-        *(step, params),
-        decode_fn=decode_fn,
-        num_lanes=num_lanes,
-        vocab=vocab,
-        settings=settings,
-        kernels=kernels,
-    )
-    blank = jax.eval_shape(one, state)[1]
+    blank = jax.eval_shape(lambda x: step(params, x, decoding, num_lanes)[1], state)
     log = jax.tree.map(lambda x: jnp.full((steps, *x.shape), -1, x.dtype), blank)
-
     everywhere = lambda count: jax.lax.psum(count, axes) if axes else count
 
     def cond(carry):
         state, _, taken = carry
         waits = (state.phase == DONE) | (state.phase == JOIN)
         idle = everywhere(waits.sum())
-        inside = state.live[:, 1:].any() | (state.live.sum() > num_lanes)
-        crowded = inside if num_lanes == B else state.live.sum() > num_lanes
-        if S < settings.max_response_tokens:  # else a response never outgrows them
-            used = jnp.where(state.phase == DONE, 0, state.emitted)
-            crowded |= (used + P > S).any()
-        crowded = everywhere(crowded.astype(jnp.int32)) > 0
-        return (taken < steps) & (idle < stop_at_done) & ~crowded
+        outgrown = _outgrows(state, num_lanes, decoding.settings).astype(jnp.int32)
+        is_outgrown = everywhere(outgrown) > 0
+        return (taken < steps) & (idle < stop_at_done) & ~is_outgrown
 
     def body(carry):
         state, log, taken = carry
-        state, emission = one(state)
+        state, emission = step(params, state, decoding, num_lanes)
         log = jax.tree.map(lambda all_, x: all_.at[taken].set(x), log, emission)
         return state, log, taken + 1
 
     return jax.lax.while_loop(cond, body, (state, log, jnp.int32(0)))
+
+
+def _outgrows(state: State, num_lanes: int, settings: Settings) -> jax.Array:
+    """Whether the next step may need more lanes, or more slots, than there are."""
+    (B, P), S = state.token.shape, state.slot_path.shape[1]
+    too_many = state.live.sum() > num_lanes
+    if num_lanes == B:
+        too_many |= state.live[:, 1:].any()
+    if S < settings.max_response_tokens:  # else a response never outgrows them
+        used = jnp.where(state.phase == DONE, 0, state.emitted)
+        too_many |= (used + P > S).any()
+    return too_many

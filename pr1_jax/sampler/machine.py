@@ -1,4 +1,4 @@
-"""Decoding of parallel blocks as one jitted loop over one cache (spec section 3).
+"""Decoding of parallel blocks as one jitted loop over one cache (docs/method.md, section 3).
 
 Every row decodes one response. A row has `num_paths` lanes: lane 0 carries the main
 stream, and inside a block lane p carries path p + 1, all at the same time. A step
@@ -10,10 +10,10 @@ the row's state machine, by `where` alone. Fork and join recompute and copy noth
 * slots carry the labels (block, path) of their token. A query sees a slot if it is
   filled and `layout.visible_labels` says so. When a block closes, its row's queries
   are main stream again, and so see every path;
-* a prompt is kept once for all rows that respond to it, and each row has a seat there.
+* a prompt is kept once for all rows that respond to it.
 
-Here is the state machine; steps are made of it in `decode_loop`, and what the model does
-in one is in `kv_cache`. The order of emission is undone on the host.
+Here is the state machine. `loop` makes steps of it, and `forward` holds what the model
+does in one. The host undoes the order of emission.
 """
 
 import functools
@@ -72,95 +72,30 @@ def advance(
       drawn, logps: [B, P], the draw of every lane that was live.
       bans: [B], under which it was drawn.
     """
-    B, P = state.token.shape
-    ids = vocab.special_ids
-    phase, emitted = state.phase, state.emitted
+    P, S = state.token.shape[1], state.slot_path.shape[1]
     lane = jnp.arange(P)[None]
-    lane0 = lane == 0
-    in_phase = lambda *phases: functools.reduce(
-        jnp.logical_or, [phase == p for p in phases]
-    )[:, None]
-
-    # Paths: a lane whose `</Path>` was just fed is over; the last one joins the block.
-    was_path = in_phase(PATHS)
-    over = was_path & state.live & (state.token == ids[END_PATH])
-    live = state.live & ~over
-    joined = (phase == PATHS) & ~live.any(axis=1)
-    causal = settings.variant == "causal"
-    closes = joined & (not causal)
-
-    # What each lane writes: a draw, or a forced token (−1 = draw).
-    budget_over = state.count + 1 >= state.path_budget[:, None]
-    eos_in_path = state.token == ids[EOS]
-    summary_over = (emitted + 1 >= state.summary_end)[:, None] | (
-        state.token == ids[EOS]
-    )
-    forced = jnp.select(
-        [
-            in_phase(FORK),
-            closes[:, None] & lane0,
-            was_path & (budget_over | eos_in_path),
-            in_phase(NEWLINE),
-            in_phase(SUMMARY_TAG),
-            in_phase(SUMMARY) & summary_over,
-        ],
-        [
-            ids[PATH],
-            ids[END_PARALLEL],
-            ids[END_PATH],
-            vocab.newline_id,
-            ids[SUMMARY_OPEN],
-            ids[END_SUMMARY],
-        ],
-        -1,
-    )
-    single = in_phase(MAIN, NEWLINE, SUMMARY_TAG, SUMMARY) | closes[:, None]
-    emit = in_phase(FORK) | (was_path & live) | (single & lane0)
+    live, joined = _after_paths(state, vocab)
+    closes = joined & (settings.variant != "causal")
+    forced = _forced(state, closes, vocab)
+    fork, in_path = _is_in(state, FORK), _is_in(state, PATHS) & live
+    single = _is_in(state, MAIN, NEWLINE, SUMMARY_TAG, SUMMARY) | closes[:, None]
+    emit = fork | in_path | (single & (lane == 0))
     token = jnp.where(forced >= 0, forced, drawn)
 
     # Slots in order of emission; positions side by side inside a block.
     rank = jnp.cumsum(emit, axis=1) - emit
-    slot = emitted[:, None] + rank
+    slot = state.emitted[:, None] + rank
     position = jnp.where(
         closes[:, None], state.furthest[:, None] + 1, state.position + 1
     )
-    position = jnp.where(in_phase(FORK), state.position[:, :1] + 1, position)
-    path = jnp.where(in_phase(FORK) | (was_path & live), lane + 1, 0)
+    position = jnp.where(fork, state.position[:, :1] + 1, position)
+    path = jnp.where(fork | in_path, lane + 1, 0)
     block = jnp.where(path > 0, state.blocks[:, None], 0)
-    count = jnp.where(in_phase(FORK), 1, state.count + 1)
 
-    # The next phase, by the token that lane 0 wrote.
-    first = token[:, 0]
-    opens = (phase == MAIN) & (first == ids[PARALLEL]) & ((bans >> PARALLEL) & 1 == 0)
-    total = emitted + emit.sum(axis=1)
+    total = state.emitted + emit.sum(axis=1)
     left = settings.max_response_tokens - total
-    at_end = (phase == MAIN) & ((first == ids[EOS]) | (left <= 0))
-    summary_closed = (phase == SUMMARY) & (first == ids[END_SUMMARY])
-    next_phase = jnp.select(
-        [
-            opens,
-            at_end | (summary_closed & (left <= 0)),
-            phase == FORK,
-            closes,
-            joined,
-            phase == NEWLINE,
-            phase == SUMMARY_TAG,
-            summary_closed,
-        ],
-        [FORK, DONE, PATHS, NEWLINE, JOIN, SUMMARY_TAG, SUMMARY, MAIN],
-        phase,
-    )
-    new_live = emit & (next_phase != DONE)[:, None]
-
-    # Budgets: of the paths when a block opens, of the summary when it begins.
-    plan = left - 3 - settings.summary_reserve - settings.answer_reserve
-    path_budget = plan // P
-    if settings.max_path_tokens:
-        path_budget = jnp.minimum(path_budget, settings.max_path_tokens)
-    summary_end = settings.max_response_tokens - settings.answer_reserve
-    summary_end = jnp.broadcast_to(summary_end, (B,))
-    if settings.max_summary_tokens:
-        summary_end = jnp.minimum(summary_end, total + settings.max_summary_tokens)
+    phase, opens = _next_phase(state, token[:, 0], bans, joined, closes, left, vocab)
+    path_budget, summary_end = _budgets(state, opens, total, settings)
     furthest = jnp.where(emit & (path > 0), position, 0).max(axis=1)
 
     emission = Emission(
@@ -172,23 +107,104 @@ def advance(
         bans=jnp.where(emit & (forced < 0), bans[:, None], 0),
         forced=emit & (forced >= 0),
     )
-    row, S = jnp.arange(B)[:, None], state.slot_path.shape[1]
-    label = lambda labels, value: labels.at[row, jnp.where(emit, slot, S)].set(
-        value, mode="drop"
-    )
+    written = jnp.arange(len(emit))[:, None], jnp.where(emit, slot, S)
     state = state.replace(
         token=jnp.where(emit, token, state.token),
         position=jnp.where(emit, position, state.position),
         slot=jnp.where(emit, slot, state.slot),
-        live=new_live,
-        count=count,
-        phase=next_phase,
+        live=emit & (phase != DONE)[:, None],
+        count=jnp.where(fork, 1, state.count + 1),
+        phase=phase,
         emitted=total,
         blocks=state.blocks + opens,
-        path_budget=jnp.where(opens, path_budget, state.path_budget),
-        summary_end=jnp.where(phase == SUMMARY_TAG, summary_end, state.summary_end),
+        path_budget=path_budget,
+        summary_end=summary_end,
         furthest=jnp.maximum(jnp.where(opens, 0, state.furthest), furthest),
-        slot_block=label(state.slot_block, block),
-        slot_path=label(state.slot_path, path),
+        slot_block=state.slot_block.at[written].set(block, mode="drop"),
+        slot_path=state.slot_path.at[written].set(path, mode="drop"),
     )
     return state, emission
+
+
+def _is_in(state: State, *phases: int) -> jax.Array:
+    """Rows that are in one of some phases, [B, 1]."""
+    return functools.reduce(jnp.logical_or, [state.phase == p for p in phases])[:, None]
+
+
+def _after_paths(state: State, vocab: Vocab) -> tuple[jax.Array, jax.Array]:
+    """Lanes [B, P] that go on, and rows [B] whose last path is over.
+
+    A path is over once its `</Path>` was fed; the last one joins the block.
+    """
+    end = state.token == vocab.special_ids[END_PATH]
+    live = state.live & ~(_is_in(state, PATHS) & end)
+    return live, (state.phase == PATHS) & ~live.any(axis=1)
+
+
+def _forced(state: State, closes, vocab: Vocab) -> jax.Array:
+    """The token that each lane must write, [B, P]; −1 = it draws one."""
+    ids = vocab.special_ids
+    lane0 = jnp.arange(state.token.shape[1])[None] == 0
+    budget_over = state.count + 1 >= state.path_budget[:, None]
+    wrote_eos = state.token == ids[EOS]
+    summary_over = (state.emitted + 1 >= state.summary_end)[:, None] | wrote_eos
+    forced = [
+        (_is_in(state, FORK), ids[PATH]),
+        (closes[:, None] & lane0, ids[END_PARALLEL]),
+        (_is_in(state, PATHS) & (budget_over | wrote_eos), ids[END_PATH]),
+        (_is_in(state, NEWLINE), vocab.newline_id),
+        (_is_in(state, SUMMARY_TAG), ids[SUMMARY_OPEN]),
+        (_is_in(state, SUMMARY) & summary_over, ids[END_SUMMARY]),
+    ]
+    return jnp.select(*map(list, zip(*forced)), -1)
+
+
+def _next_phase(state: State, first, bans, joined, closes, left, vocab: Vocab):
+    """The phase [B] of each row, by the token `first` [B] that lane 0 wrote.
+
+    Args:
+      left: [B], tokens that the response may still have.
+
+    Returns:
+      The phases, and which rows open a block, bool [B].
+    """
+    ids, phase = vocab.special_ids, state.phase
+    may_open = (bans >> PARALLEL) & 1 == 0
+    opens = (phase == MAIN) & (first == ids[PARALLEL]) & may_open
+    at_end = (phase == MAIN) & ((first == ids[EOS]) | (left <= 0))
+    summary_closed = (phase == SUMMARY) & (first == ids[END_SUMMARY])
+    phases = [
+        (opens, FORK),
+        (at_end | (summary_closed & (left <= 0)), DONE),
+        (phase == FORK, PATHS),
+        (closes, NEWLINE),
+        (joined, JOIN),
+        (phase == NEWLINE, SUMMARY_TAG),
+        (phase == SUMMARY_TAG, SUMMARY),
+        (summary_closed, MAIN),
+    ]
+    return jnp.select(*map(list, zip(*phases)), phase), opens
+
+
+def _budgets(state: State, opens, total, settings: Settings):
+    """Budgets [B] of the paths when a block opens, and of the summary when it begins.
+
+    Args:
+      opens: bool [B]. total: [B], tokens of the responses.
+
+    Returns:
+      As `State.path_budget` and `State.summary_end`.
+    """
+    left = settings.max_response_tokens - total
+    plan = left - 3 - settings.summary_reserve - settings.answer_reserve
+    path_budget = plan // state.token.shape[1]
+    if settings.max_path_tokens:
+        path_budget = jnp.minimum(path_budget, settings.max_path_tokens)
+    summary_end = settings.max_response_tokens - settings.answer_reserve
+    if settings.max_summary_tokens:
+        summary_end = jnp.minimum(summary_end, total + settings.max_summary_tokens)
+    begins = state.phase == SUMMARY_TAG
+    return (
+        jnp.where(opens, path_budget, state.path_budget),
+        jnp.where(begins, summary_end, state.summary_end),
+    )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pr1_jax.sampler.schedule import Schedule
 from pr1_jax.sampler.settings import END_PARALLEL, EOS, Settings, Vocab
 from pr1_jax.sampler.state import DONE, MAIN, NEWLINE, Emission
 from pr1_jax.trajectory import Trajectory
@@ -26,12 +27,12 @@ class Admission(NamedTuple):
     """
 
     new: np.ndarray  # bool
-    seats: np.ndarray  # int32
+    readers: np.ndarray  # int32, as `State.reader`
     lengths: np.ndarray  # int32, of the rows' prompts
     last_tokens: np.ndarray  # int32
     prompts: np.ndarray  # [W, T] int32, right-padded
     prompt_lengths: np.ndarray  # [W] int32
-    places: np.ndarray  # [W] int32; the number of places = unused
+    entries: np.ndarray  # [W] int32, of the prompt cache; as many as it has = unused
 
 
 class Queue:
@@ -47,27 +48,21 @@ class Queue:
 class Rows:
     """Which response each row decodes, which prompt it reads, what it has written.
 
-    Of one shard. A prompt has a place while rows respond to it, and a seat for each of
-    them.
+    Of one shard. A prompt has an entry in the prompt cache while rows read it. What a
+    row reads is numbered entry by entry, `readers` numbers each: see `State.reader`.
     """
 
     def __init__(
-        self,
-        queue: Queue,
-        settings: Settings,
-        vocab: Vocab,
-        *,
-        rows: int,
-        places: int,
-        seats: int,
+        self, queue: Queue, settings: Settings, vocab: Vocab, schedule: Schedule
     ):
+        rows = schedule.rows
         self.queue, self.settings, self.vocab = queue, settings, vocab
-        self.places, self.seats = places, seats
-        self.placed = np.full(places, -1)  # the prompt in each place
+        self.entries, self.readers = schedule.entries, schedule.readers
+        self.prompt = np.full(self.entries, -1)  # which one each entry holds
         # By row.
         self.occupied = np.zeros(rows, bool)
         self.response = np.zeros(rows, np.int32)  # which response it decodes
-        self.seat = np.zeros(rows, np.int32)
+        self.reader = np.zeros(rows, np.int32)
         self.phase = np.full(rows, DONE)
         self.live = np.zeros((rows, settings.num_paths), bool)
         self.count = np.zeros(rows, np.int32)
@@ -91,7 +86,7 @@ class Rows:
         return min(int(used), self.settings.max_response_tokens)
 
     def admit(self, num_prompts: int, prompt_tokens: int, most: int) -> Admission:
-        """Starts waiting responses in idle rows, as far as rows and places go.
+        """Starts waiting responses in idle rows, as far as rows and entries go.
 
         Args:
           num_prompts: prompts to prefill, at most. prompt_tokens: their padded length.
@@ -102,77 +97,77 @@ class Rows:
         lengths, last_tokens = np.ones((2, B), np.int32)
         padded = np.zeros((num_prompts, prompt_tokens), np.int32)
         prompt_lengths = np.ones(num_prompts, np.int32)
-        places = np.full(num_prompts, self.places, np.int32)
+        entries = np.full(num_prompts, self.entries, np.int32)
         fresh = 0
         for row in np.flatnonzero(~self.occupied)[:most]:
             if not queue.waiting:
                 break
             prompt = queue.waiting[0] // queue.samples
             tokens = queue.prompts[prompt]
-            seat = self._free_seat(row, prompt)
-            if seat is None:
-                place = self._free_place(row)
-                if place is None or fresh == num_prompts:
+            reader = self._free_reader(row, prompt)
+            if reader is None:
+                entry = self._free_entry(row)
+                if entry is None or fresh == num_prompts:
                     break
-                self.placed[place] = prompt
+                self.prompt[entry] = prompt
                 padded[fresh, : len(tokens)] = tokens
-                prompt_lengths[fresh], places[fresh] = len(tokens), place
+                prompt_lengths[fresh], entries[fresh] = len(tokens), entry
                 fresh += 1
-                seat = place * self.seats
-            new[row], self.seat[row] = True, seat
+                reader = entry * self.readers
+            new[row], self.reader[row] = True, reader
             lengths[row], last_tokens[row] = len(tokens), tokens[-1]
             self.response[row] = queue.waiting.popleft()
             self.occupied[row] = self.live[row, 0] = True
             self.phase[row] = MAIN
             self.count[row] = self.steps[row] = 0
         return Admission(
-            new, self.seat, lengths, last_tokens, padded, prompt_lengths, places
+            new, self.reader, lengths, last_tokens, padded, prompt_lengths, entries
         )
 
-    def _free_seat(self, row: int, prompt: int) -> int | None:
-        """A seat at a place where this prompt lies already."""
-        if self.seats == 1:  # row b sits at place b
-            return row if self.placed[row] == prompt else None
-        taken = self.seat[self.occupied]
-        for place in np.flatnonzero(self.placed == prompt):
-            seats = place * self.seats + np.arange(self.seats)
-            free = seats[~np.isin(seats, taken)]
+    def _free_reader(self, row: int, prompt: int) -> int | None:
+        """A free number at an entry that holds this prompt already."""
+        if self.readers == 1:  # row b reads entry b
+            return row if self.prompt[row] == prompt else None
+        taken = self.reader[self.occupied]
+        for entry in np.flatnonzero(self.prompt == prompt):
+            readers = entry * self.readers + np.arange(self.readers)
+            free = readers[~np.isin(readers, taken)]
             if free.size:
                 return free[0]
         return None
 
-    def _free_place(self, row: int) -> int | None:
-        """A place whose prompt no row reads."""
-        if self.seats == 1:
+    def _free_entry(self, row: int) -> int | None:
+        """An entry whose prompt no row reads."""
+        if self.readers == 1:
             return row
-        read = self.seat[self.occupied] // self.seats
-        free = np.flatnonzero(~np.isin(np.arange(self.places), read))
+        read = self.reader[self.occupied] // self.readers
+        free = np.flatnonzero(~np.isin(np.arange(self.entries), read))
         return free[0] if free.size else None
 
     def take(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keeps the occupied rows and some idle ones, `size` in all.
 
         Returns:
-          The rows and the places that are kept, and the rows' new seats.
+          The rows and the entries that are kept, and the rows' new `State.reader`.
         """
         rows = np.argsort(~self.occupied, kind="stable")[:size]
-        if self.seats == 1:
+        if self.readers == 1:
             kept = rows
         else:
-            read = np.unique(self.seat[self.occupied] // self.seats)
-            others = np.setdiff1d(np.arange(self.places), read)
-            kept = np.concatenate([read, others])[: min(self.places, size)]
-        where = np.zeros(self.places, np.int32)
-        where[kept] = np.arange(len(kept))
-        place, seat = np.divmod(self.seat[rows], self.seats)
-        self.placed, self.places = self.placed[kept], len(kept)
+            read = np.unique(self.reader[self.occupied] // self.readers)
+            others = np.setdiff1d(np.arange(self.entries), read)
+            kept = np.concatenate([read, others])[: min(self.entries, size)]
+        index = np.zeros(self.entries, np.int32)  # of the entries that are kept
+        index[kept] = np.arange(len(kept))
+        entry, number = np.divmod(self.reader[rows], self.readers)
+        self.prompt, self.entries = self.prompt[kept], len(kept)
         for name in ("occupied", "response", "phase", "live", "count", "steps"):
             setattr(self, name, getattr(self, name)[rows])
         self.fields = {name: values[rows] for name, values in self.fields.items()}
-        self.seat = (where[place] * self.seats + seat).astype(np.int32)
-        if self.seats == 1:
-            self.seat = np.arange(size, dtype=np.int32)
-        return rows, kept, self.seat
+        self.reader = (index[entry] * self.readers + number).astype(np.int32)
+        if self.readers == 1:
+            self.reader = np.arange(size, dtype=np.int32)
+        return rows, kept, self.reader
 
     def record(self, log: Emission, taken: int) -> int:
         """Appends a chunk's emissions; returns the row-steps that wrote something."""
@@ -182,30 +177,30 @@ class Rows:
         step, row, lane = step[order], row[order], lane[order]
         new = np.bincount(row, minlength=len(self.count))
         start = np.cumsum(new) - new
-        place = self.count[row] + np.arange(len(row)) - start[row]
+        index = self.count[row] + np.arange(len(row)) - start[row]
         for name, values in self.fields.items():
-            values[row, place] = getattr(log, name)[step, row, lane]
+            values[row, index] = getattr(log, name)[step, row, lane]
         self.count += new
         active = wrote.any(axis=2)
         self.steps += active.sum(axis=0)
         return int(active.sum())
 
     def open_block(self, row: int) -> np.ndarray:
-        """Places of the newest block's path tokens, in canonical order."""
+        """Indices of the newest block's path tokens, in canonical order."""
         block, path = (
             self.fields[f][row, : self.count[row]] for f in ("block", "path")
         )
-        places = np.flatnonzero((block == block.max()) & (path > 0))
-        return places[np.argsort(path[places], kind="stable")]
+        inside = np.flatnonzero((block == block.max()) & (path > 0))
+        return inside[np.argsort(path[inside], kind="stable")]
 
     def close_block(self, rows: np.ndarray) -> None:
         """Records the `</Parallel>` that a rejoin wrote."""
         for row in rows:
-            place = self.count[row]
+            index = self.count[row]
             for values in self.fields.values():
-                values[row, place] = 0
-            self.fields["token"][row, place] = self.vocab.special_ids[END_PARALLEL]
-            self.fields["forced"][row, place] = 1
+                values[row, index] = 0
+            self.fields["token"][row, index] = self.vocab.special_ids[END_PARALLEL]
+            self.fields["forced"][row, index] = 1
             self.live[row, 0] = True
         self.phase[rows] = NEWLINE
         self.count[rows] += 1
@@ -258,10 +253,13 @@ class Rows:
 class Shards:
     """The rows of all shards."""
 
-    def __init__(self, count: int, queue: Queue, *args, **kwargs):
-        """Arguments are those of `Rows`."""
+    def __init__(
+        self, queue: Queue, settings: Settings, vocab: Vocab, schedule: Schedule
+    ):
         self.queue = queue
-        self.shards = [Rows(queue, *args, **kwargs) for _ in range(count)]
+        self.shards = [
+            Rows(queue, settings, vocab, schedule) for _ in range(schedule.shards)
+        ]
 
     @property
     def rows(self) -> int:
@@ -302,8 +300,8 @@ class Shards:
         """`Rows.admit` of every shard; where few wait, each gets as many groups."""
         parts = []
         for i, shard in enumerate(self.shards):
-            groups = -(-len(self.queue.waiting) // shard.seats)
-            most = -(-groups // (len(self.shards) - i)) * shard.seats
+            groups = -(-len(self.queue.waiting) // shard.readers)
+            most = -(-groups // (len(self.shards) - i)) * shard.readers
             parts.append(shard.admit(num_prompts, prompt_tokens, most))
         return Admission(*map(np.concatenate, zip(*parts)))
 
@@ -330,7 +328,7 @@ class Shards:
 
     def unfinished(self) -> dict[int, Trajectory]:
         """The responses that are being written, as far as they are, by number."""
-        found: dict[int, Trajectory] = {}
+        responses: dict[int, Trajectory] = {}
         for shard in self.shards:
-            found |= shard.unfinished()
-        return found
+            responses |= shard.unfinished()
+        return responses

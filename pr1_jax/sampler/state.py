@@ -14,11 +14,11 @@ MAIN, FORK, PATHS, NEWLINE, SUMMARY_TAG, SUMMARY, JOIN, DONE = range(8)
 
 
 @flax.struct.dataclass
-class Prompts:
-    """The prompts that rows respond to, M of up to T tokens; of `kv_cache`."""
+class PromptCache:
+    """The prompts that rows respond to: M entries of up to T tokens."""
 
     length: jax.Array  # [M] int32
-    cache: Any  # one (keys [M, K, H, T], values [M, K, T, H]) a layer
+    cache: Any  # keys and values of M rows and T slots, as the backend has them
 
 
 @flax.struct.dataclass
@@ -35,7 +35,8 @@ class State:
     phase: jax.Array  # int32
     emitted: jax.Array  # int32, response tokens so far
     prompt_length: jax.Array  # int32
-    seat: jax.Array  # int32, prompt · seats of each + the row's place among them
+    # int32: the prompt's entry · the rows that it can have + the row's number among them.
+    reader: jax.Array
     blocks: jax.Array  # int32, blocks opened; the open one's label
     path_budget: jax.Array  # int32, of the open block
     summary_end: jax.Array  # int32, `emitted` by which the summary has closed
@@ -44,8 +45,8 @@ class State:
     # Slots, [B, S].
     slot_block: jax.Array  # int32
     slot_path: jax.Array  # int32
-    cache: Any  # one (keys [B, K, H, S], values [B, K, S, H]) a layer
-    prompts: Prompts | None
+    cache: Any  # keys and values, as the backend has them; None without a model
+    prompts: PromptCache | None
 
 
 @flax.struct.dataclass
@@ -85,9 +86,9 @@ def init_state(
     rows: int,
     slots: int,
     cache: Any = None,
-    prompts: Prompts | None = None,
+    prompts: PromptCache | None = None,
 ) -> State:
-    """A state in which every row is done, over the caches of `kv_cache` or none."""
+    """A state in which every row is done."""
     B, P, S = rows, settings.num_paths, slots
     lanes, row = jnp.zeros((B, P), jnp.int32), jnp.zeros(B, jnp.int32)
     return State(
@@ -99,7 +100,7 @@ def init_state(
         phase=jnp.full(B, DONE, jnp.int32),
         emitted=row,
         prompt_length=row,
-        seat=row,
+        reader=row,
         blocks=row,
         path_budget=row,
         summary_end=row,
@@ -112,7 +113,7 @@ def init_state(
     )
 
 
-def admit(state: State, new, seats, lengths, last_tokens, keys) -> State:
+def admit(state: State, new, readers, lengths, last_tokens, keys) -> State:
     """Starts new responses in some rows; touches nothing that has slots.
 
     A prompt's last token is left pending: feeding it again gives the first logits, so
@@ -120,7 +121,8 @@ def admit(state: State, new, seats, lengths, last_tokens, keys) -> State:
 
     Args:
       new: [B] bool, rows that start.
-      seats, lengths, last_tokens: [B] int32, of their prompts.
+      readers: [B] int32, as `State.reader`.
+      lengths, last_tokens: [B] int32, of their prompts.
       keys: [B] PRNG keys of the new responses.
     """
     lane0 = jnp.arange(state.token.shape[1]) == 0
@@ -136,16 +138,13 @@ def admit(state: State, new, seats, lengths, last_tokens, keys) -> State:
         phase=pick(MAIN, state.phase),
         emitted=pick(0, state.emitted),
         prompt_length=pick(lengths, state.prompt_length),
-        seat=pick(seats, state.seat),
+        reader=pick(readers, state.reader),
         blocks=pick(0, state.blocks),
         furthest=pick(0, state.furthest),
         key=jax.random.wrap_key_data(
             pick(jax.random.key_data(keys), jax.random.key_data(state.key))
         ),
     )
-
-
-# --- The state machine --------------------------------------------------------------
 
 
 def lane_paths(state: State) -> jax.Array:

@@ -15,10 +15,11 @@ from pr1_jax import trajectory
 from pr1_jax.data import sources, tasks, tokenizer, tokenizer_files
 from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import read_config, resolve
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import Backend, choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, param_shardings, unbox
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.stages import checks
 from pr1_jax.system import mesh
@@ -44,14 +45,14 @@ class Experiment:
     settings: Settings
 
     @functools.cached_property
-    def sampling_model(self) -> ModelConfig:
-        """The model as samplers decode it."""
-        return with_kernels(self.model, self.config.kernels, self.mesh)
+    def sampling_backend(self) -> Backend:
+        """What samplers compute the model with."""
+        return choose(self.model, self.config.kernels, self.mesh)
 
     @functools.cached_property
-    def training_model(self) -> ModelConfig:
-        """The model as updates compute it."""
-        return with_kernels(self.model, self.config.kernels, self.mesh, training=True)
+    def training_backend(self) -> Backend:
+        """What updates compute the model with."""
+        return choose(self.model, self.config.kernels, self.mesh, training=True)
 
     @functools.cached_property
     def samplers(self) -> dict[tuple[str, int], Sampler]:
@@ -74,15 +75,17 @@ class Experiment:
             else:
                 settings = dataclasses.replace(settings, variant=mode)
             self.samplers[name] = Sampler(
-                self.sampling_model,
+                self.sampling_backend,
                 self.vocab,
                 settings,
-                rows=-(-c.rows // processes),
-                shards=mesh.batch_shards(mesh.local_mesh(self.mesh)),
-                group_size=group_size,
-                prompts_per_prefill=-(-c.prompts_per_prefill // processes),
-                lane_buckets=c.lane_buckets,
-                steps_per_chunk=c.steps_per_chunk,
+                Batching(
+                    rows=-(-c.rows // processes),
+                    shards=mesh.batch_shards(mesh.local_mesh(self.mesh)),
+                    group_size=group_size,
+                    prompts_per_prefill=-(-c.prompts_per_prefill // processes),
+                    lane_buckets=c.lane_buckets,
+                    steps_per_chunk=c.steps_per_chunk,
+                ),
             )
         return self.samplers[name]
 
@@ -113,8 +116,6 @@ class Experiment:
             special_ids=self.vocab.special_ids,
             num_tokens=self.vocab.num_tokens,
             logits_chunk=self.config.model.logits_chunk,
-            query_chunk=self.config.model.query_chunk,
-            attention=self.config.model.attention,
             lengths=tuple(self.config.model.length_buckets),
             **(drawing if sampling else {}),
         )
@@ -244,7 +245,7 @@ def build(
     )
     if config.kernels == "cpu":  # whether they run, before anything compiles
         for training in (False, True):
-            with_kernels(made.model, "cpu", made.mesh, training=training)
+            choose(made.model, "cpu", made.mesh, training=training)
     if config.checkpoint.init:
         about = {"tokenizer": made.tokenizer.fingerprint}
         checkpoint.check_params(
@@ -264,4 +265,4 @@ def reopen(config: ml_collections.ConfigDict, device: jax.Device) -> Experiment:
 def numerics(c: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the config section `model` that no model's folder says."""
     names = ("dtype", "scan_layers", "remat", "remat_policy")
-    return {n: c[n] for n in names}
+    return {n: c[n] for n in (*names, "attention", "query_chunk")}

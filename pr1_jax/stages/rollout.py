@@ -95,7 +95,7 @@ def sample_and_score(
             stopping.give_up()
             scorer.add(index, response)
 
-        sampler.sample(
+        _, figures = sampler.sample(
             params,
             prompts,
             samples,
@@ -104,10 +104,10 @@ def sample_and_score(
             on_finished=add,
         )
         scored = scorer.results()
-    took, stats = time.perf_counter() - began, sampler.stats
+    took = time.perf_counter() - began
     return scored, {
-        "perf/prefill_sec": stats["prefill_sec"],
-        "perf/decode_sec": stats["decode_sec"],
-        "perf/verify_sec": took - stats["prefill_sec"] - stats["decode_sec"],
-        "perf/useful_row_steps": stats["useful_row_steps"],
+        "perf/prefill_sec": figures.prefill_sec,
+        "perf/decode_sec": figures.decode_sec,
+        "perf/verify_sec": took - figures.prefill_sec - figures.decode_sec,
+        "perf/useful_row_steps": figures.useful_row_steps,
     }

@@ -60,7 +60,7 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
     optimizer, _ = experiment.optimizer("sft")
     update = functools.partial(
         sft_update,
-        config=experiment.training_model,
+        backend=experiment.training_backend,
         optimizer=optimizer,
         policy=experiment.policy(sampling=False),
     )

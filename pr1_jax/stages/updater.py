@@ -39,7 +39,7 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
     optimizer, _ = experiment.optimizer("rl")
     update = functools.partial(
         grpo_update,
-        config=experiment.training_model,
+        backend=experiment.training_backend,
         optimizer=optimizer,
         policy=experiment.policy(sampling=True),
         grpo=GrpoSettings(
@@ -74,7 +74,7 @@ class Updater:
         if self.recomputes or self._reference is not None:
             policy = experiment.policy(sampling=True)
             logps = functools.partial(
-                trained_logps, experiment.training_model, policy=policy
+                trained_logps, experiment.training_backend, policy=policy
             )
             place = mesh.batch_sharding(experiment.mesh, axis=1)
             bare = _abstract_batch(experiment).replace(importance=None)

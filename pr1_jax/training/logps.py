@@ -9,12 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pr1_jax.kernels import attention
-from pr1_jax.kernels.cpu import training
-from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.backend import Backend
 from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import head as forward_head
-from pr1_jax.model.forward import logits as forward_logits
+from pr1_jax.model.xla import repeat_rows
 from pr1_jax.policy import logps_and_entropies, sequence_logps
 from pr1_jax.trajectory import Batch
 
@@ -30,8 +27,6 @@ class PolicySettings:
     top_p: float = 1.0
     logits_chunk: int = 0  # positions; 0 = all
     max_trained: int = 0  # from the first trained token of a row to its last; 0 = any
-    query_chunk: int = 512
-    attention: str = "auto"  # of `attention.IMPLEMENTATIONS`
     lengths: tuple[int, ...] = ()  # a micro-batch is cut to the shortest that holds it
     # Rows of a micro-batch come in groups of so many. First tokens that the rows of each
     # group share are computed once, as many as the largest of these numbers allows.
@@ -55,7 +50,7 @@ class PolicySettings:
 
 
 def policy_logps(
-    config: ModelConfig,
+    backend: Backend,
     params: Any,
     batch: Batch,
     policy: PolicySettings,
@@ -70,22 +65,23 @@ def policy_logps(
       shared: first tokens, untrained, that the rows of each group of
         `policy.group_rows` have in common: they are computed once for all of them.
     """
-    hidden = _predicting(config, params, batch, policy, shared)
+    hidden = _predicting(backend, params, batch, policy.group_rows, shared)
     first = max(shared, 1)
     wanted, restore = _trained_span(batch.loss_mask[:, first:], policy.max_trained)
-    settings = {
-        "special_ids": policy.special_ids,
-        "num_tokens": policy.num_tokens,
-        "temperature": policy.temperature or 1.0,
-    }
-    limits = {"top_k": policy.top_k, "top_p": policy.top_p}
 
-    def logps_of(hidden, *targets):
-        if config.cpu_kernels and not policy.top_k and policy.top_p >= 1.0:
-            head = forward_head(params).astype(hidden.dtype)
-            return training.token_logps(hidden, head, *targets, **settings)
-        logits = forward_logits(params, hidden)
-        return logps_and_entropies(logits, *targets, **settings, **limits)
+    def logps_of(hidden, tokens, bans):
+        return backend.token_logps(
+            params,
+            hidden,
+            tokens,
+            bans,
+            logps_and_entropies,
+            special_ids=policy.special_ids,
+            num_tokens=policy.num_tokens,
+            temperature=policy.temperature or 1.0,
+            top_k=policy.top_k,
+            top_p=policy.top_p,
+        )
 
     out = sequence_logps(
         wanted(hidden),
@@ -99,47 +95,23 @@ def policy_logps(
 
 
 def _predicting(
-    config: ModelConfig,
-    params: Any,
-    batch: Batch,
-    policy: PolicySettings,
-    shared: int,
+    backend: Backend, params: Any, batch: Batch, group_rows: int, shared: int
 ) -> jax.Array:
     """Final hidden states that predict the tokens from max(shared, 1) on, [B, …, D]."""
     # A row of the forward pass is a group: what its rows share, then the rest of each.
-    (B, T), G = batch.tokens.shape, policy.group_rows if shared else 1
-    grouped = lambda x: _grouped(x, shared, G)
-    rest = lambda x: x[:, shared:].reshape(B, T - shared, *x.shape[2:])
-
-    def to_all(x):  # [B / G, …] to [B, …]
-        every = jnp.broadcast_to(x[:, None], (B // G, G, *x.shape[1:]))
-        return every.reshape(B, *x.shape[1:])
-
-    def attend(q, k, v, cache):
-        labels = batch.block, batch.path
-        if config.cpu_kernels:
-            return training.attention(q, k, v, *labels, shared), cache
-        attention_of = functools.partial(
-            attention.label_attention,
-            query_chunk=policy.query_chunk,
-            implementation=policy.attention,
-        )
-        if not shared:
-            return attention_of(q, k, v, *labels), cache
-        first = [x[:, :shared] for x in (q, k, v)]
-        nothing = jnp.zeros((B // G, shared), jnp.int32)
-        of_shared = attention_of(*first, nothing, nothing)
-        whole = lambda x: jnp.concatenate([to_all(x[:, :shared]), rest(x)], axis=1)
-        of_rest = attention_of(rest(q), whole(k), whole(v), *labels)
-        of_rest = of_rest.reshape(B // G, -1, *q.shape[2:])
-        return jnp.concatenate([of_shared, of_rest], axis=1), cache
-
-    tokens, positions = grouped(batch.tokens), grouped(batch.positions)
-    hidden, _ = forward(config, params, tokens, positions, attend)
+    (B, T), G = batch.tokens.shape, group_rows if shared else 1
+    attend = backend.training_attention(
+        batch.block, batch.path, shared=shared, group_rows=G
+    )
+    tokens, positions = (
+        _grouped(x, shared, G) for x in (batch.tokens, batch.positions)
+    )
+    hidden, _ = forward(backend, params, tokens, positions, attend)
     if not shared:
         return hidden[:, :-1]
-    last = to_all(hidden[:, shared - 1 : shared])
-    return jnp.concatenate([last, rest(hidden)[:, :-1]], axis=1)
+    last = repeat_rows(hidden[:, shared - 1 : shared], G)
+    rest = hidden[:, shared:].reshape(B, T - shared, -1)
+    return jnp.concatenate([last, rest[:, :-1]], axis=1)
 
 
 def _grouped(x: jax.Array, shared: int, group_rows: int) -> jax.Array:
@@ -176,7 +148,7 @@ def _trained_span(loss_mask: jax.Array, size: int) -> tuple[Callable, Callable]:
 
 
 def trained_logps(
-    config: ModelConfig, params: Any, batch: Batch, policy: PolicySettings
+    backend: Backend, params: Any, batch: Batch, policy: PolicySettings
 ) -> jax.Array:
     """Log-probs of trained tokens, of a batch with leading axes [micro-batches, B].
 
@@ -188,7 +160,7 @@ def trained_logps(
         T = batch.tokens.shape[-1]
 
         def logps(batch, *, shared):
-            found, _ = policy_logps(config, params, batch, policy, shared)
+            found, _ = policy_logps(backend, params, batch, policy, shared)
             return jnp.pad(found, [(0, 0), (0, T - found.shape[1])])
 
         return at_lengths(logps, policy, batch)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from pr1_jax import losses
-from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.backend import Backend
 from pr1_jax.training.logps import PolicySettings, at_lengths, policy_logps
 from pr1_jax.training.state import TrainState
 from pr1_jax.trajectory import Batch
@@ -34,14 +34,14 @@ def sft_update(
     state: TrainState,
     batch: Batch,
     *,
-    config: ModelConfig,
+    backend: Backend,
     optimizer: optax.GradientTransformation,
     policy: PolicySettings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One SFT step on a batch with leading axes [micro-batches, B]."""
 
     def loss_fn(params, batch, weights, *, shared):
-        logps, _ = policy_logps(config, params, batch, policy, shared)
+        logps, _ = policy_logps(backend, params, batch, policy, shared)
         return losses.sft_loss(logps, weights), {}
 
     weights = _batch_weights(batch.loss_mask)
@@ -55,7 +55,7 @@ def grpo_update(
     batch: Batch,
     ref_logps: jax.Array | None = None,
     *,
-    config: ModelConfig,
+    backend: Backend,
     optimizer: optax.GradientTransformation,
     policy: PolicySettings,
     grpo: GrpoSettings,
@@ -63,7 +63,7 @@ def grpo_update(
     """One GRPO step on a mini-batch with leading axes [micro-batches, B]."""
 
     def loss_fn(params, batch, weights, ref_logps, *, shared):
-        logps, entropies = policy_logps(config, params, batch, policy, shared)
+        logps, entropies = policy_logps(backend, params, batch, policy, shared)
         loss, metrics = losses.grpo_loss(
             logps,
             batch.old_logps,

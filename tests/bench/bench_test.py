@@ -29,9 +29,9 @@ from pr1_jax.bench import (
 from pr1_jax.bench.published import request_programs, requests
 from pr1_jax.kernels import attention
 from pr1_jax.model import costs
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import choose
 from pr1_jax.model.forward import forward as forward_forward
-from pr1_jax.model.forward import logits as forward_logits
+from pr1_jax.model.xla import Xla
 from pr1_jax.sampler.settings import END_PATH, END_SUMMARY, EOS, PARALLEL, SUMMARY_OPEN
 from pr1_jax.system import tables
 
@@ -120,9 +120,9 @@ def of_plan(plan):
 
 @functools.cache
 def programs(kernels):
-    config = with_kernels(CONFIG, kernels)
+    backend = choose(CONFIG, kernels)
     return request_programs.Programs(
-        config, VOCAB, steps_per_chunk=8, prefill_rows=(2,)
+        backend, VOCAB, steps_per_chunk=8, prefill_rows=(2,)
     )
 
 
@@ -141,9 +141,11 @@ def teacher_forced(tokens, positions, block, path, bans):
     def attend(q, k, v, cache):
         return attention.label_attention(q, k, v, block[None], path[None]), cache
 
-    hidden, _ = forward_forward(CONFIG, params(), tokens[None], positions[None], attend)
+    hidden, _ = forward_forward(
+        Xla(CONFIG), params(), tokens[None], positions[None], attend
+    )
     logits = policy.policy_logits(
-        forward_logits(params(), hidden)[0, :-1],
+        Xla(CONFIG).logits(params(), hidden)[0, :-1],
         bans[1:],
         special_ids=VOCAB.special_ids,
     )
@@ -244,9 +246,9 @@ def test_the_sampler_follows_plans():
     num_paths = 3
     planned = drawn_plans(num_paths)
     sampler = plans.planned_sampler(
-        CONFIG, VOCAB, planned, KEY, rows=4, num_paths=num_paths, steps_per_chunk=8
+        Xla(CONFIG), VOCAB, planned, KEY, rows=4, num_paths=num_paths, steps_per_chunk=8
     )
-    sampled = sampler.sample(params(), prompts_of(planned), 1, KEY)
+    sampled, _ = sampler.sample(params(), prompts_of(planned), 1, KEY)
     for plan, t in zip(planned, sampled, strict=True):
         assert lengths(t.tokens, t.block, t.path) == of_plan(plan)
         assert len(t.tokens) == plan.tokens

@@ -8,7 +8,7 @@ import numpy as np
 
 from pr1_jax.kernels import attention
 from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import logits as forward_logits
+from pr1_jax.model.xla import Xla
 
 
 def compute(config, params, tokens) -> np.ndarray:
@@ -24,5 +24,5 @@ def _compute(config, params, tokens):
         attention.label_attention(q, k, v, zeros, zeros),
         cache,
     )
-    hidden, _ = forward(config, params, tokens, positions, attend)
-    return forward_logits(params, hidden)
+    hidden, _ = forward(Xla(config), params, tokens, positions, attend)
+    return Xla(config).logits(params, hidden)

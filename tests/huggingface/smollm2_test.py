@@ -16,7 +16,9 @@ from pr1_jax.data import tokenizer, tokenizer_files
 from pr1_jax.huggingface import tags, weights
 from pr1_jax.huggingface.config import max_positions, read_config
 from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.xla import Xla
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.tags import PARALLEL, TAGS
 from pr1_jax.training.logps import PolicySettings, policy_logps
@@ -66,7 +68,7 @@ def make_sampler(policy, rows, **settings):
         }
     )
     vocab = Vocab.of(policy.tokenizer)
-    return Sampler(policy.config, vocab, settings, rows=rows)
+    return Sampler(Xla(policy.config), vocab, settings, Batching(rows=rows))
 
 
 def pad(rows):
@@ -124,7 +126,7 @@ def test_numbers_are_split_into_digits(policy):
 @pytest.mark.slow
 def test_greedy_answers_equal_those_of_transformers(policy):
     sampler = make_sampler(policy, rows=10, temperature=0.0, max_blocks=0)
-    trajectories = sampler.sample(policy.params, PROMPT_IDS, 1, jax.random.key(0))
+    trajectories, _ = sampler.sample(policy.params, PROMPT_IDS, 1, jax.random.key(0))
     for entry, t in zip(REFERENCE, trajectories, strict=True):
         assert t.tokens.tolist() == entry["answer_ids"], entry["text"]
         assert t.finished == (t.tokens[-1] == policy.tokenizer.eos_id)
@@ -141,14 +143,16 @@ def test_sampled_logps_equal_teacher_forced(policy):
     rows, i = policy.params["embedding"], policy.tokenizer.tag_ids[PARALLEL]
     params = policy.params | {"embedding": rows.at[i].set(1.1 * rows[paris])}
     sampler = make_sampler(policy, rows=6, max_response_tokens=48, max_path_tokens=8)
-    trajectories = sampler.sample(params, prompts, 3, jax.random.key(1))
+    trajectories, _ = sampler.sample(params, prompts, 3, jax.random.key(1))
     assert sum(t.num_blocks for t in trajectories) >= 2  # the case is worth testing
     vocab = Vocab.of(policy.tokenizer)
     settings = PolicySettings(vocab.special_ids, vocab.num_tokens)
     length = max(map(len, trajectories))
     batch = pack(trajectories, length, variant=sampler.settings.variant)
     logps = jax.jit(
-        lambda params, batch: policy_logps(policy.config, params, batch, settings)[0]
+        lambda params, batch: policy_logps(Xla(policy.config), params, batch, settings)[
+            0
+        ]
     )(params, batch)
     mask = batch.loss_mask
     assert mask.sum() > 200

@@ -1,5 +1,6 @@
 """Tests of pr1_jax.kernels.attention: equal to dense attention under `layout.visible`."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from pr1_jax import layout, tags
 from pr1_jax.kernels import attention, pallas
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.xla import Xla
 from pr1_jax.system import mesh
 from pr1_jax.training.logps import PolicySettings, policy_logps
 from pr1_jax.trajectory import Batch
@@ -142,7 +144,7 @@ def test_the_kernel_is_taken_on_tpu_or_when_asked_for(backend, monkeypatch):
     assert uses_kernel("pallas") and not uses_kernel("xla")
 
 
-def test_the_update_takes_what_its_policy_says():
+def test_the_update_takes_what_its_config_says():
     sizes = ("vocab_size", "width", "head_dim", "mlp_width", "num_heads")
     config = ModelConfig(**dict.fromkeys(sizes, 8), num_layers=1, num_kv_heads=2)
     ints = np.zeros((2, T), np.int32)
@@ -152,8 +154,10 @@ def test_the_update_takes_what_its_policy_says():
     init = lambda: unbox(init_params(config, jax.random.key(0)))
     params = jax.eval_shape(init)
     for implementation in ("pallas", "xla"):
-        policy = PolicySettings((0,), attention=implementation)
-        logps = functools.partial(policy_logps, config, batch=batch, policy=policy)
+        backend = Xla(dataclasses.replace(config, attention=implementation))
+        logps = functools.partial(
+            policy_logps, backend, batch=batch, policy=PolicySettings((0,))
+        )
         jaxpr = str(jax.make_jaxpr(logps)(params))
         assert ("pallas_call" in jaxpr) == (implementation == "pallas")
 

@@ -22,14 +22,15 @@ from pr1_jax.kernels.cpu.decoding import (
 )
 from pr1_jax.kernels.cpu.decoding import pack as decoding_pack
 from pr1_jax.kernels.cpu.decoding import uniform as decoding_uniform
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import choose
 from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import logits as forward_logits
 from pr1_jax.model.layers import rotary_angles, rotate
 from pr1_jax.model.params import init_params, unbox
-from pr1_jax.sampler.forward import decoding_config, decoding_params
+from pr1_jax.model.xla import Xla
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 
 CONFIG = ModelConfig(
@@ -144,15 +145,14 @@ def test_a_packed_decoder_computes_what_others_do(changes):
         k, v = (jnp.repeat(x, groups, axis=-2) for x in (k, v))
         return jnp.sin(q * k) + v, cache + q.sum()
 
-    def outputs(config):
-        decoding = decoding_config(config)
-        weights = decoding_params(config, params)
+    def outputs(backend):
+        weights = backend.prepare(params)
         cache = (jnp.zeros(()),) * config.num_layers
-        hidden, cache = forward(decoding, weights, tokens, positions, attend, cache)
-        return hidden, forward_logits(weights, hidden), cache
+        hidden, cache = forward(backend, weights, tokens, positions, attend, cache)
+        return hidden, backend.logits(weights, hidden), cache
 
-    expected = outputs(config)
-    got = outputs(dataclasses.replace(config, cpu_kernels=True))
+    expected = outputs(Xla(config))
+    got = outputs(Cpu(config))
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
         got,
@@ -360,16 +360,16 @@ def test_far_scores_neither_overflow_nor_vanish():
 
 @needs_kernels
 def test_auto_takes_them_and_tensor_parallel_meshes_do_not():
-    assert with_kernels(CONFIG).cpu_kernels
-    assert not with_kernels(CONFIG, "xla").cpu_kernels
+    assert choose(CONFIG) == Cpu(CONFIG)
+    assert choose(CONFIG, "xla") == Xla(CONFIG)
     mesh = jax.make_mesh((1, 1, 2), ("data", "fsdp", "tensor"))
-    assert not with_kernels(CONFIG, mesh=mesh).cpu_kernels
+    assert choose(CONFIG, mesh=mesh) == Xla(CONFIG)
     with pytest.raises(ValueError, match="kernels=cpu: mesh.tensor=2"):
-        with_kernels(CONFIG, "cpu", mesh)
+        choose(CONFIG, "cpu", mesh)
     half = ModelConfig(**{**vars(CONFIG), "dtype": "bfloat16"})
-    assert not with_kernels(half).cpu_kernels
+    assert choose(half) == Xla(half)
     with pytest.raises(ValueError, match="kernels=cpu: model.dtype=bfloat16"):
-        with_kernels(half, "cpu")
+        choose(half, "cpu")
 
 
 @pytest.fixture
@@ -384,16 +384,16 @@ def fresh(monkeypatch, tmp_path):
 def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
     monkeypatch.setenv("PATH", str(fresh))
     monkeypatch.delenv("CXX", raising=False)
-    config = with_kernels(CONFIG)
-    assert not config.cpu_kernels
+    backend = choose(CONFIG)
+    assert backend == Xla(CONFIG)
     vocab = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
     settings = Settings(max_prompt_tokens=4, max_response_tokens=6)
-    params = unbox(init_params(config, jax.random.key(0)))
-    sampler = Sampler(config, vocab, settings, rows=2)
-    (response,) = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
+    params = unbox(init_params(CONFIG, jax.random.key(0)))
+    sampler = Sampler(backend, vocab, settings, Batching(rows=2))
+    (response,), _ = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
     assert 1 <= len(response.tokens) <= 6
     with pytest.raises(ValueError, match="kernels=cpu: no C.* was found"):
-        with_kernels(CONFIG, "cpu")
+        choose(CONFIG, "cpu")
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_nothing(fresh, monkeypatch):

@@ -10,10 +10,12 @@ import pytest
 
 from pr1_jax.kernels import attention
 from pr1_jax.kernels.cpu import decoding, library, training
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import choose
 from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.layers import rotary_angles, rotate
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.xla import Xla
 from pr1_jax.policy import logps_and_entropies
 from pr1_jax.training.logps import PolicySettings, policy_logps
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
@@ -326,8 +328,8 @@ def random_batch(micro_batches=2, B=3, T=30):
     ],
     ids=str,
 )
-def test_log_probs_and_gradients_are_those_of_the_flax_decoder(changes):
-    assert_as_the_flax_decoder(changes)
+def test_log_probs_and_gradients_are_those_of_the_xla(changes):
+    assert_as_the_xla(changes)
 
 
 @pytest.mark.parametrize(
@@ -339,11 +341,11 @@ def test_log_probs_and_gradients_are_those_of_the_flax_decoder(changes):
     ],
     ids=str,
 )
-def test_policies_are_those_of_the_flax_decoder(limits):
-    assert_as_the_flax_decoder({"num_layers": 1}, **limits)
+def test_policies_are_those_of_the_xla(limits):
+    assert_as_the_xla({"num_layers": 1}, **limits)
 
 
-def assert_as_the_flax_decoder(changes, **limits):
+def assert_as_the_xla(changes, **limits):
     config = dataclasses.replace(CONFIG, **changes)
     params = random_params(config)
     batch = jax.tree.map(lambda x: x[0], random_batch())
@@ -355,9 +357,9 @@ def assert_as_the_flax_decoder(changes, **limits):
     )
 
     @functools.partial(jax.jit, static_argnums=(0, 2))
-    def found(config, params, shared):
+    def found(backend, params, shared):
         def loss(params):
-            logps, entropies = policy_logps(config, params, batch, policy, shared)
+            logps, entropies = policy_logps(backend, params, batch, policy, shared)
             return (
                 logps * jnp.sin(jnp.arange(logps.size).reshape(logps.shape))
             ).sum(), (
@@ -368,10 +370,10 @@ def assert_as_the_flax_decoder(changes, **limits):
         (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return out, jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
 
-    # The kernels compute the group's prompt once, the Flax decoder with each row.
+    # The kernels compute the group's prompt once, XLA with each row.
     (out, gradients), (expected, wanted) = (
-        found(dataclasses.replace(config, cpu_kernels=kernels), params, shared)
-        for kernels, shared in ((True, 5), (False, 0))
+        found(backend(config), params, shared)
+        for backend, shared in ((Cpu, 5), (Xla, 0))
     )
     close(out, expected)
     if config.param_dtype == "bfloat16":  # of which XLA rounds sums of parts
@@ -383,7 +385,7 @@ def assert_as_the_flax_decoder(changes, **limits):
 
 
 @functools.cache
-def update(kernels: bool):
+def update(backend):
     optimizer = make_optimizer(
         # A large eps: Adam's first step would else be the sign of rounding errors.
         OptimizerSettings(lr=1e-2, steps=10, eps=1e-3)
@@ -392,7 +394,7 @@ def update(kernels: bool):
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     grpo_update = functools.partial(
         update_grpo_update,
-        config=dataclasses.replace(CONFIG, cpu_kernels=kernels),
+        backend=backend(CONFIG),
         optimizer=optimizer,
         policy=PolicySettings(special_ids=SPECIAL_IDS, lengths=(20, 26)),
         grpo=GrpoSettings(),
@@ -405,11 +407,11 @@ def test_an_update_is_xla_s_and_always_the_same():
     # One micro-batch is cut: of the lengths one is run.
     cut = batch.loss_mask.at[1, :, 18:].set(False)
     batch = batch.replace(loss_mask=cut)
-    apply, state = update(kernels=True)
+    apply, state = update(Cpu)
     once, metrics = apply(state, batch)
     again, _ = apply(state, batch)
     jax.tree.map(np.testing.assert_array_equal, once, again)
-    expected, others = update(kernels=False)[0](state, batch)
+    expected, others = update(Xla)[0](state, batch)
     close(once.params, expected.params)
     close(metrics, others)
 
@@ -417,20 +419,20 @@ def test_an_update_is_xla_s_and_always_the_same():
 def test_micro_batches_add_up():
     batch = random_batch(micro_batches=1, B=6)
     split = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[2:]), batch)
-    apply, state = update(kernels=True)
+    apply, state = update(Cpu)
     close(apply(state, split)[0].params, apply(state, batch)[0].params)
 
 
 def test_they_run_on_one_device_alone():
-    kernels = functools.partial(with_kernels, CONFIG, training=True)
+    kernels = functools.partial(choose, CONFIG, training=True)
     one = jax.make_mesh(
         (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1]
     )
-    assert kernels(mesh=one).cpu_kernels
-    assert not kernels("xla", one).cpu_kernels
+    assert kernels(mesh=one) == Cpu(CONFIG)
+    assert kernels("xla", one) == Xla(CONFIG)
     two = jax.make_mesh(
         (2, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:2]
     )
-    assert not kernels(mesh=two).cpu_kernels
+    assert kernels(mesh=two) == Xla(CONFIG)
     with pytest.raises(ValueError, match="kernels=cpu: the mesh has 2 devices"):
         kernels("cpu", two)

@@ -12,8 +12,8 @@ from pr1_jax import layout, tags
 from pr1_jax.kernels import attention
 from pr1_jax.model.config import REMAT_POLICIES, ModelConfig
 from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import logits as forward_logits
 from pr1_jax.model.params import compute_params, init_params, param_count, unbox
+from pr1_jax.model.xla import Xla
 
 VOCAB_SIZE = 24
 QWEN3 = ModelConfig(
@@ -63,8 +63,8 @@ def logits_of(config, params, tokens, positions, block, path):
         return attention.label_attention(q, k, v, block, path), cache
 
     positions = jnp.broadcast_to(positions, tokens.shape)
-    hidden, _ = forward(config, params, tokens, positions, attend)
-    return forward_logits(params, hidden)
+    hidden, _ = forward(Xla(config), params, tokens, positions, attend)
+    return Xla(config).logits(params, hidden)
 
 
 def change_of_each(config, parsed):
@@ -165,11 +165,11 @@ def test_remat_changes_no_gradient(scan_layers, remat_policy):
 def test_untied_head_is_used_for_logits_and_only_there():
     params, hidden = random_params(LLAMA), jnp.ones((1, 32))
     expected = hidden @ params["head"].T
-    np.testing.assert_allclose(forward_logits(params, hidden), expected, rtol=1e-4)
+    np.testing.assert_allclose(Xla(LLAMA).logits(params, hidden), expected, rtol=1e-4)
     tied = random_params(QWEN3)
     assert "head" not in tied
     expected = hidden @ tied["embedding"].T
-    np.testing.assert_allclose(forward_logits(tied, hidden), expected, rtol=1e-4)
+    np.testing.assert_allclose(Xla(QWEN3).logits(tied, hidden), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])

@@ -128,7 +128,7 @@ def test_what_remat_keeps_reaches_the_program_and_its_costs(path):
         model__path=path, model__remat=True, model__remat_policy=policy
     )
     nothing, dots = of("nothing"), of("dots")
-    assert dots.training_model.remat_policy == "dots"
+    assert dots.training_backend.config.remat_policy == "dots"
     lengths = costs.Lengths(10, 50, 76)
     flops = [costs.step_work(made, UNIT, lengths)[-1].flops for made in (nothing, dots)]
     assert flops[0] == flops[1] / 3 * 4

@@ -14,7 +14,9 @@ import pytest
 from pr1_jax import layout, losses, tags, trajectory
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.xla import Xla
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
@@ -89,14 +91,16 @@ def decode_fn(params, lanes, state, num_lanes):
 @functools.cache
 def sampler_of(variant, ban_illegal=True):
     settings = Settings(**SETTINGS, variant=variant, ban_illegal=ban_illegal)
-    return Sampler(None, VOCAB, settings, rows=8, decode_fn=decode_fn, lane_buckets=())
+    batching = Batching(rows=8, lane_buckets=())
+    return Sampler(None, VOCAB, settings, batching, decode_fn=decode_fn)
 
 
 def responses(logits, variant, **kwargs):
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, VOCAB_SIZE, 1 + i % 5) for i in range(NUM_PROMPTS)]
     sampler = sampler_of(variant, **kwargs)
-    return sampler.sample(jnp.asarray(logits), prompts, SAMPLES, jax.random.key(1))
+    key = jax.random.key(1)
+    return sampler.sample(jnp.asarray(logits), prompts, SAMPLES, key)[0]
 
 
 def assert_whole(t, settings):
@@ -145,7 +149,7 @@ def update():
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     step = functools.partial(
         grpo_update,
-        config=CONFIG,
+        backend=Xla(CONFIG),
         optimizer=optimizer,
         policy=PolicySettings(special_ids=VOCAB.special_ids),
         grpo=GrpoSettings(),

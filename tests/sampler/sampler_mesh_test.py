@@ -13,8 +13,12 @@ import pytest
 from pr1_jax import layout
 from pr1_jax.kernels.cpu import library
 from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.params import init_params, param_shardings
+from pr1_jax.model.xla import Xla
+from pr1_jax.sampler.cache import empty
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.system.mesh import batch_shards, make_mesh
 
@@ -54,23 +58,20 @@ def random_params():
     return params | {"embedding": params["embedding"] / 2}
 
 
-def sample(variant, mesh=None, config=CONFIG, **settings):
+def sample(variant, mesh=None, backend=Xla, **settings):
     params, shards = random_params(), 1
     if mesh is not None:
         params = jax.device_put(params, param_shardings(CONFIG, mesh))
         shards = batch_shards(mesh)
     sampler = Sampler(
-        config,
+        backend(CONFIG),
         VOCAB,
         dataclasses.replace(SETTINGS, variant=variant, **settings),
-        rows=ROWS,
-        shards=shards,
-        group_size=GROUP_SIZE,
-        prompts_per_prefill=4,
+        Batching(ROWS, shards, GROUP_SIZE, prompts_per_prefill=4),
     )
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 24, rng.integers(1, 10)) for _ in range(GROUPS)]
-    found = sampler.sample(params, prompts, GROUP_SIZE, jax.random.key(3))
+    found, _ = sampler.sample(params, prompts, GROUP_SIZE, jax.random.key(3))
     return found, sampler
 
 
@@ -106,8 +107,7 @@ def test_eight_devices_sample_what_one_does(variant, sizes):
 @pytest.mark.skipif(bool(library.why_not("float32")), reason=library.why_not("float32"))
 def test_kernels_of_several_devices_sample_what_one_does_without():
     mesh = make_mesh(2, 2, 1, devices=jax.devices()[:4])
-    config = dataclasses.replace(CONFIG, cpu_kernels=True)
-    found, _ = sample("structured", mesh, config)
+    found, _ = sample("structured", mesh, Cpu)
     for a, b in zip(found, on_one_device("structured"), strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
@@ -116,8 +116,11 @@ def test_kernels_of_several_devices_sample_what_one_does_without():
 def test_rows_are_split_and_weights_only_over_tensor():
     mesh = make_mesh(2, 2, 2)
     _, sampler = sample("structured", mesh, max_blocks=0, max_response_tokens=8)
-    assert (sampler.rows, sampler.shards) == (4, 4)  # of each, and how many
-    state = sampler.empty(8, 16)
+    schedule = sampler.schedule
+    assert (schedule.rows, schedule.shards) == (4, 4)  # of each, and how many
+    state = jax.eval_shape(
+        lambda: empty(sampler.backend, sampler.settings, schedule, 8, 16)
+    )
     lowered = sampler.lower(
         jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -141,7 +144,7 @@ def test_shards_that_the_mesh_does_not_make_are_refused():
     params = jax.device_put(
         random_params(), param_shardings(CONFIG, make_mesh(8, 1, 1))
     )
-    sampler = Sampler(CONFIG, VOCAB, SETTINGS, rows=8, shards=2)
+    sampler = Sampler(Xla(CONFIG), VOCAB, SETTINGS, Batching(rows=8, shards=2))
     with pytest.raises(ValueError, match="shards=2, but .* splits rows into 8"):
         sampler.sample(params, [[3]], 1, jax.random.key(0))
 
@@ -158,7 +161,7 @@ def test_weights_that_are_split_stay_split():
         places,
     )
     settings = dataclasses.replace(SETTINGS, max_blocks=0)
-    sampler = Sampler(config, VOCAB, settings, rows=4)
+    sampler = Sampler(Xla(config), VOCAB, settings, Batching(rows=4))
     lowered = sampler.lower(params, slots=8, prompt_tokens=16, num_lanes=4)
     text = lowered["decode"].compile().as_text()
     kernels = {64 * 256, 32 * 256, 16 * 8 * 32, 8 * 4 * 8 * 32}  # elements

@@ -12,13 +12,14 @@ import pytest
 from pr1_jax import layout, policy, tags
 from pr1_jax.kernels import attention
 from pr1_jax.kernels.cpu import library
+from pr1_jax.model.backend import choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import logits as forward_logits
 from pr1_jax.model.params import init_params
 from pr1_jax.sampler import loop, schedule
 from pr1_jax.sampler.rows import Rows
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import END_PARALLEL, EOS, PARALLEL, Settings, Vocab
 from pr1_jax.trajectory import pack, structured
 
@@ -79,9 +80,10 @@ def teacher_forced(config, params, trajectories, settings, length=130):
             labels = batch.block, batch.path
             return attention.label_attention(q, k, v, *labels, query_chunk=32), cache
 
-        hidden, _ = forward(config, params, batch.tokens, batch.positions, attend)
+        xla = choose(config, "xla")
+        hidden, _ = forward(xla, params, batch.tokens, batch.positions, attend)
         logps_of = lambda hidden, tokens, bans: policy.logps_and_entropies(
-            forward_logits(params, hidden),
+            xla.logits(params, hidden),
             tokens,
             bans,
             special_ids=VOCAB.special_ids,
@@ -96,33 +98,42 @@ def teacher_forced(config, params, trajectories, settings, length=130):
     return batch, np.asarray(compute(params, batch))
 
 
+def make_sampler(config, settings, *, kernels="xla", vocab=VOCAB, **batching):
+    backend = choose(config, kernels)
+    return Sampler(backend, vocab, settings, Batching(**batching))
+
+
 def sample(config, params, settings, *, n=12, samples=2, rows=8, seed=0, **kwargs):
-    sampler = Sampler(config, VOCAB, settings, rows=rows, **kwargs)
+    sampler = make_sampler(config, settings, rows=rows, **kwargs)
     prompts = random_prompts(n, seed)
-    return sampler.sample(params, prompts, samples, jax.random.key(seed))
+    return sampler.sample(params, prompts, samples, jax.random.key(seed))[0]
 
 
 CASES = [
-    pytest.param(QWEN3, {}, id="qwen3"),
-    pytest.param(LLAMA, {"num_paths": 3}, id="llama-3-paths"),
+    pytest.param(QWEN3, {}, "xla", id="qwen3"),
+    pytest.param(LLAMA, {"num_paths": 3}, "xla", id="llama-3-paths"),
     pytest.param(
         dataclasses.replace(QWEN3, scan_layers=True),
         {"num_paths": 8, "max_response_tokens": 120, "max_path_tokens": 5},
+        "xla",
         id="scan-8-paths",
     ),
     pytest.param(
         QWEN3,
         {"temperature": 0.7, "top_k": 7, "top_p": 0.9, "max_path_tokens": 0},
+        "xla",
         id="truncated",
     ),
     pytest.param(
         dataclasses.replace(QWEN3, qkv_bias=True, qk_norm=False),
         {"ban_illegal": False},
+        "xla",
         id="qwen2-no-bans",
     ),
     pytest.param(
-        dataclasses.replace(QWEN3, qkv_bias=True, cpu_kernels=True),
+        dataclasses.replace(QWEN3, qkv_bias=True),
         {"num_paths": 4, "max_response_tokens": 90, "max_path_tokens": 6},
+        "cpu",
         id="cpu-kernels",
         marks=needs_kernels,
     ),
@@ -152,12 +163,12 @@ def both_variants(cases, slow=()):
 
 
 @pytest.mark.parametrize(
-    "config, changes, variant", both_variants(CASES, slow=(1, 2, 3, 4))
+    "config, changes, kernels, variant", both_variants(CASES, slow=(1, 2, 3, 4))
 )
-def test_sampled_logps_equal_teacher_forced(config, changes, variant):
+def test_sampled_logps_equal_teacher_forced(config, changes, kernels, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
-    params = random_params(config)
-    trajectories = sample(config, params, settings, steps_per_chunk=7)
+    params, how = random_params(config), {"kernels": kernels, "steps_per_chunk": 7}
+    trajectories = sample(config, params, settings, **how)
     assert sum(t.num_blocks for t in trajectories) >= 6  # the case is worth testing
     batch, logps = teacher_forced(config, params, trajectories, settings)
     compared = batch.loss_mask.copy()
@@ -235,19 +246,19 @@ def test_a_prompt_is_prefilled_once_for_its_group(variant, monkeypatch):
 
     def counting(rows, *args):
         admission = admit(rows, *args)
-        prefilled.append((admission.places < rows.places).sum())
+        prefilled.append((admission.entries < rows.entries).sum())
         return admission
 
     monkeypatch.setattr(Rows, "admit", counting)
-    found, places, prefills = [], [], []
+    found, entries, prefills = [], [], []
     for group_size in (1, 5):
-        sampler = Sampler(QWEN3, VOCAB, settings, rows=8, group_size=group_size)
+        sampler = make_sampler(QWEN3, settings, rows=8, group_size=group_size)
         prefilled.clear()
-        found.append(sampler.sample(params, prompts, 5, jax.random.key(0)))
-        places.append(sampler.places)
+        found.append(sampler.sample(params, prompts, 5, jax.random.key(0))[0])
+        entries.append(sampler.schedule.entries)
         prefills.append(sum(prefilled))
     assert prefills[1] == len(prompts) < prefills[0]
-    assert places == [8, 7]  # copies of prompts that are kept
+    assert entries == [8, 7]  # copies of prompts that are kept
     for one, shared in zip(*found, strict=True):
         np.testing.assert_array_equal(one.tokens, shared.tokens)
         np.testing.assert_allclose(one.logps, shared.logps, atol=1e-4)
@@ -256,21 +267,19 @@ def test_a_prompt_is_prefilled_once_for_its_group(variant, monkeypatch):
 @needs_kernels
 def test_the_kernels_sample_what_xla_does():
     """One row at a time: paths end, and the first of a block goes on alone."""
-    params, found = random_params(QWEN3), []
-    for kernels in (False, True):
-        config = dataclasses.replace(QWEN3, cpu_kernels=kernels)
-        found.append(sample(config, params, SETTINGS, samples=5, group_size=5, rows=1))
+    params = random_params(QWEN3)
+    how = {"samples": 5, "group_size": 5, "rows": 1}
+    found = [sample(QWEN3, params, SETTINGS, kernels=k, **how) for k in ("xla", "cpu")]
     for xla, own in zip(*found, strict=True):
         np.testing.assert_array_equal(xla.tokens, own.tokens)
         np.testing.assert_allclose(xla.logps, own.logps, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "kernels, fewest", [(False, 64), pytest.param(True, 37, marks=needs_kernels)]
+    "kernels, fewest", [("xla", 64), pytest.param("cpu", 37, marks=needs_kernels)]
 )
 def test_slots_grow_with_the_responses_and_change_nothing(kernels, fewest, monkeypatch):
-    """More room costs nothing: the same slots, the same responses."""
-    config = dataclasses.replace(QWEN3, cpu_kernels=kernels)
+    """A greater budget costs nothing: the same slots, the same responses."""
     settings = dataclasses.replace(SETTINGS, max_response_tokens=150, max_blocks=0)
     late = dataclasses.replace(VOCAB, special_ids=(*VOCAB.special_ids[:-1], 17))
     params, seen, slots = random_params(QWEN3), [], []
@@ -282,12 +291,12 @@ def test_slots_grow_with_the_responses_and_change_nothing(kernels, fewest, monke
 
     monkeypatch.setattr(loop, "run_chunk", watched)
     monkeypatch.setattr(schedule, "FEWEST_SLOTS", fewest)
-    for room in (150, 600):
-        larger = dataclasses.replace(settings, max_response_tokens=room)
-        sampler = Sampler(config, late, larger, rows=4)
+    for budget in (150, 600):
+        larger = dataclasses.replace(settings, max_response_tokens=budget)
+        sampler = make_sampler(QWEN3, larger, kernels=kernels, vocab=late, rows=4)
         slots.append([])
         prompts, key = random_prompts(8), jax.random.key(3)
-        seen.append(sampler.sample(params, prompts, 1, key))
+        seen.append(sampler.sample(params, prompts, 1, key)[0])
         longest = max(len(t.tokens) for t in seen[-1])
         assert slots[-1][0] < longest <= max(slots[-1]) <= 150  # those compiled
     for small, large in zip(*seen, strict=True):
@@ -308,16 +317,19 @@ def test_rows_are_kept_busy():
         logits = jnp.zeros((num_lanes, VOCAB_SIZE))
         return logits.at[:, eos].set(jnp.where(ends, 50.0, -50.0)), state.cache
 
-    sampler = Sampler(None, VOCAB, settings, rows=32, group_size=8, decode_fn=decode_fn)
-    found = sampler.sample(jnp.zeros(()), random_prompts(40), 8, jax.random.key(0))
+    batching = Batching(rows=32, group_size=8)
+    sampler = Sampler(None, VOCAB, settings, batching, decode_fn=decode_fn)
+    found, figures = sampler.sample(
+        jnp.zeros(()), random_prompts(40), 8, jax.random.key(0)
+    )
     lengths = [len(t.tokens) for t in found]
     assert min(lengths) < 25 and max(lengths) > 75
-    assert sampler.stats["useful_row_steps"] > 0.9
+    assert figures.useful_row_steps > 0.9
 
 
 def test_responses_are_handed_over_as_they_finish_and_by_their_numbers():
     params, key = random_params(QWEN3), jax.random.key(0)
-    sampler = Sampler(QWEN3, VOCAB, SETTINGS, rows=4, steps_per_chunk=7)
+    sampler = make_sampler(QWEN3, SETTINGS, rows=4, steps_per_chunk=7)
     prompts = random_prompts(5)
     waiting, finished = [], {}
 
@@ -326,14 +338,12 @@ def test_responses_are_handed_over_as_they_finish_and_by_their_numbers():
         finished[index] = response
         waiting.append(10 - len(finished))
 
-    whole = sampler.sample(params, prompts, 2, key, on_finished=on_finished)
+    whole, _ = sampler.sample(params, prompts, 2, key, on_finished=on_finished)
     assert all(finished[i] is response for i, response in enumerate(whole))
     assert waiting[0] >= 6  # so the first one came while others had not begun
     parts = [
-        *sampler.sample(params, prompts[:3], 2, key),
-        *sampler.sample(
-            params, prompts[3:], 2, key, ids=range(6, 6 + 2 * len(prompts[3:]))
-        ),
+        *sampler.sample(params, prompts[:3], 2, key)[0],
+        *sampler.sample(params, prompts[3:], 2, key, ids=range(6, 10))[0],
     ]
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
@@ -351,8 +361,9 @@ def test_greedy_sampling_takes_the_most_likely_token():
             return attention.label_attention(q, k, v, zeros, zeros), cache
 
         positions = jnp.arange(tokens.shape[1])[None]
-        hidden, _ = forward(QWEN3, params, tokens, positions, attend)
-        logits = np.array(forward_logits(params, hidden)[0, len(t.prompt) - 1 : -1])
+        xla = choose(QWEN3, "xla")
+        hidden, _ = forward(xla, params, tokens, positions, attend)
+        logits = np.array(xla.logits(params, hidden)[0, len(t.prompt) - 1 : -1])
         banned = [i for i in VOCAB.special_ids if i != VOCAB.special_ids[EOS]]
         logits[:, banned] = -np.inf
         np.testing.assert_array_equal(logits.argmax(-1), t.tokens)
@@ -403,13 +414,12 @@ def test_every_trace_passes_the_format_check(changes, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
     liking = np.zeros(VOCAB_SIZE)
     liking[list(VOCAB.special_ids)] = 2.5
-    sampler = Sampler(
-        None, VOCAB, settings, rows=15, decode_fn=scripted(liking), steps_per_chunk=16
-    )
+    batching = Batching(rows=15, steps_per_chunk=16)
+    sampler = Sampler(None, VOCAB, settings, batching, decode_fn=scripted(liking))
     traces, prompts = [], random_prompts(100)
     for seed in range(2):
         key = jax.random.key(seed)
-        traces += sampler.sample(key, prompts, 2, key)
+        traces += sampler.sample(key, prompts, 2, key)[0]
     closing = {VOCAB.special_ids[i] for i in (3, 5)}
     ids = dict(zip(tags.TAGS, VOCAB.special_ids))
     blocks = 0
@@ -439,9 +449,10 @@ def test_blocks_that_do_not_fit_are_banned_and_recorded():
     settings = dataclasses.replace(SETTINGS, max_response_tokens=40, max_blocks=1)
     liking = np.zeros(VOCAB_SIZE)
     liking[VOCAB.special_ids[PARALLEL]] = 5.0
-    sampler = Sampler(None, VOCAB, settings, rows=16, decode_fn=scripted(liking))
+    batching = Batching(rows=16)
+    sampler = Sampler(None, VOCAB, settings, batching, decode_fn=scripted(liking))
     key = jax.random.key(0)
-    for t in sampler.sample(key, random_prompts(16), 1, key):
+    for t in sampler.sample(key, random_prompts(16), 1, key)[0]:
         main = (t.path == 0) & ~t.forced
         banned = (t.bans >> PARALLEL) & 1 == 1
         left = settings.max_response_tokens - np.arange(len(t.tokens))
@@ -463,6 +474,6 @@ def test_bad_settings_name_field_and_value(field, value):
 
 
 def test_long_prompt_is_refused():
-    sampler = Sampler(QWEN3, VOCAB, SETTINGS, rows=2)
+    sampler = make_sampler(QWEN3, SETTINGS, rows=2)
     with pytest.raises(ValueError, match="prompt 1 has 10 tokens.*max_prompt_tokens=9"):
         sampler.sample(None, [[3], [3] * 10], 1, jax.random.key(0))

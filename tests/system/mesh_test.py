@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from pr1_jax import layout, tags
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, param_shardings, unbox
+from pr1_jax.model.xla import Xla
 from pr1_jax.system.mesh import (
     AXES,
     batch_sharding,
@@ -92,7 +93,7 @@ def sharded_state(mesh):
 def run(kind, state, batch, mesh=None, policy=POLICY):
     """A jitted update, its result placed as `state` is."""
     update = functools.partial(
-        UPDATES[kind], config=CONFIG, optimizer=OPTIMIZER, policy=policy
+        UPDATES[kind], backend=Xla(CONFIG), optimizer=OPTIMIZER, policy=policy
     )
     places = shardings_of(state), None
     args = (batch.old_logps,) if kind == "grpo" else ()

@@ -12,8 +12,9 @@ import pytest
 from pr1_jax import layout, tags
 from pr1_jax.kernels import attention
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.forward import forward, logits
+from pr1_jax.model.forward import forward
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.xla import Xla
 from pr1_jax.training import update as update_module
 from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.logps import policy_logps as logps_policy_logps
@@ -35,6 +36,7 @@ CONFIG = ModelConfig(
 )
 SPECIAL_IDS = (10, 11, 12, 13, 14, 15, 1)
 TAG_IDS = dict(zip(tags.TAGS, SPECIAL_IDS))
+XLA = Xla(CONFIG)
 POLICY = PolicySettings(special_ids=SPECIAL_IDS, temperature=0.8)
 # A large eps: Adam's first step would else be the sign of the rounding errors.
 OPTIMIZER = make_optimizer(
@@ -102,7 +104,7 @@ def make_batch(*, micro_batches=2, forced_only=False, seed=0, **kwargs):
 def compiled(kind, **kwargs):
     """A jitted update; `ref_logps` follows the batch for `grpo`."""
     update = getattr(update_module, f"{kind}_update")
-    settings = {"config": CONFIG, "optimizer": OPTIMIZER, "policy": POLICY} | kwargs
+    settings = {"backend": XLA, "optimizer": OPTIMIZER, "policy": POLICY} | kwargs
     return jax.jit(functools.partial(update, **settings))
 
 
@@ -117,7 +119,7 @@ def run(kind, state, batch, **kwargs):
 @jax.jit
 def policy_logps(params, batch):
     """Log-probs of a batch with leading axes [micro-batches, B]."""
-    one = lambda b: logps_policy_logps(CONFIG, params, b, POLICY)[0]
+    one = lambda b: logps_policy_logps(XLA, params, b, POLICY)[0]
     return jax.lax.map(one, batch)
 
 
@@ -164,7 +166,7 @@ def test_cutting_micro_batches_to_their_length_changes_nothing(kind):
     assert largest_difference(whole.params, fresh_state().params) > 1e-3
     assert largest_difference(whole.params, found.params) < 1e-5
     assert_same_metrics(metrics, whole_metrics)
-    trained_logps = functools.partial(logps_trained_logps, CONFIG, policy=cut)
+    trained_logps = functools.partial(logps_trained_logps, XLA, policy=cut)
     logps = jax.jit(trained_logps)(random_params(), batch)
     np.testing.assert_allclose(
         np.where(short, logps, 0),
@@ -209,7 +211,7 @@ def test_a_prompt_computed_once_for_its_group_changes_nothing():
         assert largest_difference(whole.params, fresh_state().params) > 1e-3
         assert largest_difference(whole.params, found.params) < 1e-5
         assert_same_metrics(metrics, whole_metrics)
-        logps = logps_trained_logps(CONFIG, random_params(), batch, policy)
+        logps = logps_trained_logps(XLA, random_params(), batch, policy)
         np.testing.assert_allclose(
             np.where(batch.loss_mask, logps, 0),
             np.where(batch.loss_mask, policy_logps(random_params(), batch), 0),
@@ -232,7 +234,7 @@ def test_no_more_is_shared_than_all_rows_allow(allowed, shared_lengths, computed
     batch = grouped_batch(shared=allowed)
     policy = grouped_policy(*shared_lengths)
     logps = jax.jit(
-        functools.partial(logps_trained_logps, CONFIG, policy=policy),
+        functools.partial(logps_trained_logps, XLA, policy=policy),
     )
     before = np.where(batch.loss_mask, logps(random_params(), batch), 0)
     for place in range(PROMPT_TOKENS):
@@ -253,7 +255,7 @@ def test_logits_of_prompts_are_not_needed():
     size = int(np.where(mask.any(-1), end - mask.argmax(-1), 0).max())
     assert size < mask.shape[-1] - 1
     cut = dataclasses.replace(POLICY, max_trained=size)
-    trained_logps = functools.partial(logps_trained_logps, CONFIG)
+    trained_logps = functools.partial(logps_trained_logps, XLA)
     logps, whole_logps = (
         np.where(mask, trained_logps(random_params(), batch, policy=policy), 0)
         for policy in (cut, POLICY)
@@ -313,8 +315,8 @@ def test_policy_logps_are_of_the_logits_at_the_temperature():
             return attention.label_attention(q, k, v, *labels), cache
 
         inputs = batch.tokens, batch.positions, attend
-        hidden, _ = forward(CONFIG, params, *inputs)
-        return logits(params, hidden)
+        hidden, _ = forward(XLA, params, *inputs)
+        return XLA.logits(params, hidden)
 
     every = jax.nn.log_softmax(logits_of(random_params())[:, :-1] / POLICY.temperature)
     tokens = batch.tokens[:, 1:, None]

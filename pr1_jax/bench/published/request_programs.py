@@ -10,23 +10,14 @@ import jax.numpy as jnp
 
 from pr1_jax import policy
 from pr1_jax.bench.plans import follow
-from pr1_jax.kernels import attention
-from pr1_jax.kernels.cpu.decoding import attend as decoding_attend
 from pr1_jax.kernels.cpu.decoding import pack_keys
-from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.backend import Backend
+from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.forward import forward
-from pr1_jax.model.forward import logits as forward_logits
-from pr1_jax.sampler.cache import empty, with_slots
-from pr1_jax.sampler.draw import draw
-from pr1_jax.sampler.forward import (
-    attend_part,
-    decoding_config,
-    decoding_params,
-    mask_bias,
-    prefill,
-)
+from pr1_jax.model.xla import Step
+from pr1_jax.sampler.forward import prefill
 from pr1_jax.sampler.settings import SUMMARY_OPEN, Vocab
-from pr1_jax.sampler.state import Prompts
+from pr1_jax.sampler.state import PromptCache
 
 
 @flax.struct.dataclass
@@ -45,69 +36,58 @@ class State:
     live: jax.Array  # bool
     key: jax.Array  # PRNG keys
     count: jax.Array  # int32, steps
-    cache: Any = None  # of `kv_cache.empty`
+    cache: Any = None  # of `Backend.empty_cache`
 
 
 def _step(
-    config: ModelConfig, vocab: Vocab, params, state: State
+    backend: Backend, vocab: Vocab, params, state: State
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
     """Feeds all live rows; what each drew, −1 where nothing, and its log-prob."""
     B, S = state.token.shape[0], state.cache[0][1].shape[2]
     slots = jnp.arange(S)
     mine = (slots >= state.start[:, None]) & (slots <= state.slot[:, None])
     seen = mine | (slots < state.base[:, None])
-    bias = mask_bias(seen[:, None], config)
-    if config.cpu_kernels:  # for which live rows, if they come first, are all there is
+    if isinstance(backend, Cpu):  # which computes live rows alone, if they come first
         row = jnp.nonzero(state.live, size=B, fill_value=B)[0]
-        place = jnp.clip(jnp.cumsum(state.live) - 1, 0)
+        in_list = jnp.clip(jnp.cumsum(state.live) - 1, 0)
         live = state.live.sum(dtype=jnp.int32)
     else:
         row = jnp.where(state.live, jnp.arange(B), B)
-        place, live = jnp.arange(B), None
+        in_list, live = jnp.arange(B), None
     index = jnp.minimum(row, B - 1)
-    # For the kernels: all is one block, of which a row with a gap sees path 1.
-    block, path = jnp.ones((B, S), jnp.int32), jnp.where(seen, 1, 2)
-    gap = (state.start > state.base).astype(jnp.int32)
-    none = jnp.zeros(B, jnp.int32)
-
-    def attend(q, k, v, cache):
-        if config.cpu_kernels:
-            return decoding_attend(
-                *(q, k, v, cache, empty(config, 1, 0)[0]),
-                lanes=(row, state.slot[index], gap[index], gap[index]),
-                filled=state.slot + 1,
-                slot_labels=(block, path),
-                prompt=none,
-                prompt_length=none[:1],
-            )
-        keys, values = cache
-        keys = keys.at[row, :, :, state.slot].set(k, mode="drop")
-        values = values.at[row, :, state.slot].set(v, mode="drop")
-        q = q[:, None]
-        grouped = attention.group_queries(q, k.shape[-2])
-        part = attend_part(grouped, keys, values, bias)
-        out = attention.ungroup_queries(part.out / part.total, q)
-        return out[:, 0], (keys, values)
-
+    # As of a decode step: all is one block, of which a row with a gap sees path 1.
+    gap = (state.start > state.base).astype(jnp.int32)[:, None]
+    step = Step(
+        row=row,
+        index=row,
+        slot=state.slot[index],
+        count=live,
+        live=state.live[:, None],
+        block=gap,
+        path=gap,
+        filled=state.slot + 1,
+        slot_block=jnp.ones((B, S), jnp.int32),
+        slot_path=jnp.where(seen, 1, 2),
+    )
     hidden, cache = forward(
-        *(config, params, state.token[index], state.position[index], attend),
-        state.cache,
+        backend,
+        params,
+        state.token[index],
+        state.position[index],
+        backend.step_attention(step),
+        tuple((own, None) for own in state.cache),
         live=live,
     )
     draws = state.live & (state.wait == 0) & (state.left > 0)
     wanted = jnp.where(draws & (state.left == 1), state.last, -1)
     logits = policy.policy_logits(
-        follow(forward_logits(params, hidden, live), wanted[index], vocab),
+        follow(backend.logits(params, hidden, live), wanted[index], vocab),
         jnp.zeros(B, jnp.int32),
         special_ids=vocab.special_ids,
         num_tokens=vocab.num_tokens,
     )
-    found = draw(
-        *(logits, state.key[index], state.count[index]),
-        live=live,
-        kernels=config.cpu_kernels,
-    )
-    drawn, logps = (x[place] for x in found)
+    found = backend.draw(logits, state.key[index], state.count[index], live)
+    drawn, logps = (x[in_list] for x in found)
     forced = jnp.where(
         state.wait == 2, vocab.newline_id, vocab.special_ids[SUMMARY_OPEN]
     )
@@ -126,9 +106,9 @@ def _step(
     return state, (jnp.where(draws, drawn, -1), logps)
 
 
-def _run_chunk(config, vocab, steps: int, params, state: State, stop):
+def _run_chunk(backend, vocab, steps: int, params, state: State, stop):
     """Up to `steps` steps, until `stop` more rows have ended."""
-    step = functools.partial(_step, config, vocab, params)
+    step = functools.partial(_step, backend, vocab, params)
     shape, rows = (steps, *state.token.shape), state.live.sum()
     log = jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)
 
@@ -154,10 +134,10 @@ def _start(state: State, new, fresh: State) -> State:
     return rest.replace(key=jax.random.wrap_key_data(key))
 
 
-def _resize(state: State, rows, slots: int) -> State:
+def _resize(backend: Backend, state: State, rows, slots: int) -> State:
     """The rows [B'] of a state, over so many slots or more."""
     rest = jax.tree.map(lambda x: x[rows], state)
-    return rest.replace(cache=with_slots(rest.cache, slots))
+    return rest.replace(cache=backend.grow_cache(rest.cache, slots))
 
 
 def _insert(cache, fresh, rows):
@@ -210,11 +190,10 @@ class Programs:
 
     def __init__(
         self,
-        config: ModelConfig,
+        backend: Backend,
         vocab: Vocab,
         *,
         steps_per_chunk: int = 32,
-        refill_share: float = 0.0625,
         prefill_rows: Sequence[int] = (1, 4, 16),
         prefill_lengths_per_octave: int = 4,
     ):
@@ -223,26 +202,24 @@ class Programs:
         Args:
           prefill_rows, prefill_lengths_per_octave: shapes that prefills are padded to.
         """
-        self.config, self.vocab = config, vocab
-        self.refill_share = refill_share
+        self.backend, self.vocab = backend, vocab
         self.prefill_rows = sorted(prefill_rows, reverse=True)
         self.lengths_per_octave = prefill_lengths_per_octave
-        decoding = decoding_config(config)
-        chunk = functools.partial(_run_chunk, decoding, vocab, steps_per_chunk)
+        chunk = functools.partial(_run_chunk, backend, vocab, steps_per_chunk)
         self.chunk = jax.jit(chunk, donate_argnums=1)
         self.start = jax.jit(_start, donate_argnums=0)
-        self.resize = jax.jit(_resize, static_argnums=2)
+        self.resize = jax.jit(functools.partial(_resize, backend), static_argnums=2)
         self.insert = jax.jit(_insert, donate_argnums=0)
         self.copy = jax.jit(_copy, donate_argnums=0)
         self.fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-        self.convert = jax.jit(functools.partial(decoding_params, config))
+        self.convert = jax.jit(backend.prepare)
         self.prefill = jax.jit(self._prefilled)
 
     def _prefilled(self, params, tokens, lengths):
         """Keys and values of contexts [W, T], as in a cache of W rows."""
         W, T = tokens.shape
-        cache = empty(self.config, W, T)
-        prompts = Prompts(jnp.zeros(W, jnp.int32), cache)
+        cache = self.backend.empty_cache(W, T)
+        prompts = PromptCache(jnp.zeros(W, jnp.int32), cache)
         return prefill(
-            self.config, params, prompts, tokens, lengths, jnp.arange(W)
+            self.backend, params, prompts, tokens, lengths, jnp.arange(W)
         ).cache

@@ -24,7 +24,7 @@ import numpy as np
 
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.published.request_programs import Programs, State
-from pr1_jax.sampler.cache import empty
+from pr1_jax.sampler.schedule import REFILL_SHARE
 from pr1_jax.sampler.settings import (
     END_PARALLEL,
     END_PATH,
@@ -273,7 +273,7 @@ class _Run:
         fields = dict.fromkeys(names, zero) | dict.fromkeys(
             ("live", "feeds_last"), zero.astype(bool)
         )
-        cache = empty(self.programs.config, rows, slots)
+        cache = self.programs.backend.empty_cache(rows, slots)
         keys = jax.random.split(jax.random.key(0), rows)
         return jax.tree.map(jnp.copy, State(**fields, key=keys, cache=cache))
 
@@ -402,7 +402,7 @@ class _Run:
     def _decode(self) -> None:
         """A chunk of steps; hands the requests that ended to their responses."""
         running = self.live
-        stop = max(round(self.programs.refill_share * len(running)), 1)
+        stop = max(round(REFILL_SHARE * len(running)), 1)
         self.state, log, taken = self.programs.chunk(
             self.params, self.state, np.int32(stop)
         )

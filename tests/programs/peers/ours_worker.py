@@ -7,6 +7,7 @@ the first unit includes all that compiles: as there, a thread begins with the up
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -28,10 +29,11 @@ from jax.sharding import Mesh
 from pr1_jax import losses, trajectory
 from pr1_jax.huggingface import weights
 from pr1_jax.huggingface.config import read_config
-from pr1_jax.model.backend import with_kernels
+from pr1_jax.model.backend import choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import param_shardings
 from pr1_jax.sampler.sampler import Sampler
+from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.system.mesh import batch_sharding, make_mesh
 from pr1_jax.training import micro_batches
@@ -108,8 +110,8 @@ def make_sampler(
     )
     vocab = vocabulary(config.vocab_size)
     shards = jax.device_count()
-    config = with_kernels(config, mesh=mesh)
-    return Sampler(config, vocab, settings, rows=args.prompts, shards=shards, **kwargs)
+    batching = Batching(rows=args.prompts, shards=shards, **kwargs)
+    return Sampler(choose(config, mesh=mesh), vocab, settings, batching)
 
 
 def sampling(
@@ -120,14 +122,15 @@ def sampling(
     sampler = make_sampler(config, mesh, args)
     ends, outputs = [], []
     for repeat in range(2 + args.repeats):
-        responses = sampler.sample(params, prompts, 1, jax.random.key(repeat))
+        responses, figures = sampler.sample(params, prompts, 1, jax.random.key(repeat))
         ends.append(time.perf_counter())
         outputs = [*outputs[-1:], np.stack([r.tokens for r in responses])]
     checks = {
         "tokens_shape": outputs[-1].shape,
         "tokens_below_vocab": bool((outputs[-1] < config.vocab_size).all()),
         "same_as_repeat_before": float(np.mean(outputs[0] == outputs[1])),
-        **sampler.stats,
+        **dataclasses.asdict(figures),
+        "useful_row_steps": figures.useful_row_steps,
     }
     return Run(ends, checks, params)
 
@@ -152,7 +155,7 @@ def begin(
     state = from_params(params, optimizer, mesh)
     one_update = functools.partial(
         grpo_update,
-        config=with_kernels(config, mesh=mesh, training=True),
+        backend=choose(config, mesh=mesh, training=True),
         optimizer=optimizer,
         policy=make_policy(config, args),
         grpo=GrpoSettings(),
@@ -211,7 +214,7 @@ def update(
     start = time.perf_counter()
     logps = functools.partial(
         trained_logps,
-        with_kernels(config, mesh=mesh, training=True),
+        choose(config, mesh=mesh, training=True),
         policy=make_policy(config, args),
     )
     old_logps = jnp.where(batch.loss_mask, jax.jit(logps)(params, batch), 0.0)
@@ -260,7 +263,7 @@ def step(config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace)
     ends, found, lengths, rewards = [], [], [], []
     for number, asked in enumerate(prompts):
         key = jax.random.fold_in(jax.random.key(0), number)
-        responses = sampler.sample(state.params, asked, args.group_size, key)
+        responses, figures = sampler.sample(state.params, asked, args.group_size, key)
         rewards.append([share_of_odd(response) for response in responses])
         advantages = losses.advantages(np.reshape(rewards[-1], (groups, -1)))
         order = micro_batches.arrange(
@@ -283,7 +286,8 @@ def step(config: ModelConfig, params: Any, mesh: Mesh, args: argparse.Namespace)
         "min_length": np.min(lengths, axis=1).tolist(),
         "reward_min": np.min(rewards, axis=1).tolist(),
         "reward_max": np.max(rewards, axis=1).tolist(),
-        **sampler.stats,
+        **dataclasses.asdict(figures),
+        "useful_row_steps": figures.useful_row_steps,
     }
     return Run(ends, checks, state.params)
 

@@ -1,4 +1,4 @@
-"""Tests of pr1_jax.draw: tokens follow the policy, whatever the vocabulary's size."""
+"""Draws of both backends: tokens follow the policy, whatever the vocabulary's size."""
 
 import jax
 import jax.numpy as jnp
@@ -6,36 +6,28 @@ import numpy as np
 import pytest
 
 from pr1_jax import policy
+from pr1_jax.kernels import categorical
 from pr1_jax.kernels.cpu import decoding, library
-from pr1_jax.sampler.draw import _inverse_cdf, draw
+from pr1_jax.model.cpu import Cpu
+from pr1_jax.model.xla import Xla
 
 DRAWS = 20_000
 WHY_NOT = library.why_not("float32")
-both = pytest.mark.parametrize(
-    "kernels",
-    [
-        False,
-        pytest.param(True, marks=pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)),
-    ],
-)
-
-
-def draw_many(logits, *, greedy=False, key=0, kernels=False):
-    keys = jnp.broadcast_to(jax.random.key(key), (DRAWS,))
-    rows = jnp.broadcast_to(logits, (DRAWS, len(logits)))
-    draws = jax.jit(draw, static_argnames=("greedy", "kernels"))
-    return draws(rows, keys, jnp.arange(DRAWS), greedy=greedy, kernels=kernels)
+needs_kernels = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+both = pytest.mark.parametrize("backend", [Xla, pytest.param(Cpu, marks=needs_kernels)])
 
 
 @both
 @pytest.mark.parametrize("vocab_size", [1, 2, 5, 16, 24, 63, 65, 300])
-def test_draws_follow_the_softmax(vocab_size, kernels):
+def test_draws_follow_the_softmax(vocab_size, backend):
     rng = np.random.default_rng(vocab_size)
     logits = rng.normal(size=vocab_size).astype(np.float32) * 1.5
     banned = rng.random(vocab_size) < 0.3
     banned[rng.integers(vocab_size)] = False
     logits[banned] = policy.NEG_INF
-    tokens, logps = draw_many(logits, kernels=kernels)
+    keys = jnp.broadcast_to(jax.random.key(0), (DRAWS,))
+    rows = jnp.broadcast_to(logits, (DRAWS, vocab_size))
+    tokens, logps = jax.jit(backend.draw)(rows, keys, jnp.arange(DRAWS))
     probs = np.asarray(jax.nn.softmax(logits), np.float64)
     counts = np.bincount(tokens, minlength=vocab_size)
     assert counts[banned].sum() == 0
@@ -47,15 +39,17 @@ def test_draws_follow_the_softmax(vocab_size, kernels):
 @both
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - 2**-24, 1.0])
 @pytest.mark.parametrize("allowed", [(0,), (7,), (0, 7), (3, 4), (6,)])
-def test_a_token_of_probability_0_is_never_taken(uniform, allowed, kernels):
+def test_a_token_of_probability_0_is_never_taken(uniform, allowed, backend):
     logits = np.full((1, 8), policy.NEG_INF, np.float32)
     logits[0, list(allowed)] = [0.0, -30.0][: len(allowed)]
     args = jnp.asarray(logits), jnp.asarray([uniform], jnp.float32)
-    token = decoding.draw(*args)[0] if kernels else _inverse_cdf(*args)
+    token = (
+        decoding.draw(*args)[0] if backend is Cpu else categorical.inverse_cdf(*args)
+    )
     assert int(token[0]) in allowed
 
 
-@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+@needs_kernels
 @pytest.mark.parametrize("vocab_size", [7, 100, 1000])
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_kernels_draw_what_xla_does(vocab_size, impl):
@@ -63,8 +57,9 @@ def test_kernels_draw_what_xla_does(vocab_size, impl):
     key, n = jax.random.key(vocab_size, impl=impl), 2000
     logits = 2 * jax.random.normal(key, (n, vocab_size))
     keys = jax.random.split(key, n)
-    tokens, logps = draw(logits, keys, jnp.arange(n), kernels=True)
-    expected, wanted = draw(logits, keys, jnp.arange(n))
+    tokens, logps = Cpu.draw(logits, keys, jnp.arange(n))
+    expected, wanted = Xla.draw(logits, keys, jnp.arange(n))
+    np.testing.assert_array_equal(wanted, policy.token_logps(logits, expected))
     same = tokens == expected
     assert same.mean() > 0.995
     np.testing.assert_allclose(logps[same], wanted[same], atol=1e-5)
@@ -74,16 +69,9 @@ def test_a_draw_depends_on_its_own_key_and_count_alone():
     logits = jax.random.normal(jax.random.key(1), (6, 40))
     keys = jax.random.split(jax.random.key(2), 6)
     counts = jnp.arange(6) * 3
-    tokens, _ = draw(logits, keys, counts)
+    tokens, _ = Xla.draw(logits, keys, counts)
     order = jnp.array([4, 0, 2])
-    some, _ = draw(logits[order], keys[order], counts[order])
+    some, _ = Xla.draw(logits[order], keys[order], counts[order])
     np.testing.assert_array_equal(some, tokens[order])
-    again, _ = draw(logits, keys, counts + 1)
+    again, _ = Xla.draw(logits, keys, counts + 1)
     assert (again != tokens).any()
-
-
-def test_greedy_takes_the_most_likely():
-    logits = np.random.default_rng(0).normal(size=33).astype(np.float32)
-    tokens, logps = draw_many(logits, greedy=True)
-    assert (np.asarray(tokens) == logits.argmax()).all()
-    np.testing.assert_allclose(logps[0], jax.nn.log_softmax(logits).max(), atol=1e-6)

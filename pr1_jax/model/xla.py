@@ -1,0 +1,351 @@
+"""What XLA computes of a model: the backend that runs everywhere.
+
+A backend is one value that provides all that kernels for a device may do otherwise:
+forms of parameters and of caches, the two halves of a layer, attention in its four uses,
+logits, log-probs of tokens, draws. Its signatures are of arrays. `model.backend` chooses
+one; `model.cpu` departs from this one where it has kernels of its own.
+
+A cache has an entry a layer: keys [B, K, H, S] and values [B, K, S, H], an order in which
+both products of a decode step read memory along its last axis. While decoding, a row's
+keys and values lie in two caches: those of its prompt are kept once for all rows that
+read it, those of its response are its own. `attend` then gets pairs of the two.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pr1_jax import layout
+from pr1_jax.kernels import attention, categorical
+from pr1_jax.kernels.attention import (
+    Part,
+    attend_part,
+    group_queries,
+    mask_bias,
+    merge,
+    ungroup_queries,
+)
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.layers import Attend, project, rms_norm, rotate
+from pr1_jax.model.params import (
+    compute_params,
+    fuse_projections,
+    fused_shardings,
+    unstack_layers,
+)
+from pr1_jax.system.mesh import SAMPLING_RULES
+
+_QUERIES = 256  # whose scores a rejoin holds at once
+
+
+class Prompts(NamedTuple):
+    """Prompts in a cache of M entries."""
+
+    length: jax.Array  # [M] int32
+    slots: int  # tokens that an entry has space for
+    readers: int  # rows that an entry can have
+
+
+class Step(NamedTuple):
+    """What the lanes of a decode step see, and where their keys and values go.
+
+    There are B rows of P lanes and S slots; L of the lanes are fed, in a flat list.
+    """
+
+    row: jax.Array  # [L] int32; B = unused
+    index: jax.Array  # [L] int32, row · P + lane; B · P = unused
+    slot: (
+        jax.Array
+    )  # [L] int32; −1: a prompt's last token, whose keys are there already
+    count: (
+        jax.Array | None
+    )  # scalar int32, lanes in use, the first; None: lane i is row i
+    live: jax.Array  # [B, P] bool, lanes that are fed
+    block: jax.Array  # [B, P] int32, labels of the queries
+    path: jax.Array  # [B, P] int32
+    filled: jax.Array  # [B] int32, slots in use, those of this step included
+    slot_block: jax.Array  # [B, S] int32
+    slot_path: jax.Array  # [B, S] int32
+    prompts: Prompts | None = None  # None: the caches have no entries of prompts
+    # [B] int32, entry · readers + the row's number among them; M · readers: it has none
+    reader: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Xla:
+    """The backend in plain JAX, and in Pallas on TPU."""
+
+    config: ModelConfig
+
+    # --- Parameters -----------------------------------------------------------------
+
+    def prepare(self, params):
+        """Parameters as decoding reads them: in its dtype, layers apart and fused.
+
+        A cast, or a layer's slice of a stack, is thereby made once and not at every step.
+        """
+        c = self.config
+        params = dict(unstack_layers(c, compute_params(c, params)))
+        for i in range(c.num_layers):
+            params[f"layer_{i}"] = fuse_projections(c, params[f"layer_{i}"])
+        return params
+
+    def prepared_shardings(self, mesh: Mesh):
+        """Shardings of `prepare`'s parameters, or one for all: split over `tensor`."""
+        return fused_shardings(self.config, mesh, SAMPLING_RULES)
+
+    # --- The forward pass -----------------------------------------------------------
+
+    def project_heads(self, params, x, angles, live=None):
+        """Queries, keys and values of a layer: normalised, projected and rotated.
+
+        Args:
+          params: the layer's. x: [..., D]. angles: of `layers.rotary_angles`.
+          live: as of `forward.forward`; so below.
+
+        Returns:
+          q [..., N, H], k and v [..., K, H].
+        """
+        eps = self.config.rms_eps
+        h = rms_norm(params["attn_norm"], x, eps)
+        if "qkv" in params:
+            qkv = project(params["qkv"], h)
+            q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+            q = q.reshape(*h.shape[:-1], -1, q.shape[-1])
+        else:
+            q, k, v = (project(params[name], h) for name in ("q", "k", "v"))
+        if "q_norm" in params:
+            q = rms_norm(params["q_norm"], q, eps)
+            k = rms_norm(params["k_norm"], k, eps)
+        return rotate(q, angles), rotate(k, angles), v
+
+    def finish_layer(self, params, x, out, live=None):
+        """What comes after attention, `out` [..., N, H]: its projection and the MLP."""
+        x = x + project(params["o"], out, 2)
+        h = rms_norm(params["mlp_norm"], x, self.config.rms_eps)
+        if "gate_up" in params:
+            # As a matrix, [D, 2 · F], it could not be split over F.
+            kernel = params["gate_up"]["kernel"].astype(h.dtype)
+            both = jnp.tensordot(h, kernel, 1)
+            gate, up = both[..., 0, :], both[..., 1, :]
+        else:
+            gate, up = project(params["gate"], h), project(params["up"], h)
+        return x + project(params["down"], jax.nn.silu(gate) * up)
+
+    def logits(self, params, hidden, live=None):
+        """Logits [..., V] float32 of final hidden states [..., D]."""
+        head = params.get("head", params["embedding"]).astype(hidden.dtype)
+        return jnp.einsum(
+            "...D,VD->...V", hidden, head, preferred_element_type=jnp.float32
+        )
+
+    def token_logps(self, params, hidden, tokens, bans, define: Callable, **policy):
+        """Log-probs and entropies [M] of tokens [M] that hidden states [M, D] predict.
+
+        Args:
+          bans: [M] int32. define: `policy.logps_and_entropies`, which says what they are
+            as a function of logits. policy: its settings.
+        """
+        return define(self.logits(params, hidden), tokens, bans, **policy)
+
+    # --- Attention of training ------------------------------------------------------
+
+    def training_attention(
+        self, block, path, *, shared: int = 0, group_rows: int = 1
+    ) -> Attend:
+        """Attention under labels [B, T], in which siblings do not see each other.
+
+        Args:
+          shared, group_rows: the first S tokens are shared by G rows in a row each. They
+            stand there once, in front of what is left of each: arrays are
+            [B / G, S + G (T − S), …].
+        """
+        c, (B, T), G = self.config, block.shape, group_rows if shared else 1
+
+        def attend_labels(q, k, v, block, path):
+            settings = {"query_chunk": c.query_chunk, "implementation": c.attention}
+            return attention.label_attention(q, k, v, block, path, **settings)
+
+        def attend(q, k, v, cache):
+            if not shared:
+                return attend_labels(q, k, v, block, path), cache
+            first = [x[:, :shared] for x in (q, k, v)]
+            nothing = jnp.zeros((B // G, shared), jnp.int32)
+            of_shared = attend_labels(*first, nothing, nothing)
+            rest = lambda x: x[:, shared:].reshape(B, T - shared, *x.shape[2:])
+            whole = lambda x: jnp.concatenate(
+                [repeat_rows(x[:, :shared], G), rest(x)], axis=1
+            )
+            of_rest = attend_labels(rest(q), whole(k), whole(v), block, path)
+            of_rest = of_rest.reshape(B // G, -1, *q.shape[2:])
+            return jnp.concatenate([of_shared, of_rest], axis=1), cache
+
+        return attend
+
+    # --- Caches ---------------------------------------------------------------------
+
+    def empty_cache(self, rows: int, slots: int):
+        """Zeros, an entry a layer."""
+        K, H, dtype = self.config.num_kv_heads, self.config.head_dim, self.config.dtype
+        return tuple(
+            self._arranged(
+                jnp.zeros((rows, K, H, slots), dtype),
+                jnp.zeros((rows, K, slots, H), dtype),
+            )
+            for _ in range(self.config.num_layers)
+        )
+
+    def grow_cache(self, cache, slots: int):
+        """The same cache over more slots; over as many as it has, if these are no more."""
+        return tuple(
+            (padded(keys, 3, slots), padded(values, 2, slots)) for keys, values in cache
+        )
+
+    def _arranged(self, keys, values):
+        """Keys [W, K, H, T] and values [W, K, T, H] as a cache has them."""
+        return keys, values
+
+    def _write(self, cache, row, slot, k, v):
+        """Puts keys and values [..., K, H] into slots [...] of rows [...], if these exist."""
+        keys, values = cache
+        keys = keys.at[row, :, :, slot].set(k, mode="drop")
+        return keys, values.at[row, :, slot].set(v, mode="drop")
+
+    def _rows(self, cache, rows):
+        """Keys [W, K, H, S] and values [W, K, S, H] of some rows."""
+        keys, values = cache
+        return keys[rows], values[rows]
+
+    # --- Attention of decoding ------------------------------------------------------
+
+    def prefill_attention(self, entries) -> Attend:
+        """Causal attention of W prompts, whose keys and values go into a cache.
+
+        Args:
+          entries: [W] int32, which of the cache's; behind the last: none.
+        """
+
+        def attend(q, k, v, cache):
+            zeros = jnp.zeros(q.shape[:2], jnp.int32)
+            out = attention.label_attention(q, k, v, zeros, zeros, implementation="xla")
+            fresh = self._arranged(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+            return out, tuple(
+                old.at[entries].set(new, mode="drop") for old, new in zip(cache, fresh)
+            )
+
+        return attend
+
+    def step_attention(self, step: Step) -> Attend:
+        """Attention of a decode step, by row; q, k and v are of its flat list of lanes."""
+        (B, P), S = step.live.shape, step.slot_path.shape[1]
+        is_seen = layout.visible_labels(
+            step.block[..., None],
+            step.path[..., None],
+            step.slot_block[:, None],
+            step.slot_path[:, None],
+        )
+        is_filled = jnp.arange(S) < step.filled[:, None]
+        bias = self._bias(is_seen & is_filled[:, None])
+        prompt_bias = _prompt_bias(step.prompts) if step.prompts else None
+        slot = jnp.where(step.slot < 0, S, step.slot)  # written past the end: dropped
+        # Where each of the B · P lanes is in the flat list (dead ones: anywhere).
+        in_list = jnp.clip(jnp.cumsum(step.live.ravel()) - 1, 0)
+        index = jnp.clip(step.index, 0, B * P - 1)
+
+        def attend(q, k, v, cache):
+            own, shared = cache
+            own = self._write(own, step.row, slot, k, v)
+            q = q if step.count is None else q[in_list]
+            q = q.reshape(B, P, *q.shape[1:])
+            grouped = group_queries(q, k.shape[-2])
+            part = attend_part(grouped, *own, bias)
+            if shared is None:
+                out = part.out / part.total
+            else:
+                of_prompts = _attend_prompts(grouped, *shared, prompt_bias, step)
+                out = merge(part, of_prompts)
+            out = ungroup_queries(out, q).reshape(B * P, *q.shape[2:])
+            return (out if step.count is None else out[index]), own
+
+        return attend
+
+    def rejoin_attention(self, rows, slot, entry, prompts: Prompts) -> Attend:
+        """Causal attention of tokens that are computed anew, into slots of their rows.
+
+        Args:
+          rows: [W] int32; behind the last: unused.
+          slot: [W, T] int32, of each token; behind the last: unused.
+          entry: [W] int32, the rows' prompts.
+        """
+        prompt_bias = _prompt_bias(prompts)[entry]
+
+        def attend(q, k, v, cache):
+            own, shared = cache
+            own = self._write(own, rows[:, None], slot, k, v)
+            B, S = own[1].shape[0], own[1].shape[2]
+            mine = self._rows(own, jnp.clip(rows, 0, B - 1))
+            of_prompts = self._rows(shared, entry)
+            out = []
+            for first in range(0, slot.shape[1], _QUERIES):
+                some = slice(first, first + _QUERIES)
+                bias = self._bias(jnp.arange(S) <= slot[:, some, None])
+                grouped = group_queries(q[:, some], k.shape[-2])
+                part = attend_part(grouped, *mine, bias)
+                part = merge(part, attend_part(grouped, *of_prompts, prompt_bias))
+                out.append(ungroup_queries(part, q[:, some]))
+            return jnp.concatenate(out, axis=1), own
+
+        return attend
+
+    def _bias(self, mask):
+        """`attention.mask_bias` of a mask [B, T, S] over tokens."""
+        return mask_bias(mask, self.config.num_heads // self.config.num_kv_heads)
+
+    # --- Draws ----------------------------------------------------------------------
+
+    @staticmethod
+    def draw(logits, keys, counts, live=None):
+        """Draws a token a row: see `categorical.draw`; `live` as of `forward.forward`."""
+        return categorical.draw(logits, keys, counts)
+
+
+def repeat_rows(x: jax.Array, times: int) -> jax.Array:
+    """[B, …] to [B · times, …], the copies of a row side by side."""
+    every = jnp.broadcast_to(x[:, None], (len(x), times, *x.shape[1:]))
+    return every.reshape(-1, *x.shape[1:])
+
+
+def padded(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """x with zeros behind the last of an axis, up to a size; as it is if that is less."""
+    more = max(size - x.shape[axis], 0)
+    return jnp.pad(x, [(0, more * (i == axis)) for i in range(x.ndim)])
+
+
+def _prompt_bias(prompts: Prompts) -> jax.Array:
+    """What to add to the scores of prompts, [M, 1, 1, T]."""
+    return mask_bias((jnp.arange(prompts.slots) < prompts.length[:, None])[:, None])
+
+
+def _attend_prompts(q, keys, values, bias, step: Step) -> Part:
+    """Attends to each row's prompt; a prompt's keys are read once for all its rows.
+
+    Args:
+      q: [B, K, Q, H]. keys: [M, K, H, T]. values: [M, K, T, H]. bias: [M, 1, 1, T].
+    """
+    (B, K, Q, H), M, readers = q.shape, len(keys), step.prompts.readers
+    if readers == 1:  # row b reads entry b
+        return attend_part(q, keys, values, bias)
+    row = jnp.full(M * readers, B).at[step.reader].set(jnp.arange(B), mode="drop")
+    q = q.at[row].get(mode="fill", fill_value=0).reshape(M, readers, K, Q, H)
+    part = attend_part(q.swapaxes(1, 2).reshape(M, K, -1, H), keys, values, bias)
+
+    def by_row(x):
+        x = x.reshape(M, K, readers, Q, -1).swapaxes(1, 2)
+        x = x.reshape(M * readers, K, Q, -1)
+        return x[jnp.minimum(step.reader, M * readers - 1)]
+
+    return Part(*map(by_row, part))
