@@ -2,11 +2,9 @@
 
     python -m pr1_jax.main --config=configs/rl_accuracy.py
 
-Two CPU cores: about 9 minutes; run from the checkpoint of `sft_structured`, which is the
-same first stage. Held-out hard problems (512, 95 % interval), seed 0,
-at commit `8ee31f1`: 58.2 %
-(54.1 to 62.5) after SFT, 91.0 % (88.5 to 93.4) after RL. Blocks do not die out: traces
-without one are not in the embedded cold-start data.
+Two CPU cores: about 9 minutes; less from a checkpoint of `sft_structured`, which is the
+same first stage. Accuracy rises as with `rl_alternating`. Blocks do not die out, since all
+cold-start traces of the task made by code have one.
 """
 
 import ml_collections
@@ -15,7 +13,7 @@ from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Spec sections 5 and 6."""
+    """docs/method.md, sections 5 and 6."""
     c = defaults.get_config(arg)
     c.name = "rl_accuracy"
     c.reward.schedule = "accuracy"

@@ -2,8 +2,8 @@
 
     python -m pr1_jax.main --config=configs/rl_easy.py
 
-Two CPU cores: about 10 minutes. Held-out easy problems (512, 95 % interval), seed 0:
-65.2 % (61.1 to 69.3) after SFT, 85.7 % (82.8 to 88.7) after RL; all responses have a block.
+Two CPU cores: about 10 minutes. Accuracy on held-out easy problems rises; all responses
+have a block.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Spec section 6, second row."""
+    """docs/method.md, section 6: second row of the table."""
     c = defaults.get_config(arg, variant="causal")
     c.name = "rl_easy"
     c.reward.schedule = "parallel_and_accuracy"

@@ -2,9 +2,8 @@
 
     python -m pr1_jax.main --config=configs/sft_structured.py
 
-Two CPU cores: about 4 minutes. Held-out hard problems (512, 95 % interval), seed 0,
-at commit `b99b0da`: 61.5 %
-(57.2 to 65.6); all responses have a block.
+Two CPU cores: about 4 minutes. On held-out hard problems somewhat more than half of the
+answers are right; all responses have a block.
 """
 
 import ml_collections
@@ -13,7 +12,7 @@ from pr1_jax import defaults
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """Spec section 6, first row: 230 steps at full size."""
+    """docs/method.md, section 6: first row of the table, 230 steps at full size."""
     c = defaults.get_config(arg)
     c.name = "sft_structured"
     c.stages = ("sft",)
