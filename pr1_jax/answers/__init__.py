@@ -1,4 +1,8 @@
-"""Is an answer the reference's? Three verdicts, in bounded time. Imports `tags` alone.
+"""Is the answer of a response the reference's? Imports `tags` alone.
+
+Three verdicts, whatever a model wrote, in bounded time: correct, incorrect, and undecided
+(timed out or unparsable: rewarded as incorrect, counted apart). A response without an
+answer is incorrect (docs/method.md, section 5).
 
 >>> from pr1_jax import answers
 >>> answers.check("Final Answer: 0.5", "1/2").verdict

@@ -1,11 +1,8 @@
-r"""Is the answer of a response equivalent to the reference? (spec section 5)
+r"""What the spelling of two answers decides, and how it is prepared for math-verify.
 
-Three verdicts, whatever a model wrote, in bounded time: correct, incorrect, and
-undecided (timed out or unparsable: rewarded as incorrect, counted apart). A
-response without an answer is incorrect. Plain numbers are decided here within
-microseconds, the rest by math-verify in worker processes that are killed when they
-overrun; a worker starts with the first answer that needs one (a second or two, not
-counted) and ends with this process.
+`normal` brings an answer into a spelling that math-verify reads as a person would.
+`quick` decides within microseconds where the spellings, words or plain numbers are the
+same, or where both are plain numbers. The rest goes to a worker (`pool`).
 
 Where public suites of equal answers contradict each other, math-verify is followed:
 
@@ -18,9 +15,6 @@ Where public suites of equal answers contradict each other, math-verify is follo
 - x=5 is 5, but not y=5. An inequality is its interval, `x<1 or x>3` their union.
 - A base may be left out: 25_8 is 25, not 25_7. The letter i may be the root of -1.
 - Words count as a whole, without case; other sentences are undecided.
-
-Departs from the published checker (answers_string.py), which reads the last 300
-characters only, where a slice can cut a `\boxed{}`, and compares strings.
 """
 
 import re
@@ -29,8 +23,6 @@ from fractions import Fraction
 
 from pr1_jax.answers.extract import MAX_CHARS, bare, boxes
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
-
-# -- From an answer to what can be compared: math-verify misreads some spellings.
 
 _NUMBER = re.compile(r"([+-]?)([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]*)(\.[0-9]+)?")
 _FRACTION = re.compile(
@@ -106,11 +98,11 @@ def _ascii(char: str) -> str:
 
 
 def _without_boxes(text: str) -> str:
-    """The last boxes of `text` that make one list, should there be several."""
-    found, listed = boxes(text), []
-    if len(found) < 2:
+    """The last boxes of `text` that make one list, if there are several boxes."""
+    spans, listed = boxes(text), []
+    if len(spans) < 2:
         return text
-    for start, end in reversed(found):
+    for start, end in reversed(spans):
         gap = text[end + 1 : listed[0][0]] if listed else ""
         if listed and end >= listed[0][0]:  # around another box
             continue
@@ -161,7 +153,7 @@ def _number(text: str) -> Fraction | None:
 
 
 def _spelling(text: str) -> str:
-    """`text` without what changes only the look of its formulas."""
+    """`text` without what changes only how its formulas look."""
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     return _SPACING.sub("", text)
 
@@ -189,7 +181,11 @@ def _same_digits(answer: str, reference: str) -> bool | None:
 
 
 def quick(answer: str, reference: str) -> Result | None:
-    """The verdict where no worker is needed, else None."""
+    """The verdict on two answers as `normal` spells them; None if a worker must decide.
+
+    Args:
+      answer, reference: as they are where they are too long for `normal`.
+    """
     for name, text in (("answer", answer), ("reference", reference)):
         if len(text) > MAX_CHARS:
             return Result(UNDECIDED, f"the {name} has over {MAX_CHARS} characters")

@@ -1,29 +1,24 @@
-"""Finds the answer in a response."""
+"""The answer that a response gives. All patterns take linear time."""
 
 import re
 from collections import deque
 
 from pr1_jax.tags import TAGS
 
-MAX_CHARS = 2000  # of an answer that math-verify is asked about
-
-
-# -- From a response to its answer. All patterns take linear time.
+MAX_CHARS = 2000  # of an answer; a longer one is undecided
 
 _MARKER = re.compile(r"final answer[*_` ]*:", re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_AFTER_ANSWER = re.compile(
-    "|".join([*TAGS, r"<\|\w{3,}\|>"])
-)  # a tag, <|im_end|> and such
+_AFTER_ANSWER = re.compile("|".join([*TAGS, r"<\|\w{3,}\|>"]))  # as <|im_end|>
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
 def boxes(text: str) -> list[tuple[int, int]]:
     r"""Where the content of each `\boxed{}` with balanced braces starts and ends."""
-    found, opened = [], []
+    spans, opened = [], []
     if "box" not in text:
-        return found
+        return spans
     for match in _BOX_OR_BRACE.finditer(text):
         token = match.group()
         if token == "{" or (token[-1] == "{" and "box" in token):
@@ -31,12 +26,12 @@ def boxes(text: str) -> list[tuple[int, int]]:
         elif token == "}" and opened:
             start = opened.pop()
             if start.group() != "{":
-                found.append((start.end(), match.start()))
-    return sorted(found)
+                spans.append((start.end(), match.start()))
+    return sorted(spans)
 
 
 def bare(answer: str) -> str:
-    """`answer` without Markdown marks, full stop and math delimiters around it."""
+    """`answer` without the Markdown marks, full stop and dollars around it."""
     answer = answer.strip()
     for _ in range(8 if len(answer) <= MAX_CHARS else 0):
         before = answer
@@ -56,13 +51,13 @@ def extract(response: str) -> str | None:
     That is the rest of the last `Final Answer:` line (of its one `\boxed{}`, if it
     has one), or, if that is blank, the last `\boxed{}` with balanced braces.
     """
-    found = boxes(response)
+    spans = boxes(response)
     markers = deque(_MARKER.finditer(response), maxlen=1)
     if markers:
         line = _LINE.match(response, markers[0].end())
-        on_line = [box for box in found if line.start() <= box[0] <= line.end()]
+        on_line = [box for box in spans if line.start() <= box[0] <= line.end()]
         rest = _AFTER_ANSWER.split(line.group(), maxsplit=1)[0]
         answer = bare(response[slice(*on_line[0])] if len(on_line) == 1 else rest)
         if answer:
             return answer
-    return bare(response[slice(*found[-1])]) or None if found else None
+    return bare(response[slice(*spans[-1])]) or None if spans else None

@@ -1,4 +1,8 @@
-"""Worker processes that ask math-verify, killed when they overrun their time."""
+"""Worker processes that ask math-verify, and are killed when they overrun their time.
+
+A worker starts with the first answer that needs one (a second or two, not counted), and
+ends with this process.
+"""
 
 import atexit
 import json
@@ -20,11 +24,8 @@ _START_SEC = 120.0
 _WAIT = 30  # for a worker that sleeps: times the processor time that it may take
 
 
-# -- The workers.
-
-
 class _Worker:
-    """A process that runs worker.py. Used by one thread at a time."""
+    """A process that runs worker.py; one thread uses it at a time."""
 
     def __init__(self) -> None:
         self.num_answers = 0
@@ -59,6 +60,7 @@ class _Worker:
         return json.loads(line)
 
     def ask(self, answer: str, reference: str, timeout_sec: float) -> Result:
+        """The verdict; TimeoutError or EOFError where the process gives none."""
         if not self.ready:
             try:
                 error = self._read(_START_SEC)["error"]
@@ -80,7 +82,7 @@ class _Worker:
 
 
 class _Pool:
-    """At most `NUM_WORKERS` workers at work, for all threads of this process."""
+    """Workers for all threads of this process, of which `NUM_WORKERS` work at once."""
 
     def __init__(self) -> None:
         self.idle: deque[_Worker] = deque()
@@ -110,7 +112,7 @@ class _Pool:
                     self.idle.append(worker if done else _Worker())
         if not worker.ready:
             raise RuntimeError("the math-verify worker does not start: it died")
-        return Result(UNDECIDED, "math-verify died of it")
+        return Result(UNDECIDED, "math-verify died of this answer")
 
     def close(self) -> None:
         while self.idle:

@@ -94,5 +94,5 @@ def check(response: str, reference: str) -> bool:
 
     Takes linear time and never raises, whatever the two strings are.
     """
-    found = _ANSWER_LINE.findall(_SPECIAL.sub("", response)[-_LAST_CHARS:])
-    return bool(found) and normal(found[-1]) == normal(reference)
+    lines = _ANSWER_LINE.findall(_SPECIAL.sub("", response)[-_LAST_CHARS:])
+    return bool(lines) and normal(lines[-1]) == normal(reference)

@@ -1,4 +1,4 @@
-"""Is the answer of a response equivalent to the reference?"""
+"""The check of responses: the answer is extracted, compared, and if need be verified."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,16 @@ from pr1_jax.answers.verdicts import INCORRECT, Result
 
 
 def check(response: str, reference: str, *, timeout_sec: float = 3.0) -> Result:
-    """Returns whether the answer of `response` is equivalent to `reference`.
+    """Whether the answer of `response` is equivalent to `reference`.
 
-    timeout_sec: processor time that math-verify may take; then the verdict is
-      undecided.
-    Never raises for what a model wrote; RuntimeError if math-verify cannot start.
+    Nothing that a model wrote makes it raise.
+
+    Args:
+      timeout_sec: processor time that math-verify may take; an overrun is undecided.
+
+    Raises:
+      ValueError: `timeout_sec` is not positive.
+      RuntimeError: math-verify cannot start.
     """
     return check_many([response], [reference], timeout_sec=timeout_sec)[0]
 
@@ -22,15 +27,15 @@ def check(response: str, reference: str, *, timeout_sec: float = 3.0) -> Result:
 def check_many(
     responses: Sequence[str], references: Sequence[str], *, timeout_sec: float = 3.0
 ) -> list[Result]:
-    """Returns `check` of each pair, in order; the workers share what is not quick."""
+    """`check` of each pair, in order; workers share those that need one."""
     if len(responses) != len(references):
         raise ValueError(
             f"responses has {len(responses)} items, references {len(references)}"
         )
     if timeout_sec <= 0:
         raise ValueError(f"timeout_sec is {timeout_sec}, expected more than 0")
-    pairs = [_pair(*both) for both in zip(responses, references)]
-    decided = {pair: quick(*pair) for pair in pairs if pair}  # equal ones once
+    pairs = [_pair(text, wanted) for text, wanted in zip(responses, references)]
+    decided = {pair: quick(*pair) for pair in pairs if pair}  # equal pairs once
     decided[None] = Result(INCORRECT, "the response gives no answer")
     slow = [pair for pair, result in decided.items() if result is None]
     if slow:

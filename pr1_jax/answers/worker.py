@@ -1,8 +1,8 @@
-"""The process that runs math-verify for `pr1_jax.answers`; never imported by it.
+"""The process that asks math-verify for `pr1_jax.answers`, which never imports it.
 
-One JSON object a line: in `{"answer", "reference", "limit_sec"}`, out
-`{"verdict", "reason"}`. The first line out says whether it could start. It is run
-as a script, so that it imports neither the package nor the training program.
+It is run as a script, so that it imports neither the package nor the training program.
+Each line of the input is a JSON object with `answer`, `reference` and `limit_sec`, each
+of the output one with `verdict` and `reason`; the first of them says whether it started.
 """
 
 import cmath
@@ -127,11 +127,11 @@ def _parse(text: str) -> list:
     text = _spelled(text)
     if _CLAUSE.search(text):
         return []
-    found = _parse_as_is(text)
-    if all(isinstance(part, str) for part in found) and "=" in text:
+    parsed = _parse_as_is(text)
+    if all(isinstance(part, str) for part in parsed) and "=" in text:
         # Some names, such as I_{max}, are beyond it; the value need not be.
-        found = _parse_as_is(text.rpartition("=")[2]) or found
-    return found
+        parsed = _parse_as_is(text.rpartition("=")[2]) or parsed
+    return parsed
 
 
 def _parse_as_is(text: str) -> list:
@@ -144,16 +144,16 @@ def _parse_as_is(text: str) -> list:
         forms = [f"${text}$"] if latex or not prose else []
         if not latex and len(_NUMBER.findall(text)) == 1:
             forms.append(text)
-    found = []
+    parsed = []
     for form in forms:
-        found = parse(form, parsing_timeout=None, raise_on_error=True) or found
-        if any(not isinstance(part, str) for part in found):
+        parsed = parse(form, parsing_timeout=None, raise_on_error=True) or parsed
+        if any(not isinstance(part, str) for part in parsed):
             break
-    return found
+    return parsed
 
 
 def _close(gold: list, target: list) -> bool:
-    """Whether two expressions have the same values; as `answers` has it for decimals.
+    """Whether two expressions have the same values, to as many digits as decimals.
 
     math-verify compares so only lone decimals, and those not with integers; and it
     misses identities that SymPy cannot simplify, such as Euler's.
@@ -231,8 +231,8 @@ def _decide(answer: str, reference: str) -> tuple[str, str]:
         return "undecided", f"math-verify failed: {type(error).__name__}"
     if same:
         return "correct", "math-verify finds it equivalent"
-    for name, found in (("answer", target), ("reference", gold)):
-        if all(isinstance(part, str) for part in found):
+    for name, parsed in (("answer", target), ("reference", gold)):
+        if all(isinstance(part, str) for part in parsed):
             return "undecided", f"the {name} cannot be parsed"
     return "incorrect", "math-verify finds it different"
 
