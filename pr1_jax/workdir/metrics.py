@@ -168,30 +168,20 @@ class CompilationCounter:
     """
 
     def __init__(self):
-        self._count = 0
+        self.count = 0
         self._lock = threading.Lock()  # JAX may compile on several threads
-        self._started = False
-
-    @property
-    def count(self) -> int:
-        """Number of programs so far."""
-        return self._count
 
     def start(self) -> Self:
-        """Begins to count; a second call changes nothing."""
-        if not self._started:
-            jax.monitoring.register_event_duration_secs_listener(self._on_event)
-            self._started = True
+        """Begins to count."""
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
         return self
 
     def stop(self) -> None:
         """Stops counting; the count stays."""
-        if self._started:
-            jax.monitoring.unregister_event_duration_listener(self._on_event)
-            self._started = False
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
 
-    def _on_event(self, event: str, duration_secs: float, **kwargs) -> None:
-        del duration_secs, kwargs
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
         if event == _COMPILE_EVENT:
             with self._lock:
-                self._count += 1
+                self.count += 1
