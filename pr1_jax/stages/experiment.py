@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -125,10 +126,14 @@ class Experiment:
         batch = trajectory.pack(
             [None] * micro_batch, self.settings.max_tokens, variant=self.config.variant
         )
-        place = mesh.batch_sharding(self.mesh, axis=1)
-        shape = lambda x: (rows // micro_batch, *x.shape)
-        struct = lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place)
-        return jax.tree.map(struct, batch)
+        sharding = mesh.batch_sharding(self.mesh, axis=1)
+        count = rows // micro_batch
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (count, *x.shape), x.dtype, sharding=sharding
+            ),
+            batch,
+        )
 
     def lower_update(
         self,
@@ -137,14 +142,14 @@ class Experiment:
         batch: Batch,
         *inputs: Any,
     ) -> jax.stages.Lowered:
-        """An update of `train_state`, its state donated, on this mesh.
+        """An update (`training.update`), its state donated, on this mesh.
 
         Args:
           batch, inputs: abstract, as `abstract_batch` makes them.
         """
         state = abstract_state(self.abstract_params(), optimizer, self.mesh)
-        places = shardings_of(state), mesh.replicated(self.mesh)
-        jitted = jax.jit(update, out_shardings=places, donate_argnums=0)
+        shardings = shardings_of(state), mesh.replicated(self.mesh)
+        jitted = jax.jit(update, out_shardings=shardings, donate_argnums=0)
         with mesh.training(self.mesh):
             return jitted.lower(state, batch, *inputs)
 
@@ -157,12 +162,11 @@ class Experiment:
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters."""
-        places = param_shardings(self.model, self.mesh)
         boxed = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
         return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),
             unbox(boxed),
-            places,
+            param_shardings(self.model, self.mesh),
         )
 
     def initial_params(self) -> Any:
@@ -170,19 +174,20 @@ class Experiment:
         c = self.config
         if c.checkpoint.init:
             return checkpoint.restore_params(c.checkpoint.init, self.abstract_params())
-        places = param_shardings(self.model, self.mesh)
+        shardings = param_shardings(self.model, self.mesh)
         if c.model.path:
-            folder = resolve(c.model.path)
-            config = read_config(folder, **numerics(c.model))
-            # Straight to its devices; only rows for new tags change places.
+            folder, config = _read_folder(c.model)
+            # Straight to its devices; only rows for new tags are moved later.
             first = param_shardings(config, self.mesh)
             params = weights.load_params(folder, config, shardings=first)
             params, _ = tags.resize_embeddings(
-                params, config, self.tokenizer, self.key("tags"), shardings=places
+                params, config, self.tokenizer, self.key("tags"), shardings=shardings
             )
             return params
-        init = lambda key: unbox(init_params(self.model, key))
-        return jax.jit(init, out_shardings=places)(self.key("params"))
+        init = jax.jit(
+            lambda key: unbox(init_params(self.model, key)), out_shardings=shardings
+        )
+        return init(self.key("params"))
 
     def check_weights(self) -> None:
         """Checks the Hugging Face folder that a run starts from, if it is one.
@@ -192,12 +197,13 @@ class Experiment:
         """
         c = self.config
         if c.model.path and not c.checkpoint.init:
-            folder = resolve(c.model.path)
-            config = read_config(folder, **numerics(c.model))
+            folder, config = _read_folder(c.model)
             weights.check_weights(folder, config, self.tokenizer)
             usage.warn_of_other_template(folder, c.data.template)
 
-    def optimizer(self, stage: str):
+    def optimizer(
+        self, stage: str
+    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optimizer of a stage, and its learning rate by update."""
         c = self.config[stage]
         settings = OptimizerSettings(
@@ -224,9 +230,8 @@ def build(
     """
     checks.check(config, devices=devices)
     if config.model.path:
-        folder = resolve(config.model.path)
+        folder, shape = _read_folder(config.model)
         own_tokenizer = tokenizer_files.load(folder)
-        shape = read_config(folder, **numerics(config.model))
         vocab_size = max(shape.vocab_size, own_tokenizer.vocab_size)
     else:
         own_tokenizer = tasks.make(config.data.task).tokenizer()
@@ -260,6 +265,12 @@ def reopen(config: ml_collections.ConfigDict, device: jax.Device) -> Experiment:
     config.kernels = "auto"
     config.mesh.update(data=1, fsdp=1, tensor=1)
     return build(config, devices=[device])
+
+
+def _read_folder(c: ml_collections.ConfigDict) -> tuple[pathlib.Path, ModelConfig]:
+    """The Hugging Face folder that the section `model` names, and its model."""
+    folder = resolve(c.path)
+    return folder, read_config(folder, **numerics(c))
 
 
 def numerics(c: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,11 +76,11 @@ class Updater:
             logps = functools.partial(
                 trained_logps, experiment.training_backend, policy=policy
             )
-            place = mesh.batch_sharding(experiment.mesh, axis=1)
+            sharding = mesh.batch_sharding(experiment.mesh, axis=1)
             bare = _abstract_batch(experiment).replace(importance=None)
             with mesh.training(experiment.mesh):
                 self._logps = (
-                    jax.jit(logps, out_shardings=place).lower(params, bare).compile()
+                    jax.jit(logps, out_shardings=sharding).lower(params, bare).compile()
                 )
 
     @property
