@@ -51,15 +51,14 @@ const figure = (metric) =>
 const say = (metric, value) => write(value, figure(metric).form);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
-function interval(values, name, form = "share") {
-  const at = (end) => values[name + end];
-  if (at("") === null || at("") === undefined) return [NONE];
-  const out = [el("b", {}, write(at(""), form))];
-  if (at("_low") !== undefined && at("_low") !== null) {
-    const bounds = [at("_low"), at("_high")].map((x) => digits(100 * x, 1));
-    out.push(el("small", {}, ` ${bounds.join("\u2013")}`));
-  }
-  return out;
+const isNumber = (x) => typeof x === "number";
+
+// A value as `metric` is written, and its interval where it has one.
+function interval(values, name, metric) {
+  const [value, low, high] = ["", "_low", "_high"].map((end) => values[name + end]);
+  if (!isNumber(low) || !isNumber(value)) return [say(metric, value)];
+  const bounds = [low, high].map((x) => digits(100 * x, 1));
+  return [el("b", {}, say(metric, value)), el("small", {}, ` ${bounds.join("\u2013")}`)];
 }
 
 // --- Theme -------------------------------------------------------------------------

@@ -16,34 +16,33 @@ function headline() {
   const v = evaluations[evaluations.length - 1].values, before = baseline(evaluations);
   const box = (label, metric, ...notes) => {
     const was = before && before.values[metric];
-    const from = was !== null && was !== undefined
-      ? `from ${say(metric, was)} ${before.words}` : "";
+    const from = isNumber(was) ? `from ${say(metric, was)} ${before.words}` : "";
     root.append(el("div", {}, el("span", { class: "label" }, label),
       el("strong", {}, say(metric, v[metric])),
       ...[from, ...notes].filter(Boolean).map((note) => el("small", {}, note))));
   };
   const bounds = [v["eval/accuracy_low"], v["eval/accuracy_high"]];
   const banned = v["eval/sequential_steps_banned"];
-  box("Held-out accuracy", "eval/accuracy", bounds.every((x) => typeof x === "number")
+  box("Held-out accuracy", "eval/accuracy", bounds.every(isNumber)
     && `95 % interval ${bounds.map((x) => digits(100 * x, 1)).join("\u2013")}`);
   box("With a block", "eval/parallel_ratio");
-  box("Tokens", "eval/total_tokens", typeof v["eval/self_parallelism"] === "number"
+  box("Tokens", "eval/total_tokens", isNumber(v["eval/self_parallelism"])
     && `${digits(v["eval/self_parallelism"], 2)} a sequential step`);
-  box("Sequential steps", "eval/sequential_steps", typeof banned === "number"
+  box("Sequential steps", "eval/sequential_steps", isNumber(banned)
     && `${write(banned, "count")} with blocks banned`);
 }
 
-const COLUMNS = [
-  ["accuracy", (v) => interval(v, "eval/accuracy")],
-  ["blocks banned", (v) => interval(v, "eval/accuracy_banned")],
-  ["pass@k", (v) => interval(v, "eval/pass_at_k")],
-  ["with a block", (v) => [write(v["eval/parallel_ratio"], "share")]],
-  ["tokens", (v) => [write(v["eval/total_tokens"], "count")]],
-  ["steps", (v) => [write(v["eval/sequential_steps"], "count")]],
-  ["tokens a sequential step", (v) => [v["eval/self_parallelism"] ? digits(v["eval/self_parallelism"], 2) : NONE]],
-  ["well formed", (v) => [write(v["eval/format_ok"], "share")]],
-  ["undecided", (v) => [write(v["eval/undecided"], "share")]],
-];
+const COLUMNS = ["accuracy", "accuracy_banned", "pass_at_k", "parallel_ratio", "total_tokens",
+  "sequential_steps", "self_parallelism", "format_ok", "undecided", "accuracy_string"];
+
+// Rows of [name, values]; of an evaluation, names of values begin with `prefix`.
+function figureTable(first, rows, prefix) {
+  const used = COLUMNS.filter((c) => rows.some(([, v]) => isNumber(v[prefix + c])));
+  const heads = used.map((c) => el("span", { title: figure(`eval/${c}`).about },
+    figure(`eval/${c}`).label));
+  return table([first, ...heads], rows.map(([name, v]) =>
+    [name, ...used.map((c) => interval(v, prefix + c, `eval/${c}`))]));
+}
 
 function table(head, rows) {
   return el("div", { class: "scroll", tabindex: "0" }, el("table", {},
@@ -59,11 +58,9 @@ function evaluationTables() {
   const isFinal = (e) => e.name === lastName(e.run);
   const shown = SINGLE ? all : all.filter(isFinal);
   if (shown.length) {
-    const used = COLUMNS.filter(([, cell]) => shown.some((e) =>
-      cell(e.values).some((x) => x !== NONE)));
     const name = (e) => (SINGLE ? e.name : [runDot(e.number), `${e.run.name}, ${e.name}`]);
-    root.append(table([SINGLE ? "evaluation" : "run, last evaluation", ...used.map(([h]) => h)],
-      shown.map((e) => [name(e), ...used.map(([, cell]) => cell(e.values))])));
+    root.append(figureTable(SINGLE ? "evaluation" : "run, last evaluation",
+      shown.map((e) => [name(e), e.values]), "eval/"));
     root.append(el("p", { class: "note" },
       "Small figures are 95 % intervals over problems, by bootstrap."));
   } else {
@@ -84,19 +81,11 @@ function runDot(number) {
 }
 
 function benchmarkTable(root, run, number) {
-  const modes = Object.entries(run.benchmarks || {});
-  if (!modes.length) return;
-  const rows = [];
-  for (const [mode, found] of modes) {
-    for (const [name, v] of Object.entries(found || {})) {
-      rows.push([`${mode} \u00b7 ${name}`, interval(v, "accuracy"), interval(v, "pass_at_k"),
-        write(v.parallel_ratio, "share"), write(v.total_tokens, "count"),
-        write(v.sequential_steps, "count"), write(v.accuracy_string, "share")]);
-    }
-  }
+  const rows = Object.entries(run.benchmarks || {}).flatMap(([mode, found]) =>
+    Object.entries(found || {}).map(([name, v]) => [`${mode} \u00b7 ${name}`, v]));
+  if (!rows.length) return;
   root.append(el("h3", {}, SINGLE ? "Benchmarks" : [runDot(number), `Benchmarks of ${run.name}`]),
-    table(["mode \u00b7 benchmark", "mean@k", "pass@k", "with a block", "tokens", "steps",
-      "string checker"], rows));
+    figureTable("mode \u00b7 benchmark", rows, ""));
 }
 
 function configTable() {
