@@ -26,7 +26,6 @@ from pr1_jax.study import cells, folder
 from pr1_jax.study.cells import Cell
 from pr1_jax.study.folder import Study
 from pr1_jax.system import files, processor
-from pr1_jax.workdir import metrics
 
 # Figures of a response, by the fields of its record.
 _OF_RESPONSES = {
@@ -100,7 +99,7 @@ def of_run(workdir: pathlib.Path, cell: Cell) -> Outcome:
         path = workdir / "samples" / f"hard_{mode}.jsonl"
     else:
         path = workdir / "rollouts" / f"eval_1_{cell.kind}.jsonl"
-    records = metrics.read_metrics(path)
+    records = files.read_json_lines(path)
     config = files.read_json(workdir / "config.json", {})
     samples = config["eval"]["samples"]
 
@@ -119,7 +118,7 @@ def of_run(workdir: pathlib.Path, cell: Cell) -> Outcome:
 
 def _courses(workdir: pathlib.Path, cell: Cell) -> dict[str, np.ndarray]:
     """Figures of all RL steps, [steps] each."""
-    lines = metrics.read_metrics(workdir / "metrics.jsonl")
+    lines = files.read_json_lines(workdir / "metrics.jsonl")
     lines = [line for line in lines if line["stage"] == "rl"]
     known = lambda x: np.nan if x is None else x
     courses = {
@@ -130,7 +129,7 @@ def _courses(workdir: pathlib.Path, cell: Cell) -> dict[str, np.ndarray]:
         paths = (
             workdir / "rollouts" / f"rl_{line['step']:06d}.jsonl" for line in lines
         )
-        starts = map(analysis.relative_positions, map(metrics.read_metrics, paths))
+        starts = map(analysis.relative_positions, map(files.read_json_lines, paths))
         courses[POSITION] = np.array([np.mean(x) if x else np.nan for x in starts])
     return courses
 

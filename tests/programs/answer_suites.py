@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from pr1_jax.answers import published
 from pr1_jax.answers.verdicts import CORRECT, UNDECIDED, Result
 from pr1_jax.answers.verify import check, check_many
+from pr1_jax.system.tables import Table
 
 
 @dataclass(frozen=True)
@@ -61,35 +61,32 @@ def run(path: Path) -> Suite:
 
 def table(suites: list[Suite]) -> Table:
     """One row a suite and one for all of them."""
-    columns = ("cases", "agree %", "undecided", "crashes", "sec", "string checker %")
-    rows = Table("suite", title="Agreement with public answer suites")
-    for column in columns:
-        rows.add_column(column, justify="right")
-    totals = [0, 0, 0, 0, 0.0, 0]
-    for suite in suites:
-        counts = [
-            len(suite.cases),
-            sum(map(suite.agrees, range(len(suite.cases)))),
-            sum(r is not None and r.verdict == UNDECIDED for r in suite.results),
-            suite.results.count(None),
-            suite.time_sec,
-            sum(
-                published.check(_response(case), case["reference"]) == case["equal"]
-                for case in suite.cases
-            ),
-        ]
-        rows.add_row(suite.name, *_cells(counts))
-        totals = [total + count for total, count in zip(totals, counts)]
-    rows.add_section()
-    rows.add_row("all", *_cells(totals))
-    return rows
+    rows = [_counts(suite) for suite in suites]
+    rows.append({name: sum(row[name] for row in rows) for name in rows[0]})
+    rows = [
+        {"suite": suite, "cases": row["cases"]}
+        | {"share agreed": row["agree"] / max(row["cases"], 1)}
+        | {name: row[name] for name in ("undecided", "crashes", "sec")}
+        | {"share of string checker": row["by string"] / max(row["cases"], 1)}
+        for suite, row in zip([*(suite.name for suite in suites), "all"], rows)
+    ]
+    return Table("Agreement with public answer suites", rows)
 
 
-def _cells(counts: list) -> list[str]:
-    cases, agree, undecided, crashes, seconds, by_string = counts
-    share = [f"{100 * count / max(cases, 1):.1f}" for count in (agree, by_string)]
-    middle = [str(undecided), str(crashes), f"{seconds:.1f}"]
-    return [str(cases), share[0], *middle, share[1]]
+def _counts(suite: Suite) -> dict[str, float]:
+    return {
+        "cases": len(suite.cases),
+        "agree": sum(map(suite.agrees, range(len(suite.cases)))),
+        "undecided": sum(
+            r is not None and r.verdict == UNDECIDED for r in suite.results
+        ),
+        "crashes": suite.results.count(None),
+        "sec": suite.time_sec,
+        "by string": sum(
+            published.check(_response(case), case["reference"]) == case["equal"]
+            for case in suite.cases
+        ),
+    }
 
 
 def main() -> None:
@@ -104,7 +101,7 @@ def main() -> None:
     check("Final Answer: 1/2", "0.5")  # a worker has started
     suites = [run(path) for path in paths]
     console = Console()
-    console.print(table(suites))
+    console.print(table(suites).terminal())
     for suite in suites if args.show else []:
         for index, (case, result) in enumerate(zip(suite.cases, suite.results)):
             if not suite.agrees(index):

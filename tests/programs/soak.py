@@ -1,4 +1,4 @@
-"""The kill test: see `soak.sh`.
+"""The kill test: `bash tests/programs/soak.sh`.
 
 A job is started, killed after a random time, and started again, until it has finished;
 then the next job begins, until there were enough kills. One kill in five is SIGTERM,
@@ -8,7 +8,6 @@ metrics (but times), rollouts and parameters of a job that was left alone.
 
 import argparse
 import collections
-import json
 import pathlib
 import random
 import shutil
@@ -19,6 +18,7 @@ import time
 
 import numpy as np
 
+from pr1_jax.system import files, tables
 from tests.helpers import compiling
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,6 +36,7 @@ JOB = (
 
 
 def start(workdir: pathlib.Path, cache: pathlib.Path, log) -> subprocess.Popen:
+    """Starts the job, or goes on with it, in `workdir`."""
     environment = compiling.on_one_device() | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -52,10 +53,9 @@ def start(workdir: pathlib.Path, cache: pathlib.Path, log) -> subprocess.Popen:
 
 def figures(workdir: pathlib.Path) -> list[dict]:
     """The lines of metrics.jsonl without what depends on speed."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith("perf/")}
-        for line in lines
+        {k: v for k, v in line.items() if not k.startswith("perf/")}
+        for line in files.read_json_lines(workdir / "metrics.jsonl")
     ]
 
 
@@ -73,36 +73,94 @@ def parameters(workdir: pathlib.Path) -> dict[str, bytes]:
 
 def differences(workdir: pathlib.Path, expected: pathlib.Path) -> list[str]:
     """What a job that was killed left otherwise than one that was not."""
-    found = []
+    differing = []
     mine, theirs = figures(workdir), figures(expected)
     if mine != theirs:
         pairs = [(a["stage"], a["step"]) for a, b in zip(mine, theirs) if a != b]
-        found.append(f"metrics: {len(mine)} lines, {len(theirs)} expected, {pairs}")
+        differing.append(f"metrics: {len(mine)} lines, {len(theirs)} expected, {pairs}")
     names = lambda path: sorted(x.name for x in path.iterdir())
     for folder in ("rollouts", "checkpoints"):
         if names(workdir / folder) != names(expected / folder):
-            found.append(f"{folder}: {names(workdir / folder)}")
+            differing.append(f"{folder}: {names(workdir / folder)}")
     for path in sorted((expected / "rollouts").iterdir()):
         other = workdir / "rollouts" / path.name
         if not other.exists() or other.read_bytes() != path.read_bytes():
-            found.append(f"rollouts/{path.name} differs")
+            differing.append(f"rollouts/{path.name} differs")
     ours, others = parameters(workdir), parameters(expected)
-    found += [f"state{k} differs" for k in others if ours.get(k) != others[k]]
-    return found
+    differing += [f"state{k} differs" for k in others if ours.get(k) != others[k]]
+    return differing
 
 
-def last_place(workdir: pathlib.Path) -> str:
+def last_step(workdir: pathlib.Path) -> str:
     """How far a job had come when it was killed."""
-    try:
-        lines = figures(workdir)
-    except (OSError, ValueError):
-        return "before its first metrics"
+    lines = figures(workdir)
     return (
         f"after {lines[-1]['stage']} {lines[-1]['step']}" if lines else "at its start"
     )
 
 
+class Soak:
+    """Jobs that are killed, and what was seen of them.
+
+    Attributes:
+      kills: how many, by the signal's name.
+      rows: of the table, one a kill.
+      wrong: what should not have been.
+    """
+
+    def __init__(self, out: pathlib.Path, seed: int):
+        self.out, self.rng = out, random.Random(seed)
+        self.kills, self.rows, self.wrong = collections.Counter(), [], []
+
+    def alone(self) -> float:
+        """Runs a job twice; seconds of the second, which finds the cache filled."""
+        for name in ("first", "alone"):
+            began = time.monotonic()
+            with (self.out / f"{name}.log").open("w") as log:
+                if start(self.out / name, self.out / "compiled", log).wait() != 0:
+                    sys.exit(f"the job fails by itself: see {log.name}")
+        self.wrong += differences(self.out / "first", self.out / "alone")
+        return time.monotonic() - began
+
+    def job(self, number: int, whole: float, most_kills: int) -> int:
+        """Runs a job to its end, killed on the way; how often."""
+        workdir, killed = self.out / f"job_{number}", 0
+        with (self.out / f"job_{number}.log").open("w") as log:
+            while True:
+                process = start(workdir, self.out / "compiled", log)
+                # Late enough, on average, that a job comes forward.
+                limit = self.rng.uniform(0.2, 1.0) * whole
+                enough = self.kills.total() >= most_kills
+                try:
+                    code = process.wait(None if enough else limit)
+                except subprocess.TimeoutExpired:
+                    code = self.kill(process, number, limit)
+                    killed += 1
+                    if code == 0 and is_finished(workdir):
+                        return killed
+                else:
+                    if code != 0:
+                        self.wrong.append(f"job {number}: exit code {code}")
+                    return killed
+
+    def kill(self, process: subprocess.Popen, number: int, limit: float) -> int:
+        """Kills a job's process, gently or not; its exit code."""
+        gently = self.rng.random() < 0.2
+        name = "SIGTERM" if gently else "SIGKILL"
+        process.send_signal(getattr(signal, name))
+        code = process.wait()
+        if gently and code not in (0, -signal.SIGTERM):
+            self.wrong.append(f"job {number}: SIGTERM gave exit code {code}")
+        self.kills[name] += 1
+        row = {"kill": self.kills.total(), "job": number, "signal": name}
+        row |= {"after s": limit, "where": last_step(self.out / f"job_{number}")}
+        self.rows.append(row)
+        print(*row.values(), flush=True)
+        return code
+
+
 def main() -> None:
+    """Kills jobs as often as asked; the exit code is 1 where anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -111,74 +169,30 @@ def main() -> None:
     out = args.out.absolute()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    rng = random.Random(args.seed)
-    alone, cache = out / "alone", out / "compiled"
-    seconds = []
-    for workdir in (out / "first", alone):  # the first one fills the cache
-        began = time.monotonic()
-        with (out / f"{workdir.name}.log").open("w") as log:
-            if start(workdir, cache, log).wait() != 0:
-                sys.exit(f"the job fails by itself: see {log.name}")
-        seconds.append(time.monotonic() - began)
-    whole = seconds[-1]
-    wrong = differences(out / "first", alone)
-    print(f"a job alone takes {whole:.0f} s; twice alike: {not wrong}", flush=True)
-
-    kills, jobs, wrong_jobs = collections.Counter(), 0, []
-    rows = []
-    while kills.total() < args.kills:
-        workdir, killed = out / f"job_{jobs}", 0
-        with (out / f"job_{jobs}.log").open("w") as log:
-            while True:
-                process = start(workdir, cache, log)
-                # Late enough, on average, that a job comes forward.
-                limit = rng.uniform(0.2, 1.0) * whole
-                enough = kills.total() >= args.kills
-                try:
-                    code = process.wait(None if enough else limit)
-                except subprocess.TimeoutExpired:
-                    gently = rng.random() < 0.2
-                    name = "SIGTERM" if gently else "SIGKILL"
-                    process.send_signal(getattr(signal, name))
-                    code = process.wait()
-                    if gently and code not in (0, -signal.SIGTERM):
-                        wrong.append(f"job {jobs}: SIGTERM gave exit code {code}")
-                    kills[name] += 1
-                    killed += 1
-                    rows.append((jobs, kills.total(), name, limit, last_place(workdir)))
-                    print(*rows[-1], flush=True)
-                    if code == 0 and is_finished(workdir):
-                        break
-                else:
-                    if code != 0:
-                        wrong.append(f"job {jobs}: exit code {code}, see {log.name}")
-                    break
-        found = differences(workdir, alone)
-        wrong_jobs += [f"job {jobs}, killed {killed} times: {text}" for text in found]
-        print(f"job {jobs}: {killed} kills, same as alone: {not found}", flush=True)
+    soak, jobs, differing = Soak(out, args.seed), 0, []
+    whole = soak.alone()
+    print(f"a job alone takes {whole:.0f} s; twice alike: {not soak.wrong}", flush=True)
+    while soak.kills.total() < args.kills:
+        killed = soak.job(jobs, whole, args.kills)
+        left = differences(out / f"job_{jobs}", out / "alone")
+        differing += [f"job {jobs}, killed {killed} times: {text}" for text in left]
+        print(f"job {jobs}: {killed} kills, same as alone: {not left}", flush=True)
         jobs += 1
-
-    lines = [
-        (
-            f"{kills.total()} kills ({dict(kills)}) of {jobs} jobs of {whole:.0f} s; "
-            f"jobs that differ from one left alone: {len(wrong_jobs)}"
-        ),
-        "",
-        "| kill | job | signal | after s | where |",
-        "|---|---|---|---|---|",
-        *(f"| {n} | {job} | {s} | {t:.1f} | {where} |" for job, n, s, t, where in rows),
-        "",
-        *wrong,
-        *wrong_jobs,
-    ]
-    (out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    sys.exit(bool(wrong or wrong_jobs))
+    title = (
+        f"{soak.kills.total()} kills ({dict(soak.kills)}) of {jobs} jobs of "
+        f"{whole:.0f} s; jobs that differ from one left alone: {len(differing)}"
+    )
+    text = tables.Table(
+        title, soak.rows, "\n".join([*soak.wrong, *differing])
+    ).markdown()
+    (out / "table.md").write_text(text)
+    print(text)
+    sys.exit(bool(soak.wrong or differing))
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
-    path = workdir / "summary.json"
-    return path.exists() and bool(json.loads(path.read_text()).get("finished"))
+    """Whether a job has come to its end."""
+    return bool(files.read_json(workdir / "summary.json", {}).get("finished"))
 
 
 if __name__ == "__main__":
