@@ -67,7 +67,7 @@ def read_blocks(record: Record) -> list[Block]:
         [Block(start=0.044..., lead='So: ', paths=('1', '2'), summary='It is 2.')]
     """
     text = record["response"]
-    found: list[tuple[int, str, list[str], list[str]]] = []  # last, the summary
+    blocks: list[tuple[int, str, list[str], list[str]]] = []  # last, the summary
     into: list[str] | None = None  # what the text goes to
     where, end = "main", 0  # or in a "block", "joined" after one
     for match in _TAG.finditer(text):
@@ -76,20 +76,20 @@ def read_blocks(record: Record) -> list[Block]:
             into.append(between)
         tag, end, into = match.group(), match.end(), None
         if tag == tags.PARALLEL:
-            found.append((match.start(), between, [], []))
+            blocks.append((match.start(), between, [], []))
             where = "block"
         elif tag == tags.PATH and where == "block":
-            into = found[-1][2]
+            into = blocks[-1][2]
         elif tag == tags.END_PARALLEL and where == "block":
             where = "joined"
         elif tag == tags.SUMMARY and where == "joined":
-            into, where = found[-1][3], "main"
+            into, where = blocks[-1][3], "main"
     if into is not None:
         into.append(text[end:])
-    shares = _starts(record, [start for start, *_ in found])
+    shares = _starts(record, [start for start, *_ in blocks])
     return [
         Block(share, lead, tuple(paths), "".join(summary))
-        for share, (_, lead, paths, summary) in zip(shares, found, strict=True)
+        for share, (_, lead, paths, summary) in zip(shares, blocks, strict=True)
     ]
 
 
@@ -208,8 +208,8 @@ def _plain(number: str) -> str:
 
 def _conclusions(block: Block) -> list[tuple[str, str]]:
     """Paths that reach a conclusion, each with it."""
-    found = [(path, conclusion(path)) for path in block.paths]
-    return [(path, reached) for path, reached in found if reached is not None]
+    pairs = [(path, conclusion(path)) for path in block.paths]
+    return [(path, reached) for path, reached in pairs if reached is not None]
 
 
 def path_agreement(records: Iterable[Record]) -> list[float]:
@@ -223,13 +223,13 @@ def path_agreement(records: Iterable[Record]) -> list[float]:
       The share of pairs of sibling paths that do, one number a block with two or more
       paths that reach a conclusion.
     """
-    found = []
+    shares = []
     for block in _blocks(records):
         reached = [c for _, c in _conclusions(block)]
         if len(reached) >= 2:
             pairs = itertools.combinations(reached, 2)
-            found.append(float(np.mean([a == b for a, b in pairs])))
-    return found
+            shares.append(float(np.mean([a == b for a, b in pairs])))
+    return shares
 
 
 def summaries_follow_majority(records: Iterable[Record]) -> list[bool]:
@@ -246,7 +246,7 @@ def summaries_follow_majority(records: Iterable[Record]) -> list[bool]:
       One answer for each block with a summary whose paths disagree and of which more
       come to one conclusion than to any other.
     """
-    found = []
+    follow = []
     for block in _blocks(records):
         reached = Counter(c for _, c in _conclusions(block)).most_common(2)
         if len(reached) < 2 or not block.summary.strip():
@@ -254,8 +254,8 @@ def summaries_follow_majority(records: Iterable[Record]) -> list[bool]:
         (top, most), (_, second) = reached
         if most > second:
             known = {c for _, c in _conclusions(block)}
-            found.append(_named_last(block.summary, known) == top)
-    return found
+            follow.append(_named_last(block.summary, known) == top)
+    return follow
 
 
 def _summarized(summary: str) -> str | None:
@@ -298,14 +298,14 @@ def verifies(block: Block, known: Collection[str] = ()) -> bool:
 
 def verifications(records: Iterable[Record]) -> list[bool]:
     """Whether each block verifies something (`verifies`)."""
-    found = []
+    judged = []
     for record in records:
         known: set[str] = set()
         for block in read_blocks(record):
-            found.append(verifies(block, known))
+            judged.append(verifies(block, known))
             known |= {c for _, c in _conclusions(block)}
             known |= {_summarized(block.summary)} - {None}
-    return found
+    return judged
 
 
 def _mean(values: Sequence[float]) -> float | None:

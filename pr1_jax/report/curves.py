@@ -39,14 +39,14 @@ def plot_curves(run: reading.Run) -> None:
 
 def _stages(run: reading.Run, chart: Chart) -> list[tuple[str, slice, int]]:
     """Name, rows and first step, counted through, of the stages that a chart has."""
-    found, before = [], 0
+    stages, before = [], 0
     for name, first, count in run.stages:
         rows = slice(first, first + count)
         columns = [run.columns[m][rows] for m in chart.metrics if m in run.columns]
         if np.isfinite(columns).any():
-            found.append((name, rows, before))
+            stages.append((name, rows, before))
             before += run.rows[first + count - 1]["step"]
-    return found
+    return stages
 
 
 def _draw(axes: Axes, run: reading.Run, chart: Chart) -> None:

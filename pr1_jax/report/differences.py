@@ -28,8 +28,8 @@ def between(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         }
         for config in configs
     ]
-    names = sorted({name for found in flat for name in found})
-    rows = [(name, *(found.get(name, ABSENT) for found in flat)) for name in names]
+    names = sorted({name for config in flat for name in config})
+    rows = [(name, *(config.get(name, ABSENT) for config in flat)) for name in names]
     return [row for row in rows if len({*row[1:]}) > 1]
 
 
@@ -42,9 +42,9 @@ def from_base(config: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str]
     nearest = None
     for size in defaults.SIZES:
         base = defaults.get_config(size, variant=config.get("variant", "structured"))
-        found = between([config, files.plain(base.to_dict())])
+        differing = between([config, files.plain(base.to_dict())])
         # A field that this version alone has says nothing about the run.
-        found = [row for row in found if row[1] != ABSENT]
-        if nearest is None or len(found) < len(nearest[1]):
-            nearest = (f"configs/common.py{':' + size if size else ''}", found)
+        differing = [row for row in differing if row[1] != ABSENT]
+        if nearest is None or len(differing) < len(nearest[1]):
+            nearest = (f"configs/common.py{':' + size if size else ''}", differing)
     return nearest

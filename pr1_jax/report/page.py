@@ -194,12 +194,12 @@ def assemble(
 ) -> bytes:
     """The page, of what `describe` returned for each run."""
     values = [at["values"] for run in runs for at in (run, *run["evaluations"])]
-    names = sorted({name for found in values for name in found})
+    names = sorted({name for line in values for name in line})
     data = {
         "metrics": {n: dataclasses.asdict(metric_table.describe(n)) for n in names},
         "charts": [
-            {"group": group, "charts": [dataclasses.asdict(c) for c in found]}
-            for group, found in charts.CHARTS.items()
+            {"group": group, "charts": [dataclasses.asdict(c) for c in members]}
+            for group, members in charts.CHARTS.items()
         ],
         "alarms": {
             name: {"title": a.title, "means": a.means, "look": a.look}

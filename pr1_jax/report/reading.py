@@ -69,10 +69,10 @@ class Run:
     @functools.cached_property
     def stages(self) -> list[tuple[str, int, int]]:
         """Name, first row and number of rows of each stage, in order."""
-        found: dict[str, list[int]] = {}
+        stages: dict[str, list[int]] = {}
         for i, row in enumerate(self.rows):
-            found.setdefault(row["stage"], []).append(i)
-        return [(name, rows[0], len(rows)) for name, rows in found.items()]
+            stages.setdefault(row["stage"], []).append(i)
+        return [(name, rows[0], len(rows)) for name, rows in stages.items()]
 
     @functools.cached_property
     def reward_names(self) -> list[str]:
@@ -102,12 +102,12 @@ class Run:
         """Stretches of RL steps whose reward is not accuracy alone."""
         rows = zip(self.rows, self.reward_names)
         at = [(row["stage"], row["step"], name) for row, name in rows]
-        found = []
+        windows = []
         for (stage, name), stretch in itertools.groupby(at, key=lambda x: (x[0], x[2])):
             steps = [step for _, step, _ in stretch]
             if name not in ("", "accuracy"):
-                found.append(Window(stage, steps[0], steps[-1], name))
-        return found
+                windows.append(Window(stage, steps[0], steps[-1], name))
+        return windows
 
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -147,19 +147,21 @@ def read(workdir: str | os.PathLike[str]) -> Run:
 def _lines(path: pathlib.Path) -> tuple[list, list]:
     """Training rows and evaluations; of two lines of one step the later counts."""
     stages: dict[str, dict[int, dict[str, Any]]] = {}
-    found: dict[str, tuple[tuple[str, int] | None, dict[str, Any]]] = {}
+    evaluated: dict[str, tuple[tuple[str, int] | None, dict[str, Any]]] = {}
     before = None
     for line in files.read_json_lines(path):
         if not isinstance(line, dict) or not {"stage", "step"} <= line.keys():
             raise ValueError(f"{path}: a line without stage and step: {line!r:.80}")
         if any(name.startswith("eval/") for name in line):
-            found[line["stage"]] = before, line
+            evaluated[line["stage"]] = before, line
         else:
             before = line["stage"], line["step"]
             stages.setdefault(before[0], {})[before[1]] = line
     rows = [of[step] for of in stages.values() for step in sorted(of)]
     index = {(row["stage"], row["step"]): i + 1 for i, row in enumerate(rows)}
-    evaluations = [(name, index.get(at, 0), line) for name, (at, line) in found.items()]
+    evaluations = [
+        (name, index.get(at, 0), line) for name, (at, line) in evaluated.items()
+    ]
     return rows, evaluations
 
 
@@ -177,11 +179,11 @@ def _sources(
     for path in sorted(p for folder in folders for p in folder.glob("*.jsonl")):
         match = _PART.fullmatch(path.name)
         parts.setdefault(match[1] if match else path.stem, []).append(path)
-    found = []
+    sources = []
     for name, paths in parts.items():
         match = _STEP.fullmatch(name)
         stage, step = (match[1], int(match[2])) if match else (name, None)
-        found.append(Source(name, stage, step, tuple(paths)))
+        sources.append(Source(name, stage, step, tuple(paths)))
     # An evaluation comes before the row with the number of the rows before it.
     when: dict[Any, tuple[int, int]] = {}
     for i, row in enumerate(rows):
@@ -193,7 +195,7 @@ def _sources(
         not_logged_yet = (len(rows), 1)
         return (*when.get(key, not_logged_yet), source.stage, source.step or 0)
 
-    return sorted(found, key=order)
+    return sorted(sources, key=order)
 
 
 def read_records(source: Source, limit: int | None = None) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def steps_named(run: reading.Run, named: Sequence[int]) -> list[reading.Source]:
     Raises:
       ValueError: the run has no responses of one of them.
     """
-    found = []
+    sources = []
     for step in named:
         at = [source for source in run.sources if source.step == step]
         if not at:
@@ -66,8 +66,8 @@ def steps_named(run: reading.Run, named: Sequence[int]) -> list[reading.Source]:
                 f"--steps={step}: {run.path} has no responses of that step (it has "
                 f"{have})"
             )
-        found += at
-    return found
+        sources += at
+    return sources
 
 
 def embed(
@@ -96,7 +96,7 @@ def embed(
     others = [s for s in run.sources if s not in asked and s not in {*wanted}]
     counts = dict.fromkeys(wanted, _MANY) | dict.fromkeys(others, _FEW)
     chosen = _fit(wanted, others, (shelf or Shelf()).take(counts), budget)
-    chosen = {source: [r for r, _ in found] for source, found in chosen.items()}
+    chosen = {source: [r for r, _ in pairs] for source, pairs in chosen.items()}
     for source in asked:
         chosen[source] = [encode(r) for r in reading.read_records(source)]
     groups = [
@@ -116,8 +116,8 @@ def _wanted(run: reading.Run, interesting: Sequence[int]) -> list[reading.Source
     keys = [(row["stage"], row["step"]) for row in rows]
     of_rows = [by_step[key] for key in keys if key in by_step]
     ends, spread = [], []
-    for _, found in itertools.groupby(steps, key=lambda s: s.stage):
-        of_stage = list(found)
+    for _, group in itertools.groupby(steps, key=lambda s: s.stage):
+        of_stage = list(group)
         ends += [of_stage[0], of_stage[-1]]
         last = len(of_stage) - 1
         spread += [of_stage[round(i * last / _SPREAD)] for i in range(1, _SPREAD)]
@@ -153,9 +153,9 @@ def _fit(
     for many, few, traced in _PLANS:
         chosen = {s: encoded[s][:many] for s in wanted}
         for source in others:
-            found = encoded[source][:few]
-            chosen[source] = found if traced else [_text_alone(r) for r, _ in found]
-        sizes = {s: sum(size for _, size in found) for s, found in chosen.items()}
+            pairs = encoded[source][:few]
+            chosen[source] = pairs if traced else [_text_alone(r) for r, _ in pairs]
+        sizes = {s: sum(size for _, size in pairs) for s, pairs in chosen.items()}
         if sum(sizes.values()) <= budget:
             return chosen
     left = budget - sum(sizes[s] for s in wanted)

@@ -84,8 +84,8 @@ class Updates:
         except FileNotFoundError:  # nothing was logged yet
             return
         self._history = self._history or history.History(self._workdir)
-        found = self._history.update(run, limit_sec=_ANALYSES_SEC)
-        described = page.describe(run, found, shelf=self._shelf)
+        analyses = self._history.update(run, limit_sec=_ANALYSES_SEC)
+        described = page.describe(run, analyses, shelf=self._shelf)
         out = os.path.join(self._workdir, "report.html")
         files.replace_file(out, page.assemble([described], []))
         if picture:
