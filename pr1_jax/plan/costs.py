@@ -113,7 +113,7 @@ def responses(experiment: Experiment) -> int:
 
 
 def _weight_bytes(experiment: Experiment, *, logits: bool = True) -> float:
-    """Of the weights that one device reads for a forward pass."""
+    """Bytes of the weights that one device reads for a forward pass."""
     whole = model_costs.weight_bytes(experiment.model, logits=logits)
     return whole / experiment.mesh.shape["tensor"]
 
@@ -214,5 +214,5 @@ def step_traffic(
 
 
 def total_seconds(works: Sequence[Work]) -> float:
-    """Of all phases, one after the other."""
+    """Seconds of all phases, one after the other."""
     return sum(work.seconds for work in works)

@@ -66,7 +66,7 @@ class Program:
     Attributes:
       total: bytes. arguments: those of them that are arguments; 0 = not known.
       compile_sec: what compiling took.
-      fits: whether the compiler could place it; `total` is its own figure if not.
+      fits: whether the compiler found enough memory; else `total` is what it wanted.
     """
 
     total: int
@@ -116,11 +116,11 @@ class Moment:
 
     name: str
     parts: Mapping[str, int]
-    compiled: bool = True  # the compiler could place it, or was not asked
+    compiled: bool = True  # the compiler found enough memory, or was not asked
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
     @property
@@ -129,7 +129,7 @@ class Moment:
         return max(self.parts, key=self.parts.__getitem__)
 
     def fits(self, limit: int) -> bool:
-        """Whether it does into so many bytes."""
+        """Whether so many bytes are enough."""
         return self.compiled and self.total <= limit
 
 

@@ -33,7 +33,7 @@ _UNTRIED = (
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that a plan found.
+    """Everything that a plan says.
 
     Attributes:
       moments: at which memory can run out, of one device.
@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether all moments do."""
+        """Whether all moments fit."""
         return all(moment.fits(self.limit) for moment in self.moments)
 
     @property
@@ -263,7 +263,7 @@ def _peak(moments: Sequence[memory.Moment], limit: int) -> int:
 def _largest_micro_batch(
     trials: _Trials, experiment: Experiment, update: memory.Moment, limit: int
 ) -> int | None:
-    """Of those that divide the mini-batch and can be split over the devices."""
+    """The largest that divides the mini-batch, can be split over the devices and fits."""
     config = experiment.config
     stage = training_stage(config)
     whole, shards = mini_batch(config), mesh.batch_shards(experiment.mesh)
@@ -280,7 +280,7 @@ def _largest_rows(
     sampling: Sequence[memory.Moment],
     limit: int,
 ) -> int | None:
-    """Of whole groups on every shard, and no more than a step has responses."""
+    """The most rows that fit: whole groups on every shard, at most a step's responses."""
     config = experiment.config
     shards, group = mesh.batch_shards(experiment.mesh), config.rl.group_size
     most = config.rl.prompts_per_step * group

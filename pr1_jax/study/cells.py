@@ -179,15 +179,24 @@ CELLS = {
 MEMBERS: dict[str, tuple[str, ...]] = {
     "rewards": ("sft", "accuracy", "alternating", "parallel_only", "sequential"),
     "curriculum": (
-        *("alternating", "no_cold_start"),
-        *("sft_causal", "causal_without_easy", "causal_easy", "causal_with_easy"),
-        *("accuracy", "structured_easy", "structured_with_easy"),
+        "alternating",
+        "no_cold_start",
+        "sft_causal",
+        "causal_without_easy",
+        "causal_easy",
+        "causal_with_easy",
+        "accuracy",
+        "structured_easy",
+        "structured_with_easy",
     ),
     "position": ("alternating", "sft_late", "late"),
     "scaffold": ("scaffold", "accuracy", "sequential"),
     "shortcuts": (
-        *("alternating", "forced", "causal_sampling"),
-        *("causal_sampling_published", "alternating_published"),
+        "alternating",
+        "forced",
+        "causal_sampling",
+        "causal_sampling_published",
+        "alternating_published",
     ),
 }
 

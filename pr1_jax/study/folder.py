@@ -58,7 +58,8 @@ class Study:
         if start := cells.start_of(cell, self.size):
             changed["checkpoint.init"] = self.workdir(cells.CELLS[start], seed)
         return [
-            *("-m", "pr1_jax.main"),
+            "-m",
+            "pr1_jax.main",
             f"--config={cells.config_argument(cell, self.size)}",
             *(f"--config.{name}={value}" for name, value in changed.items()),
             *(f"--config.{override}" for override in self.overrides),

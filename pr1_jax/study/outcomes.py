@@ -207,7 +207,7 @@ def keep_dense(study: Study) -> None:
 
 
 def of_dense(study: Study) -> list[dict[str, float]]:
-    """What `pr1_jax.study.dense` found, by length; else what is kept of it, or nothing.
+    """The figures of `pr1_jax.study.dense` by length, as written or kept, or none.
 
     Raises:
       ValueError: what is kept is of other lengths.

@@ -28,12 +28,12 @@ _PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What was found at the seeds that are finished.
+    """What the seeds that are finished came to.
 
     Attributes:
       problems: cell -> metric -> seed -> float [P], means over a problem's responses.
       courses: cell -> figure -> seed -> float [steps]; NaN where a step has none.
-      dense: what `dense.compare` found, by length.
+      dense: figures of `dense.compare`, by length.
       switch: the step after which the scaffold's reward is accuracy.
     """
 

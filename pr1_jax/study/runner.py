@@ -264,7 +264,7 @@ class Runner:
             self.say(f"{job.name}: not what was kept, and is kept instead: {listed}")
 
     def _count_seconds(self, job: Job) -> float:
-        """Of a run that was cut off, and goes on later, all parts count; their sum."""
+        """Adds what a job took to what its run took before it was cut off; the sum."""
         done = _counted(self.study)
         done[job.key] = round(done.get(job.key, 0.0) + job.seconds, 1)
         files.write_json(self.study.out / "seconds.json", done)
