@@ -44,7 +44,7 @@ def prompt_tokens(
         the chat template and without our instruction.
       messages: chat messages of the data, for `own`; None = the question alone.
       allow_tags: whether tags that the prompt mentions become their tokens; structure
-        begins with the response in any case (spec section 2).
+        begins with the response in any case (docs/method.md, section 2).
     """
     check_template(template)
     asked = {"role": "user", "content": question}

@@ -1,21 +1,18 @@
-"""Problems and cold-start traces through grain (spec section 6).
+"""Problems and cold-start traces in batches, through grain (docs/method.md, section 6).
 
-`open_source` gives random access to records of text: made by code, from local files,
-from tensorflow-datasets or from the Hugging Face hub. `problem_stream` and
-`trace_stream` turn them into batches: shuffled anew each epoch, tokenised in threads,
-filtered by length with every drop counted, sharded over processes, resumed exactly.
-`held_out` gives the problems of an evaluation, in order.
+`problem_stream` and `trace_stream` turn records of text (`sources.open_source`) into
+batches: shuffled anew each epoch, tokenised in threads, filtered with every drop counted,
+sharded over processes, resumed exactly. `held_out` gives the problems of an evaluation.
 
 Sharding comes after filtering: each process tokenises the global batch and keeps every
-`process_count`-th record of it. So batch k is the same whatever the number of
-processes; to shard before filtering would make it depend on where the drops fall.
+`process_count`-th item of it. So batch k is the same whatever the number of processes; to
+shard before filtering would make it depend on which records are dropped.
 """
 
-import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grain
@@ -24,12 +21,12 @@ from absl import logging
 from pr1_jax import tags
 from pr1_jax.data import prompts, traces
 from pr1_jax.data.prompts import Problem
-from pr1_jax.data.sources import Source
+from pr1_jax.data.sources import Record, Source
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.trajectory import Trajectory
 
-# After so many drops in a row an endless source is taken to hold nothing of use; after
-# fewer of them if none of its records was of use before.
+# After so many drops in a row a source is taken to hold nothing of use; after fewer of
+# them if none of its records was of use before.
 _MAX_DROPS = 50_000
 _MAX_FIRST_DROPS = 2_000
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=128)
@@ -40,6 +37,14 @@ RESPONSE_TOO_LONG, MALFORMED = "response_too_long", "malformed"
 REASONS = (PROMPT_TOO_LONG, RESPONSE_TOO_LONG, MALFORMED, PROMPT_EMPTY)
 
 T = TypeVar("T")
+
+
+class _Dropped(Exception):
+    """Why no item is made of a record."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 class Stream(grain.DatasetIterator[list[T]]):
@@ -54,7 +59,7 @@ class Stream(grain.DatasetIterator[list[T]]):
     def __init__(
         self,
         source: Source,
-        make: "Callable[[dict[str, str]], T | _Dropped]",
+        make: Callable[[Record], T],
         *,
         batch_size: int,
         seed: int,
@@ -66,7 +71,7 @@ class Stream(grain.DatasetIterator[list[T]]):
         """Makes the pipeline.
 
         Args:
-          make: makes an item of a record, or says why it is dropped.
+          make: makes an item of a record, or raises `_Dropped`.
           batch_size: items in a batch of one process.
         """
         if batch_size < 1:
@@ -75,6 +80,7 @@ class Stream(grain.DatasetIterator[list[T]]):
             raise ValueError(f"{process_index=} is not below {process_count=}")
         if not len(source):
             raise ValueError("the data holds no records")
+        make = functools.partial(_item, make=make)
         make(source[0])  # a template that fails should fail now
         dataset = grain.MapDataset.source(source).seed(seed)
         if shuffle:
@@ -120,7 +126,9 @@ class Stream(grain.DatasetIterator[list[T]]):
     @property
     def summary(self) -> str:
         """The counts in a line: `kept 30 of 60 records: 30 prompt too long`."""
-        return summary(self.counts)
+        reasons = [f"{n} {name.replace('_', ' ')}" for name, n in self._dropped.items()]
+        kept = f"kept {self._kept} of {self._seen} records"
+        return f"{kept}: {', '.join(reasons)}" if reasons else kept
 
     def get_state(self) -> dict[str, Any]:
         """Position after the last batch, as JSON."""
@@ -142,7 +150,7 @@ class Stream(grain.DatasetIterator[list[T]]):
     def _seen(self) -> int:
         return self._kept + self._dropped.total()
 
-    def _drop(self, item: "_Dropped", in_a_row: int) -> None:
+    def _drop(self, item: _Dropped, in_a_row: int) -> None:
         if self._log and not self._dropped[item.reason]:
             text = "dropping a record (%s, further ones are only counted): %s"
             logging.warning(text, item.reason.replace("_", " "), item.detail)
@@ -151,17 +159,9 @@ class Stream(grain.DatasetIterator[list[T]]):
         # Whole epochs differ in order: only two hold every record in any case.
         if in_a_row >= min(2 * self._records, limit):
             raise ValueError(
-                f"{in_a_row} records in a row were dropped ({self.summary}); the last one: "
-                f"{item.detail}"
+                f"{in_a_row} records in a row were dropped ({self.summary}); "
+                f"the last one: {item.detail}"
             )
-
-
-def summary(counts: Mapping[str, int]) -> str:
-    """A line about `Stream.counts`: `kept 30 of 60 records: 30 prompt too long`."""
-    dropped = {name: count for name, count in counts.items() if name != "kept"}
-    reasons = [f"{count} {name.replace('_', ' ')}" for name, count in dropped.items()]
-    kept = f"kept {counts['kept']} of {sum(counts.values())} records"
-    return f"{kept}: {', '.join(reasons)}" if reasons else kept
 
 
 def problem_stream(
@@ -177,9 +177,8 @@ def problem_stream(
 
     `template` and `allow_tags` are those of `prompt_tokens`.
     """
-    prompts.check_template(template)
     make = functools.partial(
-        _make_problem,
+        _problem,
         tokenizer=tokenizer,
         template=template,
         max_prompt_tokens=max_prompt_tokens,
@@ -203,9 +202,8 @@ def trace_stream(
     A trace is dropped as malformed if it does not pass the format check, has no
     canonical form (stray text in a block), or if its tokens cannot be laid out.
     """
-    prompts.check_template(template)
     make = functools.partial(
-        _make_trace,
+        _trace,
         tokenizer=tokenizer,
         variant=variant,
         template=template,
@@ -226,79 +224,72 @@ def held_out(
     """The first `limit` problems, in order, for evaluation.
 
     Raises:
-      ValueError: a prompt is longer than its budget. Problems of a benchmark are not
-        left out in silence.
+      ValueError: a prompt is empty, or longer than its budget. Problems of a benchmark
+        are not left out.
     """
-    prompts.check_template(template)
     problems: list[Problem] = []
     for index in range(min(limit, len(source))):
-        item = _make_problem(source[index], tokenizer, template, max_prompt_tokens)
-        if isinstance(item, _Dropped):
-            limit_name = f"rollout.max_prompt_tokens={max_prompt_tokens}"
-            faults = {
-                PROMPT_TOO_LONG: f"{limit_name}: the prompt of held-out problem "
-                f"{index} is longer: {item.detail}",
-                PROMPT_EMPTY: f"held-out problem {index} has an empty prompt",
-            }
-            raise ValueError(faults[item.reason])  # noqa: TRY004  not about types
-        problems.append(item)
+        try:
+            made = _problem(source[index], tokenizer, template, max_prompt_tokens)
+        except _Dropped as drop:
+            what = f"held-out problem {index} has an empty prompt"
+            if drop.reason == PROMPT_TOO_LONG:
+                what = f"rollout.max_prompt_tokens={max_prompt_tokens}: the prompt of "
+                what += f"held-out problem {index} is longer: {drop.detail}"
+            raise ValueError(what) from drop
+        problems.append(made)
     if not problems:
         raise ValueError(f"no problem to evaluate on: eval.problems={limit}")
     return problems
 
 
-@dataclasses.dataclass(frozen=True)
-class _Dropped:
-    """Stands in the pipeline for a record that is left out."""
+def _item(record: Record, make: Callable[[Record], T]) -> T | _Dropped:
+    try:
+        return make(record)
+    except _Dropped as drop:
+        return drop
 
-    reason: str
-    detail: str
 
-
-def _make_problem(
-    record: dict[str, str],
+def _problem(
+    record: Record,
     tokenizer: Tokenizer,
     template: str,
     max_prompt_tokens: int,
     allow_tags: bool = True,
-) -> Problem | _Dropped:
-    messages = json.loads(record["messages"]) if "messages" in record else None
+) -> Problem:
     prompt = prompts.prompt_tokens(
         record["question"],
         tokenizer,
         template=template,
-        messages=messages,
+        messages=json.loads(record.get("messages", "null")),
         allow_tags=allow_tags,
     )
     if not len(prompt):  # nothing would predict the first token
-        return _Dropped(PROMPT_EMPTY, f"no token: {str(record)[:60]}")
+        raise _Dropped(PROMPT_EMPTY, f"no token: {str(record)[:60]}")
     if len(prompt) > max_prompt_tokens:
         detail = f"{len(prompt)} tokens, {max_prompt_tokens=}"
-        return _Dropped(PROMPT_TOO_LONG, f"{detail}: {record['question'][:60]!r}")
-    return Problem(record["question"], record["answer"], prompt)
+        raise _Dropped(PROMPT_TOO_LONG, f"{detail}: {record['question'][:60]!r}")
+    return Problem(record["question"], record.get("answer", ""), prompt)
 
 
-def _make_trace(
-    record: dict[str, str],
+def _trace(
+    record: Record,
     tokenizer: Tokenizer,
     variant: str,
     template: str,
     max_prompt_tokens: int,
     max_response_tokens: int,
-) -> Trajectory | _Dropped:
-    record = {"answer": "", **record}
-    problem = _make_problem(record, tokenizer, template, max_prompt_tokens)
-    if isinstance(problem, _Dropped):
-        return problem
+) -> Trajectory:
+    prompt = _problem(record, tokenizer, template, max_prompt_tokens).prompt
     about = f": {record['question'][:60]!r}"
     if faults := tags.check_format(record["response"]):
-        return _Dropped(MALFORMED, faults[0] + about)
+        raise _Dropped(MALFORMED, faults[0] + about)
     try:
         response = tags.canonical(record["response"])
-        trace = traces.from_text(problem.prompt, response, tokenizer, variant=variant)
+        trace = traces.from_text(prompt, response, tokenizer, variant=variant)
     except ValueError as error:
-        return _Dropped(MALFORMED, str(error) + about)
+        raise _Dropped(MALFORMED, str(error) + about) from error
     if len(trace.tokens) > max_response_tokens:
         detail = f"{len(trace.tokens)} tokens, {max_response_tokens=}"
-        return _Dropped(RESPONSE_TOO_LONG, detail + about)
+        raise _Dropped(RESPONSE_TOO_LONG, detail + about)
     return trace

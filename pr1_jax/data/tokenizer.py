@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the six control tags as tokens (spec sections 1, 6).
+"""Text to token ids and back, with the six control tags as tokens (docs/method.md, section 2).
 
 `Tokenizer` wraps a Hugging Face fast tokenizer at the host edge. It differs from the
 wrapped one in three ways: the tags are single tokens and stay visible in decoded text,
@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from pr1_jax import tags
+from pr1_jax.data.rows import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +35,6 @@ class Tokenizer:
       newline_id: the "\\n" between `</Parallel>` and `<Summary>`.
       vocab_size: one more than the greatest id.
       new_tags: the tags that got a new id here; none where all were there before.
-      added_tags: whether there are any such.
     """
 
     def __init__(self, hf_tokenizer: "PreTrainedTokenizerFast"):
@@ -51,7 +51,6 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.new_tags = self._add_tags()
-        self.added_tags = bool(self.new_tags)
         self.tag_ids = {tag: self._backend.token_to_id(tag) for tag in tags.TAGS}
         self.eos_id: int = hf_tokenizer.eos_token_id
         pad_id = hf_tokenizer.pad_token_id
@@ -121,8 +120,9 @@ class Tokenizer:
         except Exception as error:  # `tokenizers` raises nothing narrower
             unknown = self._unknown_pieces(backend, text)
             if not unknown:
-                reason = f"the tokenizer cannot encode {text[:60]!r}: {line(error)}"
-                raise ValueError(reason) from error
+                raise ValueError(
+                    f"the tokenizer cannot encode {text[:60]!r}: {first_line(error)}"
+                ) from error
             raise ValueError(f"not in the vocabulary: {unknown} in {text!r}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -142,16 +142,12 @@ class Tokenizer:
         tokens that are bytes is `["a", " ", "", "é"]`.
         """
         kept = [(n, i) for n, i in enumerate(map(int, ids)) if i not in self._dropped]
-        out = [self.eos_text if int(i) == self.eos_id else "" for i in ids]
-        found = self._split([i for _, i in kept], self.decode(ids))
-        for (n, _), piece in zip(kept, found, strict=True):
-            out[n] = piece
+        eos = str(self.hf_tokenizer.eos_token)
+        out = [eos if int(i) == self.eos_id else "" for i in ids]
+        texts = self._split([i for _, i in kept], self.decode(ids))
+        for (n, _), text in zip(kept, texts, strict=True):
+            out[n] = text
         return out
-
-    @property
-    def eos_text(self) -> str:
-        """How the EOS token is spelled."""
-        return str(self.hf_tokenizer.eos_token)
 
     def _split(self, ids: Sequence[int], text: str) -> list[str]:
         """`text`, which is that of `ids`, in one piece for each of them.
@@ -222,7 +218,7 @@ class Tokenizer:
             roles = [message["role"][:40] for message in messages[:8]]
             raise ValueError(
                 f"the tokenizer's chat template does not take messages of {roles}: "
-                f"{line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -255,7 +251,3 @@ class Tokenizer:
         pieces = backend.pre_tokenizer.pre_tokenize_str(text)
         known = backend.get_vocab()
         return list(dict.fromkeys(piece for piece, _ in pieces if piece not in known))
-
-
-def line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]

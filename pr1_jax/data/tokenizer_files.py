@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pr1_jax import tags
-from pr1_jax.data import tokenizer
+from pr1_jax.data.rows import first_line
 from pr1_jax.data.tokenizer import EOS, PAD, Tokenizer
 from pr1_jax.system import hub
 
@@ -78,7 +78,7 @@ def _wrapped(fast: "PreTrainedTokenizerFast", name: str) -> Tokenizer:
         return Tokenizer(fast)
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ValueError(
-            f"cannot use the tokenizer {name}: {tokenizer.line(error)}"
+            f"cannot use the tokenizer {name}: {first_line(error)}"
         ) from error
 
 
@@ -95,7 +95,7 @@ def _read_folder(folder: Path) -> "PreTrainedTokenizerFast":
             )
         except Exception as error:  # `tokenizers` raises nothing narrower
             raise ValueError(
-                f"cannot read {folder}/tokenizer.json: {tokenizer.line(error)}"
+                f"cannot read {folder}/tokenizer.json: {first_line(error)}"
             ) from error
     spm = sorted(folder.glob("*.model"))
     if len(spm) == 1:

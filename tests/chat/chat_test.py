@@ -106,7 +106,7 @@ def test_a_watched_response_is_the_response(by_bytes, three):
     assert record["finished"] and record["format_ok"] and record["num_blocks"] == 1
     assert record["final_answer"] == "6"
     assert record["total_tokens"] > 1.2 * record["sequential_steps"]
-    assert "".join(record["trace"]["pieces"]) == text + by_bytes.eos_text
+    assert "".join(record["trace"]["pieces"]) == text + by_bytes.hf_tokenizer.eos_token
     assert json.loads(json.dumps(record)) == record
     # It is seen growing by a step each time.
     for part, wanted in zip(seen, growing.steps(by_bytes, "2+2?", text), strict=True):

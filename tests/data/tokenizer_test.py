@@ -48,7 +48,7 @@ def test_from_words_numbers_specials_words_and_tags_in_order():
     assert list(t.tag_ids) == list(tags.TAGS)
     assert t.vocab_size == first + 6
     assert t.newline_id == t.encode("\n")[0] == 2
-    assert not t.added_tags
+    assert not t.new_tags
 
 
 @pytest.mark.parametrize("make", [words_tokenizer, byte_tokenizer])
@@ -111,7 +111,7 @@ def test_tags_that_are_there_are_taken_as_they_are():
     hf = byte_tokenizer(additional_special_tokens=list(tags.TAGS), pad_token="<|pad|>")
     size = len(hf)
     t = tokenizer.Tokenizer(hf)
-    assert not t.added_tags
+    assert not t.new_tags
     assert t.vocab_size == size
     assert t.pad_id != t.eos_id
     ids = [t.pad_id, *t.encode(TRACE), t.eos_id]
@@ -169,7 +169,9 @@ def joins_to_the_text(t, rng, ids):
         pieces = t.pieces(drawn)
         assert len(pieces) == length
         assert "".join(np.array(pieces, object)[drawn != t.eos_id]) == t.decode(drawn)
-        assert set(np.array(pieces, object)[drawn == t.eos_id]) <= {t.eos_text}
+        assert set(np.array(pieces, object)[drawn == t.eos_id]) <= {
+            t.hf_tokenizer.eos_token
+        }
 
 
 def test_pieces_by_hand():

@@ -132,7 +132,7 @@ def test_overrides_take_the_type_of_the_field():
     assert config.data.rl == "embedded:easy"
 
 
-# --- Published settings, spec section 6 -------------------------------------------------
+# --- Published settings: docs/method.md, section 6 --------------------------------------
 
 
 @pytest.mark.parametrize(

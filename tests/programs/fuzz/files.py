@@ -8,8 +8,7 @@ import pathlib
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pr1_jax import trajectory
-from pr1_jax.data import prompts, sources, streams, tokenizer
+from pr1_jax.data import sources, streams, tokenizer
 from tests.programs.fuzz.base import folder, one_line
 
 
@@ -50,20 +49,18 @@ def _read_all(file: pathlib.Path) -> None:
 
 def _use(record: dict[str, str], traces: bool) -> None:
     """Makes a prompt, and of a trace a trajectory, of a record; drops are fine."""
-    limits = {"template": "plain", "max_prompt_tokens": 10_000}
-    if not traces:
-        made = streams._make_problem(record, byte_tokenizer(), **limits)
-        assert isinstance(made, prompts.Problem | streams._Dropped)
-        return
-    made = streams._make_trace(
-        record,
-        byte_tokenizer(),
-        variant="structured",
-        max_response_tokens=10_000,
-        **limits,
-    )
-    if isinstance(made, trajectory.Trajectory):
-        assert made.tokens[-1] == byte_tokenizer().eos_id
+    settings = {"template": "plain", "max_prompt_tokens": 10_000}
+    settings |= {"batch_size": 1, "seed": 0, "epochs": 1}
+    if traces:
+        settings |= {"variant": "structured", "max_response_tokens": 10_000}
+    make = streams.trace_stream if traces else streams.problem_stream
+    stream = make([record], byte_tokenizer(), **settings)
+    try:
+        (made,) = next(stream)
+    except ValueError:
+        assert stream.counts["kept"] == 0 and sum(stream.counts.values()) == 1
+    else:
+        assert not traces or made.tokens[-1] == byte_tokenizer().eos_id
 
 
 def check_jsonl(content: bytes) -> None:

@@ -1,0 +1,202 @@
+"""Rows of data files: JSON lines, parquet, array_record, tensorflow-datasets, the hub.
+
+JSON lines and parquet are held in memory, the others are read as they are asked for.
+Packages that only one of them needs are imported there. Each row comes with where it
+stands, for messages: `data.jsonl:7`.
+"""
+
+import fnmatch
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+from absl import logging
+
+_SUFFIX = re.compile(r"\.(jsonl|parquet|array_record)(-\d+-of-\d+)?$")
+_TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9*]+(\.[0-9*]+){2})?")
+
+Row = tuple[Mapping[str, Any], str]
+
+
+def open_rows(name: str, split: str) -> "list[Row] | LazyRows":
+    """Rows of a local file, folder or glob, of `tfds:NAME` or of `hf:OWNER/NAME`.
+
+    Raises:
+      ValueError, FileNotFoundError: one line that names what is wrong.
+    """
+    kind, _, rest = name.partition(":")
+    if kind in ("tfds", "hf"):
+        rest, _, chosen = rest.partition("@")
+        split = chosen or {"eval": "test"}.get(split, split)
+    if kind == "tfds":
+        return LazyRows(_open_tfds(rest, split), name)
+    files = _hub_files(rest, split) if kind == "hf" else _local_files(name)
+    arrays = [file for file in files if _SUFFIX.search(file)[1] == "array_record"]
+    if len(arrays) == len(files):
+        return LazyRows(_open_array_records(arrays, name), name)
+    if arrays:
+        raise ValueError(f"{name} holds array_record files and others: name one kind")
+    readers = {"jsonl": _read_jsonl, "parquet": _read_parquet}
+    return [row for file in files for row in readers[_SUFFIX.search(file)[1]](file)]
+
+
+class LazyRows:
+    """Rows of array_record files, read when they are asked for."""
+
+    def __init__(self, rows: Any, name: str):
+        self._rows, self._name = rows, name
+        if not len(rows):
+            raise ValueError(f"{name} holds no records")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # which ends an iteration
+        where = f"{self._name} record {index}"
+        try:
+            row = self._rows[index]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ValueError(f"cannot read {where}: {first_line(error)}") from error
+        return (_parse_json(row, where) if isinstance(row, bytes) else row), where
+
+
+def _parse_json(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not JSON: {first_line(error)}") from error
+    match row:
+        case dict():
+            return row
+        case _:
+            raise ValueError(f"{where}: not a JSON object")
+
+
+def _read_jsonl(file: str) -> Iterator[Row]:
+    with open(file, "rb") as lines:  # bytes: U+2028 within a text ends no line
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{file}:{number}"
+                yield _parse_json(line, where), where
+
+
+def _read_parquet(file: str) -> Iterator[Row]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"to read {file} the package pyarrow is needed") from error
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            for row in batch.to_pylist():
+                yield row, file
+    except PermissionError:
+        raise
+    except Exception as error:  # damaged files raise many kinds
+        text = f"cannot read {file}, copy or make it anew: {first_line(error)}"
+        raise ValueError(text) from error
+
+
+def _open_array_records(files: Sequence[str], name: str) -> Sequence[bytes]:
+    try:
+        return grain.sources.ArrayRecordDataSource(files)
+    except (RuntimeError, ValueError, OSError) as error:
+        text = f"cannot read {name}, copy or make it anew: {first_line(error)}"
+        raise ValueError(text) from error
+
+
+def _local_files(name: str) -> list[str]:
+    path = os.path.expanduser(name)
+    files = [path] if os.path.exists(path) else glob.glob(path)
+    if os.path.isdir(path):
+        files = [os.path.join(path, file) for file in os.listdir(path)]
+    elif not files:
+        raise FileNotFoundError(f"no data at {name!r}: no such file or folder")
+    return _readable([file for file in files if os.path.isfile(file)], name)
+
+
+def _readable(files: Sequence[str], name: str) -> list[str]:
+    files = sorted(file for file in files if _SUFFIX.search(file))
+    if not files:
+        raise ValueError(f"{name} has no .jsonl, .parquet or .array_record file")
+    return files
+
+
+def _open_tfds(name: str, split: str) -> Sequence[dict[str, Any]]:
+    """A prepared dataset of tensorflow-datasets; nothing is downloaded."""
+    if not _TFDS_NAME.fullmatch(name):  # others stand for code and data elsewhere
+        raise ValueError(
+            f"tfds:{name} is not tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0; "
+            "data of the Hugging Face hub are hf:OWNER/NAME"
+        )
+    import tensorflow_datasets as tfds
+
+    command = (
+        'python -c "import tensorflow_datasets as tfds; tfds.text; '
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
+    )
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+        prepared = builder.is_prepared()
+    except tfds.core.registered.DatasetNotFoundError:
+        prepared = False
+    except ValueError as error:
+        raise ValueError(f"cannot open tfds:{name}: {first_line(error)}") from error
+    if not prepared:
+        raise FileNotFoundError(
+            f"tfds:{name} is not prepared as array_record: {command}"
+        )
+    try:
+        return builder.as_data_source(split=split)
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"cannot open tfds:{name}: {first_line(error)}") from error
+
+
+def _hub_files(name: str, split: str) -> list[str]:
+    """Downloads the files of a hub dataset that the split or the name points at."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(f"hf:{name} needs the package huggingface_hub") from error
+    owner, _, rest = name.partition("/")
+    repo, _, inside = rest.partition("/")
+    if _SUFFIX.search(inside):
+        wanted = [inside]
+    else:
+        folder = inside.strip("/") + "/" if inside else ""
+        wanted = [f"{folder}*{split}*.{kind}" for kind in ("parquet", "jsonl")]
+    logging.info(
+        "loading %s of %s from the Hugging Face hub", wanted, f"{owner}/{repo}"
+    )
+    try:
+        folder = huggingface_hub.snapshot_download(
+            f"{owner}/{repo}", repo_type="dataset", allow_patterns=wanted
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load hf:{name}: {first_line(error)}") from error
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    # Earlier downloads of other parts may lie in the same folder.
+    names = [n for n in names if any(fnmatch.fnmatch(n, w) for w in wanted)]
+    files = _readable(names, f"hf:{name} (split {split!r})")
+    parts = sorted({os.path.dirname(file) for file in files})
+    if len(parts) > 1:
+        raise ValueError(f"hf:{name} holds several datasets, name one: {parts}")
+    return [os.path.join(folder, file) for file in files]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return clipped((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def clipped(value: object) -> str:
+    """At most 500 characters of a value as text."""
+    text = str(value)
+    return text if len(text) <= 500 else f"{text[:500]}…"
