@@ -1,6 +1,5 @@
 """A made-up run for the tests of the report: at step 140 it collapses."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -84,9 +83,7 @@ def evaluation(accuracy: float) -> dict[str, float]:
 
 def write_responses(workdir: pathlib.Path, name: str, records: list[dict]) -> None:
     """Writes a rollout file."""
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    data = "".join(lines).encode("utf-8", "surrogatepass")
-    files.replace_file(workdir / "rollouts" / f"{name}.jsonl", data)
+    files.write_json_lines(workdir / "rollouts" / f"{name}.jsonl", records)
 
 
 def record(text: str, *, verdict: str, num_blocks: int, **fields) -> dict:
