@@ -50,7 +50,7 @@ def label_attention(
     query_chunk: int = 512,
     implementation: str = "auto",
 ):
-    """Causal attention in which siblings do not see each other (spec section 2).
+    """Causal attention in which siblings do not see each other (docs/method.md, section 2).
 
     Args:
       q: [B, Q, N, H], of the last Q of T tokens.
@@ -85,10 +85,10 @@ def _attention(q, k, v, block, path, chunk):
 
 
 def _chunks(q, k, chunk: int) -> list[tuple[slice, slice]]:
-    """Chunks of queries, as places among queries and among all tokens."""
-    Q, T = q.shape[1], k.shape[1]
-    places = [(first, min(first + chunk, Q)) for first in range(0, Q, chunk)]
-    return [(slice(*place), slice(*(T - Q + i for i in place))) for place in places]
+    """Chunks of queries, as slices of the queries and of all tokens."""
+    Q, before = q.shape[1], k.shape[1] - q.shape[1]
+    chunks = [(first, min(first + chunk, Q)) for first in range(0, Q, chunk)]
+    return [(slice(a, b), slice(before + a, before + b)) for a, b in chunks]
 
 
 def _scores(q, keys, block, path, some: slice):

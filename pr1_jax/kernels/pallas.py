@@ -1,7 +1,7 @@
 """Attention under the path mask as Pallas kernels for TPU, forward and backward.
 
 The scores of a tile of queries against a tile of keys exist in VMEM alone, and their
-mask is made there from two integers a token (spec section 2). Between the passes only
+mask is made there from two integers a token (docs/method.md, section 2). Between the passes only
 outputs and normalisers are kept. A tile of keys that no query of a tile may see,
 because it lies in the future or belongs to siblings, is neither computed nor fetched.
 
@@ -54,7 +54,7 @@ def flash_attention(
     tile_k: int = 0,
     interpret: bool = False,
 ):
-    """Causal attention in which siblings do not see each other (spec section 2).
+    """Causal attention in which siblings do not see each other (docs/method.md, section 2).
 
     Under a mesh (`jax.set_mesh`) every device runs the kernels on its own sequences
     and heads; axes that do not divide them are left out.

@@ -141,8 +141,8 @@ def _trained_span(loss_mask: jax.Array, size: int) -> tuple[Callable, Callable]:
 
     def restore(x):
         index = jnp.arange(T) - first
-        found = jnp.take_along_axis(x, jnp.clip(index, 0, size - 1), axis=1)
-        return jnp.where((index >= 0) & (index < size), found, 0.0)
+        inside = jnp.take_along_axis(x, jnp.clip(index, 0, size - 1), axis=1)
+        return jnp.where((index >= 0) & (index < size), inside, 0.0)
 
     return cut, restore
 
@@ -160,8 +160,8 @@ def trained_logps(
         T = batch.tokens.shape[-1]
 
         def logps(batch, *, shared):
-            found, _ = policy_logps(backend, params, batch, policy, shared)
-            return jnp.pad(found, [(0, 0), (0, T - found.shape[1])])
+            cut, _ = policy_logps(backend, params, batch, policy, shared)
+            return jnp.pad(cut, [(0, 0), (0, T - cut.shape[1])])
 
         return at_lengths(logps, policy, batch)
 

@@ -29,7 +29,7 @@ def abstract_state(
       abstract_params: tree of jax.ShapeDtypeStruct, or arrays, with shardings.
     """
     everywhere = replicated(mesh)
-    struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    struct = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     params = jax.tree.map(lambda x: struct(x, x.sharding), abstract_params)
     opt_state = optax.tree_map_params(
         optimizer,
@@ -47,8 +47,8 @@ def from_params(
 ) -> TrainState:
     """A fresh state around given parameters."""
     new = lambda params: TrainState(jnp.int32(0), params, optimizer.init(params))
-    places = shardings_of(abstract_state(params, optimizer, mesh))
-    return jax.jit(new, out_shardings=places)(params)
+    shardings = shardings_of(abstract_state(params, optimizer, mesh))
+    return jax.jit(new, out_shardings=shardings)(params)
 
 
 def shardings_of(tree: Any) -> Any:

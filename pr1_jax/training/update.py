@@ -1,4 +1,4 @@
-"""Training state, optimizer, and the SFT and GRPO updates.
+"""The SFT and GRPO updates.
 
 An update is a pure function of a state and a batch of micro-batches. Token weights are
 made for the whole batch first, so micro-batches, and shards, only add up.
@@ -21,7 +21,7 @@ from pr1_jax.trajectory import Batch
 
 @dataclasses.dataclass(frozen=True)
 class GrpoSettings:
-    """Switches of the GRPO loss (spec section 4)."""
+    """Switches of the GRPO loss (docs/method.md, section 4)."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2

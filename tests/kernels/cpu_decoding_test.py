@@ -1,6 +1,5 @@
 """The C++ kernels of decode steps compute what XLA does."""
 
-import dataclasses
 import functools
 
 import jax
@@ -22,16 +21,8 @@ from pr1_jax.kernels.cpu.decoding import (
 )
 from pr1_jax.kernels.cpu.decoding import pack as decoding_pack
 from pr1_jax.kernels.cpu.decoding import uniform as decoding_uniform
-from pr1_jax.model.backend import choose
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.cpu import Cpu
-from pr1_jax.model.forward import forward
 from pr1_jax.model.layers import rotary_angles, rotate
-from pr1_jax.model.params import init_params, unbox
-from pr1_jax.model.xla import Xla
-from pr1_jax.sampler.sampler import Sampler
-from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.settings import Settings, Vocab
 
 CONFIG = ModelConfig(
     vocab_size=24,
@@ -117,47 +108,6 @@ def test_heads_are_normalised_projected_and_rotated(heads, has_norms, has_bias):
     close(q, expected(queries, scales[0]))
     close(k, expected(qkv[..., R, :], scales[1]))
     close(v, qkv[..., R + 1, :])
-
-
-@needs_kernels
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},  # Qwen3
-        {"qk_norm": False, "qkv_bias": True},  # Qwen2
-        {"qk_norm": False, "num_kv_heads": 2, "tie_embeddings": False},  # Llama
-        {"param_dtype": "bfloat16", "num_layers": 2, "mlp_width": 41},
-    ],
-)
-def test_a_packed_decoder_computes_what_others_do(changes):
-    """Also where scales are not 1 and biases not 0, as they are at the start."""
-    config = dataclasses.replace(CONFIG, **changes)
-    rng = np.random.default_rng(0)
-    params = unbox(init_params(config, jax.random.key(0)))
-    params = jax.tree.map(
-        lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), params
-    )
-    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (3, 5)))
-    positions = jnp.asarray(rng.integers(0, 50, (3, 5)))
-
-    def attend(q, k, v, cache):
-        groups = config.num_heads // config.num_kv_heads
-        k, v = (jnp.repeat(x, groups, axis=-2) for x in (k, v))
-        return jnp.sin(q * k) + v, cache + q.sum()
-
-    def outputs(backend):
-        weights = backend.prepare(params)
-        cache = (jnp.zeros(()),) * config.num_layers
-        hidden, cache = forward(backend, weights, tokens, positions, attend, cache)
-        return hidden, backend.logits(weights, hidden), cache
-
-    expected = outputs(Xla(config))
-    got = outputs(Cpu(config))
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
-        got,
-        expected,
-    )
 
 
 def row_wise(rng, D=33, F=70, H=8):
@@ -356,77 +306,3 @@ def test_far_scores_neither_overflow_nor_vanish():
         prompt_length=none,
     )
     np.testing.assert_allclose(out[0, 0], values[0, 0, -1], atol=1e-6)
-
-
-@needs_kernels
-def test_auto_takes_them_and_tensor_parallel_meshes_do_not():
-    assert choose(CONFIG) == Cpu(CONFIG)
-    assert choose(CONFIG, "xla") == Xla(CONFIG)
-    mesh = jax.make_mesh((1, 1, 2), ("data", "fsdp", "tensor"))
-    assert choose(CONFIG, mesh=mesh) == Xla(CONFIG)
-    with pytest.raises(ValueError, match="kernels=cpu: mesh.tensor=2"):
-        choose(CONFIG, "cpu", mesh)
-    half = ModelConfig(**{**vars(CONFIG), "dtype": "bfloat16"})
-    assert choose(half) == Xla(half)
-    with pytest.raises(ValueError, match="kernels=cpu: model.dtype=bfloat16"):
-        choose(half, "cpu")
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """Nothing is compiled or loaded yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    library.library.cache_clear()
-    yield tmp_path
-    library.library.cache_clear()
-
-
-def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
-    monkeypatch.setenv("PATH", str(fresh))
-    monkeypatch.delenv("CXX", raising=False)
-    backend = choose(CONFIG)
-    assert backend == Xla(CONFIG)
-    vocab = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
-    settings = Settings(max_prompt_tokens=4, max_response_tokens=6)
-    params = unbox(init_params(CONFIG, jax.random.key(0)))
-    sampler = Sampler(backend, vocab, settings, Batching(rows=2))
-    (response,), _ = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
-    assert 1 <= len(response.tokens) <= 6
-    with pytest.raises(ValueError, match="kernels=cpu: no C.* was found"):
-        choose(CONFIG, "cpu")
-
-
-def test_a_compiler_that_fails_is_named_and_leaves_nothing(fresh, monkeypatch):
-    broken = fresh / "broken-g++"
-    broken.write_text("#!/bin/sh\necho 'fatal: out of luck' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    why = library.why_not("float32")
-    assert "broken-g++ cannot compile" in why and why.endswith("fatal: out of luck")
-    assert list((fresh / "cache" / "pr1_jax").iterdir()) == []
-
-
-def test_of_what_a_compiler_says_the_first_error_is_shown(fresh, monkeypatch):
-    said = "In function f:\\nx.cc:1: error: first\\nx.cc:2: error: second\\n  ~~~^~~"
-    broken = fresh / "broken-g++"
-    broken.write_text(f"#!/bin/sh\nprintf '{said}\\n' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    assert library.why_not("float32").endswith(": x.cc:1: error: first")
-
-
-def test_a_compiler_that_is_there_compiles_them():
-    """Else all tests of the kernels would be skipped, and none fail."""
-    try:
-        compiler = library._compiler()
-    except OSError as error:
-        pytest.skip(str(error))
-    assert library.why_not("float32") == "", compiler
-
-
-@needs_kernels
-def test_compiled_once(fresh, monkeypatch):
-    path = library.build()
-    made = path.stat().st_mtime_ns
-    assert library.build() == path and path.stat().st_mtime_ns == made
-    assert [x.name for x in path.parent.iterdir()] == [path.name]

@@ -10,7 +10,6 @@ import pytest
 
 from pr1_jax.kernels import attention
 from pr1_jax.kernels.cpu import decoding, library, training
-from pr1_jax.model.backend import choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.layers import rotary_angles, rotate
@@ -414,25 +413,3 @@ def test_an_update_is_xla_s_and_always_the_same():
     expected, others = update(Xla)[0](state, batch)
     close(once.params, expected.params)
     close(metrics, others)
-
-
-def test_micro_batches_add_up():
-    batch = random_batch(micro_batches=1, B=6)
-    split = jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[2:]), batch)
-    apply, state = update(Cpu)
-    close(apply(state, split)[0].params, apply(state, batch)[0].params)
-
-
-def test_they_run_on_one_device_alone():
-    kernels = functools.partial(choose, CONFIG, training=True)
-    one = jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1]
-    )
-    assert kernels(mesh=one) == Cpu(CONFIG)
-    assert kernels("xla", one) == Xla(CONFIG)
-    two = jax.make_mesh(
-        (2, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:2]
-    )
-    assert kernels(mesh=two) == Xla(CONFIG)
-    with pytest.raises(ValueError, match="kernels=cpu: the mesh has 2 devices"):
-        kernels("cpu", two)

@@ -1,4 +1,4 @@
-// Attention of a decode step on CPU, float32; see cpu_kernels.py.
+// Attention of a decode step on CPU, float32; see decoding.py.
 
 #include "cpu_kernels.h"
 
@@ -120,7 +120,7 @@ void ByFour(int64_t count, const F& f) {
   if (count - i == 1) f(std::integral_constant<int, 1>(), i);
 }
 
-// Attention of live lanes; names and shapes as in cpu_kernels.attend.
+// Attention of live lanes; names and shapes as in decoding.attend.
 ffi::Error Attend(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Floats keys,
                   Floats values, Floats prompt_keys, Floats prompt_values, Ints row,
                   Ints slot, Ints block, Ints path, Ints filled, Ints slot_block,

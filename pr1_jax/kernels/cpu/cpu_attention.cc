@@ -1,5 +1,5 @@
 // Attention over whole sequences on CPU, forward and backward, float32; see
-// cpu_training.py.
+// training.py.
 
 #include "cpu_training.h"
 

@@ -1,4 +1,4 @@
-// Kernels of a decode step on CPU, float32; see cpu_kernels.py.
+// Kernels of a decode step on CPU, float32; see decoding.py.
 
 #include "cpu_kernels.h"
 

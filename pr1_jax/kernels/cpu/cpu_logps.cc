@@ -1,4 +1,4 @@
-// Log-probs of tokens on CPU, forward and backward, float32; see cpu_training.py.
+// Log-probs of tokens on CPU, forward and backward, float32; see training.py.
 
 #include "cpu_training.h"
 

@@ -1,4 +1,4 @@
-// Layers of a decoder on CPU, forward and backward, float32; see cpu_training.py.
+// Layers of a decoder on CPU, forward and backward, float32; see training.py.
 
 #include "cpu_training.h"
 

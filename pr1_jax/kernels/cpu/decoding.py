@@ -1,4 +1,13 @@
-"""Operations of decoding on CPU, in C++."""
+"""Operations of decoding on CPU, in C++: thin products, draws, attention of a step.
+
+A decode step multiplies few rows by every weight, and reads every key and value once.
+XLA's products of few rows reach half of what they could on CPU, and its attention has
+one shape for all rows: each pays for the slots of the longest response, and for as many
+lanes as there can be. The kernels here read packed weights (`cpu_kernels.cc`), and of
+each row what it has and no more (`cpu_attend.cc`). A layer is two calls and attention
+between them: threads wait for each other within a call, for less than it takes to begin
+another.
+"""
 
 import functools
 
@@ -47,9 +56,9 @@ def project_heads(x, scale, packed, bias, angles, scales, eps, *, heads, live=No
 
     Args:
       x: [..., D] float32, divided by its rms and multiplied by `scale` [D].
-      packed: a matrix [D, K · (R + 2) · H], as `model.fuse_projections` orders heads.
+      packed: a matrix [D, K · (R + 2) · H]; by key head: its R queries, key and value.
       bias: [K, R + 2, H] float32, added to the product, or None.
-      angles: sines and cosines [..., H/2], of `model.rotary_angles`.
+      angles: sines and cosines [..., H/2] of rotary positions.
       scales: [H] of the norms of queries and of keys, or None without norms.
       eps: added to mean squares.
       heads: how many, N = K · R of queries and K of keys and values.
@@ -59,22 +68,22 @@ def project_heads(x, scale, packed, bias, angles, scales, eps, *, heads, live=No
       q [..., N, H], k and v [..., K, H].
     """
     (*lead, D), half, (N, K) = x.shape, angles[0].shape[-1], heads
-    rows = x.reshape(-1, D)
-    found = library.call(
+    rows, bias = x.reshape(-1, D), library.or_empty(bias).ravel()
+    scales = map(library.or_empty, scales)
+    angles = (angle.reshape(-1, half) for angle in angles)
+    qkv = library.call(
         "project_heads",
         [(len(rows), n, 2 * half) for n in (N, K, K)],
-        *(
-            rows,
-            packed,
-            scale,
-            library.or_empty(bias).ravel(),
-            *map(library.or_empty, scales),
-        ),
-        *(x.reshape(-1, half) for x in angles),
+        rows,
+        packed,
+        scale,
+        bias,
+        *scales,
+        *angles,
         _live(live),
         eps=np.float32(eps),
     )
-    return tuple(x.reshape(*lead, *x.shape[1:]) for x in found)
+    return tuple(heads.reshape(*lead, *heads.shape[1:]) for heads in qkv)
 
 
 def finish_layer(x, heads, scale, o, gate_up, down, eps, *, live=None):
@@ -147,7 +156,7 @@ def unpack_keys(packed: jax.Array) -> jax.Array:
 
 
 def packed_slot(slot: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where a slot's keys are among packed ones: on axes −3 and −1."""
+    """The indices of a slot's keys among packed ones, on axes −3 and −1."""
     return slot // _SLOTS, slot % _SLOTS
 
 

@@ -1,16 +1,8 @@
-"""Decode steps on CPU in C++: attention over the slots in use, and thin products.
+"""The C++ kernels as a library: compiled once, known to XLA by name.
 
-A decode step multiplies few rows by every weight, and reads every key and value once.
-XLA's products of few rows reach half of what they could on CPU, and its attention has
-one shape for all rows: each pays for the slots of the longest response, and for as many
-lanes as there can be. The kernels here read packed weights (`cpu_kernels.cc`), and of each
-row just what it has (`cpu_attend.cc`). A layer is two calls and attention between them:
-threads wait for each other within a call, for less than it takes to begin another.
-
-They, and those of `cpu_training`, are compiled by the machine's C++ compiler when they
-are first needed, and kept in the user's cache folder, by what they depend on. Where there
-is no compiler, on other platforms and for other types than float32, XLA computes the same
-(`why_not`).
+They are compiled by the machine's C++ compiler when they are first needed, and kept in
+the user's cache folder, by what they depend on. Where there is no compiler, on other
+platforms and for other types than float32, XLA computes the same (`why_not`).
 """
 
 import ctypes
@@ -44,7 +36,7 @@ _TARGETS = {
     "pr1_jax_finish_layer": "FinishLayerHandler",
     "pr1_jax_uniform": "UniformHandler",
     "pr1_jax_draw": "DrawHandler",
-    # of `cpu_training`
+    # of updates
     "pr1_jax_linear": "LinearHandler",
     "pr1_jax_linear_back": "LinearBackHandler",
     "pr1_jax_mlp": "MlpHandler",
@@ -82,8 +74,8 @@ def why_not(dtype: str) -> str:
 
 def _compiler() -> str:
     for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
+        if name and (path := shutil.which(name)):
+            return path
     raise OSError("no C++ compiler was found (g++, clang++ or $CXX)")
 
 

@@ -3,8 +3,8 @@
 XLA runs each product and each loop of a training step by itself: threads wait for each
 other hundreds of times a layer, gradients of weights transpose their operands first, and
 what is between products goes through memory. The operations here (`cpu_training.cc`)
-give every thread rows of its own, norms and SwiGLU included. They are differentiable,
-float32, and compiled with the kernels of `cpu_kernels`, which says where they run.
+give every thread rows of its own, norms and SwiGLU included. They are differentiable
+and float32; `library` says where they run.
 """
 
 import functools
@@ -83,8 +83,8 @@ def split_heads(qkv, angles, scales, eps: float):
     """Queries, keys and values of one product, normalised by head and rotated.
 
     Args:
-      qkv: [..., K, R + 2, H] float32, as `model.fuse_projections` orders them.
-      angles: sines and cosines [..., H/2], of `model.rotary_angles`.
+      qkv: [..., K, R + 2, H] float32; by key head: its R queries, key and value.
+      angles: sines and cosines [..., H/2] of rotary positions.
       scales: [H] of the norms of queries and of keys, or None without norms.
       eps: added to their mean squares.
 
@@ -97,14 +97,10 @@ def split_heads(qkv, angles, scales, eps: float):
 def _split(qkv, angles, scales, eps):
     *lead, K, both, H = qkv.shape
     rows = qkv.reshape(-1, K, both, H)
-    found = _call(
-        "split",
-        [(len(rows), n, H) for n in (K * (both - 2), K, K)],
-        *(rows, *map(_empty, scales)),
-        *(x.reshape(-1, H // 2) for x in angles),
-        eps=np.float32(eps),
-    )
-    heads = tuple(x.reshape(*lead, *x.shape[1:]) for x in found)
+    given = rows, *map(_empty, scales), *(x.reshape(-1, H // 2) for x in angles)
+    shapes = [(len(rows), n, H) for n in (K * (both - 2), K, K)]
+    heads = _call("split", shapes, *given, eps=np.float32(eps))
+    heads = tuple(x.reshape(*lead, *x.shape[1:]) for x in heads)
     return heads, (qkv, angles, scales)
 
 
@@ -130,7 +126,7 @@ split_heads.defvjp(_split, _split_back)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attention(q, k, v, block, path, shared: int = 0):
-    """Causal attention in which siblings do not see each other (spec section 2).
+    """Causal attention in which siblings do not see each other (docs/method.md, section 2).
 
     Of B sequences of T tokens, G in a row have their first S tokens in common. Those
     stand there once, in front of what is left of each.
@@ -158,8 +154,9 @@ def _attention_back(shared, residuals, gradient):
     *_, K, H = shapes[1]
     parts = (2, len(residuals[3]), K, shared, H)
     args = *residuals, gradient
-    found = _call("attention_back", [*shapes, parts], *args, shared=np.int64(shared))
-    return *found[:3], None, None
+    shapes = [*shapes, parts]
+    dq, dk, dv, _ = _call("attention_back", shapes, *args, shared=np.int64(shared))
+    return dq, dk, dv, None, None
 
 
 attention.defvjp(_attention, _attention_back)
@@ -175,12 +172,12 @@ def token_logps(
     num_tokens: int | None = None,
     temperature: float = 1.0,
 ):
-    """Log-probs and entropies of tokens, as `losses` defines them, without truncation.
+    """Log-probs and entropies of tokens, as `policy` defines them, without truncation.
 
     Args:
       hidden: [M, D]. head: [V, D].
       tokens, bans: [M] int32.
-      special_ids, num_tokens, temperature: as of `losses.policy_logits`.
+      special_ids, num_tokens, temperature: as of `policy.policy_logits`.
 
     Returns:
       Log-probs and entropies [M]; these have no gradient.

@@ -1,0 +1,102 @@
+"""Which backend is chosen, and that all compute the same model."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax.kernels.cpu import library
+from pr1_jax.model.backend import choose
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.cpu import Cpu
+from pr1_jax.model.forward import forward
+from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.xla import Xla
+
+CONFIG = ModelConfig(
+    vocab_size=24,
+    num_layers=1,
+    width=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+)
+needs_kernels = pytest.mark.skipif(
+    bool(library.why_not("float32")), reason=library.why_not("float32")
+)
+
+
+def mesh_of(data, tensor):
+    devices = jax.devices()[: data * tensor]
+    return jax.make_mesh((data, 1, tensor), ("data", "fsdp", "tensor"), devices=devices)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "dtype, sizes, training, reason",
+    [
+        ("float32", None, False, ""),
+        ("float32", (1, 1), True, ""),
+        ("float32", (2, 1), False, ""),
+        ("float32", (2, 1), True, "the mesh has 2 devices"),
+        ("float32", (1, 2), False, "mesh.tensor=2 splits heads"),
+        ("bfloat16", None, False, "model.dtype=bfloat16 is not float32"),
+    ],
+)
+def test_kernels_are_chosen_where_they_run(dtype, sizes, training, reason):
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    mesh = mesh_of(*sizes) if sizes else None
+    chosen = functools.partial(choose, config, mesh=mesh, training=training)
+    assert chosen("xla") == Xla(config)
+    assert chosen() == (Xla(config) if reason else Cpu(config))
+    if reason:
+        with pytest.raises(ValueError, match=f"^kernels=cpu: {reason}$"):
+            chosen("cpu")
+    else:
+        assert chosen("cpu") == Cpu(config)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # Qwen3
+        {"qk_norm": False, "qkv_bias": True},  # Qwen2
+        {"qk_norm": False, "num_kv_heads": 2, "tie_embeddings": False},  # Llama
+        {"param_dtype": "bfloat16", "num_layers": 2, "mlp_width": 41},
+        {"scan_layers": True, "num_layers": 2},
+    ],
+    ids=str,
+)
+def test_a_prepared_decoder_computes_what_the_plain_one_does(changes):
+    """Also where scales are not 1 and biases not 0, as they are at the start."""
+    config = dataclasses.replace(CONFIG, **changes)
+    rng = np.random.default_rng(0)
+    params = unbox(init_params(config, jax.random.key(0)))
+    params = jax.tree.map(
+        lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), params
+    )
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (3, 5)))
+    positions = jnp.asarray(rng.integers(0, 50, (3, 5)))
+
+    def attend(q, k, v, cache):
+        groups = config.num_heads // config.num_kv_heads
+        k, v = (jnp.repeat(x, groups, axis=-2) for x in (k, v))
+        return jnp.sin(q * k) + v, cache + q.sum()
+
+    def outputs(backend, params, cache):
+        hidden, cache = forward(backend, params, tokens, positions, attend, cache)
+        return hidden, backend.logits(params, hidden), jnp.stack([*cache])
+
+    zeros = jnp.zeros(config.num_layers)
+    expected = outputs(
+        Xla(config), params, zeros if config.scan_layers else tuple(zeros)
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    for backend in (Xla(config), Cpu(config)):
+        got = outputs(backend, backend.prepare(params), tuple(zeros))
+        jax.tree.map(close, got, expected)
