@@ -39,9 +39,8 @@ function makeEvents() {
     const fillList = (isAll) => list.replaceChildren(...events
       .filter((e) => isAll || shown.has(e)).map((e) => eventRow(run, number, e)));
     fillList(false);
-    root.append(list);
+    root.append(...run.facts.map((fact) => el("p", { class: "fact" }, fact)), list);
     const news = events.filter((e) => e.kind !== "stage").length;
-    for (const fact of run.facts) root.append(el("p", { class: "fact" }, fact));
     if (!news) {
       root.append(el("p", { class: "note" }, run.steps.length
         ? "No alarm, no skipped update, no sharp change." : "No step has been logged yet."));
