@@ -141,32 +141,23 @@ def test_shares_are_kept():
 
 
 @pytest.mark.parametrize("family", ["easy", "hard"])
-def test_the_two_paths_scan_from_opposite_ends(family):
+def test_two_paths_scan_from_opposite_ends_until_they_claim_the_pair(family):
     orders = set()
     for record in records(family, block_share=1.0):
-        _, numbers = parse(record["question"])
+        target, numbers = parse(record["question"])
+        pair = pair_of(record["question"])
         paths = paths_of(record["response"])
         sides = tuple(path.split()[0] for path in paths)
         orders.add(sides)
         for side, path in zip(sides, paths, strict=True):
-            candidates = [number for number, _ in tried(path)[0]]
-            scanned = numbers if side == "left" else numbers[::-1]
-            assert candidates == list(scanned[: len(candidates)])
-            assert candidates
-    assert orders == {("left", "right"), ("right", "left")}
-
-
-def test_a_path_ends_where_it_claims_the_pair_and_only_there():
-    for record in records(block_share=1.0):
-        target, _ = parse(record["question"])
-        pair = pair_of(record["question"])
-        for path in paths_of(record["response"]):
             named, claims = tried(path)
+            scanned = numbers if side == "left" else numbers[::-1]
+            assert [number for number, _ in named] == list(scanned[: len(named)])
             assert path.count(" yes") == claims
-            passed = named[:-1] if claims else named
-            for number, needed in passed:
+            for number, needed in named[:-1] if claims else named:
                 assert number + needed == target
                 assert number not in pair
+    assert orders == {("left", "right"), ("right", "left")}
 
 
 def test_many_paths_give_up_early_and_some_never_do():

@@ -25,7 +25,7 @@ def check_model_config(content: bytes) -> None:
 
 def model_config_seeds() -> list[bytes]:
     """Those that `transformers` wrote."""
-    folders = (ROOT / "tests" / "data" / "hf_reference").iterdir()
+    folders = (ROOT / "tests" / "helpers" / "data" / "hf_reference").iterdir()
     files = (path / "config.json" for path in sorted(folders))
     return [file.read_bytes() for file in files if file.is_file()]
 
