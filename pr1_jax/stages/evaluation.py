@@ -55,7 +55,7 @@ def run(
     params: Any,
     held_out: Sequence[prompts.Problem],
     *,
-    responses_path: pathlib.Path | None = None,
+    responses_path: pathlib.Path,
 ) -> dict[str, float]:
     """Samples and scores held-out problems, also with `<Parallel>` banned if asked.
 
@@ -69,27 +69,25 @@ def run(
     banned = [ORDINARY] if c.eval.banned and c.rollout.max_blocks else []
     metrics: dict[str, float] = {}
     for mode in (c.variant, *banned):
-        scored, times = rollout.sample_and_score(
+        responses, times = rollout.sample_and_score(
+            experiment,
             experiment.sampler(c.eval.samples, mode),
             params,
             processes.share(held_out),
             c.eval.samples,
             experiment.key("eval"),
-            experiment.tokenizer,
-            timeout_sec=c.reward.timeout_sec,
         )
-        figures = summarize(everyones(scored, c.eval.samples), c.eval.samples)
+        figures = summarize(everyones(responses, c.eval.samples), c.eval.samples)
         if mode == ORDINARY:
             metrics |= {_name_of_banned(name): figures[name] for name in _OF_BANNED}
             continue
         metrics |= {f"eval/{name}": value for name, value in figures.items()} | times
-        if responses_path is not None:
-            write_responses(
-                responses_path,
-                scored,
-                traces=c.report.traces,
-                tokenizer=experiment.tokenizer,
-            )
+        write_responses(
+            responses_path,
+            responses,
+            traces=c.report.traces,
+            tokenizer=experiment.tokenizer,
+        )
     return metrics
 
 

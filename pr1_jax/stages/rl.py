@@ -83,19 +83,18 @@ def _collect(
         began = time.perf_counter()
         problems = next(stream)
         data_sec = time.perf_counter() - began
-        scored, took = rollout.sample_and_score(
+        responses, took = rollout.sample_and_score(
+            experiment,
             experiment.sampler(c.rl.group_size),
             params,
             problems,
             c.rl.group_size,
             jax.random.fold_in(experiment.key("rl", step), attempt),
-            experiment.tokenizer,
-            timeout_sec=c.reward.timeout_sec,
         )
         for name, value in (took | {"perf/data_sec": data_sec}).items():
             times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
-        for i in range(0, len(scored), c.rl.group_size):
-            group = scored[i : i + c.rl.group_size]
+        for i in range(0, len(responses), c.rl.group_size):
+            group = responses[i : i + c.rl.group_size]
             has_signal = len({r.reward(weights) for r in group}) > 1
             (kept if has_signal or not c.rl.dynamic_sampling else spare).extend(group)
         if processes.everywhere(len(kept) >= wanted):

@@ -56,17 +56,16 @@ def sample(
     for start in starts[math.ceil(len(records) / samples / size) :]:
         asked = problems[start : start + size]
         began = time.perf_counter()
-        scored, _ = rollout.sample_and_score(
+        responses, _ = rollout.sample_and_score(
+            experiment,
             sampler,
             params,
             processes.share(asked),
             samples,
             experiment.key(purpose),
-            experiment.tokenizer,
-            timeout_sec=experiment.config.reward.timeout_sec,
             first=start * samples,
         )
-        everyones = processes.gather([r.record() for r in scored], samples)
+        everyones = processes.gather([r.record() for r in responses], samples)
         seconds = (time.perf_counter() - began) / len(everyones)
         new = [
             {

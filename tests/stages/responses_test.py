@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import types
 
 import numpy as np
 import pytest
 
+from configs import rl_alternating
 from pr1_jax import evaluate
 from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
@@ -40,10 +42,10 @@ def scored(*responses, answers=("1",), trajectories=None):
     problems = [Problem(f"problem {i}", a, PROMPT) for i, a in enumerate(answers)]
     trajectories = trajectories or made(*responses)
     samples = len(trajectories) // len(problems)
-    with rollout.Scorer(problems, samples, TOKENIZER, timeout_sec=5.0) as scorer:
-        for i in reversed(range(len(trajectories))):  # as they happen to finish
-            scorer.add(i, trajectories[i])
-        return scorer.results()
+    return [
+        rollout.score(problems[i // samples], trajectory, TOKENIZER, timeout_sec=5.0)
+        for i, trajectory in enumerate(trajectories)
+    ]
 
 
 def stray_tag(response=RIGHT):
@@ -58,11 +60,35 @@ def stray_tag(response=RIGHT):
     return dataclasses.replace(plain, **more | {"tokens": tokens})
 
 
-def test_score_asks_problem_major():
-    found = scored(RIGHT, WRONG, WRONG, RIGHT, answers=("1", "2"))
-    assert [s.correct for s in found] == [True, False, True, False]
-    assert [s.question for s in found] == ["problem 0"] * 2 + ["problem 1"] * 2
-    assert [s.verdict for s in found] == ["correct", "incorrect"] * 2
+class Sampler:
+    """Stands in for the sampler: gives responses in the order in which they end."""
+
+    def __init__(self, trajectories):
+        self.trajectories = trajectories
+
+    def sample(self, params, prompts, samples, key, *, ids, on_finished):
+        assert len(prompts) * samples == len(self.trajectories)
+        assert ids.tolist() == [*range(8, 8 + len(self.trajectories))]
+        for i in reversed(range(len(self.trajectories))):
+            on_finished(i, self.trajectories[i])
+        return self.trajectories, types.SimpleNamespace(
+            prefill_sec=0.0, decode_sec=0.0, useful_row_steps=1.0
+        )
+
+
+def test_responses_are_problem_major_whatever_ends_first():
+    experiment = types.SimpleNamespace(
+        tokenizer=TOKENIZER, config=rl_alternating.get_config("smoke")
+    )
+    problems = [Problem(f"problem {a}", a, PROMPT) for a in ("1", "2")]
+    sampler = Sampler(made(RIGHT, WRONG, WRONG, RIGHT))
+    found, took = rollout.sample_and_score(
+        experiment, sampler, None, problems, 2, None, first=8
+    )
+    assert [r.correct for r in found] == [True, False, True, False]
+    assert [r.question for r in found] == ["problem 1"] * 2 + ["problem 2"] * 2
+    assert [r.verdict for r in found] == ["correct", "incorrect"] * 2
+    assert took["perf/verify_sec"] >= 0
 
 
 def test_text_shows_tags_and_hides_eos():
