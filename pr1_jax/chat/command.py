@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shlex
 import signal
 import sys
 import time
@@ -178,7 +177,7 @@ class Terminal:
 
 def command(chat: Chat, line: str) -> str:
     """Does what a line with a slash says; returns what to say to it."""
-    name, *given = shlex.split(line.replace("'", "").replace('"', ""))
+    name, *given = line.split()
     numbers = {"/paths": int, "/temperature": float, "/seed": int}
     if name == "/ban" and not given:
         chat.parallel = not chat.parallel

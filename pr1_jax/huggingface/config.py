@@ -81,37 +81,33 @@ def max_positions(folder: str | os.PathLike) -> int:
 
 
 _MAX_LAYERS = 1000  # more would only take for ever to trace
-# What a value is to be, and whether it is that.
-_SIZE = ("a whole number from 1", lambda x: type(x) is int and 0 < x < 2**31)
-_LAYERS = (
-    f"a whole number from 1 to {_MAX_LAYERS}",
-    lambda x: type(x) is int and 0 < x <= _MAX_LAYERS,
-)
-_POSITIVE = (
-    "a positive number",
-    lambda x: type(x) in (int, float) and 0 < x < 1e30,
-)
-_FLAG = ("true or false", lambda x: type(x) is bool)
-_NAMES = (
-    "a list of names",
-    lambda x: isinstance(x, list) and all(isinstance(name, str) for name in x),
-)
-_OBJECT = ("an object", lambda x: type(x) is dict)
-_FIELDS = {
-    "vocab_size": _SIZE,
-    "hidden_size": _SIZE,
-    "intermediate_size": _SIZE,
-    "max_position_embeddings": _SIZE,
-    "num_attention_heads": _SIZE,
-    "num_key_value_heads": _SIZE,
-    "head_dim": _SIZE,
-    "num_hidden_layers": _LAYERS,
-    "rope_theta": _POSITIVE,
-    "rms_norm_eps": _POSITIVE,
-    "tie_word_embeddings": _FLAG,
-    "layer_types": _NAMES,
-    "rope_parameters": _OBJECT,
-    "rope_scaling": _OBJECT,
+
+
+def _whole(x: Any) -> bool:
+    return type(x) is int and 0 < x < 2**31
+
+
+def _names(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(name, str) for name in x)
+
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+_SIZES += ("num_attention_heads", "num_key_value_heads", "head_dim")
+# Field -> what its value is to be, and whether it is that.
+_FIELDS = dict.fromkeys(_SIZES, ("a whole number from 1", _whole)) | {
+    "num_hidden_layers": (
+        f"a whole number from 1 to {_MAX_LAYERS}",
+        lambda x: _whole(x) and x <= _MAX_LAYERS,
+    ),
+    **dict.fromkeys(
+        ("rope_theta", "rms_norm_eps"),
+        ("a positive number", lambda x: type(x) in (int, float) and 0 < x < 1e30),
+    ),
+    "tie_word_embeddings": ("true or false", lambda x: type(x) is bool),
+    "layer_types": ("a list of names", _names),
+    **dict.fromkeys(
+        ("rope_parameters", "rope_scaling"), ("an object", lambda x: type(x) is dict)
+    ),
 }
 _MAY_BE_NULL = {"num_key_value_heads", "head_dim", "layer_types"}
 _MAY_BE_NULL |= {"rope_parameters", "rope_scaling"}
