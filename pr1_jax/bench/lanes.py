@@ -4,13 +4,10 @@ import dataclasses
 import functools
 import statistics
 
-import jax
 import numpy as np
 
-from pr1_jax.bench import plans
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.report import Table
-from pr1_jax.bench.sampling import KEY
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.bench.timing import ChunkClock
 from pr1_jax.model import costs
@@ -83,11 +80,13 @@ def steps(bench: Bench) -> list[dict[str, object]]:
     listed = [(first, [*some, *longer.values()])]
     listed += [(buckets, some) for buckets in others]
     listed += [((1, n), [full[n]]) for n in path_counts if n != few]
-    room = max(p.room for mix in full.values() for p in mix.plans(sizes.prompt_tokens))
+    most_tokens = max(
+        p.needs for mix in full.values() for p in mix.plans(sizes.prompt_tokens)
+    )
 
     works = {}
     for buckets, mixes in listed:
-        works |= _works(bench, buckets, mixes, room)
+        works |= _works(bench, buckets, mixes, most_tokens)
     measured = {name: [] for name in works}
     for turn in range(1 + bench.repeats * sizes.lane_turns):
         for name, work in works.items():
@@ -120,17 +119,14 @@ def steps(bench: Bench) -> list[dict[str, object]]:
     return table
 
 
-def _works(bench: Bench, lane_buckets, mixes, room: int) -> dict:
+def _works(bench: Bench, lane_buckets, mixes, most_tokens: int) -> dict:
     """Calls that measure milliseconds a step, by lane buckets and mix."""
     prompt = bench.sizes.prompt_tokens
-    clock = plans.planned_sampler(
-        bench.backend,
-        bench.vocab,
+    clock = bench.planned(
         [plan for mix in mixes for plan in mix.plans(prompt)],
-        jax.random.key(KEY),
         rows=bench.sizes.rows,
         num_paths=mixes[0].paths,
-        changes={"max_response_tokens": room},
+        changes={"max_response_tokens": most_tokens},
         kind=ChunkClock,
         lane_buckets=lane_buckets,
         steps_per_chunk=bench.sizes.lane_steps_per_chunk,
@@ -142,7 +138,7 @@ def _works(bench: Bench, lane_buckets, mixes, room: int) -> dict:
     def measure(first: int, live: int) -> float:
         clock.chunks.clear()
         ids = first + np.arange(rows)
-        clock.sample(bench.params, prompts, 1, jax.random.key(KEY), ids=ids)
+        clock.sample(bench.params, prompts, 1, bench.key, ids=ids)
         steps = bench.sizes.lane_steps_per_chunk
         whole = [c for c in clock.chunks if c.live == (live, live) and c.steps == steps]
         if not whole:

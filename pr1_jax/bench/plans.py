@@ -78,7 +78,7 @@ class Plan:
         return [n + m - 1 for n, m in zip([0, *self._ends()], self.main)]
 
     @property
-    def room(self) -> int:
+    def needs(self) -> int:
         """`max_response_tokens` under which the sampler plans no shorter path."""
         longest = (len(paths) * (max(paths) + 1) for paths in self.paths)
         blocks = (n + 2 + _FORCED + some for n, some in zip(self.opens, longest))
@@ -326,7 +326,7 @@ def settings(plans: Sequence[Plan], *, num_paths: int = 2, **changes) -> Setting
     return Settings(
         **{
             "max_prompt_tokens": max(plan.prompt for plan in plans),
-            "max_response_tokens": max(plan.room for plan in plans),
+            "max_response_tokens": max(plan.needs for plan in plans),
             "num_paths": num_paths,
             "max_blocks": max(len(plan.main) for plan in plans),
             "min_path_tokens": 2,

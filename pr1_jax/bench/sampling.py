@@ -3,10 +3,9 @@
 import functools
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
-from pr1_jax.bench import plans, timing
+from pr1_jax.bench import timing
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
@@ -14,9 +13,6 @@ from pr1_jax.model import costs
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching, fit
 from pr1_jax.sampler.settings import Settings
-from pr1_jax.workdir import metrics
-
-KEY = 1
 
 
 def plain_sampler(
@@ -39,8 +35,7 @@ def work(
     """A call of the sampler, with what it says of itself."""
 
     def call() -> Mapping[str, float]:
-        key = jax.random.key(KEY)
-        responses, figures = sampler.sample(bench.params, prompts, samples, key)
+        responses, figures = sampler.sample(bench.params, prompts, samples, bench.key)
         return {
             "prefill_sec": figures.prefill_sec,
             "decode_sec": figures.decode_sec,
@@ -59,13 +54,9 @@ def sampling(bench: Bench) -> list[Table]:
     rows, prompt, response = sizes.rows, sizes.prompt_tokens, sizes.response_tokens
     sampler = plain_sampler(bench, rows=rows, prompt=prompt, response=response)
     prompts = bench.prompts([prompt] * rows)
-    with_compiles = metrics.CompilationCounter().start()
     _ = bench.params  # not among what the first call compiles
-    before = with_compiles.count
     call = work(bench, sampler, prompts)
     runs = timing.alternate({"": call}, bench.repeats)[""]
-    programs = with_compiles.count - before
-    with_compiles.stop()
 
     prefill = costs.prefill(config, rows=rows, tokens=prompt)
     prefill_sec = prefill.seconds(bench.limits)
@@ -87,12 +78,11 @@ def sampling(bench: Bench) -> list[Table]:
     ]
     table[2]["ms per step"] = runs["step_ms"]
     table[2]["limit ms per step"] = 1e3 * decode_sec / response
-    table[0] |= {"first call adds seconds": runs.compile_sec, "programs": programs}
+    table[0]["first call adds seconds"] = runs.compile_sec
     title = f"{rows} prompts × {prompt} tokens → {response} tokens"
     note = (
         "limit: the larger of FLOPs / peak and bytes / bandwidth, step by step; bytes "
-        "are the weights once a step and the used keys and values. programs: compiled "
-        "in the first call."
+        "are the weights once a step and the used keys and values."
     )
     return [Table(title, table, note)]
 
@@ -127,19 +117,14 @@ def _swept(
     return Table(title, rows, note, Plot(column, (unit,), (f"limit {unit}",)))
 
 
-def _capacity_work(bench: Bench, prompt: int, response: int) -> timing.Work:
-    """Responses that use `used_tokens` of their room."""
-    sizes = bench.sizes
-    plan = Plan(sizes.used_tokens, tail=sizes.used_tokens)
-    sampler = plans.planned_sampler(
-        bench.backend,
-        bench.vocab,
-        [plan] * sizes.rows,
-        jax.random.key(KEY),
-        rows=sizes.rows,
-        changes={"max_prompt_tokens": prompt, "max_response_tokens": response},
-    )
-    return work(bench, sampler, bench.prompts([plan.prompt] * sizes.rows))
+def _capacity_point(bench: Bench, prompt: int, response: int):
+    """Prompts and responses of `used_tokens` tokens, where more would fit."""
+    rows, used = bench.sizes.rows, bench.sizes.used_tokens
+    changes = {"max_prompt_tokens": prompt, "max_response_tokens": response}
+    planned = [Plan(used, tail=used)] * rows
+    sampler = bench.planned(planned, rows=rows, changes=changes)
+    call = work(bench, sampler, bench.prompts([used] * rows))
+    return call, _limit_ms(bench, rows, used, used), rows
 
 
 def _plain_point(bench: Bench, rows: int, prompt: int, response: int):
@@ -160,14 +145,7 @@ def _paths_point(bench: Bench, num_paths: int):
     sizes, rows = bench.sizes, bench.sizes.rows
     length = sizes.lane_path_tokens
     plan = Plan(sizes.prompt_tokens, (2,), ((length,) * num_paths,), (2,), 1)
-    sampler = plans.planned_sampler(
-        bench.backend,
-        bench.vocab,
-        [plan] * rows,
-        jax.random.key(KEY),
-        rows=rows,
-        num_paths=num_paths,
-    )
+    sampler = bench.planned([plan] * rows, rows=rows, num_paths=num_paths)
     call = work(bench, sampler, bench.prompts([plan.prompt] * rows))
     steps = (
         costs.decode_step(
@@ -186,25 +164,19 @@ def sweeps(bench: Bench) -> list[Table]:
     """Cost of a step, or a token, against what should and what should not matter."""
     sizes, rows = bench.sizes, bench.sizes.rows
     used, prompt = sizes.used_tokens, sizes.prompt_tokens
-    used_ms = _limit_ms(bench, rows, used, used)
     point = functools.partial(_plain_point, bench)
+    capacity = functools.partial(_capacity_point, bench)
     swept = functools.partial(_swept, bench)
     return [
         swept(
-            f"Room for responses, {used} used",
+            f"Capacity for responses, {used} used",
             "max response tokens",
-            {
-                n: (_capacity_work(bench, used, n), used_ms, rows)
-                for n in sizes.capacities
-            },
+            {n: capacity(used, n) for n in sizes.capacities},
         ),
         swept(
-            f"Room for prompts, {used} used",
+            f"Capacity for prompts, {used} used",
             "max prompt tokens",
-            {
-                n: (_capacity_work(bench, n, used), used_ms, rows)
-                for n in sizes.prompt_capacities
-            },
+            {n: capacity(n, used) for n in sizes.prompt_capacities},
         ),
         swept(
             "Length of responses",
@@ -248,7 +220,7 @@ def prompts(bench: Bench) -> list[Table]:
             bench, rows=rows, prompt=length, response=tokens, group_size=group_size
         )
         responses[group_size], _ = samplers[group_size].sample(
-            bench.params, asked, sizes.group_size, jax.random.key(KEY)
+            bench.params, asked, sizes.group_size, bench.key
         )
     works = {
         str(size): work(bench, sampler, asked, sizes.group_size)
@@ -261,14 +233,15 @@ def prompts(bench: Bench) -> list[Table]:
         assert equal > 0.9, equal
     table = []
     for size, sampler in samplers.items():
-        run = runs[str(size)]
+        run, schedule = runs[str(size)], sampler.schedule
+        kept = schedule.entries * fit(schedule.prompt_sizes, length)
         table.append(
             {
                 "group_size": size,
                 "seconds": run.sec,
                 "prefill seconds": run["prefill_sec"],
                 "decode seconds": run["decode_sec"],
-                "prompt cache MB": _prompt_bytes(bench, sampler, length) / 1e6,
+                "prompt cache MB": costs.cache_bytes(bench.config, kept) / 1e6,
                 "ratio": run.sec.over(runs[str(sizes.group_size)].sec),
                 "share of equal tokens": equal,
             }
@@ -282,11 +255,3 @@ def prompts(bench: Bench) -> list[Table]:
         "first. share of equal tokens: both draw alike; rounding can part them."
     )
     return [Table(title, table, note)]
-
-
-def _prompt_bytes(bench: Bench, sampler: Sampler, length: int) -> int:
-    """Of the keys and values of the prompts that a sampler has room for."""
-    schedule = sampler.schedule
-    size = fit(schedule.prompt_sizes, length)
-    cache = jax.eval_shape(lambda: bench.backend.empty_cache(schedule.entries, size))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))

@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from pr1_jax.bench.limits import Limits
-from pr1_jax.bench.plans import Trace
+from pr1_jax.bench.plans import Plan, Trace, planned_sampler
 from pr1_jax.model.backend import Backend, choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.settings import Vocab
 
 _NEWLINE, _TAGS = 10, 6
@@ -203,6 +205,15 @@ class Bench:
         """EOS is an id past the vocabulary: no response ends before its budget."""
         *tags, _ = self.vocab.special_ids
         return Vocab((*tags, self.config.vocab_size), _NEWLINE)
+
+    @property
+    def key(self) -> jax.Array:
+        """The PRNG key of all draws, by which planned samplers know their responses."""
+        return jax.random.key(1)
+
+    def planned(self, planned: Sequence[Plan], **options: Any) -> Sampler:
+        """A sampler whose responses follow plans: `plans.planned_sampler`."""
+        return planned_sampler(self.backend, self.vocab, planned, self.key, **options)
 
     def prompts(self, lengths) -> list[np.ndarray]:
         """Random prompts of these lengths, without tags."""

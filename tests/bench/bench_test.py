@@ -127,11 +127,10 @@ def programs(kernels):
 
 
 @functools.cache
-def requests_of(num_paths, copies, rows, kernels="xla"):
-    planned = drawn_plans(num_paths)
-    prompts, how = prompts_of(planned), {"rows": rows, "copies": copies}
-    made = programs(kernels)
-    return requests.decode_requests(made, params(), prompts, planned, KEY, **how)
+def requests_of(num_paths, rows, kernels="xla"):
+    planned, made = drawn_plans(num_paths), programs(kernels)
+    prompts = prompts_of(planned)
+    return requests.decode_requests(made, params(), prompts, planned, KEY, rows=rows)
 
 
 @jax.jit
@@ -258,48 +257,32 @@ def test_the_sampler_follows_plans():
         }
 
 
-CASES = [(2, False, 8), (3, False, 16), (2, True, 8), (3, True, 16)]
-WITH_KERNELS = [(2, False, 8, "auto"), (3, True, 16, "auto")]
+CASES = [(2, 8), (3, 16)]
 
 
-@pytest.mark.parametrize("num_paths, copies, rows", CASES)
-def test_requests_follow_plans(num_paths, copies, rows):
-    planned, result = drawn_plans(num_paths), requests_of(num_paths, copies, rows)
-    prompts = prompts_of(planned)
+@pytest.mark.parametrize("num_paths, rows", CASES)
+def test_requests_follow_plans(num_paths, rows):
+    planned, result = drawn_plans(num_paths), requests_of(num_paths, rows)
     for plan, tokens, logps in zip(planned, result.tokens, result.logps, strict=True):
         parsed = layout.structured(tokens, TAG_IDS, 0)
         assert lengths(tokens, parsed.block, parsed.path) == of_plan(plan)
         assert len(tokens) == len(logps) == plan.tokens
     contexts = sum(len(r.context) - 1 for r in result.requests)
-    alone = sum(len(prompt) - 1 for prompt in prompts)
-    assert result.prefilled_tokens == (alone if copies else contexts)
+    assert result.prefilled_tokens == contexts
 
 
 @pytest.mark.parametrize(
-    "num_paths, copies, rows, kernels",
-    [*((*case, "xla") for case in CASES), *WITH_KERNELS],
+    "num_paths, rows, kernels", [*((*case, "xla") for case in CASES), (2, 8, "auto")]
 )
-def test_requests_decode_with_the_same_model(num_paths, copies, rows, kernels):
-    planned = drawn_plans(num_paths)
-    result = requests_of(num_paths, copies, rows, kernels)
-    if copies:  # the sampler's function, over the whole response
-        for prompt, tokens, logps in zip(
-            prompts_of(planned), result.tokens, result.logps
-        ):
-            laid_out = layout.structured(tokens, TAG_IDS, len(prompt))
-            whole = np.concatenate([prompt, tokens])
-            logps = np.concatenate([np.zeros(len(prompt)), logps])
-            free = ~np.isin(whole, (*VOCAB.special_ids, VOCAB.newline_id))
-            free[: len(prompt)] = False
-            assert largest_gap(whole, laid_out, logps, free) < 1e-4
-    else:  # plain causal decoding of every request's own context
-        for r in result.requests:
-            whole = np.array([*r.context, *r.tokens])
-            logps = np.concatenate([np.zeros(len(r.context)), r.logps])
-            free = np.arange(len(whole)) >= len(r.context)
-            free[-1] = False  # the tag that ends it
-            laid_out = layout.causal(len(whole))
-            assert largest_gap(whole, laid_out, logps, free) < 1e-4
+def test_requests_decode_with_the_same_model(num_paths, rows, kernels):
+    """Plain causal decoding of every request's own context."""
+    result = requests_of(num_paths, rows, kernels)
+    for r in result.requests:
+        whole = np.array([*r.context, *r.tokens])
+        logps = np.concatenate([np.zeros(len(r.context)), r.logps])
+        free = np.arange(len(whole)) >= len(r.context)
+        free[-1] = False  # the tag that ends it
+        assert largest_gap(whole, layout.causal(len(whole)), logps, free) < 1e-4
     drawn = np.concatenate([r.logps for r in result.requests])
     assert drawn.min() < -5  # the policy is far from uniform
 
@@ -335,10 +318,7 @@ def check_schemes(table):
     assert len({row["tokens"] for row in rows.values()}) == 1
     ours, again = rows["ours"], rows["requests"]
     assert again["prefilled tokens"] > 3 * ours["prefilled tokens"]
-    assert rows["requests, ideal cache"]["prefilled tokens"] < ours["prefilled tokens"]
     assert rows["sequential"]["critical path"] > ours["critical path"]
-    critical = rows["requests, ideal cache"]["critical path"]
-    assert critical == ours["critical path"]
 
 
 def check_lanes(table):

@@ -1,4 +1,4 @@
-"""The baselines' side of the device: decode steps, prefills and copies of requests."""
+"""The baseline's side of the device: decode steps and prefills of requests."""
 
 import functools
 from collections.abc import Sequence
@@ -10,13 +10,11 @@ import jax.numpy as jnp
 
 from pr1_jax import policy
 from pr1_jax.bench.plans import follow
-from pr1_jax.kernels.cpu.decoding import pack_keys
 from pr1_jax.model.backend import Backend
-from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.forward import forward
 from pr1_jax.model.xla import Step
 from pr1_jax.sampler.forward import prefill
-from pr1_jax.sampler.settings import SUMMARY_OPEN, Vocab
+from pr1_jax.sampler.settings import Vocab
 from pr1_jax.sampler.state import PromptCache
 
 
@@ -25,14 +23,9 @@ class State:
     """B rows that decode a request each; [B] but for the cache."""
 
     token: jax.Array  # int32, pending: to be fed
-    position: jax.Array  # int32
-    slot: jax.Array  # int32, the pending token's
-    base: jax.Array  # int32; slots before it are seen, and those from `start` on
-    start: jax.Array  # int32
-    wait: jax.Array  # int32, tokens to force first: newline, <Summary>
+    slot: jax.Array  # int32, the pending token's, which is its position, too
     left: jax.Array  # int32, tokens to draw
     last: jax.Array  # int32, the one that is drawn last
-    feeds_last: jax.Array  # bool, whether that one is fed as well
     live: jax.Array  # bool
     key: jax.Array  # PRNG keys
     count: jax.Array  # int32, steps
@@ -44,66 +37,53 @@ def _step(
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
     """Feeds all live rows; what each drew, −1 where nothing, and its log-prob."""
     B, S = state.token.shape[0], state.cache[0][1].shape[2]
-    slots = jnp.arange(S)
-    mine = (slots >= state.start[:, None]) & (slots <= state.slot[:, None])
-    seen = mine | (slots < state.base[:, None])
-    if isinstance(backend, Cpu):  # which computes live rows alone, if they come first
-        row = jnp.nonzero(state.live, size=B, fill_value=B)[0]
-        in_list = jnp.clip(jnp.cumsum(state.live) - 1, 0)
-        live = state.live.sum(dtype=jnp.int32)
-    else:
-        row = jnp.where(state.live, jnp.arange(B), B)
-        in_list, live = jnp.arange(B), None
-    index = jnp.minimum(row, B - 1)
-    # As of a decode step: all is one block, of which a row with a gap sees path 1.
-    gap = (state.start > state.base).astype(jnp.int32)[:, None]
+    row = jnp.nonzero(state.live, size=B, fill_value=B)[0]  # live ones first
+    index, count = jnp.minimum(row, B - 1), state.live.sum(dtype=jnp.int32)
+    main = jnp.zeros((B, 1), jnp.int32)
     step = Step(
         row=row,
         index=row,
         slot=state.slot[index],
-        count=live,
+        count=count,
         live=state.live[:, None],
-        block=gap,
-        path=gap,
+        block=main,
+        path=main,
         filled=state.slot + 1,
-        slot_block=jnp.ones((B, S), jnp.int32),
-        slot_path=jnp.where(seen, 1, 2),
+        slot_block=jnp.zeros((B, S), jnp.int32),
+        slot_path=jnp.zeros((B, S), jnp.int32),
     )
     hidden, cache = forward(
         backend,
         params,
         state.token[index],
-        state.position[index],
+        state.slot[index],
         backend.step_attention(step),
         tuple((own, None) for own in state.cache),
-        live=live,
+        live=count,
     )
-    draws = state.live & (state.wait == 0) & (state.left > 0)
-    wanted = jnp.where(draws & (state.left == 1), state.last, -1)
+    wanted = jnp.where(state.live & (state.left == 1), state.last, -1)
     logits = policy.policy_logits(
-        follow(backend.logits(params, hidden, live), wanted[index], vocab),
+        follow(backend.logits(params, hidden, count), wanted[index], vocab),
         jnp.zeros(B, jnp.int32),
         special_ids=vocab.special_ids,
         num_tokens=vocab.num_tokens,
     )
-    found = backend.draw(logits, state.key[index], state.count[index], live)
-    drawn, logps = (x[in_list] for x in found)
-    forced = jnp.where(
-        state.wait == 2, vocab.newline_id, vocab.special_ids[SUMMARY_OPEN]
+    in_list = jnp.clip(jnp.cumsum(state.live) - 1, 0)
+    drawn, logps = (
+        x[in_list]
+        for x in backend.draw(logits, state.key[index], state.count[index], count)
     )
-    left = state.left - (state.wait == 0)
-    on = lambda x: x + state.live
+    left = state.left - state.live
+    emitted = jnp.where(state.live, drawn, -1), logps
     state = state.replace(
-        token=jnp.where(state.wait > 0, forced, drawn),
-        position=on(state.position),
-        slot=on(state.slot),
-        wait=jnp.maximum(state.wait - 1, 0),
+        token=drawn,
+        slot=state.slot + state.live,
         left=left,
-        live=state.live & (left > -state.feeds_last.astype(jnp.int32)),
-        count=on(state.count),
+        live=state.live & (left > 0),
+        count=state.count + state.live,
         cache=cache,
     )
-    return state, (jnp.where(draws, drawn, -1), logps)
+    return state, emitted
 
 
 def _run_chunk(backend, vocab, steps: int, params, state: State, stop):
@@ -154,37 +134,6 @@ def _insert(cache, fresh, rows):
     )
 
 
-def _copy(cache, forks, joins):
-    """Copies the rows of ended requests into those of new ones.
-
-    All is read before anything is written.
-
-    Args:
-      forks: rows [W] to write and rows [W] to read; B = unused.
-      joins: rows [W] to write, rows [W, P] to read, and bounds [W, P]: what is read
-        from the p-th of them begins at that slot.
-    """
-    (to, source), (to_join, sources, bounds) = forks, joins
-
-    def joined(x, slots):
-        out = x[sources[:, 0]]
-        for p in range(1, sources.shape[1]):
-            behind = slots >= bounds[:, p].reshape(-1, *(1,) * (x.ndim - 1))
-            out = jnp.where(behind, x[sources[:, p]], out)
-        return out
-
-    def put(x, slots):  # slots: broadcasts to x[0]
-        copies, joint = x[source], joined(x, slots)
-        return x.at[to].set(copies, mode="drop").at[to_join].set(joint, mode="drop")
-
-    def put_both(keys, values):
-        slots = jnp.arange(values.shape[2])[None]
-        of_keys = slots if keys.ndim == 4 else pack_keys(slots)
-        return put(keys, of_keys), put(values, slots[..., None])
-
-    return tuple(put_both(*layer) for layer in cache)
-
-
 class Programs:
     """The compiled pieces; one set serves plans with any number of paths."""
 
@@ -210,7 +159,6 @@ class Programs:
         self.start = jax.jit(_start, donate_argnums=0)
         self.resize = jax.jit(functools.partial(_resize, backend), static_argnums=2)
         self.insert = jax.jit(_insert, donate_argnums=0)
-        self.copy = jax.jit(_copy, donate_argnums=0)
         self.fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
         self.convert = jax.jit(backend.prepare)
         self.prefill = jax.jit(self._prefilled)
