@@ -21,7 +21,7 @@ _CONTAINERS = ("while", "call", "conditional")  # their time is that of what the
 
 
 def decode_limits(bench: Bench) -> list[Table]:
-    """All of them, for a GPU or TPU."""
+    """Tables that tell what a GPU or TPU is busy with."""
     return [_batches(bench), _updates(bench), _operations(bench)]
 
 
@@ -129,7 +129,7 @@ def operation_costs(planes: Iterable[Any]) -> dict[str, tuple[float, int]]:
 
 
 def _own_times(events: Sequence[tuple[float, float]]) -> list[float]:
-    """Of starts and durations of a line: durations less those of events within."""
+    """Durations of events (start, duration) of a line, less those of events within."""
     own, open_ = [duration for _, duration in events], []  # of `open_`: index, end
     for i in sorted(range(len(events)), key=lambda i: (events[i][0], -events[i][1])):
         start, duration = events[i]

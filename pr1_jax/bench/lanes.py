@@ -39,18 +39,18 @@ class _Mix:
 
     @property
     def live(self) -> int:
-        """Lanes."""
+        """Lanes that are in use."""
         return self.rows + self.inside * (self.paths - 1)
 
     def plans(self, prompt: int) -> list[Plan]:
-        """Of each row."""
+        """The plan of each row."""
         block = Plan(prompt, (_BEGIN,), ((self.steps,) * self.paths,), (2,), 1)
         outside = Plan(prompt, tail=_BEGIN + self.steps)
         return [block] * self.inside + [outside] * (self.rows - self.inside)
 
     @property
     def slots(self) -> tuple[int, int]:
-        """In use by a row half way, outside and inside a block."""
+        """Slots that a row uses half way, outside and inside a block."""
         return _BEGIN + self.steps // 2, _BEGIN + self.paths * self.steps // 2
 
     def seconds(self, bench: Bench) -> float:

@@ -57,7 +57,7 @@ def _rounded(value: Any) -> Any:
 
 
 def markdown(suites: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -> str:
-    """All tables; where a suite failed, why."""
+    """All tables, and why a suite failed."""
     parts = ["# Benchmark\n\n", *(f"- {k}: {v}\n" for k, v in about.items()), "\n"]
     for name, suite in suites.items():
         parts.append(f"## {name}\n\n")

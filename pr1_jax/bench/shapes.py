@@ -197,7 +197,7 @@ class Bench:
 
     @property
     def vocab(self) -> Vocab:
-        """See `vocab_of`."""
+        """The vocabulary of `vocab_of`."""
         return vocab_of(self.config)
 
     @property

@@ -1,4 +1,4 @@
-"""All suites by name, and what is done with what they find."""
+"""All suites by name; they are run, shown, and written down."""
 
 import os
 import platform

@@ -12,7 +12,7 @@ from pr1_jax.system.tables import Spread
 
 @dataclasses.dataclass
 class Runs:
-    """What one of the compared did: seconds of its first call, figures of the others."""
+    """One of several works: seconds of its first call, figures of its other calls."""
 
     first_sec: float
     figures: list[dict[str, float]]

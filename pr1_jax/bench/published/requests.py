@@ -303,7 +303,7 @@ def _size(smallest: int, needed: int, largest: int | None = None) -> int:
 
 
 def _finer_size(smallest: int, needed: int, per_octave: int) -> int:
-    """Of sizes that double every `per_octave` equal steps, the least that will do."""
+    """The least size that will do, of sizes that double every `per_octave` equal steps."""
     top = _size(smallest, needed)
     if top == smallest:
         return top
