@@ -316,7 +316,7 @@ Made by `python -m pr1_jax.defaults > docs/config.md` from the comments in
 file of `configs/`. Shares are of 1, rates are per update.
 """
 _TABLE = ("| Field | Default | Unit | What it is |", "|---|---|---|---|")
-_UNIT = re.compile(r"\[([^]]+)\] ?(.*)")
+_UNIT = re.compile(r"(?:\[([^]]+)\] )?(.*)")
 
 
 def fields() -> Iterator[Field]:
@@ -332,10 +332,10 @@ def fields() -> Iterator[Field]:
         if match := _ASSIGNMENT.fullmatch(line):
             name, default, beside = match.groups()
             text = beside or " ".join(above)
-            unit, text = found.groups() if (found := _UNIT.match(text)) else ("", text)
+            unit, text = _UNIT.fullmatch(text).groups()
             if default.startswith("ml_collections"):
                 default = ""
-            yield Field(name, default, unit, text)
+            yield Field(name, default, unit or "", text)
         above = []
 
 

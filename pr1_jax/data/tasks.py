@@ -79,5 +79,5 @@ def spoken(tokenizer: Tokenizer) -> Task | None:
 
 def conclusion(text: str, *, summary: bool = False) -> str | None:
     """`Task.conclusion` of the task in whose language a text is, if in any's."""
-    found = (task.conclusion(text, summary=summary) for task in _all())
-    return next((reached for reached in found if reached is not None), None)
+    read = (task.conclusion(text, summary=summary) for task in _all())
+    return next((reached for reached in read if reached is not None), None)

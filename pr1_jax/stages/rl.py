@@ -159,7 +159,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             run.log("rl", step, metrics | run.count_records(stream), progress)
             run.save(Position(stage, step), state, stream.get_state(), metrics)
             saved_sec = time.perf_counter() - began
-    run.say(f"rl data: {stream.summary}")
+    if len(stream.counts) > 1:  # some were dropped
+        run.say(f"rl data: {stream.summary}")
 
 
 _PARTS = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")

@@ -98,4 +98,5 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             }
             run.log("sft", step, metrics | run.count_records(stream), progress)
             run.save(Position(stage, step), state, stream.get_state(), metrics)
-    run.say(f"sft data: {stream.summary}")
+    if len(stream.counts) > 1:  # some were dropped
+        run.say(f"sft data: {stream.summary}")

@@ -132,7 +132,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
             f"{workdir} has no config.json: not the workdir of a run"
         )
     fields = flat(saved)
-    if problem := old_fields.refused(fields, ("model",)):
+    if problem := old_fields.refused(fields, "model"):
         raise ValueError(f"{path} is of an older version: {problem}")
     config = get_config().unlock()
     with config.ignore_type():  # what is wrong in it is said where it is used

@@ -1,16 +1,13 @@
 """What became of the fields that older versions wrote into config.json.
 
 The one place that knows them: a run folder of an older version opens and resumes by it,
-and an override on the command line that names one is told the new name.
+and an override on the command line that names such a field is told what to write.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-RENAMED = {
-    "model.kernels": "kernels",
-    "rollout.kernels": "kernels",
-}
+RENAMED = {"model.kernels": "kernels", "rollout.kernels": "kernels"}
 # Now constants, with the values that they have where they are used.
 CONSTANT: Mapping[str, Any] = {
     "model.param_dtype": "float32",
@@ -23,78 +20,70 @@ CONSTANT: Mapping[str, Any] = {
     "optimizer.b2": 0.95,
     "optimizer.eps": 1e-8,
 }
-_SHARES = {"block_share": 1.0, "hard_share": 0.0, "late_share": 0.0}  # of data
-_BENCHMARKS = "eval.benchmarks."  # NAME.source and NAME.samples
-# Dropped, whatever they were: they change nothing of what a run learns.
+# Dropped, whatever they were: they changed nothing of what a run learns.
 DROPPED = (
     *("alarms.logp_gap", "alarms.max_parallel_ratio", "alarms.max_undecided"),
     *("alarms.min_entropy", "alarms.min_length", "report.every_sec"),
 )
+_SHARES = {"block_share": 1.0, "hard_share": 0.0, "late_share": 0.0}  # in data.task
+_BENCHMARKS = "eval.benchmarks."  # NAME.source and NAME.samples; in data.eval
 
 
-def today(found: Mapping[str, Any]) -> dict[str, Any]:
+def today(old: Mapping[str, Any]) -> dict[str, Any]:
     """A config of any version in the fields of this one; both by dotted names."""
-    gone = {*RENAMED, *CONSTANT, *DROPPED, *(f"data.{name}" for name in _SHARES)}
-    fields = {
-        name: value
-        for name, value in found.items()
-        if name not in gone and not name.startswith(_BENCHMARKS)
-    }
-    for name, new in RENAMED.items():
-        if name in found:
-            fields[new] = found[name]
-    if shares := {n: found[f"data.{n}"] for n in _SHARES if f"data.{n}" in found}:
-        fields["data.task"] = _task(shares)
-    if any(name.startswith(_BENCHMARKS) for name in found):
-        fields["data.eval"] = _benchmarks(found)
+    fields = {name: value for name, value in old.items() if not hint(name)}
+    fields |= {new: old[name] for name, new in RENAMED.items() if name in old}
+    if any(f"data.{name}" in old for name in _SHARES):
+        fields["data.task"] = _task(old)
+    if any(name.startswith(_BENCHMARKS) for name in old):
+        fields["data.eval"] = _benchmarks(old)
     return fields
 
 
-def _benchmarks(found: Mapping[str, Any]) -> str:
-    """`data.eval` for what were fields of each benchmark, sorted by name."""
-    names = {
-        name.removeprefix(_BENCHMARKS).rpartition(".")[0]
-        for name in found
-        if name.startswith(_BENCHMARKS)
-    }
-    named = [
-        f"{name}={found[f'{_BENCHMARKS}{name}.source']}"
-        f"@{found[f'{_BENCHMARKS}{name}.samples']}"
-        for name in sorted(names)
-    ]
-    if {"sft", "rl"} & {*found.get("stages", ())}:  # which have evaluated on the first
-        named.insert(0, f"held_out={found.get('data.eval')}")
-    return ",".join(named)
-
-
-def _task(shares: Mapping[str, float]) -> str:
-    """`data.task` for what were three fields."""
-    options = [f"{n}={x!r}" for n, x in shares.items() if x != _SHARES[n]]
-    return "search" + (":" + ",".join(options) if options else "")
-
-
-def refused(found: Mapping[str, Any], groups: tuple[str, ...] = ()) -> str:
-    """Names a field that is a constant now and had another value; "" without one.
+def refused(old: Mapping[str, Any], *groups: str) -> str:
+    """Says which field is a constant now and had another value; "" if none had.
 
     Args:
-      groups: looks at fields of these alone; () = at all.
+      groups: looks at fields of these alone; none = at all.
     """
     for name, value in CONSTANT.items():
-        if groups and name.split(".")[0] not in groups:
-            continue
-        if (old := found.get(name, value)) != value:
-            return f"{name}={old!r} is no field any more, but always {value!r}"
+        was = old.get(name, value)
+        if was != value and (not groups or name.split(".")[0] in groups):
+            return f"{name}={was!r} is no field any more, but always {value!r}"
     return ""
 
 
 def hint(name: str) -> str:
-    """What to say of an override of this field; "" if it was never one."""
+    """What to say of an override of this field; "" if it was never one, or still is."""
     if name in RENAMED:
         return f"It is {RENAMED[name]} now."
-    if name.startswith(_BENCHMARKS.rstrip(".")):
-        return "Benchmarks are named by data.eval=NAME=SOURCE@SAMPLES,… now."
-    if (option := name.removeprefix("data.")) in _SHARES:
-        return f"It is an option of the task now: data.task=search:{option}=VALUE."
     if name in CONSTANT:
         return f"It is no field any more, and always {CONSTANT[name]!r}."
-    return "It is no field any more." if name in DROPPED else ""
+    if name in DROPPED:
+        return "It is no field any more."
+    if (option := name.removeprefix("data.")) in _SHARES:
+        return f"It is an option of the task now: data.task=search:{option}=VALUE."
+    if f"{name}.".startswith(_BENCHMARKS):
+        return "Benchmarks are named by data.eval=NAME=SOURCE@SAMPLES,… now."
+    return ""
+
+
+def _task(old: Mapping[str, Any]) -> str:
+    """`data.task` for what were three fields."""
+    shares = {name: old.get(f"data.{name}", x) for name, x in _SHARES.items()}
+    options = [f"{name}={x!r}" for name, x in shares.items() if x != _SHARES[name]]
+    return "search" + (":" + ",".join(options) if options else "")
+
+
+def _benchmarks(old: Mapping[str, Any]) -> str:
+    """`data.eval` for what were fields of each benchmark, sorted by name."""
+    names = {
+        name.removeprefix(_BENCHMARKS).rpartition(".")[0]
+        for name in old
+        if name.startswith(_BENCHMARKS)
+    }
+    field = lambda name, leaf: old.get(f"{_BENCHMARKS}{name}.{leaf}")
+    named = [f"{n}={field(n, 'source')}@{field(n, 'samples')}" for n in sorted(names)]
+    if {"sft", "rl"} & {*old.get("stages", ())}:  # which evaluated on data.eval
+        named.insert(0, f"held_out={old.get('data.eval')}")
+    return ",".join(named)
