@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import rl_alternating
-from pr1_jax import trajectory
+from pr1_jax import rewards, trajectory
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, Result
 from pr1_jax.stages import experiment, rl, rollout, updater
 from pr1_jax.stages.run import Run
@@ -136,6 +136,23 @@ def test_importance_of_a_sampler_that_is_another_policy(rl_steps):
     assert line["policy/importance_mean"] == pytest.approx(1.0, abs=0.05)
     assert 0 < line["policy/importance_min"] < 1 - 1e-4
     assert 0 < difference(corrected, moved)
+
+
+def test_a_schedule_may_mix_rewards(rl_steps, monkeypatch):
+    weights = {"accuracy": 0.5, "tiered": 0.25}
+    monkeypatch.setattr(rewards, "weights", lambda *_, **__: weights)
+    (line,), sampled, _ = rl_steps({})
+    assert any(r["num_blocks"] for r in sampled)
+    logged = {n: line[f"reward/weight_{n}"] for n in rewards.REWARDS}
+    assert logged == {"parallel_and_accuracy": 0.0, **weights}
+    for r in sampled:
+        facts = {
+            "correct": r["verdict"] == CORRECT,
+            "num_blocks": r["num_blocks"],
+            "format_ok": r["format_ok"],
+        }
+        expected = sum(w * rewards.reward(n, **facts) for n, w in weights.items())
+        assert r["reward"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
