@@ -1,4 +1,4 @@
-"""Tests of pr1_jax.layout: the spec's example, its rule in other words, bad traces."""
+"""Tests of pr1_jax.layout: the method's example, its rule in other words, bad traces."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ responses = st.lists(st.one_of(st.integers(1, 3), blocks), max_size=5)
 
 
 def spec_reference(response, prompt_length):
-    """Tokens, positions and visibility by the words of spec section 2, slowly.
+    """Tokens, positions and visibility by the words of docs/method.md, section 2.
 
     A key is hidden from the queries after its own path's end that come before its
     block's `</Parallel>`; there is no other rule but that no query looks ahead.

@@ -136,7 +136,7 @@ def test_malformed(text, expected):
 @given(_tag_soup)
 def test_check_agrees_with_the_grammar(text):
     sequence = "".join(re.findall("|".join(TAGS), text))
-    grammar = "(<Parallel>(<Path></Path>){2,}</Parallel><Summary></Summary>)*"  # spec 5
+    grammar = "(<Parallel>(<Path></Path>){2,}</Parallel><Summary></Summary>)*"
     assert (check_format(text) == []) == bool(re.fullmatch(grammar, sequence))
 
 

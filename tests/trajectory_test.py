@@ -27,7 +27,7 @@ class WordTokenizer:
 TOKENIZER = WordTokenizer()
 TRACE = "A<Parallel><Path>xy</Path><Path>z</Path></Parallel>~<Summary>s</Summary>B"
 PROMPT = TOKENIZER.encode("AB<Parallel><Path>x")  # only talks about tags
-POSITIONS = [0, 1, 2, 3, 4, 5, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]  # spec section 2, EOS
+POSITIONS = [0, 1, 2, 3, 4, 5, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]  # of method.md, 2
 BLOCK = [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 PATH = [0, 0, 1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0]
 

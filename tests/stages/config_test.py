@@ -396,13 +396,22 @@ def test_a_checkpoint_folder_without_a_checkpoint(tmp_path):
     )
 
 
-def test_the_workdir_of_another_run_is_left_alone(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"seed": 5, "name": "other"}))
-    assert "but the run in" in stopped(tmp_path, f"--config={SMOKE}")
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-
-
-def test_a_finished_workdir_does_not_hide_a_wrong_config(tmp_path):
-    (tmp_path / "summary.json").write_text('{"finished": true}')
-    wrong = "--config.rollout.num_paths=99"
-    assert "rollout.num_paths=99" in stopped(tmp_path, f"--config={SMOKE}", wrong)
+@pytest.mark.parametrize(
+    "name, text, argument, named",
+    [
+        ("config.json", '{"seed": 5}', "--config.seed=0", "but the run in"),
+        ("thesis.tex", "", "--config.seed=0", "is not the folder of a run"),
+        # A wrong config is named even where the run is finished.
+        (
+            "summary.json",
+            '{"finished": true}',
+            "--config.rollout.num_paths=99",
+            "error: rollout.num_paths=99",
+        ),
+    ],
+)
+def test_what_is_in_the_folder_is_left_alone(tmp_path, name, text, argument, named):
+    (tmp_path / name).write_text(text)
+    assert named in stopped(tmp_path, f"--config={SMOKE}", argument)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
