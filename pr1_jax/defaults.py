@@ -30,14 +30,16 @@ def get_config(
     if size not in SIZES:
         known = [name for name in SIZES if name]
         raise ValueError(f"config variant {size!r} is not one of {known}")
-    config = _defaults()
+    config = ml_collections.ConfigDict()
+    for add in _GROUPS:
+        add(config)
     config.variant = variant
     SIZES[size](config)
     return config
 
 
-def _defaults() -> ml_collections.ConfigDict:
-    c = ml_collections.ConfigDict()
+def _experiment(c: ml_collections.ConfigDict) -> None:
+    """What is run."""
     c.name = "common"  # the experiment's name; its workdir is runs/NAME
     c.seed = 0  # seed of first parameters and of draws
     c.variant = "structured"  # or "causal"; the paper calls them Unseen and Seen
@@ -48,6 +50,9 @@ def _defaults() -> ml_collections.ConfigDict:
     # one device), or "auto": for updates and for decoding each "cpu" where it runs.
     c.kernels = "auto"
 
+
+def _model(c: ml_collections.ConfigDict) -> None:
+    """The model, and how it is computed."""
     c.model = ml_collections.ConfigDict()
     # A Hugging Face folder or hub name; "" = a small model that speaks data.task, in the
     # shape of the next six fields.
@@ -67,6 +72,9 @@ def _defaults() -> ml_collections.ConfigDict:
     c.model.logits_chunk = 0  # [tokens] whose logits are held at once; 0 = all
     c.model.length_buckets = (60, 76, 92)  # [tokens] micro-batches are cut to the next
 
+
+def _data(c: ml_collections.ConfigDict) -> None:
+    """Problems and traces, and how they are put to the model."""
     # Sources are embedded:easy and embedded:hard (made by code, see data.task); .jsonl,
     # .parquet or .array_record files, a folder or a glob of them; tfds:NAME; or
     # hf:OWNER/NAME. With @SPLIT behind one of the latter two another split is read, and
@@ -92,6 +100,9 @@ def _defaults() -> ml_collections.ConfigDict:
     c.data.columns.answer = "answer,Answer,reward_model.ground_truth"  # the reference
     c.data.columns.response = "response"  # the trace, with tags
 
+
+def _rollout(c: ml_collections.ConfigDict) -> None:
+    """How responses are sampled."""
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2  # paths of a block
     c.rollout.max_blocks = 4  # blocks of a response, at most
@@ -115,6 +126,9 @@ def _defaults() -> ml_collections.ConfigDict:
     c.rollout.lane_buckets = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     c.rollout.steps_per_chunk = 32  # [tokens] decoded between two looks of the host
 
+
+def _training(c: ml_collections.ConfigDict) -> None:
+    """Rewards, and the stages that train."""
     c.reward = ml_collections.ConfigDict()
     # Which reward counts at which step: docs/method.md, section 5.
     c.reward.schedule = "alternating"
@@ -168,6 +182,9 @@ def _defaults() -> ml_collections.ConfigDict:
     c.mesh.fsdp = 1  # [devices] that split batches and parameters
     c.mesh.tensor = 1  # [devices] that split each layer
 
+
+def _other_stages(c: ml_collections.ConfigDict) -> None:
+    """Cold start and evaluation."""
     c.coldstart = ml_collections.ConfigDict()
     c.coldstart.problems = 512  # problems for the teacher, at most
     c.coldstart.samples = 4  # [responses] to each; the first good one is kept
@@ -182,6 +199,9 @@ def _defaults() -> ml_collections.ConfigDict:
     c.eval.banned = True  # evaluate also with blocks banned
     c.eval.modes = ("structured", "causal", "ordinary")  # of decoding a benchmark
 
+
+def _workdir(c: ml_collections.ConfigDict) -> None:
+    """What is watched and kept."""
     # Beyond these, a metric alarm/NAME is 1 and the log says what to look at.
     c.alarms = ml_collections.ConfigDict()
     c.alarms.min_parallel_ratio = 0.01  # [share] of responses with a block
@@ -201,7 +221,9 @@ def _defaults() -> ml_collections.ConfigDict:
     c.checkpoint.best_metric = "rollout/accuracy"  # at the step that is saved
     c.checkpoint.folder = ""  # where they go: a folder or gs://…; "" = the workdir
     c.checkpoint.init = ""  # workdir of a run to take the first parameters from
-    return c
+
+
+_GROUPS = (_experiment, _model, _data, _rollout, _training, _other_stages, _workdir)
 
 
 def _smoke(c: ml_collections.ConfigDict) -> None:
@@ -320,12 +342,12 @@ _UNIT = re.compile(r"(?:\[([^]]+)\] )?(.*)")
 
 
 def fields() -> Iterator[Field]:
-    """All fields in the order of `_defaults`, with what the comments there say.
+    """All fields in the order of `_GROUPS`, with what the comments there say.
 
     A group's own comment comes as a field without a default.
     """
     above: list[str] = []
-    for line in inspect.getsource(_defaults).splitlines():
+    for line in "".join(map(inspect.getsource, _GROUPS)).splitlines():
         if line.strip().startswith("#"):
             above.append(line.strip(" #"))
             continue
