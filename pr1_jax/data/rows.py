@@ -1,8 +1,8 @@
 """Rows of data files: JSON lines, parquet, array_record, tensorflow-datasets, the hub.
 
-JSON lines and parquet are held in memory, the others are read as they are asked for.
-Packages that only one of them needs are imported there. Each row comes with where it
-stands, for messages: `data.jsonl:7`.
+JSON lines and parquet are held in memory, the others are read when they are asked for.
+A package that only one of them needs is imported there. Each row comes with a text that
+says where it stands, as `data.jsonl:7`, for messages.
 """
 
 import fnmatch

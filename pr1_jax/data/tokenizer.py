@@ -152,9 +152,9 @@ class Tokenizer:
     def _split(self, ids: Sequence[int], text: str) -> list[str]:
         """`text`, which is that of `ids`, in one piece for each of them.
 
-        Where the tokens' own texts do not make it up, it is halved until they do, near
-        the middle where the halves' texts are the whole's. What cannot be halved is one
-        character, or bytes that are none, and goes to its last token.
+        Where the tokens' own texts do not add up to it, it is halved until they do, near
+        the middle and where the halves' texts add up. A part that cannot be halved is
+        one character, or bytes that make no character; it goes to its last token.
         """
         alone = {i: self._inside([i]) for i in set(ids)}
         # Some decoders drop a space before the first token.
@@ -178,7 +178,7 @@ class Tokenizer:
         return out
 
     def _halves(self, ids: list[int], text: str) -> list[tuple[list[int], str]]:
-        """Two parts of `ids` with their texts, none where a split changes the text."""
+        """Two parts of `ids` with their texts; none if every split changes the text."""
         middle = len(ids) // 2
         for shift in (0, -1, 1, -2, 2, -3, 3):  # a character has four bytes at most
             at = middle + shift

@@ -73,7 +73,7 @@ def load(name_or_path: str | os.PathLike) -> Tokenizer:
 
 
 def _wrapped(fast: "PreTrainedTokenizerFast", name: str) -> Tokenizer:
-    """`Tokenizer(fast)`; whatever stands against that is a ValueError of one line."""
+    """`Tokenizer(fast)`; ValueError of one line where that cannot be made."""
     try:
         return Tokenizer(fast)
     except Exception as error:  # `tokenizers` raises nothing narrower
@@ -87,7 +87,7 @@ def _read_folder(folder: Path) -> "PreTrainedTokenizerFast":
         # Not AutoTokenizer: it rebuilds some tokenizers by the model's type, and may
         # run code of the folder.
         fast = _transformers().PreTrainedTokenizerFast
-        # The file is given, lest the folder's settings name another, maybe elsewhere.
+        # The file is given: the folder's settings could name one in another folder.
         file = str(folder / "tokenizer.json")
         try:
             return fast.from_pretrained(
@@ -137,7 +137,7 @@ def _read_sentencepiece(file: Path) -> "PreTrainedTokenizerFast":
 
 
 def _sentencepiece_model(proto) -> models.Model:
-    """The model of a sentencepiece file; ids are the pieces' places in it."""
+    """The model of a sentencepiece file; ids are the positions of its pieces."""
     trainer = proto.trainer_spec
     if trainer.model_type == trainer.BPE:
         return models.BPE(
