@@ -172,7 +172,7 @@ def prefill_arguments(experiment: Experiment) -> int:
     """Bytes of what a prefill is given: weights and the cache of prompts."""
     shape = sampling_shape(experiment)
     weights = device_bytes(decoding_params(experiment))
-    return weights + cache_bytes(experiment, shape.places, shape.prompt_tokens)
+    return weights + cache_bytes(experiment, shape.entries, shape.prompt_tokens)
 
 
 def decode_arguments(experiment: Experiment) -> int:
@@ -200,7 +200,7 @@ def sampling_moments(
     shape = sampling_shape(experiment)
     weights = device_bytes(decoding_params(experiment))
     responses = cache_bytes(experiment, shape.rows, shape.slots)
-    prompts = cache_bytes(experiment, shape.places, shape.prompt_tokens)
+    prompts = cache_bytes(experiment, shape.entries, shape.prompt_tokens)
     parts = resident(experiment)
     parts |= {WEIGHTS: weights, RESPONSES: responses, PROMPTS: prompts}
     decode_rest = max(decode.total - decode_arguments(experiment), 0)

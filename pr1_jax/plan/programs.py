@@ -36,15 +36,15 @@ class SamplingShape:
     Attributes:
       shards: over which rows are split; each has `mesh.tensor` devices.
       rows: responses decoded at the same time. lanes: tokens of a step, at most.
-      places: prompts kept. prompts_per_prefill: prompts of a prefill.
+      entries: prompts kept. prompts_per_prefill: prompts of a prefill.
       slots: response tokens kept a row. slots_before: what they grow from, 0 = nothing.
-      prompt_tokens: prompt tokens kept a place.
+      prompt_tokens: tokens of each that are kept.
     """
 
     shards: int
     rows: int
     lanes: int
-    places: int
+    entries: int
     prompts_per_prefill: int
     slots: int
     slots_before: int
@@ -144,7 +144,7 @@ def sampling_shape(made: Experiment) -> SamplingShape:
         shards=batch_shards(made.mesh),
         rows=schedule.rows,
         lanes=schedule.rows * paths,
-        places=schedule.entries,
+        entries=schedule.entries,
         prompts_per_prefill=schedule.prompts_per_prefill,
         slots=slots[-1],
         slots_before=slots[-2],
@@ -163,7 +163,7 @@ def _decoding_params(config: ModelConfig, mesh: Mesh) -> Any:
     boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     backend = Xla(config)
     prepared = jax.eval_shape(backend.prepare, unbox(boxed))
-    struct = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    struct = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(struct, prepared, backend.prepared_shardings(mesh))
 
 
