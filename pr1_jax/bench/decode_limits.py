@@ -13,7 +13,7 @@ from pr1_jax.bench import timing
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.sampling import plain_sampler, work
 from pr1_jax.bench.shapes import Bench
-from pr1_jax.bench.update import Chain, figures, measure
+from pr1_jax.bench.update import Update, figures
 from pr1_jax.model import costs
 
 _TOP = 12  # operations that are named
@@ -62,8 +62,8 @@ def _updates(bench: Bench) -> Table:
             while rows % micro:
                 micro -= 1
             what = {"rows": rows, "tokens": tokens, "micro_batch": micro}
-            update, call = measure(bench, Chain(), **what)
-            run = timing.alternate({"": call}, bench.repeats)[""]
+            update = Update(bench, [], **what)
+            run = timing.alternate({"": update}, bench.repeats)[""]
             shape = {"tokens": tokens, "batch": rows, "micro-batch": micro}
             table.append(shape | figures(bench, update, run))
     plot = Plot("tokens", ("MFU",), by="batch")

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pr1_jax.bench import shapes, timing
+from pr1_jax.bench import timing
 from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.model import costs
 from pr1_jax.model.backend import choose
 from pr1_jax.model.params import init_params, unbox
-from pr1_jax.sampler.settings import Vocab
 from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState
@@ -59,14 +58,13 @@ def make_batch(
 
 
 class Update:
-    """A compiled update of random parameters on a random batch."""
+    """A compiled update of random parameters on a random batch; a call makes it."""
 
     def __init__(
         self,
-        shape: shapes.Shape,
-        vocab: Vocab,
+        bench: Bench,
+        states: list[TrainState],
         *,
-        kernels: str,
         rows: int,
         tokens: int,
         micro_batch: int,
@@ -77,15 +75,18 @@ class Update:
         """Compiles it.
 
         Args:
-          prompt_share: of a row's tokens. group_rows: rows with the same prompt.
+          states: empty, or the one state that updates of any size follow each other on.
+          prompt_share: of a row's tokens.
+          group_rows: rows with the same prompt.
           shares: compute it once for them.
         """
-        prompt = round(tokens * prompt_share)
+        shape, prompt = bench.shape, round(tokens * prompt_share)
+        self.rows, self.tokens, self._states = rows, tokens, states
         self.trained = tokens - prompt  # of a row
         self.computes = group_rows if shares else 1  # rows with one prompt
         optimizer = make_optimizer(OptimizerSettings(lr=1e-6, steps=1000))
         policy = PolicySettings(
-            special_ids=vocab.special_ids,
+            special_ids=bench.vocab.special_ids,
             logits_chunk=shape.logits_chunk,
             max_trained=self.trained,
             group_rows=self.computes,
@@ -93,74 +94,37 @@ class Update:
         )
         update = functools.partial(
             grpo_update,
-            backend=choose(shape.model, kernels, training=True),
+            backend=choose(shape.model, bench.kernels, training=True),
             optimizer=optimizer,
             policy=policy,
             grpo=GrpoSettings(),
         )
 
         def init() -> TrainState:
-            params = init_params(shape.model, jax.random.key(0))
-            params = unbox(params)
+            params = unbox(init_params(shape.model, jax.random.key(0)))
             return TrainState(jnp.int32(0), params, optimizer.init(params))
 
         self._init = jax.jit(init)
+        sizes = {"prompt": prompt, "group_rows": group_rows}
         vocab_size = shape.model.vocab_size
-        self.batch = make_batch(
-            vocab_size, rows, tokens, micro_batch, prompt=prompt, group_rows=group_rows
-        )
-        abstract = jax.eval_shape(init)
+        self._batch = make_batch(vocab_size, rows, tokens, micro_batch, **sizes)
         jitted = jax.jit(update, donate_argnums=0)
-        self.program = jitted.lower(abstract, self.batch).compile()
-        self.rows, self.tokens = rows, tokens
+        self._program = jitted.lower(jax.eval_shape(init), self._batch).compile()
 
-    def fresh_state(self) -> TrainState:
-        """A state to begin with."""
-        return jax.block_until_ready(self._init())
+    def __call__(self) -> Mapping[str, float]:
+        """One update."""
+        state = self._states.pop() if self._states else self._init()
+        state, metrics = jax.block_until_ready(self._program(state, self._batch))
+        self._states.append(state)
+        on_device = jax.devices()[0].memory_stats() or {}  # none of a CPU
+        peak_bytes = on_device.get("peak_bytes_in_use", 0)
+        return {"skipped": float(metrics["skipped"]), "peak_bytes": peak_bytes}
 
     @property
     def temporary_bytes(self) -> int | None:
         """What the program holds beside its inputs and outputs, as XLA plans it."""
-        analysis = self.program.memory_analysis()
+        analysis = self._program.memory_analysis()
         return None if analysis is None else int(analysis.temp_size_in_bytes)
-
-
-class Chain:
-    """Updates of any size that follow each other on one state."""
-
-    def __init__(self):
-        self._state = None
-
-    def work(self, update: Update) -> timing.Work:
-        """One update."""
-
-        def call() -> Mapping[str, float]:
-            if self._state is None:
-                self._state = update.fresh_state()
-            self._state, metrics = update.program(self._state, update.batch)
-            jax.block_until_ready(self._state)
-            return {
-                "skipped": float(metrics["skipped"]),
-                "peak_bytes": _device_peak() or 0,
-            }
-
-        return call
-
-
-def _device_peak() -> int | None:
-    """Most bytes that this process has held on the device so far; None on a CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use")
-
-
-def measure(bench: Bench, chain: Chain, **sizes: Any) -> tuple[Update, timing.Work]:
-    """An update of so many `rows` and `tokens` in micro-batches of `micro_batch`.
-
-    Args:
-      sizes: of `Update`.
-    """
-    update = Update(bench.shape, bench.vocab, kernels=bench.kernels, **sizes)
-    return update, chain.work(update)
 
 
 def figures(bench: Bench, update: Update, run: timing.Runs) -> dict[str, Any]:
@@ -185,16 +149,17 @@ def figures(bench: Bench, update: Update, run: timing.Runs) -> dict[str, Any]:
 def update(bench: Bench) -> list[Table]:
     """One batch in micro-batches of several sizes."""
     rows, tokens = bench.sizes.update_rows, bench.sizes.update_tokens
-    chain, updates, works = Chain(), {}, {}
-    for size in bench.sizes.micro_batches:  # ascending: the device's peak only grows
-        sizes = {"rows": rows, "tokens": tokens, "micro_batch": size}
-        updates[size], works[str(size)] = measure(bench, chain, **sizes)
+    states, sizes = [], {"rows": rows, "tokens": tokens}
+    works = {
+        str(size): Update(bench, states, micro_batch=size, **sizes)
+        for size in bench.sizes.micro_batches  # ascending: the device's peak only grows
+    }
     runs = timing.alternate(works, bench.repeats)
     on_cpu = jax.default_backend() == "cpu"
     table = []
-    for size, made in updates.items():
-        run = runs[str(size)]
-        row = {"micro-batch": size} | figures(bench, made, run)
+    for size, made in works.items():
+        run = runs[size]
+        row = {"micro-batch": int(size)} | figures(bench, made, run)
         if made.temporary_bytes is not None:
             row["temporary MB"] = made.temporary_bytes / 1e6
         if not on_cpu:
@@ -207,23 +172,24 @@ def update(bench: Bench) -> list[Table]:
     )
     plot = Plot("micro-batch", ("seconds",), ("limit seconds",))
     title = f"GRPO update of {rows} × {tokens} tokens"
-    return [Table(title, table, note, plot), _shared_prompts(bench, chain)]
+    return [Table(title, table, note, plot), _shared_prompts(bench, states)]
 
 
-def _shared_prompts(bench: Bench, chain: Chain) -> Table:
+def _shared_prompts(bench: Bench, states: list[TrainState]) -> Table:
     """Groups with one prompt, which is computed once or with every response."""
     rows, tokens = bench.sizes.update_rows, bench.sizes.update_tokens
     group = bench.sizes.group_size
     sizes = {"rows": rows, "tokens": tokens, "micro_batch": group, "group_rows": group}
     table = []
     for share in _PROMPT_SHARES:
-        updates, works = {}, {}
-        for name in ("once", "each"):
-            updates[name], works[name] = measure(
-                bench, chain, prompt_share=share, shares=name == "once", **sizes
+        works = {
+            name: Update(
+                bench, states, prompt_share=share, shares=name == "once", **sizes
             )
+            for name in ("once", "each")
+        }
         runs = timing.alternate(works, bench.repeats)
-        for name, made in updates.items():
+        for name, made in works.items():
             row = {"prompt tokens": tokens - made.trained, "computed": name}
             ratio = runs[name].sec.over(runs["each"].sec)
             row |= figures(bench, made, runs[name]) | {"ratio": ratio}
