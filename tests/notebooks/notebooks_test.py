@@ -1,18 +1,16 @@
-"""Tests of notebooks/: they hold no outputs, and run from top to bottom as they are."""
-
-import pathlib
+"""Tests of notebooks/: they hold what they show, and run from top to bottom as they are."""
 
 import nbclient
 import nbformat
 import pytest
 
 from tests.helpers import compiling
+from tests.notebooks import execute
 
-FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
-RESULTS = FOLDER / "study" / "results.json"  # of a study that was run
+FOLDER = execute.FOLDER
 FIGURES = {  # notebook -> figures that it draws
     "anatomy_of_a_block.ipynb": 6,
-    "paper_in_miniature.ipynb": 5 * RESULTS.exists(),
+    "paper_in_miniature.ipynb": 5,
     "quickstart.ipynb": 4,
     "sharding.ipynb": 5,
 }
@@ -21,6 +19,12 @@ EVERY = pytest.mark.parametrize("name", FIGURES)
 
 def read(name):
     return nbformat.read(FOLDER / name, as_version=4)
+
+
+def messages(notebook):
+    """What was written to standard error."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return [output.text for output in outputs if output.get("name") == "stderr"]
 
 
 def code_cells(notebook):
@@ -32,13 +36,21 @@ def test_every_notebook_is_tested():
 
 
 @EVERY
-def test_nothing_that_was_run_is_stored(name):
+def test_what_was_run_is_stored(name):
+    """From top to bottom, without errors and progress, in small pictures."""
     notebook = read(name)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
-    for cell in code_cells(notebook):
-        assert not cell.outputs
-        assert cell.execution_count is None
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert {output.output_type for cell in cells for output in cell.outputs} <= {
+        *("display_data", "execute_result", "stream")
+    }
+    assert max(len(cell.outputs) for cell in cells) < 10
+    pictures = execute.figures(notebook)
+    assert len(pictures) == FIGURES[name]
+    assert max(map(len, pictures)) < 100_000 * 4 / 3  # as base64
+    assert not messages(notebook)
 
 
 @EVERY
@@ -53,7 +65,5 @@ def test_it_runs_from_top_to_bottom(name, monkeypatch):
         kernel_name="python3",
         resources={"metadata": {"path": str(FOLDER)}},
     ).execute()
-    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    figures = [x for x in outputs if "image/png" in x.get("data", {})]
-    assert len(figures) == FIGURES[name]
-    assert not [x.text for x in outputs if x.get("name") == "stderr"]
+    assert len(execute.figures(notebook)) == FIGURES[name]
+    assert not messages(notebook)
