@@ -9,10 +9,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from pr1_jax.study import cells, outcomes, results, runner
+from pr1_jax.study import cells, outcomes, results, runner, verdicts
 from pr1_jax.system import files
 from tests.study.study_test import write_run
 
+ROOT = pathlib.Path(__file__).parents[2]
 CHOSEN = cells.with_starts(["accuracy"], "embedded")  # after sft
 
 
@@ -80,6 +81,14 @@ def test_what_is_read_is_the_same_without_the_runs(tmp_path):
     np.testing.assert_equal(after.courses, before.courses)
     assert results.summarize(after, study) == summary
     assert summary["cells"]["late"]["seconds"] == [None, 12.5] and summary["dense"]
+
+
+def test_the_study_of_the_repository_is_of_todays_cells_and_rules():
+    study = runner.Study(ROOT / "notebooks" / "study")
+    published = files.read_json(study.out / "results.json", {})
+    findings = results.read(study)  # raises where a cell's settings are others today
+    assert findings.problems.keys() == cells.CELLS.keys()
+    assert verdicts.judge(findings) == published["claims"]
 
 
 def test_a_kept_cell_is_not_run_unless_another_has_to_start_from_it(tmp_path, started):
