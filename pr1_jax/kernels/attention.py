@@ -191,6 +191,21 @@ class Part(NamedTuple):
     total: jax.Array  # [B, K, Q, 1] float32, sum of exp(score − top)
 
 
+def slot_mask(block, path, slot_block, slot_path, filled) -> jax.Array:
+    """Which slots of their row queries may see, bool [B, T, S].
+
+    Args:
+      block, path: labels of the queries, [B, T] int32.
+      slot_block, slot_path: of the slots, [B, S] int32.
+      filled: [B] int32, slots in use, the first ones.
+    """
+    labels = layout.visible_labels(
+        block[..., None], path[..., None], slot_block[:, None], slot_path[:, None]
+    )
+    is_filled = jnp.arange(slot_path.shape[1]) < filled[:, None]
+    return labels & is_filled[:, None]
+
+
 def mask_bias(mask, queries_per_key: int = 1) -> jax.Array:
     """What to add to scores under a mask.
 

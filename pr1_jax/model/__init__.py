@@ -1,4 +1,4 @@
 """A decoder: its parameters, its forward pass, and the backends that compute it.
 
-It may import kernels, `layout` and `system`. `decoder` declares the axis letters.
+It may import kernels and system. `decoder` declares the axis letters.
 """

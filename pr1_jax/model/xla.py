@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pr1_jax import layout
 from pr1_jax.kernels import attention, categorical
 from pr1_jax.kernels.attention import (
     Part,
@@ -27,6 +26,7 @@ from pr1_jax.kernels.attention import (
     group_queries,
     mask_bias,
     merge,
+    slot_mask,
     ungroup_queries,
 )
 from pr1_jax.model.config import ModelConfig
@@ -242,14 +242,8 @@ class Xla:
     def step_attention(self, step: Step) -> Attend:
         """Attention of a decode step, by row; q, k and v are of its flat list of lanes."""
         (B, P), S = step.live.shape, step.slot_path.shape[1]
-        is_seen = layout.visible_labels(
-            step.block[..., None],
-            step.path[..., None],
-            step.slot_block[:, None],
-            step.slot_path[:, None],
-        )
-        is_filled = jnp.arange(S) < step.filled[:, None]
-        bias = self._bias(is_seen & is_filled[:, None])
+        slots = step.slot_block, step.slot_path, step.filled
+        bias = self._bias(slot_mask(step.block, step.path, *slots))
         prompt_bias = _prompt_bias(step.prompts) if step.prompts else None
         slot = jnp.where(step.slot < 0, S, step.slot)  # written past the end: dropped
         # Where each of the B · P lanes is in the flat list (dead ones: anywhere).

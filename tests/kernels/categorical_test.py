@@ -7,13 +7,12 @@ import pytest
 
 from pr1_jax import policy
 from pr1_jax.kernels import categorical
-from pr1_jax.kernels.cpu import decoding, library
+from pr1_jax.kernels.cpu import decoding
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.xla import Xla
+from tests.helpers.tiny import needs_kernels
 
 DRAWS = 20_000
-WHY_NOT = library.why_not("float32")
-needs_kernels = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 both = pytest.mark.parametrize("backend", [Xla, pytest.param(Cpu, marks=needs_kernels)])
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pr1_jax import layout
-from pr1_jax.kernels.cpu import library
 from pr1_jax.kernels.cpu.decoding import attend as decoding_attend
 from pr1_jax.kernels.cpu.decoding import (
     draw,
@@ -21,25 +20,8 @@ from pr1_jax.kernels.cpu.decoding import (
 )
 from pr1_jax.kernels.cpu.decoding import pack as decoding_pack
 from pr1_jax.kernels.cpu.decoding import uniform as decoding_uniform
-from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.layers import rotary_angles, rotate
-
-CONFIG = ModelConfig(
-    vocab_size=24,
-    num_layers=1,
-    width=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    mlp_width=24,
-)
-needs_kernels = pytest.mark.skipif(
-    bool(library.why_not("float32")), reason=library.why_not("float32")
-)
-
-
-def floats(rng, *shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+from tests.helpers.tiny import floats, needs_kernels
 
 
 @needs_kernels

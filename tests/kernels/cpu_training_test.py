@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pr1_jax.kernels import attention
-from pr1_jax.kernels.cpu import decoding, library, training
+from pr1_jax.kernels.cpu import decoding, training
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.layers import rotary_angles, rotate
@@ -22,10 +22,9 @@ from pr1_jax.training.state import TrainState
 from pr1_jax.training.update import GrpoSettings
 from pr1_jax.training.update import grpo_update as update_grpo_update
 from pr1_jax.trajectory import Batch
+from tests.helpers.tiny import WHY_NO_KERNELS, floats
 
-pytestmark = pytest.mark.skipif(
-    bool(library.why_not("float32")), reason=library.why_not("float32")
-)
+pytestmark = pytest.mark.skipif(bool(WHY_NO_KERNELS), reason=WHY_NO_KERNELS)
 CONFIG = ModelConfig(
     vocab_size=24,
     num_layers=2,
@@ -37,10 +36,6 @@ CONFIG = ModelConfig(
 )
 SPECIAL_IDS = (10, 11, 12, 13, 14, 15, 1)
 EPS = 0.03
-
-
-def floats(rng, *shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 def close(got, expected):

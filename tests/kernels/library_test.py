@@ -10,13 +10,11 @@ from pr1_jax.model.params import init_params, unbox
 from pr1_jax.model.xla import Xla
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.settings import Settings, Vocab
+from pr1_jax.sampler.settings import Settings
+from tests.helpers.tiny import VOCAB, needs_kernels
 
 SIZES = ("num_layers", "num_heads", "num_kv_heads")
 CONFIG = ModelConfig(24, width=8, head_dim=8, mlp_width=8, **dict.fromkeys(SIZES, 1))
-needs_kernels = pytest.mark.skipif(
-    bool(library.why_not("float32")), reason=library.why_not("float32")
-)
 
 
 @pytest.fixture
@@ -33,10 +31,9 @@ def test_without_a_compiler_xla_decodes(fresh, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     backend = choose(CONFIG)
     assert backend == Xla(CONFIG)
-    vocab = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
     settings = Settings(max_prompt_tokens=4, max_response_tokens=6)
     params = unbox(init_params(CONFIG, jax.random.key(0)))
-    sampler = Sampler(backend, vocab, settings, Batching(rows=2))
+    sampler = Sampler(backend, VOCAB, settings, Batching(rows=2))
     (response,), _ = sampler.sample(params, [[3, 4]], 1, jax.random.key(0))
     assert 1 <= len(response.tokens) <= 6
     with pytest.raises(ValueError, match="kernels=cpu: no C.* was found"):

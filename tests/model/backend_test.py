@@ -8,26 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pr1_jax.kernels.cpu import library
 from pr1_jax.model.backend import choose
-from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.forward import forward
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.model.xla import Xla
-
-CONFIG = ModelConfig(
-    vocab_size=24,
-    num_layers=1,
-    width=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_width=48,
-)
-needs_kernels = pytest.mark.skipif(
-    bool(library.why_not("float32")), reason=library.why_not("float32")
-)
+from tests.helpers.tiny import ONE_LAYER as CONFIG
+from tests.helpers.tiny import needs_kernels
 
 
 def mesh_of(data, tensor):

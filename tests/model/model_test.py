@@ -10,24 +10,12 @@ import pytest
 
 from pr1_jax import layout, tags
 from pr1_jax.kernels import attention
-from pr1_jax.model.config import REMAT_POLICIES, ModelConfig
+from pr1_jax.model.config import REMAT_POLICIES
 from pr1_jax.model.forward import forward
 from pr1_jax.model.params import compute_params, init_params, param_count, unbox
 from pr1_jax.model.xla import Xla
+from tests.helpers.tiny import LLAMA, QWEN3, random_params
 
-VOCAB_SIZE = 24
-QWEN3 = ModelConfig(
-    vocab_size=VOCAB_SIZE,
-    num_layers=2,
-    width=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_width=48,
-)
-LLAMA = dataclasses.replace(
-    QWEN3, qk_norm=False, num_heads=3, num_kv_heads=3, tie_embeddings=False
-)
 QWEN2 = dataclasses.replace(QWEN3, qk_norm=False, qkv_bias=True)
 SCAN = dataclasses.replace(QWEN3, scan_layers=True)
 CONFIGS = {"qwen3": QWEN3, "llama": LLAMA, "qwen2": QWEN2, "scan": SCAN}
@@ -39,19 +27,6 @@ RESPONSE = (
 )
 TOKENS = np.array([5, 6] + [TAG_IDS.get(word, 3) for word in RESPONSE.split()])
 LAYOUT = layout.structured(TOKENS[2:], TAG_IDS, prompt_length=2)
-
-
-@functools.cache
-def random_params(config, seed=0):
-    """Parameters drawn by NumPy, so large that all that is visible matters."""
-    init = lambda: unbox(init_params(config, jax.random.key(0)))
-    rng = np.random.default_rng(seed)
-
-    def draw(path, x):
-        center, spread = (1.0, 0.1) if path[-1].key == "scale" else (0.0, 0.2)
-        return jnp.asarray(center + spread * rng.normal(size=x.shape), x.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,27 +11,17 @@ import numpy as np
 import pytest
 
 from pr1_jax import layout
-from pr1_jax.kernels.cpu import library
-from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.params import init_params, param_shardings
 from pr1_jax.model.xla import Xla
 from pr1_jax.sampler.cache import empty
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.settings import Settings, Vocab
+from pr1_jax.sampler.settings import Settings
 from pr1_jax.system.mesh import batch_shards, make_mesh
+from tests.helpers.tiny import ONE_LAYER as CONFIG
+from tests.helpers.tiny import VOCAB, needs_kernels
 
-VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
-CONFIG = ModelConfig(
-    vocab_size=24,
-    num_layers=1,
-    width=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_width=48,
-)
 SETTINGS = Settings(
     max_prompt_tokens=9,
     max_response_tokens=70,
@@ -104,7 +94,7 @@ def test_eight_devices_sample_what_one_does(variant, sizes):
         assert a.sequential_steps == b.sequential_steps
 
 
-@pytest.mark.skipif(bool(library.why_not("float32")), reason=library.why_not("float32"))
+@needs_kernels
 def test_kernels_of_several_devices_sample_what_one_does_without():
     mesh = make_mesh(2, 2, 1, devices=jax.devices()[:4])
     found, _ = sample("structured", mesh, Cpu)

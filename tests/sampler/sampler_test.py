@@ -11,36 +11,19 @@ import pytest
 
 from pr1_jax import layout, policy, tags
 from pr1_jax.kernels import attention
-from pr1_jax.kernels.cpu import library
 from pr1_jax.model.backend import choose
-from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.forward import forward
 from pr1_jax.model.params import init_params
 from pr1_jax.sampler import loop, schedule
 from pr1_jax.sampler.rows import Rows
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.settings import END_PARALLEL, EOS, PARALLEL, Settings, Vocab
+from pr1_jax.sampler.settings import END_PARALLEL, EOS, PARALLEL, Settings
 from pr1_jax.trajectory import pack, structured
+from tests.helpers.tiny import LLAMA, QWEN3, VOCAB, needs_kernels
 
 VOCAB_SIZE = 24
-VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
 TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {2: "\n", 1: ""}
-QWEN3 = ModelConfig(
-    vocab_size=VOCAB_SIZE,
-    num_layers=2,
-    width=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_width=48,
-)
-LLAMA = dataclasses.replace(
-    QWEN3, qk_norm=False, num_heads=3, num_kv_heads=3, tie_embeddings=False
-)
-needs_kernels = pytest.mark.skipif(
-    bool(library.why_not("float32")), reason=library.why_not("float32")
-)
 SETTINGS = Settings(
     max_prompt_tokens=9,
     max_response_tokens=60,

@@ -23,18 +23,12 @@ from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState
 from pr1_jax.training.update import GrpoSettings
 from pr1_jax.trajectory import Trajectory, pack
+from tests.helpers import tiny
+from tests.helpers.tiny import ONE_LAYER as CONFIG
+from tests.helpers.tiny import VOCAB
 
 VOCAB_SIZE, LENGTH, ROWS = 24, 16, 4
-CONFIG = ModelConfig(
-    vocab_size=VOCAB_SIZE,
-    num_layers=1,
-    width=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_width=48,
-)
-SPECIAL_IDS = (10, 11, 12, 13, 14, 15, 1)
+SPECIAL_IDS = VOCAB.special_ids
 TAG_IDS = dict(zip(tags.TAGS, SPECIAL_IDS))
 XLA = Xla(CONFIG)
 POLICY = PolicySettings(special_ids=SPECIAL_IDS, temperature=0.8)
@@ -42,19 +36,8 @@ POLICY = PolicySettings(special_ids=SPECIAL_IDS, temperature=0.8)
 OPTIMIZER = make_optimizer(
     OptimizerSettings(lr=1e-2, steps=10, eps=1e-3, weight_decay=0.1)
 )
+random_params = functools.partial(tiny.random_params, CONFIG)
 GRPO = GrpoSettings(aggregation="response_mean", kl_coef=0.1)
-
-
-@functools.cache
-def random_params(seed=0):
-    init = lambda: unbox(init_params(CONFIG, jax.random.key(0)))
-    rng = np.random.default_rng(seed)
-
-    def draw(path, x):
-        center, spread = (1.0, 0.1) if path[-1].key == "scale" else (0.0, 0.2)
-        return jnp.asarray(center + spread * rng.normal(size=x.shape), x.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
 
 
 @functools.cache

@@ -1,0 +1,49 @@
+"""A tiny model, and what goes with it, for tests of kernels, model, sampler and training."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pr1_jax.kernels.cpu import library
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.params import init_params, unbox
+from pr1_jax.sampler.settings import Vocab
+
+VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
+QWEN3 = ModelConfig(
+    vocab_size=24,
+    num_layers=2,
+    width=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+)
+ONE_LAYER = dataclasses.replace(QWEN3, num_layers=1)
+LLAMA = dataclasses.replace(
+    QWEN3, qk_norm=False, num_heads=3, num_kv_heads=3, tie_embeddings=False
+)
+WHY_NO_KERNELS = library.why_not("float32")
+needs_kernels = pytest.mark.skipif(bool(WHY_NO_KERNELS), reason=WHY_NO_KERNELS)
+
+
+@functools.cache
+def random_params(config, seed=0):
+    """Parameters drawn by NumPy, so large that all that is visible matters."""
+    init = lambda: unbox(init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x):
+        center, spread = (1.0, 0.1) if path[-1].key == "scale" else (0.0, 0.2)
+        return jnp.asarray(center + spread * rng.normal(size=x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
+
+
+def floats(rng, *shape):
+    """Normal float32 numbers."""
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
