@@ -155,7 +155,7 @@ def test_sampled_logps_equal_teacher_forced(config, changes, kernels, variant):
     assert sum(t.num_blocks for t in trajectories) >= 6  # the case is worth testing
     batch, logps = teacher_forced(config, params, trajectories, settings)
     compared = batch.loss_mask.copy()
-    if variant == "causal":  # later paths differ by design (spec section 3)
+    if variant == "causal":  # later paths differ by design (docs/method.md, section 3)
         for row, t in enumerate(trajectories):
             start = len(t.prompt)
             compared[row, start : start + len(t.tokens)] &= t.path <= 1

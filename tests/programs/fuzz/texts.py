@@ -68,7 +68,7 @@ _WHOLE = re.compile(f"(?:[.n]|{_BLOCK.pattern})*")
 
 
 def _positions(symbols: str, start: int) -> list[tuple[int, int, int]]:
-    """Position, block and path of each symbol, read off section 2 of the spec."""
+    """Position, block and path of each symbol, read off docs/method.md, section 2."""
     found, at, number = [], start, 0
     index = 0
     while index < len(symbols):
@@ -99,7 +99,7 @@ def _sees(symbols: str, labels: Sequence[tuple[int, int, int]], q: int, k: int) 
 
 
 def check_layout(content: bytes) -> None:
-    """The parser accepts the grammar, nothing else, and labels it as the spec says."""
+    """The parser accepts the grammar, nothing else, and labels it as docs/method.md says."""
     prompt_length = content[0] % 5 if content else 0
     symbols = "".join("PpTtSsn."[byte % 8] for byte in content[1:])
     tokens = [_SYMBOLS[symbol] for symbol in symbols]
