@@ -37,11 +37,13 @@ make_venv() {
 # Runs pip install, unless the last time was with the same: pip_install NAME CONTENT
 # ARGUMENTS... An environment that is a link is another checkout's, and stays as it is.
 pip_install() {
-  local stamp="$VENV/installed-$1" content=$2
+  local stamp="$VENV/installed-$1" content=$2 last
   shift 2
-  if [[ -L "$VENV" || (-f "$stamp" && "$(<"$stamp")" == "$content") ]]; then
-    return
-  fi
+  for last in "$stamp"*; do # with more extras will do
+    if [[ -L "$VENV" || (-f "$last" && "$(<"$last")" == "$content") ]]; then
+      return
+    fi
+  done
   echo "Installing ${*: -1} (the first time takes a minute or two)"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
   printf '%s\n' "$content" >"$stamp"
