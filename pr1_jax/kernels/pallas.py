@@ -409,12 +409,14 @@ def _forward_kernel(num_sums, fetched, *refs):
         normaliser[...] = top[...] + jnp.log(total[...])
 
 
-def _gradients(i, j, q, k, v, query_labels, key_labels, gradient, normaliser, shared):
+def _gradients(i, j, inputs):
     """Probabilities and the gradients of scores, [tk, tq] float32.
 
     Args:
-      q, gradient: [H, tq]. k, v: [tk, H]. normaliser, shared: [1, tq].
+      inputs: q [H, tq], k and v [tk, H], labels of queries [2, tq] and of keys [2, tk],
+        the output's gradient [H, tq], normalisers and `shared` of `_backward`, [1, tq].
     """
+    q, k, v, query_labels, key_labels, gradient, normaliser, shared = inputs
     scores = _scores(i, j, q, k, query_labels, key_labels)
     probs = jnp.exp(scores - normaliser[...])
     d_probs = _product(v[...], gradient[...], 1, 0)
@@ -422,7 +424,7 @@ def _gradients(i, j, q, k, v, query_labels, key_labels, gradient, normaliser, sh
 
 
 def _query_gradient_kernel(num_sums, fetched, *refs):
-    """d_queries, sums: [H, tq]; other arguments are those of `_gradients`."""
+    """d_queries, sums: [H, tq]; the other arguments are inputs of `_gradients`."""
     *inputs, d_queries, sums = refs
     k = inputs[1]
     i, j, visible, first, last = _step(num_sums, fetched)
@@ -433,7 +435,7 @@ def _query_gradient_kernel(num_sums, fetched, *refs):
 
     @pl.when(visible)
     def _add():
-        _, d_scores = _gradients(i, j, *inputs)
+        _, d_scores = _gradients(i, j, inputs)
         sums[...] += _product(k[...], d_scores.astype(k.dtype), 0, 0)
 
     @pl.when(last)
@@ -442,7 +444,7 @@ def _query_gradient_kernel(num_sums, fetched, *refs):
 
 
 def _key_gradient_kernel(num_sums, fetched, *refs):
-    """d_keys, d_values and their sums: [tk, H]; the rest is that of `_gradients`."""
+    """d_keys, d_values and their sums: [tk, H]; the rest are inputs of `_gradients`."""
     *inputs, d_keys, d_values, key_sums, value_sums = refs
     q, gradient = inputs[0], inputs[5]
     j, i, visible, first, last = _step(num_sums, fetched)
@@ -454,7 +456,7 @@ def _key_gradient_kernel(num_sums, fetched, *refs):
 
     @pl.when(visible)
     def _add():
-        probs, d_scores = _gradients(i, j, *inputs)
+        probs, d_scores = _gradients(i, j, inputs)
         key_sums[...] += _product(d_scores.astype(q.dtype), q[...], 1, 1)
         value_sums[...] += _product(probs.astype(gradient.dtype), gradient[...], 1, 1)
 

@@ -165,11 +165,13 @@ class Cpu(Xla):
         def attend(q, k, v, cache):
             own, shared = cache
             return decoding.attend(
-                *(q, k, v, own, empty if shared is None else shared),
+                q,
+                k,
+                v,
+                own,
+                empty if shared is None else shared,
                 lanes=(step.row, step.slot, *labels),
-                filled=step.filled,
-                slot_labels=(step.slot_block, step.slot_path),
-                prompt=entry,
+                rows=(step.filled, step.slot_block, step.slot_path, entry),
                 prompt_length=lengths,
             )
 

@@ -6,6 +6,9 @@ come to need. Token-wise work (embedding, projections, MLP, head) runs on a flat
 live lanes; how attention goes over both caches is the backend's.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
 from pr1_jax.model.backend import Backend
@@ -89,29 +92,32 @@ def prefill(
     return PromptCache(length, cache)
 
 
+class Blocks(NamedTuple):
+    """W blocks that are closed, one a row."""
+
+    rows: jax.Array  # [W] int32, waiting rows; B = unused, and so are all that follow
+    tokens: jax.Array  # [W, T] int32, path tokens in canonical order
+    first_slot: jax.Array  # [W] int32, slot of the first of them; they lie side by side
+    length: jax.Array  # [W] int32
+
+
 def rejoin(
     backend: Backend | None,
     vocab: Vocab,
     readers: int,
     params,
     state: State,
-    rows,
-    tokens,
-    first_slot,
-    length,
+    blocks: Blocks,
 ) -> State:
     """Causal variant: recomputes closed blocks' keys and values in canonical order.
 
     Args:
       backend: None where no cache is kept.
-      rows: [W] int32, waiting rows; B = unused, and so are all that follow.
-      tokens: [W, T] int32, each block's path tokens in canonical order.
-      first_slot: [W] int32, slot of the first of them; they lie side by side.
-      length: [W] int32.
 
     Returns:
       The state, with `</Parallel>` pending on lane 0 of those rows.
     """
+    rows, tokens, first_slot, length = blocks
     (B, P), T, S = state.token.shape, tokens.shape[1], state.slot_path.shape[1]
     row, offset = jnp.clip(rows, 0, B - 1), jnp.arange(T)
     cache = state.cache

@@ -20,7 +20,7 @@ import numpy as np
 
 from pr1_jax.model.backend import Backend
 from pr1_jax.model.xla import Xla
-from pr1_jax.sampler.forward import model_decode
+from pr1_jax.sampler.forward import Blocks, model_decode
 from pr1_jax.sampler.loop import Decoding
 from pr1_jax.sampler.programs import Programs, without_slots
 from pr1_jax.sampler.rows import Admission, Queue, Shards
@@ -307,4 +307,5 @@ class Sampler:
             tokens[index, : len(inside)] = shard.fields["token"][row, inside]
             padded[index] = row
             first[index], length[index] = inside.min(), len(inside)
-        return self._programs.rejoin(params, state, padded, tokens, first, length)
+        some = Blocks(padded, tokens, first, length)
+        return self._programs.rejoin(params, state, some)

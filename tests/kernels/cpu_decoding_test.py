@@ -170,10 +170,11 @@ def test_of_lanes_that_are_not_live_nothing_is_drawn():
         np.testing.assert_array_equal(got, np.where(np.arange(9) < 4, expected, 0))
 
 
-def reference(q, k, v, own, shared, lanes, filled, slot_labels, prompt, length):
+def reference(q, k, v, own, shared, lanes, rows, length):
     """In float64, a lane and head at a time."""
     (keys, values), out = (np.array(x) for x in own), np.zeros(q.shape)
     row, slot, block, path = (np.asarray(x) for x in lanes)
+    filled, slot_block, slot_path, prompt = rows
     live = [i for i in range(len(row)) if row[i] < len(keys)]
     for i in live:
         if slot[i] >= 0:
@@ -184,7 +185,7 @@ def reference(q, k, v, own, shared, lanes, filled, slot_labels, prompt, length):
         b, n = row[i], int(filled[row[i]])
         m, T = prompt[b], int(length[prompt[b]])
         seen = layout.visible_labels(
-            block[i], path[i], slot_labels[0][b, :n], slot_labels[1][b, :n]
+            block[i], path[i], slot_block[b, :n], slot_path[b, :n]
         )
         for head in range(q.shape[1]):
             j = head // per_head
@@ -231,11 +232,10 @@ def test_attention_of_lanes_is_that_of_the_rule(seed):
     )
     rest = {
         "lanes": tuple(map(jnp.asarray, lanes)),
-        "filled": jnp.asarray(filled, jnp.int32),
-        "slot_labels": tuple(
-            jnp.asarray(x, jnp.int32) for x in (slot_block, slot_path)
+        "rows": tuple(
+            jnp.asarray(x, jnp.int32)
+            for x in (filled, slot_block, slot_path, rng.integers(0, M, B))
         ),
-        "prompt": jnp.asarray(rng.integers(0, M, B), jnp.int32),
         "prompt_length": jnp.asarray(rng.integers(1, T + 1, M), jnp.int32),
     }
     expected, cache = reference(*args, *rest.values())
@@ -262,9 +262,7 @@ def test_keys_that_are_not_packed_are_refused():
             decoding_attend(
                 *(q, q, q, own, shared),
                 lanes=(none, none, none, none),
-                filled=one,
-                slot_labels=(labels.repeat(16, 1), labels.repeat(16, 1)),
-                prompt=none,
+                rows=(one, labels.repeat(16, 1), labels.repeat(16, 1), none),
                 prompt_length=one,
             )[0].block_until_ready()
 
@@ -282,9 +280,7 @@ def test_far_scores_neither_overflow_nor_vanish():
         *(q, q[:, :, :], q[:, :, :], (pack_keys(keys), values)),
         (jnp.zeros((1, 1, 0, 8, 16)), jnp.zeros((1, 1, 0, 8))),
         lanes=(none, -one, none, none),
-        filled=40 * one,
-        slot_labels=(labels, labels),
-        prompt=none,
+        rows=(40 * one, labels, labels, none),
         prompt_length=none,
     )
     np.testing.assert_allclose(out[0, 0], values[0, 0, -1], atol=1e-6)

@@ -160,10 +160,10 @@ def packed_slot(slot: jax.Array) -> tuple[jax.Array, jax.Array]:
     return slot // _SLOTS, slot % _SLOTS
 
 
-def attend(q, k, v, own, shared, *, lanes, filled, slot_labels, prompt, prompt_length):
+def attend(q, k, v, own, shared, *, lanes, rows, prompt_length):
     """Writes keys and values of live lanes into their slots, and attends.
 
-    A lane sees its prompt, and of the first `filled` slots of its row those that
+    A lane sees its prompt, and of the filled slots of its row those that
     `layout.visible_labels` shows to its labels.
 
     Args:
@@ -173,9 +173,9 @@ def attend(q, k, v, own, shared, *, lanes, filled, slot_labels, prompt, prompt_l
       shared: likewise, of M prompts of up to T tokens.
       lanes: row, slot, block and path, [L] int32 each. Row B: the lane is not live, and
         gets zeros. Lanes of a row stand side by side. Slot −1 writes nothing.
-      filled: [B] int32. slot_labels: block and path [B, S] int32.
-      prompt: [B] int32, which one a row has. prompt_length: [M] int32, 1 or more but
-        where all of a row's slots may be hidden.
+      rows: how many slots are filled [B] int32, the slots' block and path [B, S] int32,
+        and which prompt each row has [B] int32.
+      prompt_length: [M] int32, 1 or more but where all of a row's slots may be hidden.
 
     Returns:
       out [L, N, H], and the rows' keys and values.
@@ -186,6 +186,6 @@ def attend(q, k, v, own, shared, *, lanes, filled, slot_labels, prompt, prompt_l
         [struct(x) for x in (q, *own)],
         input_output_aliases={3: 1, 4: 2},
     )
-    integers = (*lanes, filled, *slot_labels, prompt, prompt_length)
+    integers = (*lanes, *rows, prompt_length)
     out, *own = call(q, k, v, *own, *shared, *(x.astype(jnp.int32) for x in integers))
     return out, tuple(own)
