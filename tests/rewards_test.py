@@ -1,7 +1,10 @@
 """Rewards, weights and schedules: the tables of docs/method.md, section 5."""
 
+import doctest
+
 import pytest
 
+from pr1_jax import rewards, tags
 from pr1_jax.rewards import REWARDS, SCHEDULES, reward, scheduled, weighted, weights
 
 # correct, num_blocks, format_ok -> accuracy, parallel_and_accuracy, tiered
@@ -72,3 +75,9 @@ def test_user_mistakes():
         weights("alternating", 1, tiered_steps=11)
     with pytest.raises(ValueError, match="window is 0"):
         weights("alternating", 1, window=0, tiered_steps=0)
+
+
+@pytest.mark.parametrize("module", [rewards, tags])
+def test_worked_examples_hold(module):
+    tried = doctest.testmod(module)
+    assert tried.attempted >= 2 and tried.failed == 0
