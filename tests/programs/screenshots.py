@@ -28,7 +28,7 @@ _BLOCK = """
 """
 _RESPONSES = "document.querySelector('#responses').scrollIntoView();"
 _SHOTS = {  # name: height, what is done first
-    "report": (860, ""),
+    "report": (885, ""),
     "response": (760, _BLOCK + _RESPONSES),
 }
 _WIDTH = 1240
