@@ -79,5 +79,5 @@ def test_user_mistakes():
 
 @pytest.mark.parametrize("module", [rewards, tags])
 def test_worked_examples_hold(module):
-    tried = doctest.testmod(module)
+    tried = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert tried.attempted >= 2 and tried.failed == 0
