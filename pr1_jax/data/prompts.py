@@ -59,5 +59,6 @@ def prompt_tokens(
 
 
 def check_template(template: str) -> None:
+    """Raises ValueError for a template that is not one of `TEMPLATES`."""
     if template not in TEMPLATES:
         raise ValueError(f"data.template={template!r} is not one of {TEMPLATES}")
