@@ -1,1 +1,4 @@
-"""Benchmarks of sampling and updates; they may import all but stages and tools."""
+"""Benchmarks of sampling and updates.
+
+They may import the sampler, training, the model, kernels, data, the method and system.
+"""

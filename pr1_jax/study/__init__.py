@@ -1,4 +1,4 @@
 """The paper's claims put to test in miniature, by runs of `pr1_jax.main` as processes.
 
-It may import the report, the method, `kernels`, `workdir` and `system`.
+It may import the report, `kernels`, `layout` and `system`.
 """
