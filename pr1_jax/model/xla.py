@@ -58,12 +58,10 @@ class Step(NamedTuple):
 
     row: jax.Array  # [L] int32; B = unused
     index: jax.Array  # [L] int32, row · P + lane; B · P = unused
-    slot: (
-        jax.Array
-    )  # [L] int32; −1: a prompt's last token, whose keys are there already
-    count: (
-        jax.Array | None
-    )  # scalar int32, lanes in use, the first; None: lane i is row i
+    # [L] int32; −1: a prompt's last token, whose keys are there already
+    slot: jax.Array
+    # scalar int32, lanes in use, the first; None: lane i is row i
+    count: jax.Array | None
     live: jax.Array  # [B, P] bool, lanes that are fed
     block: jax.Array  # [B, P] int32, labels of the queries
     path: jax.Array  # [B, P] int32
