@@ -322,8 +322,8 @@ def random_batch(micro_batches=2, B=3, T=30):
     ],
     ids=str,
 )
-def test_log_probs_and_gradients_are_those_of_the_xla(changes):
-    assert_as_the_xla(changes)
+def test_log_probs_and_gradients_are_those_of_xla(changes):
+    assert_as_xla(changes)
 
 
 @pytest.mark.parametrize(
@@ -335,11 +335,11 @@ def test_log_probs_and_gradients_are_those_of_the_xla(changes):
     ],
     ids=str,
 )
-def test_policies_are_those_of_the_xla(limits):
-    assert_as_the_xla({"num_layers": 1}, **limits)
+def test_policies_are_those_of_xla(limits):
+    assert_as_xla({"num_layers": 1}, **limits)
 
 
-def assert_as_the_xla(changes, **limits):
+def assert_as_xla(changes, **limits):
     config = dataclasses.replace(CONFIG, **changes)
     params = random_params(config)
     batch = jax.tree.map(lambda x: x[0], random_batch())
