@@ -1,4 +1,4 @@
-"""Suites of parallel blocks: against requests, and rows that are refilled."""
+"""Suite of parallel blocks against the published scheme of requests."""
 
 import functools
 import sys
@@ -10,9 +10,8 @@ from pr1_jax.bench import plans, timing
 from pr1_jax.bench.plans import Plan
 from pr1_jax.bench.published.request_programs import Programs
 from pr1_jax.bench.published.requests import decode_requests
-from pr1_jax.bench.report import Plot, Table
-from pr1_jax.bench.sampling import work
 from pr1_jax.bench.shapes import Bench
+from pr1_jax.system.tables import Table
 
 _OURS, _REQUESTS, _SEQUENTIAL = "ours", "requests", "sequential"
 
@@ -20,29 +19,27 @@ _OURS, _REQUESTS, _SEQUENTIAL = "ours", "requests", "sequential"
 def blocks(bench: Bench) -> list[Table]:
     """Parallel blocks against the published scheme, on lengths of real traces."""
     programs = Programs(
-        bench.backend,
-        bench.vocab,
-        prefill_rows=bench.shape.prefill_rows,
-        prefill_lengths_per_octave=bench.shape.prefill_lengths_per_octave,
+        bench.backend, bench.vocab, prefill_rows=bench.shape.prefill_rows
     )
     rows = [
         row for paths in bench.sizes.paths for row in _schemes(bench, programs, paths)
     ]
     note = (
-        f"Lengths: {bench.traces_from}. {_REQUESTS}: every path, summary and "
+        f"Lengths: deciles of 338 published cold-start traces. {_REQUESTS}: every path, summary and "
         "continuation is a request of its own whose context is prefilled again, as "
         f"published. {_SEQUENTIAL}: as many tokens in one stream. Rows of requests: the "
         "fastest of those tried. ratio: of seconds, to ours, by turns. steps: of the "
         "batch; critical path: decode steps of a response one after another, on average."
     )
-    plot = Plot("paths", ("ratio to ours",), by="scheme", bars=True)
-    return [Table("Parallel blocks, same tokens", rows, note, plot)]
+    return [Table("Parallel blocks, same tokens", rows, note)]
 
 
 def _schemes(bench: Bench, programs: Programs, num_paths: int) -> list[dict]:
     """Rows of the table for one number of paths."""
     N = bench.sizes.rows
-    planned, factor = plans.make_plans(bench.traces, N, num_paths, bench.plan_tokens)
+    planned, factor = plans.make_plans(
+        plans.builtin_traces(), N, num_paths, bench.sizes.plan_tokens
+    )
     prompts = bench.prompts([plan.prompt for plan in planned])
     ours = bench.planned(planned, rows=N, num_paths=num_paths)
     one_stream = bench.planned([plan.sequential() for plan in planned], rows=N)
@@ -108,33 +105,3 @@ def _critical(plan: Plan) -> int:
     """Decode steps of a response as requests; prefills are none, and feed `<Path>`."""
     longest = sum(max(paths) - 1 for paths in plan.paths)
     return sum(plan.main) + longest + sum(plan.summaries) + plan.tail
-
-
-def refill(bench: Bench) -> list[Table]:
-    """How busy rows are kept on real lengths, in groups that share a prompt."""
-    sizes = bench.sizes
-    G, most = sizes.group_size, max(sizes.refill_responses)
-    planned, _ = plans.make_plans(bench.traces, most, 2, bench.plan_tokens)
-    # A group has one prompt.
-    prompts = bench.prompts([planned[i].prompt for i in range(0, most, G)])
-    sampler = bench.planned(planned, rows=sizes.rows, group_size=G)
-    works = {
-        str(count): work(bench, sampler, prompts[: count // G], G)
-        for count in sizes.refill_responses
-    }
-    runs = timing.alternate(works, bench.repeats)
-    table = [
-        {
-            "responses": count,
-            "rows": sizes.rows,
-            "useful share of row-steps": run.figures[-1]["useful_row_steps"],
-            "tokens": run.figures[-1]["tokens"],
-            "steps": run.figures[-1]["decode_steps"],
-            "seconds": run.sec,
-            "µs per token": run.sec.over(run["tokens"]).times(1e6),
-        }
-        for count in sizes.refill_responses
-        for run in [runs[str(count)]]
-    ]
-    title = f"Real lengths, 2 paths, {G} responses a prompt"
-    return [Table(title, table, f"Lengths: {bench.traces_from}.")]

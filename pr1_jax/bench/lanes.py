@@ -7,11 +7,10 @@ import statistics
 import numpy as np
 
 from pr1_jax.bench.plans import Plan
-from pr1_jax.bench.report import Table
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.bench.timing import ChunkClock
 from pr1_jax.model import costs
-from pr1_jax.system.tables import Spread
+from pr1_jax.system.tables import Spread, Table
 
 _BEGIN = 4  # tokens before a block
 _NOTE = (
@@ -126,7 +125,7 @@ def _works(bench: Bench, lane_buckets, mixes, most_tokens: int) -> dict:
         [plan for mix in mixes for plan in mix.plans(prompt)],
         rows=bench.sizes.rows,
         num_paths=mixes[0].paths,
-        changes={"max_response_tokens": most_tokens},
+        response_tokens=most_tokens,
         kind=ChunkClock,
         lane_buckets=lane_buckets,
         steps_per_chunk=bench.sizes.lane_steps_per_chunk,

@@ -6,29 +6,13 @@ Everything else, the draws too, is as in a real run.
 """
 
 import dataclasses
-import json
-import os
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pr1_jax import tags
-from pr1_jax.model.backend import Backend
-from pr1_jax.sampler.forward import model_decode
-from pr1_jax.sampler.sampler import Sampler
-from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.settings import (
-    END_PATH,
-    END_SUMMARY,
-    EOS,
-    PARALLEL,
-    Settings,
-    Vocab,
-)
+from pr1_jax.sampler.settings import END_PATH, END_SUMMARY, EOS, PARALLEL, Vocab
 from pr1_jax.sampler.state import PATHS, SUMMARY, DecodeFn, Lanes, State
 
 _FORCED = 3  # </Parallel>, newline, <Summary>
@@ -99,74 +83,11 @@ class Plan:
 
 # --- Lengths ------------------------------------------------------------------------
 
-# Much like the pieces that Qwen's tokenizer begins with: digits are tokens, and so are
-# words, runs of punctuation and newlines.
-_PIECES = re.compile(r"\d|[^\W\d_]+|\n+|(?:[^\w\s]|_)+")
-_BLOCK = re.compile(
-    rf"{tags.PARALLEL}(.*?){tags.END_PARALLEL}\n{tags.SUMMARY}(.*?){tags.END_SUMMARY}",
-    re.DOTALL,
-)
-_PATH = re.compile(rf"{tags.PATH}(.*?){tags.END_PATH}", re.DOTALL)
-
-
-def count_pieces(text: str) -> int:
-    """Tokens of a text without a tokenizer: words, digits, punctuation, newlines."""
-    return len(_PIECES.findall(text))
-
-
-def read_traces(
-    path: str | os.PathLike, count: Callable[[str], int] = count_pieces
-) -> tuple[Trace, ...]:
-    """Lengths of the well-formed traces of a file of JSON lines.
-
-    Args:
-      path: of records with `question` and `response`.
-      count: tokens of a text without tags.
-
-    Raises:
-      ValueError: a line is no such record, or no trace is well formed.
-    """
-    traces = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                question, response = record["question"], record["response"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"line {number} is no record of question and response"
-                ) from error
-            try:
-                text = tags.canonical(response)
-            except ValueError:
-                continue
-            traces.append(_trace(question, text, count))
-    if not traces:
-        raise ValueError("no well-formed trace")
-    return tuple(traces)
-
-
-def _trace(question: str, response: str, count: Callable[[str], int]) -> Trace:
-    main, end = [], 0
-    blocks = list(_BLOCK.finditer(response))
-    for block in blocks:
-        main.append(count(response[end : block.start()]))
-        end = block.end()
-    return Trace(
-        prompt=count(question),
-        main=tuple(main),
-        paths=tuple(
-            tuple(count(path) for path in _PATH.findall(block[1])) for block in blocks
-        ),
-        summaries=tuple(count(block[2]) for block in blocks),
-        tail=count(response[end:]),
-    )
-
-
 # Deciles, from the least to the greatest, of parallel_gsm8k_sample.jsonl: 338 of 341
-# cold-start traces of zhengkid/Parallel-R1 that are well formed, by `count_pieces`:
-# `main` before the first block and before later ones, `path` the mean of a block's
-# paths, `path_share` a path by that mean.
+# cold-start traces of zhengkid/Parallel-R1 that are well formed. Tokens are counted much
+# like the pieces that Qwen's tokenizer begins with: words, digits, runs of punctuation
+# and newlines. `main` is before the first block and before later ones, `path` the mean
+# of a block's paths, `path_share` a path by that mean.
 _DECILES: dict[str, tuple[float, ...]] = {
     "prompt": (20.0, 34.0, 38.4, 44.0, 48.0, 52.0, 56.2, 63.0, 70.0, 77.3, 135.0),
     "first_main": (0.0, 43.0, 52.0, 63.0, 73.0, 81.0, 95.4, 112.0, 130.4, 156.6, 294.0),
@@ -267,10 +188,7 @@ def follow(logits, wanted, vocab: Vocab):
 
 
 def planned(
-    decode_fn: DecodeFn,
-    plans: Sequence[Plan],
-    key: jax.Array,
-    vocab: Vocab,
+    decode_fn: DecodeFn, plans: Sequence[Plan], key: jax.Array, vocab: Vocab
 ) -> DecodeFn:
     """A decode function under which response i of a call with `key` follows plan i.
 
@@ -319,47 +237,3 @@ def planned(
         return follow(logits, wanted, vocab), cache
 
     return decode_lanes
-
-
-def settings(plans: Sequence[Plan], *, num_paths: int = 2, **changes) -> Settings:
-    """Settings under which nothing but the plans ends a path, block or response."""
-    return Settings(
-        **{
-            "max_prompt_tokens": max(plan.prompt for plan in plans),
-            "max_response_tokens": max(plan.needs for plan in plans),
-            "num_paths": num_paths,
-            "max_blocks": max(len(plan.main) for plan in plans),
-            "min_path_tokens": 2,
-            "summary_reserve": 1,
-            "answer_reserve": 0,
-            **changes,
-        }
-    )
-
-
-def planned_sampler(
-    backend: Backend,
-    vocab: Vocab,
-    plans: Sequence[Plan],
-    key: jax.Array,
-    *,
-    rows: int,
-    num_paths: int = 2,
-    group_size: int = 1,
-    changes: dict | None = None,
-    kind: type[Sampler] = Sampler,
-    **kwargs,
-) -> Sampler:
-    """A sampler whose calls with `key` follow the plans.
-
-    Args:
-      changes: to `settings`. kind: of sampler. kwargs: of `Batching`.
-    """
-    real = model_decode(backend, min(group_size, rows))
-    return kind(
-        backend,
-        vocab,
-        settings(plans, num_paths=num_paths, **changes or {}),
-        Batching(rows=rows, group_size=group_size, **kwargs),
-        decode_fn=planned(real, plans, key, vocab),
-    )

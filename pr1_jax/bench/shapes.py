@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from pr1_jax.bench import plans
 from pr1_jax.bench.limits import Limits
-from pr1_jax.bench.plans import Plan, Trace, planned_sampler
 from pr1_jax.model.backend import Backend, choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.sampler.forward import model_decode
 from pr1_jax.sampler.sampler import Sampler
-from pr1_jax.sampler.settings import Vocab
+from pr1_jax.sampler.schedule import Batching
+from pr1_jax.sampler.settings import Settings, Vocab
 
 _NEWLINE, _TAGS = 10, 6
 
@@ -23,68 +25,38 @@ _NEWLINE, _TAGS = 10, 6
 class Sizes:
     """Sizes of the suites' work, in tokens, rows and responses."""
 
-    # sampling, sweeps
+    # sampling
     rows: int = 32
     prompt_tokens: int = 64
     response_tokens: int = 128
-    used_tokens: int = 64  # while capacity is swept
-    capacities: tuple[int, ...] = (128, 256, 512, 1024)
-    prompt_capacities: tuple[int, ...] = (64, 128, 256, 512)
-    response_lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
-    prompt_lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    row_counts: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
-    path_counts: tuple[int, ...] = (2, 3, 4, 6, 8)
-    # prompts
-    groups: int = 4
-    group_size: int = 8
-    long_prompt: int = 1000
-    # blocks, lanes, refill
+    # blocks, lanes
     paths: tuple[int, ...] = (2, 4, 8)
     plan_tokens: int = 384  # about, of the longest response with two paths
     lane_path_tokens: int = 64
     lane_buckets: tuple[tuple[float, ...], ...] = ((1, 2), (1, 1.25, 1.5, 2))
     lane_steps_per_chunk: int = 16
     lane_turns: int = 3  # of a repeat: each is short
-    refill_responses: tuple[int, ...] = (32, 64, 256)
     # update
+    group_size: int = 8
     update_rows: int = 32
     update_tokens: int = 192
     micro_batches: tuple[int, ...] = (4, 8, 16, 32)
-    # decode_limits
-    batches: tuple[int, ...] = (1, 32, 128)
-    update_lengths: tuple[int, ...] = (192, 512, 1024, 2048)
-    update_batches: tuple[int, ...] = (8, 32)
-    micro_batch_tokens: int = 16384
 
 
 QUICK = Sizes(
     rows=4,
     prompt_tokens=8,
     response_tokens=12,
-    used_tokens=8,
-    capacities=(128,),
-    prompt_capacities=(72,),
-    response_lengths=(12,),
-    prompt_lengths=(72,),
-    row_counts=(2,),
-    path_counts=(3,),
-    groups=1,
-    group_size=4,
-    long_prompt=70,
     paths=(2,),
     plan_tokens=40,
     lane_path_tokens=18,
     lane_buckets=((1, 2),),
     lane_steps_per_chunk=4,
     lane_turns=1,
-    refill_responses=(4, 8),
+    group_size=4,
     update_rows=4,
     update_tokens=12,
     micro_batches=(2,),
-    batches=(4,),
-    update_lengths=(12,),
-    update_batches=(4,),
-    micro_batch_tokens=24,
 )
 
 
@@ -95,10 +67,7 @@ class Shape:
     name: str
     model: ModelConfig
     logits_chunk: int = 0  # of the update
-    plan_tokens: int = 0  # other than `Sizes.plan_tokens`
-    # The baselines' prefill: shapes that are compiled. Few cost padding, many time.
-    prefill_rows: tuple[int, ...] = (1, 4, 16)
-    prefill_lengths_per_octave: int = 4
+    prefill_rows: tuple[int, ...] = (1, 4, 16)  # of the baseline, each compiled
 
 
 SHAPES = {
@@ -132,9 +101,7 @@ SHAPES = {
                 remat=True,
             ),
             logits_chunk=2048,
-            plan_tokens=1024,
             prefill_rows=(4, 16),
-            prefill_lengths_per_octave=2,
         ),
         Shape(
             "tiny",
@@ -148,16 +115,9 @@ SHAPES = {
                 mlp_width=24,
             ),
             prefill_rows=(2,),
-            prefill_lengths_per_octave=1,
         ),
     )
 }
-
-
-def vocab_of(config: ModelConfig) -> Vocab:
-    """The tags and EOS are the last ids of the vocabulary."""
-    ids = range(config.vocab_size - _TAGS - 1, config.vocab_size)
-    return Vocab(tuple(ids), _NEWLINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +128,6 @@ class Bench:
     sizes: Sizes
     repeats: int
     limits: Limits
-    traces: tuple[Trace, ...]
-    traces_from: str
     quick: bool = False
     kernels: str = "auto"  # of decode steps and updates, as of `kernels`
 
@@ -183,12 +141,6 @@ class Bench:
         """What decode steps are computed with."""
         return choose(self.config, self.kernels)
 
-    @property
-    def plan_tokens(self) -> int:
-        """Tokens of the longest planned response with two paths, about."""
-        own = 0 if self.quick else self.shape.plan_tokens
-        return own or self.sizes.plan_tokens
-
     @functools.cached_property
     def params(self) -> Any:
         """Random parameters; all suites share them."""
@@ -197,8 +149,9 @@ class Bench:
 
     @property
     def vocab(self) -> Vocab:
-        """The vocabulary of `vocab_of`."""
-        return vocab_of(self.config)
+        """The tags and EOS are the last ids of the vocabulary."""
+        ids = range(self.config.vocab_size - _TAGS - 1, self.config.vocab_size)
+        return Vocab(tuple(ids), _NEWLINE)
 
     @property
     def endless_vocab(self) -> Vocab:
@@ -211,9 +164,40 @@ class Bench:
         """The PRNG key of all draws, by which planned samplers know their responses."""
         return jax.random.key(1)
 
-    def planned(self, planned: Sequence[Plan], **options: Any) -> Sampler:
-        """A sampler whose responses follow plans: `plans.planned_sampler`."""
-        return planned_sampler(self.backend, self.vocab, planned, self.key, **options)
+    def planned(
+        self,
+        planned: Sequence[plans.Plan],
+        *,
+        rows: int,
+        num_paths: int = 2,
+        response_tokens: int = 0,
+        kind: type[Sampler] = Sampler,
+        **batching: Any,
+    ) -> Sampler:
+        """A sampler whose calls with `key` follow plans, which alone end anything.
+
+        Args:
+          response_tokens: capacity, if larger than the plans need. kind: of sampler.
+        """
+        needed = max(plan.needs for plan in planned)
+        settings = Settings(
+            max_prompt_tokens=max(plan.prompt for plan in planned),
+            max_response_tokens=max(needed, response_tokens),
+            num_paths=num_paths,
+            max_blocks=max(len(plan.main) for plan in planned),
+            min_path_tokens=2,
+            summary_reserve=1,
+            answer_reserve=0,
+        )
+        return kind(
+            self.backend,
+            self.vocab,
+            settings,
+            Batching(rows=rows, **batching),
+            decode_fn=plans.planned(
+                model_decode(self.backend, 1), planned, self.key, self.vocab
+            ),
+        )
 
     def prompts(self, lengths) -> list[np.ndarray]:
         """Random prompts of these lengths, without tags."""

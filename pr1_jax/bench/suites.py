@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-from pr1_jax.bench import blocks, decode_limits, lanes, report, sampling
-from pr1_jax.bench.report import Table
+from pr1_jax.bench import blocks, lanes, report, sampling
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.bench.update import update
 from pr1_jax.system import files
+from pr1_jax.system.tables import Table
 
 
 def _limits(bench: Bench) -> list[Table]:
@@ -37,10 +37,6 @@ SUITES: dict[str, Callable[[Bench], list[Table]]] = {
     "update": update,
     "blocks": blocks.blocks,
     "lanes": lanes.lanes,
-    "sweeps": sampling.sweeps,
-    "refill": blocks.refill,
-    "prompts": sampling.prompts,
-    "decode_limits": decode_limits.decode_limits,
 }
 
 
@@ -54,8 +50,8 @@ def run(
     """Runs suites one after another; where one fails, the others still run.
 
     Args:
-      out: folder for results.json, results.md and pictures, brought up to date after
-        every suite, since a long run may be cut off.
+      out: folder for results.json and results.md, brought up to date after every
+        suite, since a long run may be cut off.
       show: called with every table.
 
     Returns:
@@ -83,7 +79,6 @@ def run(
             )
             text = report.markdown(results, about)
             files.replace_file(out / "results.md", text.encode())
-            report.draw(out, name, tables)
     return report.json_data(results, about)
 
 
@@ -101,5 +96,4 @@ def _about(bench: Bench) -> dict[str, Any]:
         "python": platform.python_version(),
         "flops_per_sec": bench.limits.flops_per_sec,
         "bytes_per_sec": bench.limits.bytes_per_sec,
-        "traces": bench.traces_from,
     }

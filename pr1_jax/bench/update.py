@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pr1_jax.bench import timing
-from pr1_jax.bench.report import Plot, Table
 from pr1_jax.bench.shapes import Bench
 from pr1_jax.model import costs
 from pr1_jax.model.backend import choose
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.system.tables import Table
 from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState
@@ -170,9 +170,8 @@ def update(bench: Bench) -> list[Table]:
         "matmul peak. temporary: as XLA plans it. peak: the most that the process has "
         "held on the device so far."
     )
-    plot = Plot("micro-batch", ("seconds",), ("limit seconds",))
     title = f"GRPO update of {rows} × {tokens} tokens"
-    return [Table(title, table, note, plot), _shared_prompts(bench, states)]
+    return [Table(title, table, note), _shared_prompts(bench, states)]
 
 
 def _shared_prompts(bench: Bench, states: list[TrainState]) -> Table:

@@ -217,9 +217,7 @@ def open_devices(topology: Topology) -> Sequence["jax.Device"]:
     return _compile_only(topology.text)
 
 
-def devices_of_one_process(
-    devices: Sequence["jax.Device"],
-) -> Sequence["jax.Device"]:
+def devices_of_one_process(devices: Sequence["jax.Device"]) -> Sequence["jax.Device"]:
     """The devices of process 0 as a topology of their own, if it has not all of them.
 
     The compiler takes no part of a topology, but a process of a run does: it samples

@@ -181,10 +181,7 @@ class _Trials:
         if self._estimate:
             programs = memory.estimated_sampling(experiment)
             return memory.sampling_moments(experiment, *programs)
-        lowered, rows = (
-            lower_sampling(experiment),
-            experiment.config.rollout.rows,
-        )
+        lowered, rows = (lower_sampling(experiment), experiment.config.rollout.rows)
         if self._prefill is None:
             known = memory.prefill_arguments(experiment)
             program = self._compile("prefill", lowered["prefill"], known)

@@ -30,14 +30,21 @@ from pr1_jax.system import cli
 _OUT = flags.DEFINE_string("out", None, "Folder of the study.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; at least 3 for verdicts.")
 _ONLY = flags.DEFINE_list("only", list(cells.EXPERIMENTS), "Experiments to run.")
-_CELL = flags.DEFINE_string("cell", None, "One cell to run, with what it starts from.")
-_AGAIN = flags.DEFINE_string("again", None, "A finished cell to run once more.")
+_CELL = flags.DEFINE_enum(
+    "cell", None, list(cells.CELLS), "One cell to run, with what it starts from."
+)
+_AGAIN = flags.DEFINE_enum(
+    "again", None, list(cells.CELLS), "A finished cell to run once more."
+)
 _SIZE = flags.DEFINE_enum("size", "embedded", cells.SIZES, "Variant of the configs.")
 _OVERRIDE = flags.DEFINE_multi_string(
     "override", [], "field=value of the config of all runs; may be given several times."
 )
 _JOBS = flags.DEFINE_integer(
-    "jobs", 0, "Runs at a time; 0: one a CPU core, or one where --size is a real model."
+    "jobs",
+    0,
+    "Runs at a time; 0: one a CPU core, or one where --size is a real model.",
+    lower_bound=0,
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, and run nothing.")
 
@@ -47,14 +54,10 @@ def main(argv: list[str]) -> None:
     del argv
     cli.require([_OUT])
     for name in _ONLY.value:
-        _check("only", name, cells.EXPERIMENTS)
-    for flag in (_CELL, _AGAIN):
-        if flag.value is not None:
-            _check(flag.name, flag.value, tuple(cells.CELLS))
+        if name not in cells.EXPERIMENTS:
+            cli.stop(f"--only={name} is not one of {', '.join(cells.EXPERIMENTS)}")
     if not _SEEDS.value or not all(seed.isdecimal() for seed in _SEEDS.value):
         cli.stop(f"--seeds={','.join(_SEEDS.value)}: whole numbers apart by commas")
-    if _JOBS.value < 0:
-        cli.stop(f"--jobs={_JOBS.value}: 0 or more are expected")
     for override in _OVERRIDE.value:
         if "=" not in override:
             cli.stop(f"--override={override}: FIELD=VALUE is expected")
@@ -103,11 +106,6 @@ def main(argv: list[str]) -> None:
     say(f"finished: {_OUT.value}/README.md")
 
 
-def _check(flag: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        cli.stop(f"--{flag}={name} is not one of {', '.join(known)}")
-
-
 def _print_commands(study, chosen, dense: bool) -> None:
     """Every command that is still to be run, and what is expected to be left."""
     from pr1_jax.study import outcomes, runner
@@ -152,11 +150,7 @@ def _publish(study) -> None:
     given = [f"--out={asked.name if asked.is_absolute() else asked}"]
     given += [arg for arg in sys.argv[1:] if not arg.lstrip("-").startswith("out")]
     command = " ".join(["python -m pr1_jax.study", *given])
-    out = {
-        "about": results.about(study, command),
-        "claims": judge(findings),
-        **out,
-    }
+    out = {"about": results.about(study, command), "claims": judge(findings), **out}
     files.write_json_by_key(study.out / "results.json", out)
     figures.save(out, complete, study.out)
     text = tables.readme(out, complete)

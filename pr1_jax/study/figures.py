@@ -112,15 +112,10 @@ def _name_ends(axes: Axes, results: Results, ends: Sequence[tuple]) -> None:
     """Names of lines at their ends, moved apart where they would overlap."""
     if not ends:
         return
-    low, high = axes.get_ylim()
-    log = axes.get_yscale() == "log"
-    height_of = lambda y: (
-        (np.log(y) - np.log(low)) / (np.log(high) - np.log(low))
-        if log
-        else (y - low) / (high - low)
-    )
+    axes.autoscale_view()
+    shown = axes.transData + axes.transAxes.inverted()
     ends = sorted(ends)
-    heights = [height_of(y) for y, _, _ in ends]
+    heights = [shown.transform((x, y))[1] for y, x, _ in ends]
     for i in range(1, len(ends)):
         heights[i] = max(heights[i], heights[i - 1] + _APART)
     top = 1.0

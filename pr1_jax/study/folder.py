@@ -9,7 +9,6 @@ from pr1_jax.study.cells import Cell
 from pr1_jax.system import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DENSE = "dense"  # a run without seeds: `pr1_jax.study.dense`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +44,6 @@ class Study:
         """The file that keeps what the runs of a seed came to: `outcomes`."""
         return self.out / "found" / f"seed{seed}.json"
 
-    @property
-    def kept_dense(self) -> pathlib.Path:
-        """A copy of `dense`, beside those files."""
-        return self.out / "found" / "dense.json"
-
     def command(
         self, cell: Cell, seed: int, workdir: pathlib.Path | None = None
     ) -> list[str]:
@@ -69,7 +63,7 @@ class Study:
     @property
     def dense(self) -> pathlib.Path:
         """The file that `pr1_jax.study.dense` writes."""
-        return self.out / "runs" / DENSE / "dense.json"
+        return self.out / "found" / "dense.json"
 
     @property
     def dense_tokens(self) -> int:

@@ -12,7 +12,7 @@ cells is taken by seed and problem first; luck that they share cancels.
 
 Three seeds tell little of the luck of seeds: t(2) is 4.3, not 1.96. The interval covers
 the mean over all seeds and problems of the kind in 95 % of studies or more
-(`tests/study_test.py` simulates it; one number of degrees of freedom for the whole, by
+(`tests/study/study_verdicts_test.py` simulates it; one number of degrees of freedom for the whole, by
 Welch and Satterthwaite, covered it in 92 %). A percentile bootstrap over three seeds
 does so in three of four at best, since it never leaves the range of the three. With one
 seed the interval speaks of problems alone: of this model, not of the method. Where all
@@ -48,10 +48,7 @@ def exact(value: float) -> Interval:
 def over_seeds_and_problems(values) -> Interval:
     """The interval of the mean of `values`, float [S, P]: seeds by problems."""
     values = np.asarray(values, np.float64)
-    by_seed, by_problem = (
-        _half_width(values.mean(axis=1)),
-        _half_width(values.mean(axis=0)),
-    )
+    by_seed, by_problem = (_half_width(values.mean(axis=axis)) for axis in (1, 0))
     return _around(values.mean(), float(np.hypot(by_seed, by_problem)), len(values))
 
 

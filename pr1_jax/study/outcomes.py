@@ -197,27 +197,18 @@ def keep_finished(study: Study, seconds: Mapping[str, float]) -> None:
             if name not in known and folder.is_finished(study.workdir(cell, seed)):
                 took = seconds.get(f"{name}/seed{seed}")
                 keep(study, cell, seed, seconds=took, made=UNKNOWN)
-    if study.dense.exists() and not study.kept_dense.exists():
-        keep_dense(study)
-
-
-def keep_dense(study: Study) -> None:
-    """Keeps what `pr1_jax.study.dense` wrote."""
-    files.replace_file(study.kept_dense, study.dense.read_bytes())
 
 
 def of_dense(study: Study) -> list[dict[str, float]]:
-    """The figures of `pr1_jax.study.dense` by length, as written or kept, or none.
+    """The figures of `pr1_jax.study.dense` by length, or none.
 
     Raises:
-      ValueError: what is kept is of other lengths.
+      ValueError: they are of other lengths.
     """
-    if study.dense.exists():
-        return files.read_json(study.dense, [])
-    known = files.read_json(study.kept_dense, [])
+    known = files.read_json(study.dense, [])
     if known and known[-1]["tokens"] != study.dense_tokens:
         raise ValueError(
-            f"{study.kept_dense} was made with --max={known[-1]['tokens']}, "
+            f"{study.dense} was made with --max={known[-1]['tokens']}, "
             f"and --size={study.size} asks for {study.dense_tokens}"
         )
     return known

@@ -42,10 +42,6 @@ class Findings:
     dense: Sequence[Mapping[str, float]] = ()
     switch: int = 0
 
-    def mean(self, cell: str, metric: str, weight: float = 1.0) -> Interval | None:
-        """A cell's metric; None if it has not been run."""
-        return self.combined(metric, {cell: weight})
-
     def combined(
         self, metric: str, weights: Mapping[str, float], constant: float = 0.0
     ) -> Interval | None:
@@ -141,7 +137,7 @@ def summarize(findings: Findings, study: Study) -> dict[str, Any]:
             "problems": len(by_metric["accuracy"][seeds[0]]),
             "seconds": [took.get(f"{name}/seed{seed}") for seed in seeds],
             "metrics": {
-                metric: as_json(_cut(findings.mean(name, metric), metric))
+                metric: as_json(_cut(findings.combined(metric, {name: 1.0}), metric))
                 | {"by_seed": [_round(x.mean()) for x in _values(values)]}
                 for metric, values in by_metric.items()
             },

@@ -26,14 +26,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pr1_jax.study import cells, outcomes
 from pr1_jax.study.cells import Cell
-from pr1_jax.study.folder import (
-    DENSE,
-    ROOT,
-    Study,
-    cpu_cores,
-    has_checkpoint,
-    is_finished,
-)
+from pr1_jax.study.folder import ROOT, Study, cpu_cores, has_checkpoint, is_finished
 from pr1_jax.system import files
 
 _POLL_SEC = 0.2
@@ -243,11 +236,9 @@ class Runner:
         if outcomes.of_dense(study):
             self.say("dense: done before")
             return
-        folder, began = study.dense.parent, time.monotonic()
+        folder, began = study.out / "runs" / "dense", time.monotonic()
         code = run_process(study.dense_command(), folder / "log.txt", study.out)
-        self._say_end(DENSE, DENSE, folder, code, time.monotonic() - began)
-        if not code:
-            outcomes.keep_dense(study)
+        self._say_end("dense", "dense", folder, code, time.monotonic() - began)
 
     def _end(self, job: Job) -> None:
         """Says what came of a process, counts its time, and keeps its outcome."""

@@ -94,158 +94,141 @@ def _dense(measure: Callable[[dict], float]) -> Callable:
     )
 
 
+def _claim(name: str, experiment: str, text: str, paper: str, *parts: Part) -> Claim:
+    return Claim(name, experiment, text, paper, parts)
+
+
 CLAIMS = (
-    Claim(
+    _claim(
         "blocks_die_out",
         "rewards",
         "With the accuracy reward alone blocks die out.",
         "95.6 % of responses with a block after SFT, 13.6 % after RL (S1)",
-        (
-            _ratio(
-                "half of the parallel ratio after SFT, less that of accuracy only",
-                sft=0.5,
-                accuracy=-1.0,
-            ),
+        _ratio(
+            "half of the parallel ratio after SFT, less that of accuracy only",
+            sft=0.5,
+            accuracy=-1.0,
         ),
     ),
-    Claim(
+    _claim(
         "parallel_only_forces_blocks",
         "rewards",
         "The parallel-only reward forces blocks, at a cost in accuracy.",
         "80.3 % with a block against 13.6 %; MATH 81.7 against 84.5 for alternating",
-        (
-            _ratio(
-                "parallel ratio, parallel only less accuracy only",
-                parallel_only=1.0,
-                accuracy=-1.0,
-            ),
-            _less("alternating", "parallel_only"),
+        _ratio(
+            "parallel ratio, parallel only less accuracy only",
+            parallel_only=1.0,
+            accuracy=-1.0,
         ),
+        _less("alternating", "parallel_only"),
     ),
-    Claim(
+    _claim(
         "alternating_keeps_both",
         "rewards",
         "The alternating reward keeps blocks, and is as accurate as accuracy alone.",
         "63.0 % with a block; average 46.8 against 47.1",
-        (
-            _ratio(
-                "parallel ratio of alternating, less half of that after SFT",
-                alternating=1.0,
-                sft=-0.5,
-            ),
-            _less("alternating", "accuracy", _AS_GOOD, ", and 2 points"),
+        _ratio(
+            "parallel ratio of alternating, less half of that after SFT",
+            alternating=1.0,
+            sft=-0.5,
         ),
+        _less("alternating", "accuracy", _AS_GOOD, ", and 2 points"),
     ),
-    Claim(
+    _claim(
         "better_than_sequential",
         "rewards",
         "Parallel thinking is more accurate than sequential GRPO.",
         "average 46.8 (S2) against 45.1",
-        (_less("alternating", "sequential"),),
+        _less("alternating", "sequential"),
     ),
-    Claim(
+    _claim(
         "cold_start_is_needed",
         "curriculum",
         "Without a cold start RL does not find blocks.",
         "said of the base model; no figure that could be compared",
-        (
-            _ratio(
-                "half of the parallel ratio with a cold start, less that without",
-                alternating=0.5,
-                no_cold_start=-1.0,
-            ),
+        _ratio(
+            "half of the parallel ratio with a cold start, less that without",
+            alternating=0.5,
+            no_cold_start=-1.0,
         ),
     ),
-    Claim(
+    _claim(
         "easy_rl_helps_causal",
         "curriculum",
         "RL on easy problems first helps the causal variant.",
         "average 48.9 against 46.6",
-        (_less("causal_with_easy", "causal_without_easy"),),
+        _less("causal_with_easy", "causal_without_easy"),
     ),
-    Claim(
+    _claim(
         "easy_rl_hurts_structured",
         "curriculum",
         "RL on easy problems first hurts the structured variant.",
         "average 38.5 against 47.1",
-        (_less("accuracy", "structured_with_easy"),),
+        _less("accuracy", "structured_with_easy"),
     ),
-    Claim(
+    _claim(
         "blocks_move_back",
         "position",
         "Over training blocks move towards the end of responses.",
         "rises steadily (figure 3)",
-        (
-            Part(
-                "relative position, last quarter of the steps less the first",
-                _position,
-            ),
-        ),
+        Part("relative position, last quarter of the steps less the first", _position),
     ),
-    Claim(
+    _claim(
         "scaffold_is_better",
         "scaffold",
         "Alternating first, then accuracy, ends more accurate than accuracy alone and "
         "than sequential GRPO.",
         "AIME25 25.6 against 17.7 and 14.8",
-        (
-            _less("scaffold", "accuracy"),
-            _less("scaffold", "sequential"),
-        ),
+        _less("scaffold", "accuracy"),
+        _less("scaffold", "sequential"),
     ),
-    Claim(
+    _claim(
         "scaffold_is_taken_down",
         "scaffold",
         "Once the reward is accuracy alone, blocks become fewer.",
         "the parallel ratio falls after step 200 (figure 4)",
-        (
-            Part(
-                "parallel ratio, before the switch less at the end", _fall_after_switch
-            ),
-        ),
+        Part("parallel ratio, before the switch less at the end", _fall_after_switch),
     ),
-    Claim(
+    _claim(
         "forced_tokens_cost",
         "shortcuts",
         "Training on tokens that the runtime wrote costs accuracy.",
         "not its claim, but what its published code does",
-        (_less("alternating", "forced"),),
+        _less("alternating", "forced"),
     ),
-    Claim(
+    _claim(
         "causal_sampling_is_another_policy",
         "shortcuts",
         "Sampling plain-causally after a block is not the policy that is trained.",
         "not its claim, but what its published code does",
-        (Part("mean log-prob gap, less 0.001 nats a token", _gap, "nats"),),
+        Part("mean log-prob gap, less 0.001 nats a token", _gap, "nats"),
     ),
-    Claim(
+    _claim(
         "causal_sampling_costs",
         "shortcuts",
         "Training on what was sampled so costs accuracy, sampled so at the end as well.",
         "not its claim, but what its published code does",
-        (_less("alternating", "causal_sampling_published"),),
+        _less("alternating", "causal_sampling_published"),
     ),
-    Claim(
+    _claim(
         "dense_masks_cost_memory",
         "shortcuts",
         "A dense mask computes the same as the exact rule, at more memory and time.",
         "not its claim, but what its published code does",
-        (
-            Part(
-                "0.0001 less the largest difference of outputs and gradients",
-                _dense(lambda f: 1e-4 - f["max_difference"]),
-                "",
-            ),
-            Part(
-                "memory, dense by exact, less 1",
-                _dense(lambda f: f["dense_bytes"] / f["exact_bytes"] - 1),
-                "times",
-            ),
-            Part(
-                "time, dense by exact, less 1",
-                _dense(lambda f: f["dense_sec"] / f["exact_sec"] - 1),
-                "times",
-            ),
+        Part(
+            "0.0001 less the largest difference of outputs and gradients",
+            _dense(lambda f: 1e-4 - f["max_difference"]),
+            "",
+        ),
+        Part(
+            "memory, dense by exact, less 1",
+            _dense(lambda f: f["dense_bytes"] / f["exact_bytes"] - 1),
+            "times",
+        ),
+        Part(
+            "time, dense by exact, less 1",
+            _dense(lambda f: f["dense_sec"] / f["exact_sec"] - 1),
+            "times",
         ),
     ),
 )

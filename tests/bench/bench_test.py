@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from pr1_jax import layout, policy, tags
-from pr1_jax.bench import (
-    decode_limits,
-    lanes,
-    limits,
-    plans,
-    report,
-    sampling,
-    shapes,
-    suites,
-    timing,
-)
+from pr1_jax.bench import lanes, limits, plans, shapes, suites, timing
 from pr1_jax.bench.published import request_programs, requests
 from pr1_jax.kernels import attention
 from pr1_jax.model import costs
@@ -42,8 +31,6 @@ BENCH = shapes.Bench(
     sizes=shapes.QUICK,
     repeats=1,
     limits=limits.Limits(1e9, 1e9, {64: 1e9}, {"sum": 1e9}),
-    traces=plans.builtin_traces(),
-    traces_from="the built-in deciles",
     quick=True,
 )
 VOCAB = BENCH.vocab
@@ -75,7 +62,7 @@ def compile_quickly(tmp_path_factory):
 
 @functools.cache
 def drawn_plans(num_paths):
-    return plans.make_plans(BENCH.traces, 6, num_paths, 56, seed=1)[0]
+    return plans.make_plans(plans.builtin_traces(), 6, num_paths, 56, seed=1)[0]
 
 
 @functools.cache
@@ -100,11 +87,7 @@ def lengths(tokens, block, path):
             main.append(count)
         elif token == ids[END_SUMMARY]:
             summaries.append(count)
-        if token in (
-            ids[PARALLEL],
-            ids[END_SUMMARY],
-            ids[SUMMARY_OPEN],
-        ):
+        if token in (ids[PARALLEL], ids[END_SUMMARY], ids[SUMMARY_OPEN]):
             count = 0
     paths = tuple(
         tuple(np.bincount(path[block == b])[1:].tolist())
@@ -211,27 +194,9 @@ def test_a_plan_by_hand():
     assert two.tokens == 12 + (1 + 4 + 3 + 1) + 2
 
 
-def test_lengths_of_a_trace_by_hand(tmp_path):
-    text = (
-        "It is 12.\n<Parallel>\n<Path>a b</Path>\n<Path>c</Path>\n</Parallel>\n"
-        "<Summary>so: d</Summary>\nFinal Answer: 7"
-    )
-    records = [{"question": "What?", "response": text}]
-    records.append({"question": "x", "response": "<Path>stray</Path>"})
-    path = tmp_path / "traces.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    (trace,) = plans.read_traces(path)
-    assert trace == plans.Trace(2, (6,), ((2, 1),), (3,), 5)
-    (by_character,) = plans.read_traces(path, len)
-    assert by_character.paths == ((3, 1),)
-    path.write_text("[1]\n")
-    with pytest.raises(ValueError, match="line 1 is no record"):
-        plans.read_traces(path)
-
-
 def test_drawn_plans_have_their_paths_and_fit():
     for num_paths in (2, 8):
-        planned, factor = plans.make_plans(BENCH.traces, 40, num_paths, 300)
+        planned, factor = plans.make_plans(plans.builtin_traces(), 40, num_paths, 300)
         assert {len(p) for plan in planned for p in plan.paths} == {num_paths}
         if num_paths == 2:
             assert 290 <= max(plan.tokens for plan in planned) <= 300
@@ -244,10 +209,8 @@ def test_drawn_plans_have_their_paths_and_fit():
 def test_the_sampler_follows_plans():
     num_paths = 3
     planned = drawn_plans(num_paths)
-    sampler = plans.planned_sampler(
-        Xla(CONFIG), VOCAB, planned, KEY, rows=4, num_paths=num_paths, steps_per_chunk=8
-    )
-    sampled, _ = sampler.sample(params(), prompts_of(planned), 1, KEY)
+    sampler = BENCH.planned(planned, rows=4, num_paths=num_paths, steps_per_chunk=8)
+    sampled, _ = sampler.sample(params(), prompts_of(planned), 1, BENCH.key)
     for plan, t in zip(planned, sampled, strict=True):
         assert lengths(t.tokens, t.block, t.path) == of_plan(plan)
         assert len(t.tokens) == plan.tokens
@@ -306,7 +269,6 @@ def test_every_suite_runs(name, tmp_path):
     for table in shown:
         table.terminal()
         assert table.rows and table.title in text
-    assert (tmp_path / f"{name}.png").exists() == any(table.plot for table in shown)
     if name == "blocks":
         check_schemes(shown[0])
     if name == "lanes":
@@ -352,17 +314,6 @@ def test_a_mix_of_rows_by_hand():
     assert mix.seconds(BENCH) == cost.seconds(BENCH.limits)
 
 
-def test_a_sweep_has_a_point_for_each_value(tmp_path):
-    names = [field.name for field in dataclasses.fields(BENCH.sizes)]
-    none = {name: () for name in names if name.endswith(("ties", "lengths"))}
-    sizes = dataclasses.replace(BENCH.sizes, path_counts=(), row_counts=(2, 4), **none)
-    made = sampling.sweeps(dataclasses.replace(BENCH, sizes=sizes))
-    assert [len(table.rows) for table in made] == [0, 0, 0, 0, 2, 0]
-    assert [row["rows"] for row in made[4].rows] == [2, 4]
-    report.draw(tmp_path, "sweeps", made)
-    assert (tmp_path / "sweeps.png").exists()
-
-
 def test_one_that_fails_is_told_and_others_run(tmp_path, monkeypatch, capsys):
     def fails(bench):
         raise ValueError("no room")
@@ -396,32 +347,6 @@ def test_compared_work_takes_turns():
     assert len(runs["a"].sec.values) == 2
 
 
-def plane(name, **lines):
-    """A plane of a profile: lines of events (start in ns, duration, name)."""
-    event = lambda start_ns, duration_ns, op: types.SimpleNamespace(
-        name=op, start_ns=start_ns, duration_ns=duration_ns, stats=[("hlo_op", op)]
-    )
-    lines = [
-        types.SimpleNamespace(
-            name=line.replace("_", " "), events=[event(*e) for e in es]
-        )
-        for line, es in lines.items()
-    ]
-    return types.SimpleNamespace(name=name, lines=lines)
-
-
-def test_costs_of_operations_are_of_devices_and_count_once():
-    first = [(0, 100, "while.3"), (10, 30, "dot.1")]
-    host = plane("/host:CPU", first=first, second=[(50, 20, "dot.2")])
-    costs_of = decode_limits.operation_costs
-    assert costs_of([host]) == {"dot": (pytest.approx(5e-8), 2)}
-    stream = [(0, 40, "fusion.12"), (10, 15, "fusion.13")]
-    device = plane("/device:GPU:0", stream=stream)
-    assert costs_of([host, device]) == {"fusion": (pytest.approx(4e-8), 2)}
-    device = plane("/device:TPU:0", stream=stream, XLA_Ops=[(0, 35, "fusion.12")])
-    assert costs_of([host, device]) == {"fusion": (pytest.approx(3.5e-8), 1)}
-
-
 def command(*args):
     return subprocess.run(
         [sys.executable, "-m", "pr1_jax.bench", "--shape=tiny", "--quick", *args],
@@ -444,9 +369,8 @@ def test_json_alone_is_on_standard_output():
     "flag, reason",
     [
         ("--suite=limits,foo", "'foo' is not one of all, limits"),
-        ("--shape=huge", "'huge' is not one of small"),
+        ("--shape=huge", "one of <small|qwen3_0_6b|tiny>"),
         ("--repeats=0", "0 is not a positive integer"),
-        ("--traces=README.md", "line 1 is no record"),
         ("--out=README.md", "File exists"),
     ],
 )

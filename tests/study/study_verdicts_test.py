@@ -49,7 +49,7 @@ def test_luck_that_two_cells_share_cancels():
     less = {"accuracy": 1.0, "alternating": -1.0}
     paired = found.combined("accuracy", less)
     assert paired.low == pytest.approx(0.2) == paired.high
-    alone = found.mean("accuracy", "accuracy")
+    alone = found.combined("accuracy", {"accuracy": 1.0})
     assert alone.high - alone.low > 0.5
     del problems["alternating"]["accuracy"][1]
     assert found.combined("accuracy", less).seeds == 2

@@ -143,17 +143,15 @@ class Programs:
         vocab: Vocab,
         *,
         steps_per_chunk: int = 32,
-        prefill_rows: Sequence[int] = (1, 4, 16),
-        prefill_lengths_per_octave: int = 4,
+        prefill_rows: Sequence[int],
     ):
         """Nothing is compiled yet. The defaults are the sampler's, where it has them.
 
         Args:
-          prefill_rows, prefill_lengths_per_octave: shapes that prefills are padded to.
+          prefill_rows: numbers of contexts that prefills are padded to.
         """
         self.backend, self.vocab = backend, vocab
         self.prefill_rows = sorted(prefill_rows, reverse=True)
-        self.lengths_per_octave = prefill_lengths_per_octave
         chunk = functools.partial(_run_chunk, backend, vocab, steps_per_chunk)
         self.chunk = jax.jit(chunk, donate_argnums=1)
         self.start = jax.jit(_start, donate_argnums=0)

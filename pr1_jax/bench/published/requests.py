@@ -234,8 +234,7 @@ class _Run:
 
     def _prefill(self, requests: list[Request]) -> None:
         """Contexts but for their pending tokens, those of like lengths together."""
-        per_octave = self.programs.lengths_per_octave
-        padded = lambda r: _finer_size(_SHORTEST_PREFILL, r.slot, per_octave)
+        padded = lambda r: _prefill_size(r.slot)
         for T, group in itertools.groupby(sorted(requests, key=padded), padded):
             group = list(group)
             while group:
@@ -302,10 +301,8 @@ def _size(smallest: int, needed: int, largest: int | None = None) -> int:
     return size if largest is None else min(size, max(largest, needed))
 
 
-def _finer_size(smallest: int, needed: int, per_octave: int) -> int:
-    """The least size that will do, of sizes that double every `per_octave` equal steps."""
-    top = _size(smallest, needed)
-    if top == smallest:
-        return top
-    step = top // 2 // per_octave
+def _prefill_size(needed: int) -> int:
+    """The least length that will do, of those that double every four equal steps."""
+    top = _size(_SHORTEST_PREFILL, needed)
+    step = top if top == _SHORTEST_PREFILL else top // 8
     return -(-needed // step) * step
