@@ -168,25 +168,17 @@ def cache_bytes(experiment: Experiment, rows: int, tokens: int) -> int:
     return costs.cache_bytes(c, rows * tokens) // shards
 
 
-def prefill_arguments(experiment: Experiment) -> int:
-    """Bytes of what a prefill is given: weights and the cache of prompts."""
+def sampling_parts(experiment: Experiment) -> dict[str, int]:
+    """What sampling keeps beside the training state, and gives to a decode step.
+
+    A prefill is given the weights and the cache of prompts alone.
+    """
     shape = sampling_shape(experiment)
-    weights = device_bytes(decoding_params(experiment))
-    return weights + cache_bytes(experiment, shape.entries, shape.prompt_tokens)
-
-
-def decode_arguments(experiment: Experiment) -> int:
-    """Bytes of what a decode step is given: those, and the cache of responses."""
-    shape = sampling_shape(experiment)
-    responses = cache_bytes(experiment, shape.rows, shape.slots)
-    return prefill_arguments(experiment) + responses
-
-
-def temporaries(program: Program) -> Program:
-    """What a program needs besides its arguments, as a program without any."""
-    return dataclasses.replace(
-        program, total=program.total - program.arguments, arguments=0
-    )
+    return {
+        WEIGHTS: device_bytes(decoding_params(experiment)),
+        RESPONSES: cache_bytes(experiment, shape.rows, shape.slots),
+        PROMPTS: cache_bytes(experiment, shape.entries, shape.prompt_tokens),
+    }
 
 
 def sampling_moments(
@@ -195,15 +187,11 @@ def sampling_moments(
     """Prefill, decode and growth of the cache, beside the training state.
 
     Args:
-      prefill: `temporaries` of one.
+      prefill: what one needs besides its arguments, as a program without any.
     """
-    shape = sampling_shape(experiment)
-    weights = device_bytes(decoding_params(experiment))
-    responses = cache_bytes(experiment, shape.rows, shape.slots)
-    prompts = cache_bytes(experiment, shape.entries, shape.prompt_tokens)
-    parts = resident(experiment)
-    parts |= {WEIGHTS: weights, RESPONSES: responses, PROMPTS: prompts}
-    decode_rest = max(decode.total - decode_arguments(experiment), 0)
+    shape, kept = sampling_shape(experiment), sampling_parts(experiment)
+    parts = resident(experiment) | kept
+    decode_rest = max(decode.total - sum(kept.values()), 0)
     old = cache_bytes(experiment, shape.rows, shape.slots_before)
     return [
         Moment("prefill", parts | {PREFILL: prefill.total}, prefill.fits),
@@ -249,14 +237,10 @@ def estimated_update(experiment: Experiment) -> Program:
     Counted are the state, the batch, gradients twice (summed, and of a micro-batch),
     the layers' inputs or all that they keep, one layer's work, and logits.
     """
-    c, policy, mesh = (
-        experiment.model,
-        experiment.policy(sampling=True),
-        experiment.mesh,
-    )
+    c, policy = experiment.model, experiment.policy(sampling=True)
     batch = abstract_batch(experiment)
     rows = batch.tokens.sharding.shard_shape(batch.tokens.shape)[1]
-    T, tensor = batch.tokens.shape[2], mesh.shape["tensor"]
+    T, tensor = batch.tokens.shape[2], experiment.mesh.shape["tensor"]
     itemsize = jnp.dtype(c.dtype).itemsize
     parts = resident(experiment)
 
@@ -273,14 +257,14 @@ def estimated_update(experiment: Experiment) -> Program:
 
 
 def estimated_sampling(experiment: Experiment) -> tuple[Program, Program]:
-    """`temporaries` of the prefill, and the decode's program, likewise."""
+    """What `sampling_moments` is given, likewise."""
     c, shape = experiment.model, sampling_shape(experiment)
     tensor = experiment.mesh.shape["tensor"]
     W, T = shape.prompts_per_prefill, shape.prompt_tokens
     work = W * T * _layer_numbers(c, tensor) * jnp.dtype(c.dtype).itemsize
     work += 2 * 4 * W * _heads(c, tensor) * min(512, T) * T
 
-    total = decode_arguments(experiment)
+    total = sum(sampling_parts(experiment).values())
     total += _LIVE_LOGITS * 4 * shape.lanes * c.vocab_size // tensor
     seen = shape.slots + shape.prompt_tokens
     total += 2 * 4 * shape.lanes * _heads(c, tensor) * seen

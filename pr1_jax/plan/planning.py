@@ -69,11 +69,11 @@ class Plan:
     @property
     def advice(self) -> list[str]:
         """What to change, for each moment that does not fit."""
-        lines = []
-        for moment in self.moments:
-            if not moment.fits(self.limit):
-                lines.append(memory.advice(self.experiment, moment, self.limit))
-        return lines
+        return [
+            memory.advice(self.experiment, moment, self.limit)
+            for moment in self.moments
+            if not moment.fits(self.limit)
+        ]
 
     @property
     def assumptions(self) -> list[str]:
@@ -181,13 +181,16 @@ class _Trials:
         if self._estimate:
             programs = memory.estimated_sampling(experiment)
             return memory.sampling_moments(experiment, *programs)
-        lowered, rows = (lower_sampling(experiment), experiment.config.rollout.rows)
+        lowered, kept = lower_sampling(experiment), memory.sampling_parts(experiment)
         if self._prefill is None:
-            known = memory.prefill_arguments(experiment)
+            known = kept[memory.WEIGHTS] + kept[memory.PROMPTS]
             program = self._compile("prefill", lowered["prefill"], known)
-            self._prefill = memory.temporaries(program)
-        known = memory.decode_arguments(experiment)
-        decode = self._compile(f"decode, {rows} rows", lowered["decode"], known)
+            rest = program.total - program.arguments
+            self._prefill = dataclasses.replace(program, total=rest, arguments=0)
+        rows = experiment.config.rollout.rows
+        decode = self._compile(
+            f"decode, {rows} rows", lowered["decode"], sum(kept.values())
+        )
         return memory.sampling_moments(experiment, self._prefill, decode)
 
 

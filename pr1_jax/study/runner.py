@@ -117,7 +117,6 @@ class Job:
     name: str
     cell: Cell
     seed: int
-    workdir: pathlib.Path
     core: int | None = None
     process: subprocess.Popen | None = None
     made: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -164,9 +163,8 @@ class Runner:
             self._dense()
         runs = [(cell, seed) for seed in study.seeds for cell in chosen]
         waiting = [
-            Job(f"[{i}/{len(runs)}] {cell.name} seed {seed}", cell, seed, workdir)
+            Job(f"[{i}/{len(runs)}] {cell.name} seed {seed}", cell, seed)
             for i, (cell, seed) in enumerate(runs, 1)
-            for workdir in [study.workdir(cell, seed)]
         ]
         todo = {
             f"{name}/seed{seed}"
@@ -218,12 +216,13 @@ class Runner:
                 used = [other.core for other in running]
                 cores = cpu_cores() if study.on_one_core else [None]
                 job.core = min(cores, key=used.count)  # the first of those least used
-                if is_finished(job.workdir):  # and has no checkpoint any more
-                    _set_aside(job.workdir)
-                command, log = (
-                    study.command(job.cell, job.seed),
-                    job.workdir / "log.txt",
-                )
+                command = study.command(job.cell, job.seed)
+                workdir = study.workdir(job.cell, job.seed)
+                if is_finished(workdir):  # and has no checkpoint any more: makes way
+                    aside = workdir.with_name(f"{workdir.name}_without_checkpoint")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    workdir.rename(aside)
+                log = workdir / "log.txt"
                 job.process = start_process(command, log, study.out, job.core)
                 job.made, job.began = outcomes.made(), time.monotonic()
                 running.append(job)
@@ -242,9 +241,9 @@ class Runner:
 
     def _end(self, job: Job) -> None:
         """Says what came of a process, counts its time, and keeps its outcome."""
-        took = self._count_seconds(job)
-        code = job.process.returncode or int(not is_finished(job.workdir))
-        self._say_end(job.key, job.name, job.workdir, code, job.seconds)
+        took, workdir = self._count_seconds(job), self.study.workdir(job.cell, job.seed)
+        code = job.process.returncode or int(not is_finished(workdir))
+        self._say_end(job.key, job.name, workdir, code, job.seconds)
         if code:
             return
         differing = outcomes.keep(
@@ -271,13 +270,6 @@ class Runner:
         log = (folder / "log.txt").read_text(errors="replace").splitlines()
         last = next((line for line in reversed(log) if line.strip()), "")
         self.say(f"{name}: failed with exit code {code}: {last}")
-
-
-def _set_aside(workdir: pathlib.Path) -> None:
-    """Makes way for another run, and leaves this one beside it."""
-    aside = workdir.with_name(f"{workdir.name}_without_checkpoint")
-    shutil.rmtree(aside, ignore_errors=True)
-    workdir.rename(aside)
 
 
 def _in_words(workdir: pathlib.Path) -> str:
