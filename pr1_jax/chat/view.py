@@ -301,25 +301,6 @@ class Screen:
             self._console.print(*final, sep="\n", soft_wrap=True)
 
 
-def draw(
-    console: rich.console.Console,
-    tokenizer: Tokenizer,
-    trajectory: Trajectory,
-    *,
-    is_done: bool = True,
-) -> None:
-    """Prints a response, or as much of it as there is, once."""
-    painter = Painter(console, tokenizer)
-    parts = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
-    for i, section in enumerate(parts):
-        is_open = i == len(parts) - 1 and not is_done
-        lines, _ = painter.lines(
-            section, console.width, console.height, is_open=is_open
-        )
-        for line in lines:
-            console.print(line, soft_wrap=True)
-
-
 def figures(record: Mapping[str, Any], console: rich.console.Console) -> str:
     """What a response took, in one line.
 

@@ -177,14 +177,8 @@ def problem_stream(
 
     `template` and `allow_tags` are those of `prompt_tokens`.
     """
-    make = functools.partial(
-        _problem,
-        tokenizer=tokenizer,
-        template=template,
-        max_prompt_tokens=max_prompt_tokens,
-        allow_tags=allow_tags,
-    )
-    return Stream(source, make, **stream_args)
+    given = tokenizer, template, max_prompt_tokens, allow_tags
+    return Stream(source, lambda record: _problem(record, *given), **stream_args)
 
 
 def trace_stream(
@@ -202,15 +196,8 @@ def trace_stream(
     A trace is dropped as malformed if it does not pass the format check, has no
     canonical form (stray text in a block), or if its tokens cannot be laid out.
     """
-    make = functools.partial(
-        _trace,
-        tokenizer=tokenizer,
-        variant=variant,
-        template=template,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-    )
-    return Stream(source, make, **stream_args)
+    given = tokenizer, variant, template, max_prompt_tokens, max_response_tokens
+    return Stream(source, lambda record: _trace(record, *given), **stream_args)
 
 
 def held_out(

@@ -193,11 +193,8 @@ class Tokenizer:
     def _inside(self, ids: Sequence[int]) -> str:
         """The text of `ids` behind another token."""
         before = self.tag_ids[tags.END_SUMMARY]
-        text = self._backend_text([before, *ids])
+        text = self._backend.decode([before, *ids], skip_special_tokens=False)
         return text.removeprefix(tags.END_SUMMARY)
-
-    def _backend_text(self, ids: Sequence[int]) -> str:
-        return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def tag_pieces(self, tag: str) -> list[int]:
         """Ids of the pieces that spell `tag` where it is not a token."""

@@ -13,7 +13,7 @@ import os
 
 from absl import flags
 
-from pr1_jax.report import request
+from pr1_jax.report import page
 from pr1_jax.system import cli
 
 _OUT = flags.DEFINE_string(
@@ -27,7 +27,7 @@ _STEPS = flags.DEFINE_list(
 def main(argv: list[str]) -> None:
     """Writes the page and says where it is."""
     try:
-        out = request.write(argv[1:], _OUT.value, _STEPS.value)
+        out = page.write(argv[1:], _OUT.value, _STEPS.value)
     except (ValueError, OSError) as error:
         cli.stop(error)
     print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB")

@@ -39,31 +39,42 @@ _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 def write(
     workdirs: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    *,
-    steps: Sequence[int] = (),
-    budget: int = traces.BUDGET,
-) -> None:
-    """Writes the report of a run, or of several side by side.
+    out: str | os.PathLike[str] | None = None,
+    steps: Sequence[str] = (),
+) -> str | os.PathLike[str]:
+    """Writes the report of a run, or of several side by side; returns its path.
 
     Args:
-      out: the file to write.
-      steps: those whose responses are embedded in full.
-      budget: bytes of responses, shared by the runs.
+      out: the file to write; None: `report.html` in the only workdir.
+      steps: whose responses are embedded in full, as texts.
 
     Raises:
-      FileNotFoundError: a workdir is missing, or nothing was logged in it.
-      ValueError: a file in it is damaged, or a run lacks a step of `steps`.
+      ValueError, OSError: names the argument, or the file, and what is wrong with it.
     """
+    if not workdirs:
+        raise ValueError(
+            "name the workdir of a run: python -m pr1_jax.report runs/quickstart"
+        )
+    if len(workdirs) > 1 and not out:
+        raise ValueError(
+            "--out is missing: several runs need a file to go to, --out=compare.html"
+        )
+    out = out or os.path.join(workdirs[0], "report.html")
+    if os.path.isdir(out):
+        raise ValueError(f"--out={out} is a folder; name a file")
+    if wrong := [step for step in steps if not step.strip().isdecimal()]:
+        given = ",".join(steps)
+        raise ValueError(f"--steps={given}: {wrong[0]!r} is not the number of a step")
     runs = [reading.read(workdir) for workdir in workdirs]
     made = []
     for run, name in zip(runs, _names(runs)):
         analyses = history.History(run.path).update(run)
-        asked = traces.steps_named(run, steps)
-        share = budget // len(runs)
+        asked = traces.steps_named(run, [int(step) for step in steps])
+        share = traces.BUDGET // len(runs)
         made.append(describe(run, analyses, name=name, asked=asked, budget=share))
     configs = [run.config for run in runs]
     files.replace_file(out, assemble(made, differences.between(configs)))
+    return out
 
 
 def _names(runs: Sequence[reading.Run]) -> list[str]:

@@ -18,7 +18,7 @@ import jax
 from pr1_jax import tags
 from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.data import prompts, streams
-from pr1_jax.stages import checks, samples
+from pr1_jax.stages import samples
 from pr1_jax.stages.experiment import ORDINARY, Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import files
@@ -27,14 +27,20 @@ KEPT = "kept"
 _BATCH = 256  # problems read at once
 
 
-def check_data(experiment: Experiment) -> None:
-    """Reads the first problem.
-
-    Raises:
-      ValueError, FileNotFoundError: names the data and what is wrong.
-    """
-    with checks.naming(experiment.config, "coldstart"):
-        _problems(experiment, limit=1)
+def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
+    """The stage's problems in order; those with too long a prompt are left out."""
+    c = experiment.config
+    return streams.problem_stream(
+        experiment.source(c.data.coldstart, "train", seed=c.data.seed + 2),
+        experiment.tokenizer,
+        template=c.data.template,
+        max_prompt_tokens=c.rollout.max_prompt_tokens,
+        allow_tags=c.coldstart.mode != ORDINARY,
+        batch_size=_BATCH,
+        seed=c.data.seed,
+        shuffle=False,
+        epochs=1,
+    )
 
 
 def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
@@ -113,21 +119,9 @@ def _judge(record: Mapping[str, Any], *, needs_block: bool) -> tuple[str, str]:
 
 
 def _problems(experiment: Experiment, *, limit: int) -> list[prompts.Problem]:
-    """The first problems, each once; those with too long a prompt are left out."""
-    c = experiment.config
-    stream = streams.problem_stream(
-        experiment.source(c.data.coldstart, "train", seed=c.data.seed + 2),
-        experiment.tokenizer,
-        template=c.data.template,
-        max_prompt_tokens=c.rollout.max_prompt_tokens,
-        allow_tags=c.coldstart.mode != ORDINARY,
-        batch_size=_BATCH,
-        seed=c.data.seed,
-        shuffle=False,
-        epochs=1,
-    )
+    """The first problems, each once."""
     problems: dict[str, prompts.Problem] = {}
-    for batch in stream:
+    for batch in open_stream(experiment):
         for problem in batch:
             problems.setdefault(problem.question, problem)
         if len(problems) >= limit:

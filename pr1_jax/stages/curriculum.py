@@ -34,7 +34,11 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, A
     made = experiment.build(config)
     made.check_weights()
     for stage in config.stages:
-        _STAGES[stage].check_data(made)
+        if stage == "benchmark":
+            benchmark.check_data(made)
+            continue
+        with checks.naming(config, stage):
+            next(_STAGES[stage].open_stream(made))
     if not _evaluates(config):
         return made, None
     with checks.naming(config, "eval"):

@@ -17,7 +17,7 @@ import numpy as np
 
 from pr1_jax import rewards, trajectory
 from pr1_jax.data import prompts, sources, streams
-from pr1_jax.stages import checks, rollout
+from pr1_jax.stages import rollout
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.responses import (
     Response,
@@ -50,16 +50,6 @@ def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def check_data(experiment: Experiment) -> None:
-    """Reads the first problems.
-
-    Raises:
-      ValueError, FileNotFoundError: names the data and what is wrong.
-    """
-    with checks.naming(experiment.config, "rl"):
-        next(open_stream(experiment))
 
 
 def _collect(

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from pr1_jax.data import sources, streams
-from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh
@@ -33,16 +32,6 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def check_data(experiment: Experiment) -> None:
-    """Reads the first traces.
-
-    Raises:
-      ValueError, FileNotFoundError: names the data and what is wrong.
-    """
-    with checks.naming(experiment.config, "sft"):
-        next(open_stream(experiment))
 
 
 def make_batch(experiment: Experiment, traces: Sequence[Trajectory | None]) -> Batch:

@@ -135,11 +135,6 @@ def anywhere(value: bool) -> bool:
     return not everywhere(not value)
 
 
-def alone() -> bool:
-    """Whether this process is the only one."""
-    return jax.process_count() == 1
-
-
 def _gather_bytes(mine: bytes) -> list[bytes]:
     """The bytes of every process, at every process."""
     sizes = multihost_utils.process_allgather(np.int32(len(mine)))

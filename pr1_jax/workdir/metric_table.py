@@ -5,6 +5,7 @@ here. A metric that nobody described is shown by its name.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 
@@ -46,212 +47,172 @@ class Metric:
             case "seconds":
                 return f"{value:.1f}s"
             case "count":
-                return _count(value)
+                units = (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")
+                for least, unit, letter in units:
+                    if abs(value) >= least:
+                        return f"{value / unit:.1f}{letter}"
+                return f"{value:.0f}"
         return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _count(value: float) -> str:
-    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(value) >= least:
-            return f"{value / unit:.1f}{letter}"
-    return f"{value:.0f}"
-
+_share, _count, _small, _seconds, _number = (
+    functools.partial(Metric, form)
+    for form in ("share", "count", "small", "seconds", "number")
+)
 
 # In order of importance: of metrics that moved alike, the first ones are named.
 METRICS = {
-    "reward/mean": Metric(
-        "number", "Reward", "Mean reward of the step's responses.", "more"
+    "reward/mean": _number("Reward", "Mean reward of the step's responses.", "more"),
+    "rollout/accuracy": _share("Accuracy", "Answers that are the reference's.", "more"),
+    "policy/entropy": _number(
+        "Entropy", "Nats a token; near 0 the policy no longer explores."
     ),
-    "rollout/accuracy": Metric(
-        "share", "Accuracy", "Answers that are the reference's.", "more"
+    "rollout/total_tokens": _count(
+        "Response length", "Mean tokens, those of all paths.", short="tokens"
     ),
-    "policy/entropy": Metric(
-        "number", "Entropy", "Nats a token; near 0 the policy no longer explores."
-    ),
-    "rollout/total_tokens": Metric(
-        "count", "Response length", "Mean tokens, those of all paths.", short="tokens"
-    ),
-    "rollout/sequential_steps": Metric(
-        "count",
+    "rollout/sequential_steps": _count(
         "Sequential steps",
         "Mean decode steps; the paths of a block share theirs.",
         short="steps",
     ),
-    "rollout/parallel_ratio": Metric(
-        "share", "Parallel ratio", "Responses with a block.", short="parallel"
+    "rollout/parallel_ratio": _share(
+        "Parallel ratio", "Responses with a block.", short="parallel"
     ),
-    "rollout/num_blocks": Metric(
-        "number", "Blocks", "Mean number of blocks in a response."
+    "rollout/num_blocks": _number("Blocks", "Mean number of blocks in a response."),
+    "analysis/relative_position": _share(
+        "Relative position of blocks", "Where a block begins in its response."
     ),
-    "analysis/relative_position": Metric(
-        "share", "Relative position of blocks", "Where a block begins in its response."
+    "rollout/format_ok": _share(
+        "Well formed", "Responses whose tags follow the grammar.", "more", "format"
     ),
-    "rollout/format_ok": Metric(
-        "share",
-        "Well formed",
-        "Responses whose tags follow the grammar.",
-        "more",
-        "format",
+    "rollout/finished": _share(
+        "Finished", "Responses that ended before their budget.", "more"
     ),
-    "rollout/finished": Metric(
-        "share", "Finished", "Responses that ended before their budget.", "more"
+    "rollout/undecided": _share(
+        "Undecided", "Answers that the verifier could not judge.", "less"
     ),
-    "rollout/undecided": Metric(
-        "share", "Undecided", "Answers that the verifier could not judge.", "less"
-    ),
-    "rollout/degenerate_groups": Metric(
-        "share",
+    "rollout/degenerate_groups": _share(
         "Groups without signal",
         "Groups of equal rewards, which teach nothing.",
         "less",
         "no signal",
     ),
-    "rollout/self_parallelism": Metric(
-        "number",
+    "rollout/self_parallelism": _number(
         "Tokens a sequential step",
         "Of one response; no speed-up over a response without blocks.",
     ),
-    "rollout/logp_gap_max": Metric(
-        "small",
+    "rollout/logp_gap_max": _small(
         "Log-prob gap, largest",
         "Sampled against trained log-prob of a token; should be rounding.",
         "less",
         "logp gap",
     ),
-    "rollout/logp_gap_mean": Metric(
-        "small",
-        "Log-prob gap, mean",
-        "Sampled against trained log-probs.",
-        "less",
-        "mean",
+    "rollout/logp_gap_mean": _small(
+        "Log-prob gap, mean", "Sampled against trained log-probs.", "less", "mean"
     ),
-    "rollout/logp_gap_later_paths_max": Metric(
-        "small",
+    "rollout/logp_gap_later_paths_max": _small(
         "Log-prob gap in later paths, largest",
         "In the causal variant, which trains them with more context.",
     ),
-    "rollout/logp_gap_later_paths_mean": Metric(
-        "small", "Log-prob gap in later paths, mean"
+    "rollout/logp_gap_later_paths_mean": _small("Log-prob gap in later paths, mean"),
+    "reward/std": _number(
+        "Spread of rewards", "Standard deviation of the step's rewards."
     ),
-    "reward/std": Metric(
-        "number", "Spread of rewards", "Standard deviation of the step's rewards."
+    "optim/grad_norm": _small("Gradient norm", "Before the gradient is clipped."),
+    "policy/clip_fraction": _share(
+        "Clipped tokens", "Tokens whose ratio left the clipping range."
     ),
-    "optim/grad_norm": Metric(
-        "small", "Gradient norm", "Before the gradient is clipped."
+    "policy/approx_kl": _small(
+        "Policy shift", "Approximate KL from the policy that sampled."
     ),
-    "policy/clip_fraction": Metric(
-        "share", "Clipped tokens", "Tokens whose ratio left the clipping range."
+    "policy/ref_kl": _small(
+        "KL to the reference", "From the policy at the start of the stage."
     ),
-    "policy/approx_kl": Metric(
-        "small", "Policy shift", "Approximate KL from the policy that sampled."
+    "policy/importance_mean": _number(
+        "Importance weight, mean", "Trained over sampled probability of a token."
     ),
-    "policy/ref_kl": Metric(
-        "small", "KL to the reference", "From the policy at the start of the stage."
+    "policy/importance_min": _number("Importance weight, least"),
+    "analysis/path_bleu": _share(
+        "Likeness of paths (BLEU)", "Between paths of a block; 100 % is the same text."
     ),
-    "policy/importance_mean": Metric(
-        "number",
-        "Importance weight, mean",
-        "Trained over sampled probability of a token.",
+    "analysis/path_agreement": _share(
+        "Agreement of paths", "Pairs of a block's paths with one result.", short="paths"
     ),
-    "policy/importance_min": Metric("number", "Importance weight, least"),
-    "analysis/path_bleu": Metric(
-        "share",
-        "Likeness of paths (BLEU)",
-        "Between paths of a block; 100 % is the same text.",
-    ),
-    "analysis/path_agreement": Metric(
-        "share",
-        "Agreement of paths",
-        "Pairs of a block's paths with one result.",
-        short="paths",
-    ),
-    "analysis/summary_follows_majority": Metric(
-        "share",
+    "analysis/summary_follows_majority": _share(
         "Summary follows most paths",
         "Where the paths of a block disagree.",
         short="summary",
     ),
-    "analysis/verification_share": Metric(
-        "share", "Verification", "Blocks that verify rather than explore."
+    "analysis/verification_share": _share(
+        "Verification", "Blocks that verify rather than explore."
     ),
-    "loss/sft": Metric(
-        "number", "SFT loss", "Nats a token of the traces.", "less", "loss"
-    ),
-    "loss/grpo": Metric("small", "GRPO loss", "The objective; its size says little."),
-    "policy/ratio_max_error": Metric(
-        "small",
+    "loss/sft": _number("SFT loss", "Nats a token of the traces.", "less", "loss"),
+    "loss/grpo": _small("GRPO loss", "The objective; its size says little."),
+    "policy/ratio_max_error": _small(
         "Largest ratio error",
         "Distance of a ratio from 1 before a step's first update.",
         "less",
     ),
-    "rollout/sampling_rounds": Metric(
-        "number", "Sampling rounds", "Rounds until enough groups had a signal."
+    "rollout/sampling_rounds": _number(
+        "Sampling rounds", "Rounds until enough groups had a signal."
     ),
-    "optim/lr": Metric("small", "Learning rate"),
-    "optim/skipped": Metric(
-        "count", "Skipped updates", "Updates whose gradient was not finite.", "less"
+    "optim/lr": _small("Learning rate"),
+    "optim/skipped": _count(
+        "Skipped updates", "Updates whose gradient was not finite.", "less"
     ),
-    "reward/tiered": Metric("count", "Tiered reward in force"),
-    "data/kept": Metric(
-        "count", "Records kept", "Records read so far that fit the limits.", "more"
+    "reward/tiered": _count("Tiered reward in force"),
+    "data/kept": _count(
+        "Records kept", "Records read so far that fit the limits.", "more"
     ),
-    "coldstart/kept": Metric(
-        "share", "Samples kept", "Samples that became traces.", "more", "kept"
+    "coldstart/kept": _share(
+        "Samples kept", "Samples that became traces.", "more", "kept"
     ),
-    "coldstart/traces": Metric("count", "Traces", better="more"),
-    "eval/pass_at_k": Metric(
-        "share",
-        "pass@k",
-        "Chance that one of k responses to a problem is correct.",
-        "more",
+    "coldstart/traces": _count("Traces", better="more"),
+    "eval/pass_at_k": _share(
+        "pass@k", "Chance that one of k responses to a problem is correct.", "more"
     ),
-    "eval/accuracy_string": Metric(
-        "share",
+    "eval/accuracy_string": _share(
         "Accuracy by string",
         "Answers that are the reference's, letter by letter.",
         "more",
     ),
-    "eval/seconds": Metric("seconds", "Time of a response", better="less"),
-    "perf/tokens_per_sec": Metric(
-        "count",
+    "eval/seconds": _seconds("Time of a response", better="less"),
+    "perf/tokens_per_sec": _count(
         "Tokens a second",
         "Tokens of responses or traces, over a step's time.",
         "more",
         "tokens/s",
     ),
-    "perf/step_sec": Metric("seconds", "Time of a step", better="less", short="step"),
-    "perf/prefill_sec": Metric("seconds", "Prefill", better="less"),
-    "perf/decode_sec": Metric("seconds", "Decoding", better="less"),
-    "perf/verify_sec": Metric("seconds", "Judging answers", better="less"),
-    "perf/update_sec": Metric("seconds", "Update", better="less"),
-    "perf/data_sec": Metric("seconds", "Reading data", better="less"),
-    "perf/wait_sec": Metric("seconds", "Waiting for files", better="less"),
-    "perf/checkpoint_sec": Metric("seconds", "Checkpoints and logs", better="less"),
-    "perf/accounted": Metric(
-        "share", "Time accounted for", "Sum of a step's parts over its time."
+    "perf/step_sec": _seconds("Time of a step", better="less", short="step"),
+    "perf/prefill_sec": _seconds("Prefill", better="less"),
+    "perf/decode_sec": _seconds("Decoding", better="less"),
+    "perf/verify_sec": _seconds("Judging answers", better="less"),
+    "perf/update_sec": _seconds("Update", better="less"),
+    "perf/data_sec": _seconds("Reading data", better="less"),
+    "perf/wait_sec": _seconds("Waiting for files", better="less"),
+    "perf/checkpoint_sec": _seconds("Checkpoints and logs", better="less"),
+    "perf/accounted": _share(
+        "Time accounted for", "Sum of a step's parts over its time."
     ),
-    "perf/update_tokens": Metric(
-        "count", "Tokens of updates", "Tokens computed in a step's updates."
+    "perf/update_tokens": _count(
+        "Tokens of updates", "Tokens computed in a step's updates."
     ),
-    "perf/compilations": Metric(
-        "count", "Compilations", "Programs compiled since the run began.", "less"
+    "perf/compilations": _count(
+        "Compilations", "Programs compiled since the run began.", "less"
     ),
-    "perf/useful_row_steps": Metric(
-        "share",
-        "Useful row-steps",
-        "Row-steps of the sampler that wrote a token.",
-        "more",
+    "perf/useful_row_steps": _share(
+        "Useful row-steps", "Row-steps of the sampler that wrote a token.", "more"
     ),
 }
 
 # Metrics whose names end in a word of the config or of the data.
 _FAMILIES = {
-    "reward/weight_": Metric(
-        "number", "Weight of the reward {}", "Its weight in the step's reward."
+    "reward/weight_": _number(
+        "Weight of the reward {}", "Its weight in the step's reward."
     ),
-    "data/dropped_": Metric("count", "Records dropped: {}", better="less"),
-    "coldstart/": Metric("share", "Samples: {}"),
-    "alarm/": Metric("count", "Alarm: {}", "1 while something is wrong.", "less"),
+    "data/dropped_": _count("Records dropped: {}", better="less"),
+    "coldstart/": _share("Samples: {}"),
+    "alarm/": _count("Alarm: {}", "1 while something is wrong.", "less"),
 }
 _BANNED = "_banned"  # an evaluation with <Parallel> banned
 

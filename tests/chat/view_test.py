@@ -69,7 +69,8 @@ def test_the_course_of_drawing_leaves_no_trace(by_bytes, three, width, height):
     """However often a response is drawn, the scrollback is the same in the end."""
     draw = lambda every: drawn(by_bytes, three, Terminal(width, height), every)[0]
     whole = Terminal(width, height)
-    view.draw(whole.console, by_bytes, three[-1])
+    with view.Screen(whole.console, by_bytes) as screen:
+        screen.finish(three[-1])
     assert draw(1) == draw(13) == draw(len(three)) == whole.lines
     words = " ".join(whole.lines)
     for text in ("naïvely", "found.", "数学.", "summary", "Final Answer: 6"):

@@ -22,6 +22,16 @@ _DARK = rich.terminal_theme.SVG_EXPORT_THEME
 _LIGHT = rich.terminal_theme.DEFAULT_TERMINAL_THEME
 
 
+def _draw(console, tokenizer, trajectory, *, is_done: bool) -> None:
+    """Prints a response, or as much of it as there is, once."""
+    painter = view.Painter(console, tokenizer)
+    parts = view.sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
+    size = console.width, console.height
+    for part in parts:
+        lines, _ = painter.lines(part, *size, is_open=part is parts[-1] and not is_done)
+        console.print(*lines, sep="\n", soft_wrap=True)
+
+
 def svg(
     asked: Chat,
     question: str,
@@ -53,9 +63,9 @@ def svg(
     half = next(t for t in seen if t.sequential_steps >= at * steps)
     console.print(f"$ {command}", style="dim")
     console.print(f"> {question}", style="bold")
-    view.draw(console, asked.tokenizer, half, is_done=False)
+    _draw(console, asked.tokenizer, half, is_done=False)
     console.print(f"\n… {steps - half.sequential_steps} steps later", style="dim")
-    view.draw(console, asked.tokenizer, seen[-1])
+    _draw(console, asked.tokenizer, seen[-1], is_done=True)
     console.print(f"\n{view.figures(record, console)}", style="dim")
     found = console.export_svg(
         title="pr1_jax.chat", theme=_LIGHT if light else _DARK, unique_id="chat"

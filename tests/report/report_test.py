@@ -18,7 +18,6 @@ from pr1_jax.report import (
     history,
     page,
     reading,
-    request,
     traces,
     updates,
 )
@@ -402,4 +401,4 @@ def test_mistakes_are_named(workdir, monkeypatch, workdirs, out, steps, message)
     monkeypatch.chdir(ROOT)
     named = [name.format(run=workdir) for name in workdirs]
     with pytest.raises((ValueError, OSError), match=message):
-        request.write(named, out, steps)
+        page.write(named, out, steps)
