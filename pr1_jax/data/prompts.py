@@ -46,7 +46,8 @@ def prompt_tokens(
       allow_tags: whether tags that the prompt mentions become their tokens; structure
         begins with the response in any case (docs/method.md, section 2).
     """
-    check_template(template)
+    if template not in TEMPLATES:
+        raise ValueError(f"data.template={template!r} is not one of {TEMPLATES}")
     asked = {"role": "user", "content": question}
     if template == "instruction":
         question = f"{INSTRUCTION}\n\nProblem: {question.strip()}\n\nSolution:\n"
@@ -56,9 +57,3 @@ def prompt_tokens(
     elif template == "own":
         question = tokenizer.chat_prompt(messages or [asked])
     return np.array(tokenizer.encode(question, allow_tags=allow_tags), np.int32)
-
-
-def check_template(template: str) -> None:
-    """Raises ValueError for a template that is not one of `TEMPLATES`."""
-    if template not in TEMPLATES:
-        raise ValueError(f"data.template={template!r} is not one of {TEMPLATES}")

@@ -39,12 +39,11 @@ def from_base(config: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str]
     Returns:
       A name such as `configs/common.py:smoke`, and (field, value, value in the base).
     """
-    nearest = None
+    bases = []
     for size in defaults.SIZES:
         base = defaults.get_config(size, variant=config.get("variant", "structured"))
         differing = between([config, files.plain(base.to_dict())])
         # A field that this version alone has says nothing about the run.
         differing = [row for row in differing if row[1] != ABSENT]
-        if nearest is None or len(differing) < len(nearest[1]):
-            nearest = (f"configs/common.py{':' + size if size else ''}", differing)
-    return nearest
+        bases.append((f"configs/common.py{':' + size if size else ''}", differing))
+    return min(bases, key=lambda base: len(base[1]))

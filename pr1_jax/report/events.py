@@ -215,20 +215,13 @@ def _without_signal(run: reading.Run, rows: slice) -> str:
 
 def _dropped(run: reading.Run, rows: slice) -> str:
     """How many records of a stage's data were left out so far, and why."""
-    last = {
-        name.removeprefix("data/"): values[rows][np.isfinite(values[rows])][-1:]
-        for name, values in run.columns.items()
-        if name.startswith("data/")
-    }
-    counts = {name: int(value[0]) for name, value in last.items() if len(value)}
-    kept = counts.pop("kept", 0)
-    dropped = {
-        name.removeprefix("dropped_").replace("_", " "): count
-        for name, count in counts.items()
-        if name.startswith("dropped_") and count
-    }
-    if not dropped:
+    counts = {}
+    for name, values in run.columns.items():
+        known = values[rows][np.isfinite(values[rows])]
+        if name.startswith(("data/kept", "data/dropped_")) and known[-1:].any():
+            counts[name.removeprefix("data/dropped_")] = int(known[-1])
+    total, kept = sum(counts.values()), counts.pop("data/kept", 0)
+    if not counts:
         return ""
-    words = [f"{count:,} {reason}" for reason, count in dropped.items()]
-    total = kept + sum(dropped.values())
+    words = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()]
     return f"kept {kept:,} of {total:,} records read: {', '.join(words)}."

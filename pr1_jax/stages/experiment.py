@@ -27,7 +27,7 @@ from pr1_jax.system import mesh
 from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import abstract_state, shardings_of
-from pr1_jax.trajectory import Batch
+from pr1_jax.trajectory import Batch, Trajectory
 from pr1_jax.workdir import checkpoint
 
 ORDINARY = checks.MODES[-1]  # decoding with `<Parallel>` banned
@@ -121,11 +121,27 @@ class Experiment:
             **(drawing if sampling else {}),
         )
 
+    def pack(
+        self,
+        trajectories: Sequence[Trajectory | None],
+        micro_batch: int,
+        **settings: Any,
+    ) -> Batch:
+        """Packs this process's trajectories, with leading axes [micro-batches, B].
+
+        Args:
+          micro_batch: responses of all processes that are computed at once.
+          settings: of `trajectory.pack`.
+        """
+        length, variant = self.settings.max_tokens, self.config.variant
+        batch = trajectory.pack(trajectories, length, variant=variant, **settings)
+        size = micro_batch // jax.process_count()
+        return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+
     def abstract_batch(self, rows: int, micro_batch: int) -> Batch:
         """A batch of `rows` responses as jax.ShapeDtypeStruct, in micro-batches."""
-        batch = trajectory.pack(
-            [None] * micro_batch, self.settings.max_tokens, variant=self.config.variant
-        )
+        length, variant = self.settings.max_tokens, self.config.variant
+        batch = trajectory.pack([None] * micro_batch, length, variant=variant)
         sharding = mesh.batch_sharding(self.mesh, axis=1)
         count = rows // micro_batch
         return jax.tree.map(

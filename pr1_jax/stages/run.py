@@ -1,8 +1,9 @@
 """One run in its workdir: metrics, checkpoints, summary, progress, and resuming."""
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ class Watcher(Protocol):
         """The run has ended, finished or not; nothing more will be written."""
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """Everything that a run writes. Process 0 writes; all processes make one alike."""
 
     def __init__(
@@ -83,11 +84,15 @@ class Run:
         self._watchers = watchers if self._main else ()
         self._left: tuple[Any, Any] | None = None  # states of training and data
         self.position = self._newest()
-        self.params = self._first_params()
+        if self.position is None:
+            self.params = experiment.initial_params()
+        else:
+            self.say(
+                f"resuming {self._stages[self.position.stage]} after step "
+                f"{self.position.step}"
+            )
+            self.params = self._left[0].params
         self._resume_metrics()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc_info) -> None:
         self._checkpoints.close()
@@ -132,14 +137,6 @@ class Run:
             else:
                 return position
         return None
-
-    def _first_params(self) -> Any:
-        """Parameters at the newest checkpoint, or those that the run starts from."""
-        if self.position is None:
-            return self.experiment.initial_params()
-        stage = self._stages[self.position.stage]
-        self.say(f"resuming {stage} after step {self.position.step}")
-        return self._left[0].params
 
     def _resume_metrics(self) -> None:
         """Drops metrics that the checkpoint does not hold; nothing is doubled."""

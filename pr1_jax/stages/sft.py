@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh
 from pr1_jax.training.update import sft_update
-from pr1_jax.trajectory import Batch, Trajectory, pack
+from pr1_jax.trajectory import Trajectory
 from pr1_jax.workdir.checkpoint import Position
 
 
@@ -32,15 +31,6 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def make_batch(experiment: Experiment, traces: Sequence[Trajectory | None]) -> Batch:
-    """Packs this process's traces, with leading axes [micro-batches, B]."""
-    length, variant = experiment.settings.max_tokens, experiment.config.variant
-    batch = pack(traces, length, variant=variant, train_on_forced=True)
-    size = experiment.config.sft.micro_batch_size // jax.process_count()
-    batch = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
-    return mesh.put_batch(batch, experiment.mesh)
 
 
 def lower_update(experiment: Experiment) -> jax.stages.Lowered:
@@ -70,7 +60,10 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             began = time.perf_counter()
             # Short and long ones apart: a micro-batch is cut to its longest.
             traces = sorted(next(stream), key=len)
-            batch = make_batch(experiment, traces)
+            batch = experiment.pack(
+                traces, c.sft.micro_batch_size, train_on_forced=True
+            )
+            batch = mesh.put_batch(batch, experiment.mesh)
             state, figures = update(state, batch)
             figures = {name: float(x) for name, x in figures.items()}
             if figures["skipped"]:

@@ -15,7 +15,7 @@ from pr1_jax.system import mesh, processes
 from pr1_jax.training import micro_batches
 from pr1_jax.training.logps import trained_logps
 from pr1_jax.training.update import GrpoSettings, grpo_update
-from pr1_jax.trajectory import Batch, Trajectory, pack
+from pr1_jax.trajectory import Batch, Trajectory
 
 
 def _recomputes(c: Any) -> bool:
@@ -68,7 +68,6 @@ class Updater:
         c = experiment.config
         self._experiment, self.recomputes = experiment, _recomputes(c)
         self.shortcut = c.rollout.shortcut
-        self._micro_batch = c.rl.micro_batch_size // jax.process_count()
         self._reference = run.reference(params) if c.rl.kl_coef else None
         self._update = threads.submit(lower_update(experiment).compile)
         if self.recomputes or self._reference is not None:
@@ -88,22 +87,6 @@ class Updater:
         """update(state, batch, ref_logps) -> (state, metrics), once it is compiled."""
         return self._update.result()
 
-    def _pack(self, trajectories, advantages, shared) -> Batch:
-        c = self._experiment.config
-        batch = pack(
-            trajectories,
-            self._experiment.settings.max_tokens,
-            variant=c.variant,
-            train_on_forced=c.rl.train_on_forced,
-            advantages=advantages,
-            shared=shared,
-        )
-        split = lambda x: x.reshape(-1, self._micro_batch, *x.shape[1:])
-        return jax.tree.map(split, batch)
-
-    def _put(self, batch: Batch) -> Batch:
-        return mesh.put_batch(batch, self._experiment.mesh)
-
     def mini_batches(
         self,
         params: Any,
@@ -117,24 +100,31 @@ class Updater:
         the gap between the two is measured over all responses.
         """
         experiment, out, mismatches = self._experiment, [], []
-        tokens = 0
+        c, tokens = experiment.config.rl, 0
         rows = np.arange(len(trajectories))
-        for chosen in np.split(rows, experiment.config.rl.mini_batches):
+        for chosen in np.split(rows, c.mini_batches):
             order = micro_batches.arrange(
                 [trajectories[i] for i in chosen],
                 experiment.policy(sampling=True),
-                group_size=experiment.config.rl.group_size,
-                micro_batch=self._micro_batch,
+                group_size=c.group_size,
+                micro_batch=c.micro_batch_size // jax.process_count(),
                 max_tokens=experiment.settings.max_tokens,
             )
             tokens += order.computed_tokens
             chosen = chosen[order.rows]
             picked = [trajectories[i] for i in chosen]
-            batch, ref = self._pack(picked, advantages[chosen], order.shared), None
+            batch = experiment.pack(
+                picked,
+                c.micro_batch_size,
+                train_on_forced=c.train_on_forced,
+                advantages=advantages[chosen],
+                shared=order.shared,
+            )
             if self.recomputes:
                 batch, mismatch = self._recompute(params, batch, picked)
                 mismatches.append(mismatch)
-            batch = self._put(batch)
+            batch = mesh.put_batch(batch, experiment.mesh)
+            ref = None
             if self._reference is not None:
                 bare = batch.replace(importance=None)
                 ref = self._logps(self._reference, bare)
@@ -148,7 +138,8 @@ class Updater:
         self, params: Any, batch: Batch, picked: Sequence[Trajectory]
     ) -> tuple[Batch, dict[str, np.ndarray]]:
         """The trainer's old log-probs, and how far from them the sampler's are."""
-        old = mesh.local_batch(self._logps(params, self._put(batch)))
+        put = mesh.put_batch(batch, self._experiment.mesh)
+        old = mesh.local_batch(self._logps(params, put))
         mask, shape = batch.loss_mask, batch.old_logps.shape
         # Tokens in second and later paths, and forced ones.
         later = np.zeros((len(picked), shape[-1]), bool)

@@ -9,6 +9,7 @@ at the end. A restart from a checkpoint drops what was logged after that
 checkpoint (`MetricWriter.resume`): no step is ever in the file twice.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -27,12 +28,7 @@ from pr1_jax.system import files
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Lines of a `metrics.jsonl`, as `files.read_json_lines` has them.
-
-    A figure that was NaN or infinite is None.
-    """
-    return files.read_json_lines(path)
+read_metrics = files.read_json_lines  # a figure that was NaN or infinite is None
 
 
 class Sink(Protocol):
@@ -47,7 +43,7 @@ class Sink(Protocol):
         """No more lines will come."""
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager):
     """Appends metrics to `metrics.jsonl`, to TensorBoard event files and to sinks.
 
     In a run of many processes all of them make a writer and call it alike, and
@@ -152,9 +148,6 @@ class MetricWriter:
         for events in self._events.values():
             events.close()
         self._events.clear()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc_info) -> None:
         self.close()
