@@ -41,10 +41,15 @@ def attempt(question="q", response=BLOCK, verdict=CORRECT, finished=True):
     ],
 )
 def test_why_an_attempt_is_kept_or_not(fields, reason):
-    traces, reasons = coldstart.select([attempt(**fields)], needs_block=True)
+    made = attempt(**fields)
+    traces, reasons = coldstart.select([made], needs_block=True)
     assert reasons == {reason: 1}
     expected = {"question": "q", "response": tags.canonical(BLOCK), "answer": "1"}
     assert traces == ([expected] if reason == "kept" else [])
+    if reason == "no_block":  # where that will do
+        traces, reasons = coldstart.select([made], needs_block=False)
+        assert reasons == {"kept": 1}
+        assert traces[0]["response"] == fields["response"]
 
 
 def test_never_two_copies_of_a_question():
@@ -64,13 +69,6 @@ def test_never_two_copies_of_a_question():
     assert reasons == {"incorrect": 1, "kept": 2, "spare": 2}
 
 
-def test_a_trace_without_a_block_where_that_will_do():
-    plain = attempt(response="Final Answer: 1")
-    traces, reasons = coldstart.select([plain], needs_block=False)
-    assert reasons == {"kept": 1}
-    assert traces[0]["response"] == "Final Answer: 1"
-
-
 @pytest.fixture(scope="module")
 def made():
     """A small experiment whose verifier finds every second response correct."""
@@ -85,11 +83,9 @@ def made():
 
 
 def run_stage(made, workdir, monkeypatch):
-    right = lambda text: sum(map(ord, text)) % 2 == 0
-    name = lambda text: CORRECT if right(text) else INCORRECT
-    monkeypatch.setattr(
-        rollout, "check", lambda text, *_, **__: Result(name(text), "made up")
-    )
+    verdict = lambda text: (CORRECT, INCORRECT)[sum(map(ord, text)) % 2]
+    check = lambda text, *_, **__: Result(verdict(text), "made up")
+    monkeypatch.setattr(rollout, "check", check)
     with Run(made, workdir) as current:
         coldstart.run_stage(made, current, 0)
     text = (workdir / "traces.jsonl").read_text()
@@ -130,13 +126,9 @@ def test_what_it_writes_are_traces_for_sft(made, tmp_path):
 def test_a_teacher_that_does_not_know_the_tags_reads_them_spelled(monkeypatch):
     config = get_config("smoke")
     seen = []
-    monkeypatch.setattr(
-        streams,
-        "problem_stream",
-        lambda *args, **kwargs: seen.append(kwargs),
-    )
+    watch = lambda *_, allow_tags, **__: seen.append(allow_tags)
+    monkeypatch.setattr(streams, "problem_stream", watch)
     for mode in ("structured", "ordinary"):
         config.coldstart.mode = mode
-        made = experiment.build(config)
-        coldstart.open_stream(made)
-    assert [kwargs["allow_tags"] for kwargs in seen] == [True, False]
+        coldstart.open_stream(experiment.build(config))
+    assert seen == [True, False]

@@ -23,6 +23,7 @@ from pr1_jax.answers.verify import check
 from pr1_jax.system.files import plain
 from pr1_jax.workdir import metrics
 from tests.helpers import compiling
+from tests.stages import config_test
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALTERNATING = "configs/rl_alternating.py:smoke"
@@ -91,7 +92,7 @@ def launch(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def all_launched(launch, tmp_path_factory):
+def ended(launch, tmp_path_factory):
     """The runs that are never interrupted, all at once: most of it is compiling."""
     folder = tmp_path_factory.mktemp("runs")
     wanted = {
@@ -99,25 +100,16 @@ def all_launched(launch, tmp_path_factory):
         "causal": ("configs/rl_easy.py:smoke", SMALL),
         "sequential": ("configs/grpo_sequential.py:smoke", SMALL),
     }
-    return {
+    started = {
         name: launch(folder / name, f"--config={config}", *arguments)
         for name, (config, arguments) in wanted.items()
     }
+    return {name: run.wait() for name, run in started.items()}
 
 
 @pytest.fixture(scope="module")
-def full(all_launched):
-    return all_launched["alternating"].wait()
-
-
-@pytest.fixture(scope="module")
-def causal(all_launched):
-    return all_launched["causal"].wait()
-
-
-@pytest.fixture(scope="module")
-def sequential(all_launched):
-    return all_launched["sequential"].wait()
+def full(ended):
+    return ended["alternating"]
 
 
 def lines(workdir, stage=None):
@@ -189,8 +181,9 @@ def test_figures_are_there_and_finite(full):
                 assert value is not None and math.isfinite(value), (name, line)
 
 
-def test_the_sampler_and_the_trainer_agree_at_every_step(full):
-    for line in lines(full.workdir, "rl"):
+@pytest.mark.parametrize("name", ["alternating", "causal"])
+def test_the_sampler_and_the_trainer_agree_at_every_step(ended, name):
+    for line in lines(ended[name].workdir, "rl"):
         assert 0 < line["rollout/logp_gap_max"] < 1e-4
         assert line["rollout/logp_gap_mean"] <= line["rollout/logp_gap_max"]
         assert line["policy/ratio_max_error"] < 1e-4
@@ -258,13 +251,15 @@ def test_rollouts_agree_with_rewards_and_figures(full):
     assert num_blocks > 0
 
 
-def test_every_sampled_response_passes_the_format_check(full, causal):
+def test_every_sampled_response_passes_the_format_check(ended):
     checked = 0
-    for workdir in (full.workdir, causal.workdir):
-        for path in sorted((workdir / "rollouts").iterdir()):
-            for response in responses(workdir, path.stem):
+    for name, run in ended.items():
+        for path in sorted((run.workdir / "rollouts").iterdir()):
+            for response in responses(run.workdir, path.stem):
                 assert tags.check_format(response["response"]) == []
-                checked += tags.PARALLEL in response["response"]
+                has_tags = any(tag in response["response"] for tag in tags.TAGS)
+                assert not (has_tags and name == "sequential")
+                checked += has_tags
     assert checked > 20
 
 
@@ -330,42 +325,27 @@ def test_the_benchmark_of_a_checkpoint_repeats_its_last_evaluation(
 # --- Other configs ------------------------------------------------------------------
 
 
-def test_causal_variant_logs_both_gaps(causal):
-    found = lines(causal.workdir, "rl")
+def test_causal_variant_logs_both_gaps(ended):
+    found = lines(ended["causal"].workdir, "rl")
     assert len(found) == 2
-    later = []
-    for line in found:
-        assert 0 < line["rollout/logp_gap_max"] < 1e-4
-        assert line["policy/ratio_max_error"] < 1e-4
-        later.append(line["rollout/logp_gap_later_paths_max"])
     # Second paths were sampled without seeing the first: a gap by design.
-    assert max(later) > 1e-3
-    counts = {line["perf/compilations"] for line in found}
-    assert len(counts) == 1
+    assert max(line["rollout/logp_gap_later_paths_max"] for line in found) > 1e-3
+    assert len({line["perf/compilations"] for line in found}) == 1
 
 
-def test_sequential_baseline_has_no_blocks(sequential):
-    for line in lines(sequential.workdir):
+def test_sequential_baseline_has_no_blocks(ended):
+    for line in lines(ended["sequential"].workdir):
         for group in ("rollout", "eval"):
             if f"{group}/parallel_ratio" in line:
                 assert line[f"{group}/parallel_ratio"] == 0.0
                 speed_up = line[f"{group}/self_parallelism"]
                 assert speed_up == pytest.approx(1.0)
-    for path in (sequential.workdir / "rollouts").iterdir():
-        for response in responses(sequential.workdir, path.stem):
-            assert not any(tag in response["response"] for tag in tags.TAGS)
-
-
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", config_test.NAMES)
 def test_smoke_goes_through_all_stages(name, launch, tmp_path):
-    run = launch(
-        tmp_path,
-        f"--config=configs/{name}.py:smoke",
-    ).wait()
+    run = launch(tmp_path, f"--config=configs/{name}.py:smoke").wait()
     assert run.seconds < 90
     config = json.loads((tmp_path / "config.json").read_text())
     stages = {line["stage"] for line in lines(tmp_path)}

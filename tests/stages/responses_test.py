@@ -48,18 +48,6 @@ def scored(*responses, answers=("1",), trajectories=None):
     ]
 
 
-def stray_tag(response=RIGHT):
-    """A response with a `</Path>` that the model wrote out of place: no block of it."""
-    (plain,) = made(response)
-    tag = TOKENIZER.tag_ids["</Path>"]
-    tokens = np.array([tag, *plain.tokens], np.int32)
-    more = {
-        name: np.array([0, *getattr(plain, name)], getattr(plain, name).dtype)
-        for name in PER_TOKEN
-    }
-    return dataclasses.replace(plain, **more | {"tokens": tokens})
-
-
 class Sampler:
     """Stands in for the sampler: gives responses in the order in which they end."""
 
@@ -91,18 +79,6 @@ def test_responses_are_problem_major_whatever_ends_first():
     assert took["perf/verify_sec"] >= 0
 
 
-def test_text_shows_tags_and_hides_eos():
-    (found,) = scored(BLOCK + RIGHT)
-    assert found.response == BLOCK + RIGHT
-    assert found.format_ok
-    assert found.total_tokens == len(TOKENIZER.encode(BLOCK + RIGHT)) + 1  # with EOS
-
-
-def test_a_response_without_an_answer_is_incorrect():
-    (found,) = scored("left 1+6 no ")
-    assert (found.verdict, found.reward({"tiered": 1.0})) == ("incorrect", -1.0)
-
-
 @pytest.mark.parametrize(
     "response, accuracy, both, tiered",
     [
@@ -110,10 +86,14 @@ def test_a_response_without_an_answer_is_incorrect():
         (BLOCK + RIGHT, 1.0, 1.0, 1.2),
         (WRONG, -1.0, -1.0, -1.0),
         (BLOCK + WRONG, -1.0, -1.0, -1.0),
+        ("left 1+6 no ", -1.0, -1.0, -1.0),  # no answer is no right one
     ],
 )
 def test_rewards_of_responses(response, accuracy, both, tiered):
     (found,) = scored(response)
+    assert found.response == response and found.format_ok  # tags are shown, EOS is not
+    assert found.total_tokens == len(TOKENIZER.encode(response)) + 1  # with EOS
+    assert found.verdict == ("correct" if accuracy > 0 else "incorrect")
     names = ("accuracy", "parallel_and_accuracy", "tiered")
     assert [found.reward({n: 1.0}) for n in names] == [accuracy, both, tiered]
     mixed = {"accuracy": 0.75, "tiered": 0.25}
@@ -121,9 +101,12 @@ def test_rewards_of_responses(response, accuracy, both, tiered):
 
 
 def test_blocks_are_counted_as_recorded_and_faults_as_written():
-    (found,) = scored(trajectories=[stray_tag()])
-    assert not found.format_ok
-    assert found.num_blocks == 0
+    """A `</Path>` that the model wrote out of place is a fault, and no block."""
+    (plain,) = made(RIGHT)
+    more = {name: np.insert(getattr(plain, name), 0, 0) for name in PER_TOKEN}
+    more["tokens"][0] = TOKENIZER.tag_ids["</Path>"]
+    (found,) = scored(trajectories=[dataclasses.replace(plain, **more)])
+    assert not found.format_ok and found.num_blocks == 0
     assert found.reward({"tiered": 1.0}) == 1.0  # correct, and no block
 
 
@@ -190,11 +173,9 @@ def test_groups_without_signal_are_counted():
     assert figures["rollout/degenerate_groups"] == pytest.approx(2 / 3)
     np.testing.assert_array_equal(advantages[:4], 0.0)
     assert advantages[4] > 0 > advantages[5]
-
-
-def test_equal_but_for_the_block_is_a_signal_of_the_tiered_reward_only():
-    found = scored(BLOCK + RIGHT, RIGHT)
+    # Equal but for the block is a signal of the tiered reward only.
     for name, share in (("accuracy", 1.0), ("tiered", 0.0)):
+        found = scored(BLOCK + RIGHT, RIGHT)
         _, _, figures = group_advantages(found, {name: 1.0}, 2, normalize_std=True)
         assert figures["rollout/degenerate_groups"] == share
 
@@ -226,11 +207,8 @@ def test_a_trace_says_what_each_token_was(tmp_path):
     forced = np.arange(len(first.tokens)) == 1
     first = dataclasses.replace(first, logps=logps, forced=forced)
     (plain,) = made(WRONG)
-    cut = dataclasses.replace(
-        plain,
-        finished=False,
-        **{name: getattr(plain, name)[:-1] for name in PER_TOKEN},
-    )
+    shorter = {name: getattr(plain, name)[:-1] for name in PER_TOKEN}
+    cut = dataclasses.replace(plain, finished=False, **shorter)
     found = scored(trajectories=[first, cut, first])
     path = tmp_path / "r.jsonl"
     write_responses(path, found, traces=2, tokenizer=TOKENIZER)
@@ -245,9 +223,8 @@ def test_a_trace_says_what_each_token_was(tmp_path):
     np.testing.assert_allclose(trace["logps"], logps, atol=5.01e-4)
     assert str(trace["logps"][-1]) == "0.0"
     assert trace["forced"] == [0, 1] + [0] * (len(logps) - 2)
-    assert trace["positions"] == first.positions.tolist()
-    assert trace["block"] == first.block.tolist()
-    assert trace["path"] == first.path.tolist()
+    for name in ("positions", "block", "path"):
+        assert trace[name] == getattr(first, name).tolist()
     write_responses(path, found)
     assert "trace" not in read(path)[0]
 

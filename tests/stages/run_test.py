@@ -39,19 +39,17 @@ def made():
 
 
 def test_watchers_are_told_after_the_files_are_written(made, tmp_path):
+    """And they are closed though the run fails."""
     watcher = Watcher(tmp_path)
-    with Run(made, tmp_path, [watcher]) as run:
+    with (
+        pytest.raises(OSError, match="the disk"),
+        Run(made, tmp_path, [watcher]) as run,
+    ):
         run.record_evaluation("eval_0_base", {"eval/accuracy": 0.5})
         run.log("sft", 1, {"loss/sft": 1.0})
+        raise OSError("the disk is full")
     told = [("step", 1), ("evaluation", 1), ("step", 2), ("close", 2)]
     assert watcher.told == told
-
-
-def test_watchers_are_closed_when_a_run_fails(made, tmp_path):
-    watcher = Watcher(tmp_path)
-    with pytest.raises(OSError, match="the disk"), Run(made, tmp_path, [watcher]):
-        raise OSError("the disk is full")
-    assert watcher.told == [("close", 0)]
 
 
 def test_metrics_count_the_records_that_were_kept_and_dropped(made):

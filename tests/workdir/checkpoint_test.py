@@ -27,7 +27,7 @@ def made_state(seed=0, params=PARAMS):
 
 
 def abstract(tree):
-    """Shapes, dtypes and places of a tree."""
+    """Shapes, dtypes and shardings of a tree."""
     tree = jax.tree.map(jnp.asarray, tree)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
@@ -43,103 +43,77 @@ def assert_same(got, expected):
 
 
 def problems(source=None, **settings):
-    source = source or sources.open_source("embedded:hard", "train", seed=0)
     return streams.problem_stream(
-        source,
+        source or sources.open_source("embedded:hard", "train", seed=0),
         tasks.make().tokenizer(),
         template="plain",
         max_prompt_tokens=28,
-        **{"batch_size": 4, "seed": 0, **settings},
+        batch_size=7,
+        seed=5,
+        **settings,
     )
 
 
-def questions(stream, batches):
-    return [[p.question for p in next(stream)] for _ in range(batches)]
+def opened(folder, **settings):
+    """Checkpoints, closed at the end: saving goes on in the background until then."""
+    return contextlib.closing(Checkpoints(folder, **settings))
 
 
-def saved(folder, *places, keep=2):
-    """A workdir with checkpoints; the state is numbered by its place."""
-    checkpoints = Checkpoints(folder, keep=keep)
-    stream = problems()
-    for i, place in enumerate(places):
-        checkpoints.save(place, made_state(i), stream.get_state())
-    checkpoints.close()
+def saved(folder, *positions):
+    """A workdir with checkpoints; the state is numbered by its place among them."""
+    with opened(folder, keep=2) as checkpoints:
+        for i, position in enumerate(positions):
+            checkpoints.save(position, made_state(i), problems().get_state())
     return folder
 
 
-def test_state_and_position_come_back(tmp_path):
-    stream = problems()
-    before = questions(stream, 3)
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() is None
-    checkpoints.save(Position(0, 3), made_state(), stream.get_state())
-    after = questions(stream, 3)
-    checkpoints.close()
-
-    checkpoints, stream = Checkpoints(tmp_path), problems()
-    assert checkpoints.latest() == Position(0, 3)
-    state, position = checkpoints.restore(Position(0, 3), abstract(made_state()))
-    stream.set_state(position)
-    assert_same(state, made_state())
-    assert questions(stream, 3) == after != before
-    checkpoints.close()
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def test_the_position_in_shuffled_data_with_drops_comes_back(tmp_path):
+def test_state_and_position_in_shuffled_data_with_drops_come_back(tmp_path):
     records = sources.open_source("embedded:hard", "train", seed=0)
     records = [records[i] for i in range(30)]
     records[3] = {"question": "1 " * 40, "answer": "1"}  # too long: dropped
-    settings = {"source": records, "shuffle": True, "seed": 5, "batch_size": 7}
-    stream = problems(**settings)
-    questions(stream, 6)  # into the second epoch
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(Position(1, 6), made_state(), stream.get_state())
-    after, counts = questions(stream, 6), dict(stream.counts)
-    assert counts["prompt_too_long"] >= 2
-    checkpoints.close()  # saving goes on in the background until then
-    checkpoints = Checkpoints(tmp_path)
-    _, position = checkpoints.restore(Position(1, 6), abstract(made_state()))
+    made = lambda: problems(records, shuffle=True)
+    questions = lambda: [[p.question for p in next(stream)] for _ in range(6)]
+    stream = made()
+    before = questions()  # into the second epoch
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() is None
+        checkpoints.save(Position(1, 6), made_state(), stream.get_state())
+        after, counts = questions(), dict(stream.counts)
+    assert after != before and counts["prompt_too_long"] >= 2
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() == Position(1, 6)
+        state, position = checkpoints.restore(Position(1, 6), abstract(made_state()))
+    assert_same(state, made_state())
+    stream = made()
     stream.set_state(position)
-    assert (questions(stream, 6), dict(stream.counts)) == (after, counts)
-    checkpoints.close()
+    assert (questions(), dict(stream.counts)) == (after, counts)
 
 
-def test_the_newest_is_the_furthest_along_the_curriculum(tmp_path):
-    saved(tmp_path, Position(0, 300), Position(1, 2))
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() == Position(stage=1, step=2)
-    checkpoints.close()
-
-
-def test_only_the_newest_are_kept(tmp_path):
-    places = [Position(0, 8), Position(0, 12), Position(1, 4), Position(1, 6)]
-    saved(tmp_path, *places, keep=2)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["01000004", "01000006"]
-    checkpoints = Checkpoints(tmp_path)
-    state, _ = checkpoints.restore(Position(1, 4), abstract(made_state()))
+def test_only_the_newest_are_kept_the_furthest_along_the_curriculum(tmp_path):
+    saved(tmp_path, Position(0, 8), Position(0, 300), Position(1, 2), Position(1, 6))
+    assert names(tmp_path) == ["01000002", "01000006"]
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() == Position(stage=1, step=6)
+        state, _ = checkpoints.restore(Position(1, 2), abstract(made_state()))
     assert_same(state, made_state(2))
-    checkpoints.close()
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints"])
-def test_params_alone_of_another_run(tmp_path, name):
+def test_params_alone_of_another_run_are_placed_as_asked(tmp_path, name):
     saved(tmp_path, Position(0, 2), Position(1, 2))
-    params = checkpoint.restore_params(tmp_path / name, abstract(PARAMS))
-    assert_same(params, made_state(1).params)
-
-
-def test_params_are_placed_as_asked(tmp_path):
-    saved(tmp_path, Position(0, 2))
     mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
     spec = jax.sharding.PartitionSpec("fsdp")
     wanted = abstract(PARAMS)
     wanted["embedding"] = jax.ShapeDtypeStruct(
         (4, 3), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, spec)
     )
-    params = checkpoint.restore_params(tmp_path, wanted)
+    params = checkpoint.restore_params(tmp_path / name, wanted)
     assert params["embedding"].sharding.spec == spec
-    assert_same(params, made_state().params)
+    assert_same(params, made_state(1).params)
 
 
 def test_no_checkpoints_to_start_from(tmp_path):
@@ -152,24 +126,17 @@ def test_no_checkpoints_to_start_from(tmp_path):
         checkpoint.restore_params(tmp_path, abstract(PARAMS))
 
 
-def other_shape():
-    return PARAMS | {"embedding": jnp.zeros((5, 3))}
-
-
-def one_more():
-    return PARAMS | {"head": jnp.zeros((4, 3))}
-
-
-def one_less():
-    return {"embedding": PARAMS["embedding"], "layer": {"norm": jnp.ones(3)}}
+OTHER_SHAPE = PARAMS | {"embedding": jnp.zeros((5, 3))}
+ONE_MORE = PARAMS | {"head": jnp.zeros((4, 3))}
+ONE_LESS = PARAMS | {"layer": {"norm": jnp.ones(3)}}
 
 
 @pytest.mark.parametrize(
     "wanted, named",
     [
-        (other_shape(), r"\['embedding'\] has shape \(4, 3\) there and \(5, 3\) here"),
-        (one_more(), r"\['head'\] has shape None there and \(4, 3\) here"),
-        (one_less(), r"\['layer'\]\['kernel'\] has shape \(3, 2\) there and None here"),
+        (OTHER_SHAPE, r"\['embedding'\] has shape \(4, 3\) there and \(5, 3\) here"),
+        (ONE_MORE, r"\['head'\] has shape None there and \(4, 3\) here"),
+        (ONE_LESS, r"\['layer'\]\['kernel'\] has shape \(3, 2\) there and None here"),
     ],
 )
 def test_checkpoint_of_another_model(tmp_path, wanted, named):
@@ -179,15 +146,15 @@ def test_checkpoint_of_another_model(tmp_path, wanted, named):
     assert f"checkpoint.init={tmp_path}" in str(error.value)
 
 
+BEST = {"keep_best": 1, "best_metric": "rollout/accuracy"}
+
+
 def test_the_best_are_kept_beside_the_newest(tmp_path):
-    settings = {"keep": 1, "keep_best": 1, "best_metric": "rollout/accuracy"}
-    checkpoints = Checkpoints(tmp_path, **settings)
-    for step, accuracy in enumerate((0.1, 0.7, 0.3, None, 0.5)):
-        found = {} if accuracy is None else {"rollout/accuracy": accuracy}
-        checkpoints.save(Position(1, step), made_state(step), {}, found)
-    checkpoints.close()
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["01000001", "01000004"]
+    with opened(tmp_path, keep=1, **BEST) as checkpoints:
+        for step, accuracy in enumerate((0.1, 0.7, 0.3, None, 0.5)):
+            found = {} if accuracy is None else {"rollout/accuracy": accuracy}
+            checkpoints.save(Position(1, step), made_state(step), {}, found)
+    assert names(tmp_path) == ["01000001", "01000004"]
 
 
 @pytest.mark.parametrize("part", ["state", "data", "about"])
@@ -203,63 +170,54 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, part, how):
             path.write_bytes({"garbled": garbled}.get(how, b""))
             if how == "gone":
                 path.unlink()
-    checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(DamagedError, match=str(folder)):
-        checkpoints.restore(Position(0, 4), abstract(made_state()))
-    aside = checkpoints.set_aside(Position(0, 4))
-    assert aside.is_dir() and not folder.exists()
-    assert checkpoints.latest() == Position(0, 2)
-    state, _ = checkpoints.restore(Position(0, 2), abstract(made_state()))
+    with opened(tmp_path) as checkpoints:
+        with pytest.raises(DamagedError, match=str(folder)):
+            checkpoints.restore(Position(0, 4), abstract(made_state()))
+        aside = checkpoints.set_aside(Position(0, 4))
+        assert aside.is_dir() and not folder.exists()
+        assert checkpoints.latest() == Position(0, 2)
+        state, _ = checkpoints.restore(Position(0, 2), abstract(made_state()))
     assert_same(state, made_state(0))
-    checkpoints.close()
 
 
 @pytest.mark.parametrize("lost", ["_CHECKPOINT_METADATA", "state", "metrics"])
 def test_a_half_deleted_checkpoint_is_deleted(tmp_path, lost):
     """As after a kill while an old one was being deleted; the best one stays."""
-    settings = {"keep_best": 1, "best_metric": "rollout/accuracy"}
-    with contextlib.closing(Checkpoints(tmp_path, keep=3, **settings)) as checkpoints:
+    with opened(tmp_path, keep=3, **BEST) as checkpoints:
         for step, accuracy in ((1, 0.9), (2, 0.1), (3, 0.3), (4, 0.2)):  # 1 is best
             found = {"rollout/accuracy": accuracy}
             checkpoints.save(Position(0, step), made_state(), {}, found)
             checkpoints.wait()
     part = tmp_path / "checkpoints" / "00000002" / lost
     part.unlink() if part.is_file() else shutil.rmtree(part)
-    with contextlib.closing(Checkpoints(tmp_path, keep=2, **settings)) as checkpoints:
+    with opened(tmp_path, keep=2, **BEST) as checkpoints:
         assert [checkpoints.has(Position(0, n)) for n in (1, 2, 3, 4)] == [1, 0, 1, 1]
         assert checkpoints.latest() == Position(0, 4)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["00000001", "00000003", "00000004"]
+    assert names(tmp_path) == ["00000001", "00000003", "00000004"]
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):
     saved(tmp_path, Position(0, 2))
-    folder = tmp_path / "checkpoints"
-    half = folder / "00000004.orbax-checkpoint-tmp-123"
+    half = tmp_path / "checkpoints" / "00000004.orbax-checkpoint-tmp-123"
     (half / "state").mkdir(parents=True)
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest() == Position(0, 2)
-    checkpoints.close()
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() == Position(0, 2)
 
 
 def test_another_model_or_tokenizer_is_refused_and_named(tmp_path):
-    checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 9 tokens"})
-    checkpoints.save(Position(0, 2), made_state(), {})
-    checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 8 tokens"})
+    nine, eight = ({"tokenizer": f"of {n} tokens"} for n in (9, 8))
+    with opened(tmp_path, about=nine) as checkpoints:
+        checkpoints.save(Position(0, 2), made_state(), {})
+        checkpoints.wait()
+        other = abstract(made_state(params=OTHER_SHAPE))
+        with pytest.raises(ValueError, match=r"is of another model: .*embedding"):
+            checkpoints.restore(Position(0, 2), other)
     named = "00000002 was made with another tokenizer: of 9 tokens there, and of 8"
-    with pytest.raises(ValueError, match=named):
-        checkpoints.restore(Position(0, 2), abstract(made_state()))
-    with pytest.raises(ValueError, match="of 9 tokens there, and of 8 tokens here"):
-        checkpoint.check_params(
-            tmp_path, abstract(PARAMS), about={"tokenizer": "of 8 tokens"}
-        )
-    checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, about={"tokenizer": "of 9 tokens"})
-    other = abstract(made_state(params=other_shape()))
-    with pytest.raises(ValueError, match=r"is of another model: .*embedding"):
-        checkpoints.restore(Position(0, 2), other)
-    checkpoints.close()
+    with opened(tmp_path, about=eight) as checkpoints:
+        with pytest.raises(ValueError, match=named):
+            checkpoints.restore(Position(0, 2), abstract(made_state()))
+        with pytest.raises(ValueError, match="of 9 tokens there, and of 8 tokens here"):
+            checkpoint.check_params(tmp_path, abstract(PARAMS), about=eight)
 
 
 def test_buckets_that_cannot_be_read(monkeypatch):

@@ -26,78 +26,58 @@ def write(folder, **changes):
     return folder
 
 
-def changed(get_config, **changes):
-    config = get_config("smoke")
-    config.update_from_flattened_dict(
-        {name.replace("__", "."): value for name, value in changes.items()}
-    )
-    return config
-
-
 def test_a_run_of_an_older_version_resumes_and_opens(tmp_path):
     assert len(defaults.flat(OLD)) == 118  # eval.benchmarks held none
     open_workdir(write(tmp_path), NEW)
     assert files.plain(read_config(tmp_path).to_dict()) == files.plain(NEW.to_dict())
 
 
+TWO = {name: {"source": f"embedded:{name}", "samples": 4} for name in ("hard", "easy")}
+MINE = {"mine": {"source": "/m.jsonl", "samples": 2}}
+
+
 @pytest.mark.parametrize(
-    "old, get_config, new",
+    "get_config, old, new",
     [
         (
-            {"model__kernels": "xla", "rollout__kernels": "xla"},
             rl_alternating.get_config,
+            {"model__kernels": "xla", "rollout__kernels": "xla"},
             {"kernels": "xla"},
         ),
         (
-            {"data__late_share": 0.5, "data__block_share": 0.25},
             rl_alternating.get_config,
+            {"data__late_share": 0.5, "data__block_share": 0.25},
             {"data__task": "search:block_share=0.25,late_share=0.5"},
         ),
         (
-            {
-                "name": "grpo_sequential",
-                "data__block_share": 0.0,
-                "reward__schedule": "accuracy",
-                "rollout__max_blocks": 0,
-                "rl__clip_high": 0.2,
-            },
             grpo_sequential.get_config,
+            {"name": "grpo_sequential", "data__block_share": 0.0, "rl__clip_high": 0.2}
+            | {"reward__schedule": "accuracy", "rollout__max_blocks": 0},
             {},
         ),
         (
-            {
-                "name": "evaluate",
-                "stages": ["benchmark"],
-                "rl__clip_high": 0.2,
-                "eval__benchmarks": {
-                    "hard": {"source": "embedded:hard", "samples": 4},
-                    "easy": {"source": "embedded:easy", "samples": 4},
-                },
-            },
             evaluate.get_config,
+            {"name": "evaluate", "stages": ["benchmark"], "rl__clip_high": 0.2}
+            | {"eval__benchmarks": TWO},
             {},
         ),
         (
-            {
-                "stages": ["rl", "benchmark"],
-                "eval__benchmarks": {"mine": {"source": "/m.jsonl", "samples": 2}},
-            },
             rl_alternating.get_config,
-            {
-                "stages": ("rl", "benchmark"),
-                "data__eval": "held_out=embedded:hard,mine=/m.jsonl@2",
-            },
+            {"stages": ["rl", "benchmark"], "eval__benchmarks": MINE},
+            {"data__eval": "held_out=embedded:hard,mine=/m.jsonl@2"}
+            | {"stages": ("rl", "benchmark")},
         ),
         (  # what only concerns the machine and what is shown
-            {"report__every_sec": 5.0, "alarms__min_entropy": 0.5},
             rl_alternating.get_config,
+            {"report__every_sec": 5.0, "alarms__min_entropy": 0.5},
             {},
         ),
     ],
     ids=["kernels", "task", "sequential", "benchmarks", "both", "shown"],
 )
-def test_fields_are_those_of_today(tmp_path, old, get_config, new):
-    config = changed(get_config, **new)
+def test_fields_are_those_of_today(tmp_path, get_config, old, new):
+    config = get_config("smoke")
+    config.update_from_flattened_dict({k.replace("__", "."): new[k] for k in new})
     open_workdir(write(tmp_path, **old), config)
     plain = lambda c: {
         name: value

@@ -1,6 +1,7 @@
 """Progress on a terminal and in a pipe."""
 
 import io
+import types
 
 import pytest
 import rich.console
@@ -17,19 +18,10 @@ FIGURES = {
 }
 
 
-class _Clock:
-    """Stands in for the module `time`; the test moves it."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    clock = _Clock()
+    """Stands in for the module `time`; the test moves it."""
+    clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(progress, "time", clock)
     return clock
 
@@ -40,7 +32,9 @@ def _console(*, terminal):
     )
 
 
-def _run(clock, console, total_steps, last_step, step_time_sec):
+def _lines(clock, total_steps, last_step, step_time_sec):
+    """What is written to a pipe."""
+    console = _console(terminal=False)
     with progress.Progress("rl", total_steps, console=console) as bar:
         for step in range(1, last_step + 1):
             clock.now += step_time_sec
@@ -49,26 +43,27 @@ def _run(clock, console, total_steps, last_step, step_time_sec):
 
 
 def test_plain_lines_hold_the_figures_and_no_control_codes(clock):
-    first, *_, last = _run(clock, _console(terminal=False), 40, 40, 3.0)
+    first, *_, last = _lines(clock, 40, 40, 3.0)
     assert first == (
         "rl  step 1/40  reward 0.250  accuracy 70.6%  parallel 63.1%  "
         "tokens/s 12.3k  0:03 elapsed"
     )
-    assert "step 40/40" in last
-    assert last.endswith("2:00 elapsed")
-    assert last.isascii()
-    assert last.isprintable()
+    assert "step 40/40" in last and last.endswith("2:00 elapsed")
+    assert last.isascii() and last.isprintable()
 
 
-def test_plain_lines_come_every_two_seconds_with_the_first_and_the_last(clock):
-    lines = _run(clock, _console(terminal=False), 30, 30, 0.25)
-    steps = [int(line.split("/")[0].split()[-1]) for line in lines]
-    assert steps == [1, 9, 17, 25, 30]
-
-
-def test_a_stage_that_ends_early_still_prints_its_last_step(clock):
-    lines = _run(clock, _console(terminal=False), 30, 4, 0.25)
-    assert [line.split()[2] for line in lines] == ["1/30", "4/30"]
+@pytest.mark.parametrize(
+    "last_step, expected",
+    [
+        (30, ["1/30", "9/30", "17/30", "25/30", "30/30"]),
+        (4, ["1/30", "4/30"]),  # a stage that ends early
+    ],
+)
+def test_plain_lines_come_every_two_seconds_with_the_first_and_the_last(
+    clock, last_step, expected
+):
+    lines = _lines(clock, 30, last_step, 0.25)
+    assert [line.split()[2] for line in lines] == expected
 
 
 def test_time_left_ignores_the_compilation_and_the_steps_before_a_restart(clock):

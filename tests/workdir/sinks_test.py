@@ -46,14 +46,23 @@ class Package(types.ModuleType):
             raise ConnectionError("no network\nand more")
 
 
-@pytest.fixture(params=sinks.NAMES)
-def package(request, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_NAME"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def install(monkeypatch):
+    """Puts a stand-in where a package would be, with nothing set for it."""
+    for name in ("API_KEY", "MODE", "PROJECT", "NAME"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("TRACKIO_PROJECT", raising=False)
-    made = Package(request.param)
-    monkeypatch.setitem(sys.modules, request.param, made)
-    return made
+
+    def install(name):
+        monkeypatch.setitem(sys.modules, name, Package(name))
+        return sys.modules[name]
+
+    return install
+
+
+@pytest.fixture(params=sinks.NAMES)
+def package(request, install):
+    return install(request.param)
 
 
 @pytest.fixture
@@ -86,9 +95,8 @@ def test_figures_are_handed_over_with_line_and_stage(package, tmp_path):
 
 def test_a_run_that_goes_on_is_one_run_and_no_line_comes_twice(package, tmp_path):
     with writer(package, tmp_path) as out:
-        out.write("sft", 1, {"a/x": 1})
-        out.write("sft", 2, {"a/x": 2})
-        out.write("sft", 3, {"a/x": 3})
+        for step in (1, 2, 3):
+            out.write("sft", step, {"a/x": step})
     for last in (3, 4):  # killed, and back to the checkpoint at step 1, twice
         with writer(package, tmp_path) as out:
             out.resume(STAGES, "sft", 1)
@@ -117,15 +125,13 @@ def test_a_failure_is_said_once_and_stops_nothing(package, where, tmp_path, warn
     assert len(metrics.read_metrics(tmp_path / "metrics.jsonl")) == 3
 
 
-def test_one_that_fails_leaves_the_other_alone(tmp_path, monkeypatch, warnings):
-    broken, works = Package("wandb"), Package("trackio")
+def test_one_that_fails_leaves_the_other_alone(tmp_path, install, warnings):
+    broken, works = install("wandb"), install("trackio")
     broken.fails_at = "log"
-    for package in (broken, works):
-        monkeypatch.setitem(sys.modules, package.__name__, package)
     opened = sinks.open_all(("wandb", "trackio"), tmp_path, CONFIG)
     with metrics.MetricWriter(tmp_path, sinks=opened) as out:
-        out.write("sft", 1, {"a/x": 1})
-        out.write("sft", 2, {"a/x": 2})
+        for step in (1, 2):
+            out.write("sft", step, {"a/x": step})
     assert len(warnings) == 1
     assert len(works.logged) == 2
     state = json.loads((tmp_path / "sinks.json").read_text())
@@ -147,13 +153,12 @@ def test_other_processes_open_nothing(package, tmp_path):
         ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
     ],
 )
-def test_wandb_is_online_with_a_key_only(environment, mode, tmp_path, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
+def test_wandb_is_online_with_a_key_only(
+    environment, mode, tmp_path, install, monkeypatch
+):
+    package = install("wandb")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    package = Package("wandb")
-    monkeypatch.setitem(sys.modules, "wandb", package)
     said = []
     monkeypatch.setattr(logging, "info", lambda text, *a: said.append(text % a))
     sinks.open_all(("wandb",), tmp_path, CONFIG)
@@ -163,35 +168,26 @@ def test_wandb_is_online_with_a_key_only(environment, mode, tmp_path, monkeypatc
     assert told == [True] * (mode == "offline")
 
 
-def config(value):
-    c = rl_alternating.get_config("smoke")
-    with c.unlocked():
-        c.metrics.sinks = value
-    return c
+def check(monkeypatch, value, spec=lambda name: Package(name).__spec__):
+    """Checks a config with these sinks, where packages are as `spec` says."""
+    monkeypatch.setattr(importlib.util, "find_spec", spec)
+    config = rl_alternating.get_config("smoke")
+    config.update_from_flattened_dict({"metrics.sinks": value})
+    checks.check(config)
 
 
 @pytest.mark.parametrize("value", [("tensorboard",), ("wandb", 3)])
 def test_unknown_sinks_are_refused(value, monkeypatch):
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: Package(name).__spec__
-    )
+    for known in (sinks.NAMES, ()):
+        check(monkeypatch, known)
     with pytest.raises(ValueError, match=r"metrics\.sinks="):
-        checks.check(config(value))
+        check(monkeypatch, value)
 
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("name", sinks.NAMES)
 def test_a_package_that_is_not_there_is_named(name, folder, monkeypatch):
     spec = importlib.machinery.ModuleSpec(name, None) if folder else None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     expected = rf"metrics\.sinks=\('{name}',\): {name} is not installed: pip install"
     with pytest.raises(ValueError, match=expected):
-        checks.check(config((name,)))
-
-
-def test_sinks_that_are_there_pass(monkeypatch):
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: Package(name).__spec__
-    )
-    checks.check(config(sinks.NAMES))
-    checks.check(config(()))
+        check(monkeypatch, (name,), lambda name: spec)
