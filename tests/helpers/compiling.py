@@ -34,7 +34,8 @@ def _is_known(flag: str) -> bool:
         library.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return content.find(flag.removeprefix("--").encode()) >= 0
+        # As a string of its own: among reserved names it also stands when it is gone.
+        return content.find(flag.removeprefix("--").encode() + b"\0") >= 0
 
 
 def on_one_device() -> dict[str, str]:
