@@ -141,50 +141,29 @@ def _describe(root: pathlib.Path, kind: str) -> int:
     return 0
 
 
-def _ssh(root: pathlib.Path, args: list[str]) -> int:
-    *_, host, command = args
-    return _on_host(root, host, command)
-
-
-def _scp(root: pathlib.Path, args: list[str]) -> int:
-    *_, source, target = args
-    shutil.copy(source, root / "hosts" / target.rstrip(":"))
+def _elsewhere(root: pathlib.Path, name: str, args: list[str]) -> int:
+    """The other commands."""
+    match name, *args:
+        case "ssh", *_, host, command:
+            return _on_host(root, host, command)
+        case "scp", *_, source, target:
+            shutil.copy(source, root / "hosts" / target.rstrip(":"))
+        case "xpk", "workload", "create", *_:
+            (root / "jobset").write_text(_flag(args, "workload") + " ")
+        case "xpk", "workload", "delete", *_:
+            (root / "jobset").unlink()
+        case "kubectl", "get", *_:
+            print(_read(root / "jobset"))
+        case "sbatch", *_:
+            (root / "queue").write_text("7 PENDING")
+        case "squeue", *_:
+            print(_read(root / "queue"))
+        case "scancel", *_:
+            (root / "queue").unlink()
     return 0
 
 
-def _xpk(root: pathlib.Path, args: list[str]) -> int:
-    if args[:2] == ["workload", "create"]:
-        (root / "jobset").write_text(_flag(args, "workload") + " ")
-    elif args[:2] == ["workload", "delete"]:
-        (root / "jobset").unlink()
-    return 0
-
-
-def _kubectl(root: pathlib.Path, args: list[str]) -> int:
-    if args[0] == "get":
-        print(_read(root / "jobset"))
-    return 0
-
-
-def _sbatch(root: pathlib.Path, args: list[str]) -> int:
-    del args
-    (root / "queue").write_text("7 PENDING")
-    return 0
-
-
-def _squeue(root: pathlib.Path, args: list[str]) -> int:
-    del args
-    print(_read(root / "queue"))
-    return 0
-
-
-def _scancel(root: pathlib.Path, args: list[str]) -> int:
-    del args
-    (root / "queue").unlink()
-    return 0
-
-
-def _python(root: pathlib.Path, args: list[str]) -> int:
+def _python(args: list[str]) -> int:
     """The program of a host, or its pip."""
     if args[1] != "pr1_jax.main":
         return 0
@@ -213,8 +192,9 @@ def main(name: str, args: list[str]) -> int:
         code, _, output = answer.read_text().partition("\n")
         print(output, file=sys.stderr if int(code) else sys.stdout)
         return int(code)
-    act = globals().get(f"_{name}")
-    return act(root, args) if act else 0
+    if name == "gcloud":
+        return _gcloud(root, args)
+    return _python(args) if name == "python" else _elsewhere(root, name, args)
 
 
 if __name__ == "__main__":

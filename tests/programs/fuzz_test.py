@@ -81,36 +81,16 @@ def test_any_change_of_json(name):
         target.run(base.change_json(rng.choice(target.seeds), rng))
 
 
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
 @given(st.lists(st.dictionaries(NAMES, VALUES), min_size=1, max_size=3))
-def test_any_json_record(rows):
-    files.check_jsonl("\n".join(map(json.dumps, rows)).encode())
-
-
-@settings(max_examples=100, deadline=None, database=None, derandomize=True)
-@given(st.dictionaries(NAMES, VALUES | st.binary() | st.dates(), min_size=1))
-def test_any_parquet_record(row):
+def test_any_records(rows):
+    files.check("jsonl", "\n".join(map(json.dumps, rows)).encode())
     try:
-        table = pa.Table.from_pylist([row])
+        table = pa.Table.from_pylist(rows)
         pa.parquet.write_table(table, file := io.BytesIO())
     except (pa.ArrowException, ValueError, OverflowError, TypeError):
         return  # of values that parquet cannot hold
-    files.check_parquet(file.getvalue())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", targets.TARGETS)
-def test_100_000_inputs(name):
-    target = targets.TARGETS[name]()
-    rng = random.Random(0)
-    for _ in range(100_000):
-        content = bytearray(rng.choice(target.seeds))
-        for _ in range(rng.randint(1, 6)):
-            start = rng.randint(0, len(content))
-            content[start : start + rng.choice((0, 1, 1, 4))] = rng.randbytes(
-                rng.choice((0, 1, 1, 4))
-            )
-        target.run(bytes(content))
+    files.check("parquet", file.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -127,12 +107,10 @@ def test_long_answers_take_linear_time(unit, monkeypatch):
 
 
 @pytest.mark.parametrize("unit", [*tags.TAGS, "<", "<Path> </Path>", "<Parallel"])
-def test_long_texts_take_linear_time(unit):
-    text = unit * (200_000 // len(unit))
+def test_canonical_takes_linear_time(unit):
     begin = time.process_time()
-    tags.check_format(text)
     try:
-        tags.canonical(text)
+        tags.canonical(unit * (200_000 // len(unit)))
     except ValueError as error:
         assert len(str(error)) < 500
     assert time.process_time() - begin < 2

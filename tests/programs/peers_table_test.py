@@ -7,22 +7,6 @@ import pytest
 from tests.programs.peers import table
 
 
-def _result(work, unit_sec, *, peer="ours", tokens=4096, **kwargs):
-    return {
-        "peer": peer,
-        "version": {"jax": "0.10"},
-        "work": work,
-        "tokens": tokens,
-        "load_sec": 1.0,
-        "first_sec": 5.0,
-        "second_sec": 2 * unit_sec,
-        "seconds": [unit_sec, 9 * unit_sec, unit_sec / 2],  # the median is the first
-        "peak_rss_bytes": 500_000_000,
-        "checks": {},
-        **kwargs,
-    }
-
-
 @pytest.fixture
 def write(tmp_path):
     """write(round, work, row, unit_sec, ...): a worker's files; no seconds = failed."""
@@ -31,10 +15,25 @@ def write(tmp_path):
         folder = tmp_path / f"round{number}"
         folder.mkdir(exist_ok=True)
         (folder / f"{work}-{row}.log").write_text("")
-        if unit_sec is not None:
-            peer = row.removesuffix("_eager")
-            result = _result(work, unit_sec, peer=peer, **kwargs)
-            (folder / f"{work}-{row}.json").write_text(json.dumps(result))
+        if unit_sec is None:
+            return
+        result = {
+            "peer": row.removesuffix("_eager"),
+            "version": {"jax": "0.10"},
+            "work": work,
+            "tokens": 4096,
+            "load_sec": 1.0,
+            "first_sec": 5.0,
+            "second_sec": 2 * unit_sec,
+            "seconds": [
+                unit_sec,
+                9 * unit_sec,
+                unit_sec / 2,
+            ],  # the median is the first
+            "peak_rss_bytes": 500_000_000,
+            "checks": {},
+        }
+        (folder / f"{work}-{row}.json").write_text(json.dumps(result | kwargs))
 
     return write
 

@@ -63,16 +63,9 @@ def _use(record: dict[str, str], traces: bool) -> None:
         assert not traces or made.tokens[-1] == byte_tokenizer().eos_id
 
 
-def check_jsonl(content: bytes) -> None:
-    """JSON lines are records, or one line that names the file."""
-    file = folder() / "data.jsonl"
-    file.write_bytes(content)
-    _read_all(file)
-
-
-def check_parquet(content: bytes) -> None:
-    """A parquet file is records, or one line that names the file."""
-    file = folder() / "data.parquet"
+def check(kind: str, content: bytes) -> None:
+    """A file "jsonl" or "parquet" is records, or one line that names the file."""
+    file = folder() / f"data.{kind}"
     file.write_bytes(content)
     _read_all(file)
 

@@ -4,6 +4,8 @@ A target returns if all is well and raises for a finding. `run.py` drives them w
 coverage-guided fuzzer and `fuzz_test.py` with hypothesis. None reaches a network.
 """
 
+import functools
+
 from tests.programs.fuzz import config, files, folders, texts
 from tests.programs.fuzz.base import Target
 
@@ -19,8 +21,12 @@ TARGETS = {
     ),
     "answer_parser": lambda: Target(texts.check_answer_parser, texts.answer_seeds()),
     "answer_check": lambda: Target(texts.check_answer, texts.answer_seeds()),
-    "jsonl": lambda: Target(files.check_jsonl, files.jsonl_seeds(), json=True),
-    "parquet": lambda: Target(files.check_parquet, files.parquet_seeds()),
+    "jsonl": lambda: Target(
+        functools.partial(files.check, "jsonl"), files.jsonl_seeds(), json=True
+    ),
+    "parquet": lambda: Target(
+        functools.partial(files.check, "parquet"), files.parquet_seeds()
+    ),
     "array_record": lambda: Target(
         files.check_array_record, files.array_record_seeds()
     ),

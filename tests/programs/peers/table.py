@@ -37,20 +37,6 @@ _NAMES = {
     "from_start_sec": "first unit from the start of the process",
     "peak_rss_bytes": "peak memory",
 }
-_COLUMNS = (
-    "work",
-    "row",
-    "tokens",
-    "micro-batch",
-    "unit",
-    "tokens/s",
-    "× ours",
-    "first unit",
-    "from process start",
-    "second unit",
-    "peak memory",
-    "failed",
-)
 
 
 @dataclass(frozen=True)
@@ -90,19 +76,10 @@ class Row:
     def peer(self) -> str:
         return self.name.partition("_")[0]
 
-    @property
-    def title(self) -> str:
-        return self.name.replace("_", " ")
-
     def spread(self, measure: str, rounds: Sequence[int] = ()) -> Spread:
         """What was measured, round by round; of all rounds by default."""
         rounds = rounds or [*self.results]
         return Spread(tuple(MEASURES[measure](self.results[n]) for n in rounds))
-
-    @property
-    def tokens_per_sec(self) -> float:
-        tokens = next(iter(self.results.values()))["tokens"]
-        return tokens / self.spread("unit_sec").median
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -216,21 +193,22 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row, ours: Row | None) -> dict[str, Any]:
-    cells = dict.fromkeys(_COLUMNS) | {"work": row.work, "row": row.title}
-    cells["failed"] = ", ".join(row.failed)
-    if not row.results:
-        return cells
-    result = next(iter(row.results.values()))
-    return cells | {
-        "tokens": result["tokens"],
-        "micro-batch": result["checks"].get("micro_batch"),
-        "unit": row.spread("unit_sec"),
-        "tokens/s": row.tokens_per_sec,
+    first = next(iter(row.results.values()), {"checks": {}})
+    spread = lambda measure: row.spread(measure) if row.results else None
+    unit, peak = spread("unit_sec"), spread("peak_rss_bytes")
+    return {
+        "work": row.work,
+        "row": row.name.replace("_", " "),
+        "tokens": first.get("tokens"),
+        "micro-batch": first["checks"].get("micro_batch"),
+        "unit": unit,
+        "tokens/s": unit and first["tokens"] / unit.median,
         "× ours": ratio(row, ours, "unit_sec") if row.name != OURS else None,
-        "first unit": row.spread("first_sec"),
-        "from process start": row.spread("from_start_sec"),
-        "second unit": row.spread("second_sec"),
-        "peak memory": row.spread("peak_rss_bytes").times(1e-6),
+        "first unit": spread("first_sec"),
+        "from process start": spread("from_start_sec"),
+        "second unit": spread("second_sec"),
+        "peak memory": peak and peak.times(1e-6),
+        "failed": ", ".join(row.failed),
     }
 
 
