@@ -19,7 +19,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="must not exist, or be empty")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     config = ModelConfig(
         vocab_size=4096,
@@ -30,7 +29,7 @@ def main() -> None:
         head_dim=32,
         mlp_width=3 * args.width,
     )
-    params = unbox(init_params(config, jax.random.key(args.seed)))
+    params = unbox(init_params(config, jax.random.key(0)))
     weights.save_params(args.folder, params, config, max_positions=1024)
 
 

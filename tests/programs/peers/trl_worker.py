@@ -1,22 +1,16 @@
 """Times Hugging Face TRL and transformers (torch) on CPU: sampling, an update, a step.
 
-`python trl_worker.py --weights FOLDER --work sampling|update|step --repeats N
---out FILE.json`, in an environment of requirements-trl.txt. The model is
+In an environment of requirements-trl.txt; called as `worker.py` says. The model is
 `Qwen3ForCausalLM` in float32 with SDPA attention; sampling is its `generate`, the
 update and the step are those of `GRPOTrainer`.
 """
 
 import argparse
-import json
 import os
-import resource
 import tempfile
 import time
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
@@ -29,21 +23,8 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-# Read when the libraries are imported: no hub and no usage report from a timed run,
-# and a compilation is from scratch, as it is with JAX.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-
-PROMPT_IDS = 4000  # prompts are drawn below this id
-
-
-@dataclass(frozen=True)
-class Run:
-    """ends: clock at the end of each unit of work; setup_sec: not to be counted."""
-
-    ends: list[float]
-    checks: dict
-    setup_sec: float = 0.0
+from tests.programs.peers import worker
+from tests.programs.peers.worker import GROUP_SIZE, Run
 
 
 class StepClock(TrainerCallback):
@@ -56,76 +37,44 @@ class StepClock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--work", choices=("sampling", "update", "step"), required=True)
-    parser.add_argument("--repeats", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=32, help="sequences of a unit")
-    parser.add_argument("--prompt_tokens", type=int, default=64)
-    parser.add_argument("--new_tokens", type=int, default=128)
-    parser.add_argument("--group_size", type=int, default=4)
-    parser.add_argument("--micro_batch", type=int, default=32, help="sequences")
-    # A dynamic cache is copied to a longer one at each token, but attention then needs
-    # no mask and reads filled slots only; a static one is written in place and read
-    # whole under a mask, and what it is for, a compiled decode step, is not for CPUs.
-    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic")
-    # Of the trained forward and backward pass; a minute or more once, then faster.
-    # `generate` is never compiled on a CPU, and the trainer forbids it everywhere.
-    yes_or_no = argparse.BooleanOptionalAction
-    parser.add_argument("--compile", action=yes_or_no, default=True)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    return parser.parse_args()
-
-
-def since_process_start() -> float:
-    """Seconds since the kernel started this process: imports are in it."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - start
-
-
-def load(folder: Path) -> Qwen3ForCausalLM:
+def load(args: argparse.Namespace) -> tuple[Qwen3ForCausalLM]:
     """The model; it names no end token, so that `generate` looks for none."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = Qwen3ForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
+        args.weights, dtype=torch.float32, attn_implementation="sdpa"
     )
     model.config.eos_token_id = model.generation_config.eos_token_id = None
-    return model
+    return (model,)
 
 
 def sampling(model: Qwen3ForCausalLM, args: argparse.Namespace) -> Run:
-    """Temperature 1 without limits; no log-probs, as `GRPOTrainer` asks for none."""
-    shape = (args.prompts, args.prompt_tokens)
-    ids = np.random.default_rng(0).integers(0, PROMPT_IDS, size=shape)
-    prompts = torch.from_numpy(ids)
+    """Temperature 1 without limits; no log-probs, as `GRPOTrainer` asks for none.
+
+    The default cache is copied to a longer one at each token, but attention then needs
+    no mask and reads filled slots only; a static one is written in place and read
+    whole under a mask, and what it is for, a compiled decode step, is not for CPUs.
+    """
+    prompts = torch.from_numpy(worker.prompts(args.prompts, args))
     config = GenerationConfig(
         max_new_tokens=args.new_tokens,
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        cache_implementation=None if args.cache == "dynamic" else args.cache,
     )
     model.eval()
-    ends, outputs = [], []
-    for _ in range(2 + args.repeats):
+
+    def draw(unit: int) -> torch.Tensor:
+        del unit
         with torch.inference_mode():
             tokens = model.generate(
                 prompts,
                 attention_mask=torch.ones_like(prompts),
                 generation_config=config,
             )
-        ends.append(time.perf_counter())
-        outputs = [*outputs[-1:], tokens[:, args.prompt_tokens :]]
-    checks = {
-        "tokens_shape": list(outputs[-1].shape),
-        "tokens_below_vocab": bool((outputs[-1] < model.config.vocab_size).all()),
-        "same_as_repeat_before": float((outputs[0] == outputs[1]).double().mean()),
-        "cache": args.cache,
-    }
-    return Run(ends, checks)
+        return tokens[:, args.prompt_tokens :]
+
+    return worker.sample(draw, model.config.vocab_size, args)
 
 
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -143,7 +92,7 @@ def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def share_of_odd(completion_ids: list[list[int]], **_) -> list[float]:
-    return [float(np.mean(np.array(ids) % 2)) for ids in completion_ids]
+    return [*map(worker.share_of_odd, completion_ids)]
 
 
 def trainer(
@@ -154,9 +103,7 @@ def trainer(
     Of its defaults it keeps beta 0, clipping at 0.2, fused AdamW, rate 1e-6, no decay,
     gradients clipped to norm 1.
     """
-    steps, groups = 2 + args.repeats, args.prompts // args.group_size
-    shape = (steps * groups, args.prompt_tokens)
-    ids = np.random.default_rng(0).integers(0, PROMPT_IDS, size=shape)
+    ids = worker.prompts(args.units * args.prompts // GROUP_SIZE, args)
     config = GRPOConfig(
         output_dir=folder,
         use_cpu=True,
@@ -164,14 +111,13 @@ def trainer(
         gradient_checkpointing=False,  # else each layer's forward pass runs twice
         per_device_train_batch_size=args.micro_batch,
         gradient_accumulation_steps=args.prompts // args.micro_batch,
-        num_generations=args.group_size,
+        num_generations=GROUP_SIZE,
         max_completion_length=args.new_tokens,
-        max_steps=steps,
+        max_steps=args.units,
         shuffle_dataset=False,
         loss_type="grpo",  # as "dapo", the default, where responses are equally long
         lr_scheduler_type="constant",
         torch_compile=args.compile,
-        cache_implementation=None if args.cache == "dynamic" else args.cache,
         dataloader_pin_memory=False,
         logging_strategy="no",
         save_strategy="no",
@@ -191,9 +137,7 @@ def trainer(
 
 def update(model: Qwen3ForCausalLM, args: argparse.Namespace) -> Run:
     """The trainer's loss, backward pass, clipping and optimizer, on a given batch."""
-    rng = np.random.default_rng(0)
-    shape = (args.prompts, args.prompt_tokens + args.new_tokens)
-    ids = torch.from_numpy(rng.integers(0, PROMPT_IDS, size=shape))
+    ids, advantages = map(torch.from_numpy, worker.batch(args))
     prompt, completion = ids.split([args.prompt_tokens, args.new_tokens], dim=1)
     with tempfile.TemporaryDirectory() as folder:
         grpo = trainer(model, args, StepClock(), folder)
@@ -210,7 +154,7 @@ def update(model: Qwen3ForCausalLM, args: argparse.Namespace) -> Run:
         "prompt_mask": torch.ones_like(prompt),
         "completion_ids": completion,
         "completion_mask": torch.ones_like(completion),
-        "advantages": torch.from_numpy(rng.normal(size=args.prompts)).float(),
+        "advantages": advantages.float(),
         "old_per_token_logps": old_logps,
     }
     micro_batches = [
@@ -219,7 +163,7 @@ def update(model: Qwen3ForCausalLM, args: argparse.Namespace) -> Run:
     ]
     grpo.current_gradient_accumulation_steps = len(micro_batches)  # as `train` sets it
     ends, losses, norms = [], [], []
-    for _ in range(2 + args.repeats):
+    for _ in range(args.units):
         total = 0.0
         for micro_batch in micro_batches:
             loss = grpo.compute_loss(prepared, micro_batch)
@@ -255,44 +199,29 @@ def step(model: Qwen3ForCausalLM, args: argparse.Namespace) -> Run:
         "updates": grpo.state.global_step,
         **{name: grpo.state.log_history[-1][name] for name in names},  # means
         "micro_batch": args.micro_batch,
-        "cache": args.cache,
         "compile": args.compile,
     }
     return Run(clock.ends, checks)
 
 
-def largest_change(model: Qwen3ForCausalLM, folder: Path) -> float:
+def finish(
+    run: Run, model: Qwen3ForCausalLM, args: argparse.Namespace
+) -> dict[str, Any]:
     before: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
+    for path in args.weights.glob("*.safetensors"):
         before |= load_file(path)
     now = model.state_dict()
-    return max(float((now[name] - old).abs().max()) for name, old in before.items())
+    change = worker.largest_change(before.values(), [now[name] for name in before])
+    return {"max_parameter_change": change, "threads": torch.get_num_threads()}
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    model = load(args.weights)
-    load_sec, loaded = since_process_start(), time.perf_counter()
-    works = {"sampling": sampling, "update": update, "step": step}
-    run = works[args.work](model, args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    change, threads = largest_change(model, args.weights), torch.get_num_threads()
-    trained = args.prompt_tokens if args.work == "update" else 0
+    flags = worker.parser(__doc__)
+    # Of the trained forward and backward pass; a minute or more once, then faster.
+    # `generate` is never compiled on a CPU, and the trainer forbids it everywhere.
+    flags.add_argument("--no-compile", dest="compile", action="store_false")
     packages = ("trl", "transformers", "torch", "accelerate", "tokenizers", "numpy")
-    result = {
-        "peer": "trl",
-        "version": {name: metadata.version(name) for name in packages},
-        "work": args.work,
-        "tokens": args.prompts * (args.new_tokens + trained),
-        "load_sec": load_sec,
-        "first_sec": run.ends[0] - loaded - run.setup_sec,
-        "second_sec": run.ends[1] - run.ends[0],
-        "seconds": np.diff(run.ends[1:]).tolist(),
-        "peak_rss_bytes": peak,
-        "checks": run.checks | {"max_parameter_change": change, "threads": threads},
-    }
-    args.out.write_text(json.dumps(result, indent=1))
+    worker.main("trl", packages, flags, load, (sampling, update, step), finish)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
 """Times google-tunix (JAX) on all CPU devices: sampling, an update, a GRPO step.
 
-`python tunix_worker.py --weights FOLDER --work sampling|update|step --repeats N
---out FILE.json`, in an environment of requirements-tunix.txt. The model is its Qwen3
-in float32, the sampler its vanilla one, the update and the step are those of its
-`GRPOLearner`: all on one mesh, so that the rollout reads the actor's own weights.
+In an environment of requirements-tunix.txt; called as `worker.py` says. The model is
+its Qwen3 in float32, the sampler its vanilla one, the update and the step are those of
+its `GRPOLearner`: all on one mesh, so that the rollout reads the actor's own weights.
 """
 
 import argparse
 import json
-import os
-import resource
 import time
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +25,8 @@ from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout import base_rollout
 from tunix.sft import hooks
 
-PROMPT_IDS = 4000  # prompts are drawn below this id
-
-
-@dataclass(frozen=True)
-class Run:
-    """ends: clock at the end of each unit of work; setup_sec: not to be counted."""
-
-    ends: list[float]
-    checks: dict
-    setup_sec: float = 0.0
+from tests.programs.peers import worker
+from tests.programs.peers.worker import GROUP_SIZE, Run
 
 
 class Ids:
@@ -87,31 +74,14 @@ class StepClock(hooks.TrainingHooks):
     def on_eval_step_end(self, train_ctx, eval_loss) -> None: ...
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--work", choices=("sampling", "update", "step"), required=True)
-    parser.add_argument("--repeats", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=32, help="sequences of a unit")
-    parser.add_argument("--prompt_tokens", type=int, default=64)
-    parser.add_argument("--new_tokens", type=int, default=128)
-    parser.add_argument("--group_size", type=int, default=4)
-    # Sequences, whole groups. With one micro-batch there is nothing to accumulate.
-    parser.add_argument("--micro_batch", type=int, default=32)
-    return parser.parse_args()
-
-
-def since_process_start() -> float:
-    """Seconds since the kernel started this process: imports are in it."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - start
-
-
-def load(folder: Path, mesh: Mesh) -> qwen3.Qwen3:
+def load(args: argparse.Namespace) -> tuple[qwen3.Qwen3, Mesh]:
     """Qwen3 with its defaults: float32, nothing recomputed in the backward pass."""
-    hf = json.loads((folder / "config.json").read_text())
+    # As Tunix's examples do: with "fsdp" of 1 its sharding rules apply to one device.
+    auto = AxisType.Auto
+    mesh = jax.make_mesh(
+        (jax.device_count(), 1), ("fsdp", "tp"), axis_types=(auto, auto)
+    )
+    hf = json.loads((args.weights / "config.json").read_text())
     config = qwen3.ModelConfig(
         num_layers=hf["num_hidden_layers"],
         vocab_size=hf["vocab_size"],
@@ -125,14 +95,14 @@ def load(folder: Path, mesh: Mesh) -> qwen3.Qwen3:
         norm_eps=hf["rms_norm_eps"],
         use_tied_embedding=hf["tie_word_embeddings"],
     )
-    return params.create_model_from_safe_tensors(
-        str(folder), config, mesh, dtype=jnp.float32
+    model = params.create_model_from_safe_tensors(
+        str(args.weights), config, mesh, dtype=jnp.float32
     )
+    return jax.block_until_ready(model), mesh
 
 
-def prompt_texts(count: int, tokens: int) -> list[str]:
-    ids = np.random.default_rng(0).integers(0, PROMPT_IDS, size=(count, tokens))
-    return [" ".join(map(str, row)) for row in ids]
+def prompt_texts(count: int, args: argparse.Namespace) -> list[str]:
+    return [" ".join(map(str, row)) for row in worker.prompts(count, args)]
 
 
 def sampling(model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace) -> Run:
@@ -143,31 +113,24 @@ def sampling(model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace) -> Run:
         length, config.num_layers, config.num_kv_heads, config.head_dim
     )
     sample = sampler.Sampler(model, Ids(config.vocab_size), cache)
-    texts = prompt_texts(args.prompts, args.prompt_tokens)
-    ends, outputs = [], []
-    for repeat in range(2 + args.repeats):
+    texts = prompt_texts(args.prompts, args)
+
+    def draw(unit: int) -> list[jax.Array]:
         output = sample(
             texts,
             max_generation_steps=args.new_tokens,
             max_prompt_length=args.prompt_tokens,
             temperature=1.0,
             top_p=1.0,  # with no top_k this draws without sorting
-            seed=repeat,
+            seed=unit,
         )
-        ends.append(time.perf_counter())
-        outputs = [*outputs[-1:], np.stack(output.tokens)]
-    checks = {
-        "tokens_shape": outputs[-1].shape,
-        "tokens_below_vocab": bool((outputs[-1] < config.vocab_size).all()),
-        "same_as_repeat_before": float(np.mean(outputs[0] == outputs[1])),
-    }
-    return Run(ends, checks)
+        return output.tokens
+
+    return worker.sample(draw, config.vocab_size, args)
 
 
 def share_of_odd(completions: list[str], **_) -> list[float]:
-    return [
-        float(np.mean([int(word) % 2 for word in text.split()])) for text in completions
-    ]
+    return [worker.share_of_odd([*map(int, text.split())]) for text in completions]
 
 
 def learner(
@@ -175,13 +138,13 @@ def learner(
 ) -> grpo_learner.GRPOLearner:
     """Tunix's learner with actor and rollout on one mesh, hence one copy of weights."""
     groups, micro_groups = (
-        sequences // args.group_size for sequences in (args.prompts, args.micro_batch)
+        sequences // GROUP_SIZE for sequences in (args.prompts, args.micro_batch)
     )
     training = rl_cluster.RLTrainingConfig(
         actor_optimizer=optax.chain(  # the same as TRL's default
             optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.0)
         ),
-        max_steps=2 + args.repeats,
+        max_steps=args.units,
         eval_every_n_steps=1_000_000,
         mini_batch_size=groups,
         # None, not the whole: even one accumulated batch is wrapped in `MultiSteps`.
@@ -207,7 +170,7 @@ def learner(
         ),
     )
     # With its one iteration it needs no log-probs of the old policy; it clips at 0.2.
-    config = grpo_learner.GRPOConfig(num_generations=args.group_size, beta=0.0)
+    config = grpo_learner.GRPOConfig(num_generations=GROUP_SIZE, beta=0.0)
     return grpo_learner.GRPOLearner(cluster, config, reward_fns=share_of_odd)
 
 
@@ -224,9 +187,7 @@ def update(model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace) -> Run:
     """`RLCluster.update_actor`, as the learner calls it, on a given batch."""
     grpo = learner(model, mesh, args)
     cluster = grpo.rl_cluster
-    rng = np.random.default_rng(0)
-    shape = (args.prompts, args.prompt_tokens + args.new_tokens)
-    ids = jnp.asarray(rng.integers(0, PROMPT_IDS, size=shape))
+    ids, advantages = map(jnp.asarray, worker.batch(args))
     prompt, completion = jnp.split(ids, [args.prompt_tokens], axis=1)
     start = time.perf_counter()
     old_logps = cluster.get_old_per_token_logps(prompt, completion)
@@ -237,7 +198,7 @@ def update(model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace) -> Run:
         prompt_mask=jnp.ones(prompt.shape, bool),
         completion_ids=completion,
         completion_mask=jnp.ones(completion.shape, bool),
-        advantages=jnp.asarray(rng.normal(size=args.prompts), jnp.float32),
+        advantages=advantages.astype(jnp.float32),
         ref_per_token_logps=None,
         old_per_token_logps=old_logps,
     )
@@ -247,7 +208,7 @@ def update(model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace) -> Run:
     ]
     clock = StepClock()
     cluster.actor_trainer.with_training_hooks(clock)
-    for _ in range(2 + args.repeats):
+    for _ in range(args.units):
         for micro_batch in micro_batches:
             cluster.update_actor([micro_batch], None)
     cluster.close()
@@ -265,14 +226,13 @@ def step(model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace) -> Run:
     grpo = learner(model, mesh, args)
     clock = StepClock()
     grpo.rl_cluster.actor_trainer.with_training_hooks(clock)
-    steps, groups = 2 + args.repeats, args.prompts // args.group_size
-    texts = np.array(prompt_texts(steps * groups, args.prompt_tokens))
-    grpo.train({"prompts": batch} for batch in texts.reshape(steps, groups))
-    actor = nnx.state(grpo.rl_cluster.actor_trainer.model)
-    rollout = nnx.state(grpo.rl_cluster.rollout.model())
+    texts = prompt_texts(args.units * args.prompts // GROUP_SIZE, args)
+    grpo.train({"prompts": batch} for batch in np.split(np.array(texts), args.units))
+    actor = leaves(grpo.rl_cluster.actor_trainer.model)
+    rollout = leaves(grpo.rl_cluster.rollout.model())
     checks = {
         "updates": grpo.rl_cluster.actor_trainer.train_steps,
-        "rollout_has_new_weights": largest_difference(actor, rollout) == 0,
+        "rollout_has_new_weights": worker.largest_change(actor, rollout) == 0,
         "micro_batch": args.micro_batch,
         **logged(grpo, "actor/loss", "actor/grad_norm", "completions/min_length"),
         **logged(grpo, "rewards/score/min", "rewards/score/max"),
@@ -280,40 +240,18 @@ def step(model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace) -> Run:
     return Run(clock.ends, checks)
 
 
-def largest_difference(one: nnx.State, other: nnx.State) -> float:
-    differences = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one, other)
-    return max(jax.tree.leaves(differences))
+def leaves(model: nnx.Module) -> list[jax.Array]:
+    return jax.tree.leaves(nnx.state(model))
 
 
-def main() -> None:
-    args = arguments()
-    # As Tunix's examples do: with "fsdp" of 1 its sharding rules apply to one device.
-    auto = AxisType.Auto
-    mesh = jax.make_mesh(
-        (jax.device_count(), 1), ("fsdp", "tp"), axis_types=(auto, auto)
-    )
-    model = jax.block_until_ready(load(args.weights, mesh))
-    load_sec, loaded = since_process_start(), time.perf_counter()
-    works = {"sampling": sampling, "update": update, "step": step}
-    run = works[args.work](model, mesh, args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    change = largest_difference(nnx.state(model), nnx.state(load(args.weights, mesh)))
-    trained = args.prompt_tokens if args.work == "update" else 0
-    packages = ("google-tunix", "jax", "jaxlib", "flax", "optax", "numpy")
-    result = {
-        "peer": "tunix",
-        "version": {name: metadata.version(name) for name in packages},
-        "work": args.work,
-        "tokens": args.prompts * (args.new_tokens + trained),
-        "load_sec": load_sec,
-        "first_sec": run.ends[0] - loaded - run.setup_sec,
-        "second_sec": run.ends[1] - run.ends[0],
-        "seconds": np.diff(run.ends[1:]).tolist(),
-        "peak_rss_bytes": peak,
-        "checks": run.checks | {"max_parameter_change": change},
-    }
-    args.out.write_text(json.dumps(result, indent=1))
+def finish(
+    run: Run, model: qwen3.Qwen3, mesh: Mesh, args: argparse.Namespace
+) -> dict[str, Any]:
+    change = worker.largest_change(leaves(load(args)[0]), leaves(model))
+    return {"max_parameter_change": change}
 
 
 if __name__ == "__main__":
-    main()
+    packages = ("google-tunix", "jax", "jaxlib", "flax", "optax", "numpy")
+    flags, works = worker.parser(__doc__), (sampling, update, step)
+    worker.main("tunix", packages, flags, load, works, finish)
