@@ -150,42 +150,29 @@ def test_a_response_that_lost_a_tag_is_malformed(response, data):
 # --- Malformed responses ------------------------------------------------------------
 
 PAIR = "<Parallel> <Path> x </Path> <Path> y </Path>"  # tokens 0 to 6
+CLOSED = f"{PAIR} </Parallel>"
+TOLD = f"{CLOSED} \\n <Summary>"
 MALFORMED = {
     "nested block": (f"A <Parallel> <Path> {PAIR}", "token 3: <Parallel> where text"),
     "nested path": ("<Parallel> <Path> x <Path>", "token 3: <Path> where text or </P"),
-    "one path": (
-        "<Parallel> <Path> x </Path> </Parallel> \\n <Summary> s </Summary>",
-        "token 4: </Parallel> where <Path> .a block has two or more",
-    ),
+    "one path": ("<Parallel> <Path> </Path> </Parallel>", "token 3: </Parallel> where"),
     "no path": ("<Parallel> </Parallel>", "token 1: </Parallel> where <Path> was"),
     "text before the first path": ("<Parallel> x <Path>", "token 1: text where <Path>"),
     "text between paths": (
         "<Parallel> <Path> </Path> x <Path> </Path>",
         "token 3: text where <Path> .a block has two or more",
     ),
-    "text after the paths": (
-        f"{PAIR} x </Parallel>",
-        "token 7: text where <Path> or </Parallel> was expected",
-    ),
+    "text after the paths": (f"{PAIR} x", "token 7: text where <Path> or </Parallel>"),
     "path outside a block": ("A <Path> x </Path>", "token 1: <Path> where text or <P"),
-    "missing newline": (
-        f"{PAIR} </Parallel> <Summary> s </Summary>",
-        "token 8: <Summary> where the newline",
-    ),
-    "missing summary": (f"{PAIR} </Parallel> \\n B", "token 9: text where <Summary>"),
-    "block in a summary": (
-        f"{PAIR} </Parallel> \\n <Summary> {PAIR}",
-        "token 10: <Parallel> where text or </Summary>",
-    ),
+    "missing newline": (f"{CLOSED} <Summary>", "token 8: <Summary> where the newline"),
+    "missing summary": (f"{CLOSED} \\n B", "token 9: text where <Summary>"),
+    "block in a summary": (f"{TOLD} {PAIR}", "token 10: <Parallel> where text or </Su"),
     "unclosed block": ("A <Parallel>", "the response ends where <Path> was"),
     "unclosed path": ("<Parallel> <Path> x", "ends where text or </Path> was"),
     "block without its end": (PAIR, "ends where <Path> or </Parallel> was"),
-    "block without a newline": (f"{PAIR} </Parallel>", "ends where the newline after"),
-    "block without a summary": (f"{PAIR} </Parallel> \\n", "ends where <Summary> was"),
-    "unclosed summary": (
-        f"{PAIR} </Parallel> \\n <Summary> s",
-        "ends where text or </Summary> was",
-    ),
+    "block without a newline": (CLOSED, "ends where the newline after"),
+    "block without a summary": (f"{CLOSED} \\n", "ends where <Summary> was"),
+    "unclosed summary": (f"{TOLD} s", "ends where text or </Summary> was"),
 } | {
     f"{tag} alone": (f"A B {tag}", f"token 2: {tag} where text or <Parallel> was")
     for tag in tags.TAGS

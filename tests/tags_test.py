@@ -1,6 +1,5 @@
 """Tags: the format check, canonical text, and the real traces."""
 
-import json
 import re
 import time
 from pathlib import Path
@@ -10,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pr1_jax import tags
+from pr1_jax.system import files
 from pr1_jax.tags import END_PARALLEL, PARALLEL, TAGS, canonical, check_format
 
 _TRACES = Path(__file__).parents[2] / "shared" / "data" / "parallel_gsm8k_sample.jsonl"
 
-_BLOCK = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"  # 70
+_A, _S = "<Path>a</Path>", "<Summary>s</Summary>"
+_PATHS = f"<Parallel>{_A}<Path>b</Path>"  # 38 characters
+_BLOCK = f"{_PATHS}</Parallel>\n{_S}"
 
 GOOD = [
     "",
@@ -25,75 +27,30 @@ GOOD = [
     "<Parallel>stray<Path></Path>text<Path></Path></Parallel>is text<Summary></Summary>",
 ]
 
-# Text, then for each fault: its tag, its offset, what was expected.
+# Text, then of each fault its tag, its offset and what was expected.
 BAD = [
-    ("</Path>", [("</Path>", 0, "<Parallel>")]),
-    ("ab</Parallel>", [("</Parallel>", 2, "<Parallel>")]),
-    ("</Summary>", [("</Summary>", 0, "<Parallel>")]),
-    ("<Path>outside a block</Path>", [("<Path>", 0, "<Parallel>")]),
-    ("<Summary>alone</Summary>", [("<Summary>", 0, "<Parallel>")]),
-    (
-        "<Path>never closed",
-        [("<Path>", 0, "<Parallel>"), ("<Path>", 0, "</Path> before the end")],
-    ),
-    ("<Parallel>", [("<Parallel>", 0, "</Parallel> before the end")]),
-    (
-        "<Parallel><Path>x",
-        [
-            ("<Path>", 10, "</Path> before the end"),
-            ("<Parallel>", 0, "</Parallel> before the end"),
-        ],
-    ),
-    (
-        "<Parallel></Parallel><Summary></Summary>",
-        [("</Parallel>", 10, "<Path> (0 of at least 2")],
-    ),
-    (
-        "<Parallel><Path>a</Path></Parallel>\n<Summary>s</Summary>",
-        [("</Parallel>", 24, "<Path> (1 of at least 2")],
-    ),
-    (
-        "<Parallel><Path>a<Path>b</Path></Parallel>\n<Summary>s</Summary>",
-        [("<Path>", 17, "</Path>")],
-    ),
-    (
-        "<Parallel><Path>a</Path><Path>b</Parallel>\n<Summary>s</Summary>",
-        [("</Parallel>", 31, "</Path>")],
-    ),
-    (
-        "<Parallel><Path>a</Path>b</Path><Path>c</Path></Parallel><Summary></Summary>",
-        [("</Path>", 25, "<Path> (1 of at least 2")],
-    ),
-    (
-        "<Parallel><Path>a</Path><Path>b</Path></Parallel> and on",
-        [("</Parallel>", 38, "<Summary> before the end")],
-    ),
-    (
-        "<Parallel><Path>a</Path><Path>b</Path></Parallel>s</Summary>",
-        [("</Summary>", 50, "<Summary>")],
-    ),
-    (
-        "<Parallel><Path>a</Path><Path>b</Path></Parallel><Summary>s",
-        [("<Summary>", 49, "</Summary> before the end")],
-    ),
-    (
-        "<Parallel><Path>a</Path><Path>b</Path><Summary>s</Summary>",
-        [("<Summary>", 38, "<Path> or </Parallel>")],
-    ),
-    (
-        "<Parallel><Path>a</Path><Path>b</Path></Parallel><Summary>s<Summary>t</Summary>",
-        [("<Summary>", 59, "</Summary>")],
-    ),
-    (
-        "<Parallel><Path>a</Path><Path>b</Path></Parallel><Summary><Path></Path></Summary>",
-        [("<Path>", 58, "</Summary>")],
-    ),
-    (
-        f"<Parallel><Path>a</Path><Path>b</Path></Parallel>{_BLOCK}",
-        [("<Parallel>", 49, "<Summary>")],
-    ),
-    (f"<Parallel>{_BLOCK}", [("<Parallel>", 10, "<Path> (0 of at least 2")]),
-    (f"{_BLOCK}</Path> then {_BLOCK}", [("</Path>", len(_BLOCK), "<Parallel>")]),
+    ("</Path>", "</Path> at 0: <Parallel>"),
+    ("ab</Parallel>", "</Parallel> at 2: <Parallel>"),
+    ("</Summary>", "</Summary> at 0: <Parallel>"),
+    ("<Path>outside a block</Path>", "<Path> at 0: <Parallel>"),
+    (_S, "<Summary> at 0: <Parallel>"),
+    ("<Path>x", "<Path> at 0: <Parallel>", "<Path> at 0: </Path> before the end"),
+    ("<Parallel>", "<Parallel> at 0: </Parallel> before the end"),
+    ("<Parallel><Path>x", "<Path> at 10: </Path>", "<Parallel> at 0: </Parallel>"),
+    (f"<Parallel></Parallel>{_S}", "</Parallel> at 10: <Path> (0 of at least 2"),
+    (f"<Parallel>{_A}</Parallel>{_S}", "</Parallel> at 24: <Path> (1 of at least 2"),
+    (f"<Parallel><Path>a{_A}</Parallel>{_S}", "<Path> at 17: </Path>"),
+    (f"<Parallel>{_A}<Path>b</Parallel>{_S}", "</Parallel> at 31: </Path>"),
+    (f"<Parallel>{_A}b</Path>{_A}</Parallel>{_S}", "</Path> at 25: <Path> (1 of"),
+    (f"{_PATHS}</Parallel> and on", "</Parallel> at 38: <Summary> before the end"),
+    (f"{_PATHS}</Parallel>s</Summary>", "</Summary> at 50: <Summary>"),
+    (f"{_PATHS}</Parallel><Summary>s", "<Summary> at 49: </Summary> before the end"),
+    (f"{_PATHS}{_S}", "<Summary> at 38: <Path> or </Parallel>"),
+    (f"{_PATHS}</Parallel><Summary>s{_S}", "<Summary> at 59: </Summary>"),
+    (f"{_PATHS}</Parallel><Summary>{_A}</Summary>", "<Path> at 58: </Summary>"),
+    (f"{_PATHS}</Parallel>{_BLOCK}", "<Parallel> at 49: <Summary>"),
+    (f"<Parallel>{_BLOCK}", "<Parallel> at 10: <Path> (0 of at least 2"),
+    (f"{_BLOCK}</Path> then {_BLOCK}", f"</Path> at {len(_BLOCK)}: <Parallel>"),
 ]
 
 _tag_soup = st.lists(
@@ -122,13 +79,12 @@ def test_well_formed(text):
     assert check_format(text) == []
 
 
-@pytest.mark.parametrize(("text", "expected"), BAD)
-def test_malformed(text, expected):
+@pytest.mark.parametrize("row", BAD)
+def test_malformed(row):
+    text, *expected = row
     faults = check_format(text)
-    assert len(faults) == len(expected), faults
-    for fault, (tag, offset, wanted) in zip(faults, expected):
-        assert fault.startswith(f"{tag} at {offset}: expected {wanted}")
-        assert text[offset:].startswith(tag)
+    for fault, wanted in zip(faults, expected, strict=True):
+        assert fault.startswith(wanted.replace(": ", ": expected "))
     with pytest.raises(ValueError, match=re.escape(faults[0])):
         canonical(text)
 
@@ -186,13 +142,6 @@ def test_count_blocks():
     assert tags.count_blocks(f"{_BLOCK} {_BLOCK} <Parallel>") == 3
 
 
-def test_tags():
-    assert TAGS == (
-        *("<Parallel>", "</Parallel>", "<Path>"),
-        *("</Path>", "<Summary>", "</Summary>"),
-    )
-
-
 @pytest.mark.parametrize("tag", [*TAGS, "<Parallel><Path>", "<", "\ud800<Path>\x00"])
 def test_hostile_text_takes_linear_time(tag):
     start = time.perf_counter()
@@ -203,9 +152,7 @@ def test_hostile_text_takes_linear_time(tag):
 
 @pytest.mark.skipif(not _TRACES.exists(), reason=f"no real traces at {_TRACES}")
 def test_real_traces():
-    with _TRACES.open(encoding="utf-8") as lines:  # splitlines would cut at U+2028
-        rows = [json.loads(line) for line in lines]
-    rejected = []
+    rows, rejected = files.read_json_lines(_TRACES), []
     for row in rows:
         try:
             text = canonical(row["response"])

@@ -1,6 +1,5 @@
 """Answers: extraction, equivalence, hostile input, the workers."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from pr1_jax.answers.extract import extract
 from pr1_jax.answers.pool import _Worker
 from pr1_jax.answers.verdicts import Result
 from pr1_jax.answers.verify import check, check_many
+from pr1_jax.system import files
 
 _ROOT = Path(__file__).parents[2]
 _DATA = _ROOT.parent / "shared" / "data"
@@ -77,16 +77,12 @@ TABLE = [
     ("0.33", "1/3", "incorrect"),
     ("3.1415926", "3.1415927", "correct"),  # math-verify rounds to six places
     ("1,234", "1234", "correct"),
-    ("1,234,567.5", "1234567.5", "correct"),
     ("1 234", "1234", "correct"),
     ("10{,}000", "10000", "correct"),
     (r"10\,000", "10000", "correct"),
-    ("1234", "1,235", "incorrect"),
     ("123456789012345678901234567890", "123456789012345678901234567891", "incorrect"),
     ("1/2", "0.5", "correct"),
-    ("-3/6", r"-\frac{1}{2}", "correct"),
     (r"\frac{-1}{2}", "-0.5", "correct"),
-    ("1/3", "0.333333", "correct"),
     ("0.0000001", "0", "correct"),
     ("0.00001", "0", "incorrect"),
     ("0.0000002", "0.0000001", "incorrect"),
@@ -94,7 +90,6 @@ TABLE = [
     (r"10^{-12} x", r"2 \cdot 10^{-12} x", "incorrect"),
     (r"6.02 \times 10^{23}", r"6.020 \cdot 10^{23}", "correct"),
     ("1/1000000", "0", "incorrect"),
-    ("1/3", "3/1", "incorrect"),
     ("1\u00bd", "3/2", "correct"),
     (r"0.1\overline{6}", "1/6", "correct"),
     (r"0.\overline{3}", "0.33", "incorrect"),
@@ -105,32 +100,24 @@ TABLE = [
     ("25_8", "25", "correct"),
     (r"25_{8}", "25_8", "correct"),
     ("25_7", "25_8", "incorrect"),
-    ("11_2", "3_4", "correct"),
-    ("4343_3", "4343_6", "incorrect"),
     ("x_1", "x_{1}", "correct"),
     ("x_1", "x_2", "incorrect"),
     ("1 2", "12", "incorrect"),
     (r"\frac12", "0.5", "correct"),
     (r"\dfrac{2}{4}", r"\frac{1}{2}", "correct"),
-    (r"\frac{2}{3}", r"\frac{3}{2}", "incorrect"),
     ("1 1/2", "3/2", "correct"),
     (r"1\frac{1}{2}", "1.5", "correct"),
     ("1.5e3", "1500", "correct"),
-    (r"1.5 \times 10^3", "1500", "correct"),
     ("50%", r"50\%", "correct"),
     ("50 percent", "50%", "correct"),
     ("50%", "50", "correct"),
     ("50%", "0.5", "correct"),
-    ("50%", "60", "incorrect"),
     ("$18", "18", "correct"),
     (r"\$18", "18", "correct"),
     ("-$18", "-18", "correct"),
-    ("$1,234.50", "1234.5", "correct"),
     ("\u20ac5", "5", "correct"),
     ("18 dollars", "18", "correct"),
-    ("18 dollars", "19", "incorrect"),
     ("18 USD", "$18", "correct"),
-    (r"18\text{ dollars}", "18", "correct"),
     (r"18 \text{ cm}^2", "18", "correct"),
     ("18 square meters", r"18 \text{ m}^2", "correct"),
     ("6 km/h", "6", "correct"),
@@ -141,41 +128,32 @@ TABLE = [
     ("about 3.14", "3.14", "correct"),
     ("18 (eighteen)", "18", "correct"),
     ("3 apples and 4 pears", "4", "undecided"),
-    ("1 and all even primes", "1", "undecided"),
     (r"1 \text{ and all even primes}", "1 and all odd primes", "undecided"),
     (r"1\text{ and 2}", "1", "incorrect"),
     (r"1\text{ and 2}", "2, 1", "correct"),
     ("x = 5", "5", "correct"),
-    ("5", "x=5", "correct"),
     ("x = 5", "y = 5", "incorrect"),
     (r"2\sqrt{3}", r"\sqrt{12}", "correct"),
-    (r"2\sqrt{3}", r"3\sqrt{2}", "incorrect"),
     ("(x+1)^2", "x^2+2x+1", "correct"),
-    ("3 xy", "3yx", "correct"),
     ("2^{10}", "1024", "correct"),
     ("2\u221a3", r"2\sqrt{3}", "correct"),
-    ("\u221a(x+1)", r"\sqrt{x+1}", "correct"),
     ("\u03c0/2", r"\frac{\pi}{2}", "correct"),
     ("2*pi", r"2\pi", "correct"),
     ("x\u00b9\u2070", "x**10", "correct"),
     ("ln(2)", r"\ln 2", "correct"),
     ("-1 + sqrt(3)", r"\sqrt{3} - 1", "correct"),
     (r"k_{\mathrm{B}} T_2", "T_2 k_B", "correct"),
-    (r"\mathrm{e}^2", "e^2", "correct"),
     (r"\\frac{1}{2}x", r"\frac{x}{2}", "correct"),
     (r"\left( x+1 \right)\,y", "(x+1)y", "correct"),
     (r"\sin 30^\circ", r"\frac{1}{2}", "correct"),
     ("(1+i)^2", "2i", "correct"),
-    ("i^2", "1", "incorrect"),
     (r"e^{i\theta}", r"\cos\theta + i\sin\theta", "correct"),
-    (r"e^{i\theta}", r"\cos\theta - i\sin\theta", "incorrect"),
     (r"\sqrt{x^2}", "x", "incorrect"),
     (r"|3+4i|", "5", "correct"),
     ("f(x) = 2x", "y = 2x", "correct"),
     (r"I_{\max} = 2x", "2x", "correct"),
     (r"\begin{cases}x=1\\y=2\end{cases}", "x=1, y=2", "correct"),
     (r"\{1,2\}", r"\{2, 1\}", "correct"),
-    ("2, 1", r"\{1,2\}", "correct"),
     ("1 and 2", "1,2", "correct"),
     (r"\boxed{1} and \boxed{2}", "1,2", "correct"),
     ("2, 1", r"$\boxed{1}$ or $\boxed{2}$", "correct"),
@@ -190,7 +168,6 @@ TABLE = [
     (r"(-\infty, 3]", r"\left(-\infty,3\right]", "correct"),
     (r"x \in [1,2]", "[1,2]", "correct"),
     ("(-1, 3)", "-1 < x < 3", "correct"),
-    ("-1 < x < 3", "(-1, 3)", "correct"),
     ("-1 < x < 3", "(-1, 3]", "incorrect"),
     ("x < -1 or x > 3", r"(-\infty,-1) \cup (3,\infty)", "correct"),
     (r"$x \le -1$ or $x > 3$", r"(-\infty,-1) \cup (3,\infty)", "incorrect"),
@@ -200,7 +177,6 @@ TABLE = [
     (r"\frac{1 \pm \sqrt{5}}{2}", r"\frac{1+\sqrt5}{2}, \frac{1-\sqrt5}{2}", "correct"),
     (r"x = 3 \pm 1", "x = 4, 2", "correct"),
     (r"\{1, 3 \pm 4\}", "7, 1, -1", "correct"),
-    (r"(1, \pm 2)", "(1,2), (1,-2)", "correct"),
     (r"\pm 2", "2", "incorrect"),
     (
         r"\begin{pmatrix}1\\2\end{pmatrix}",
@@ -219,7 +195,6 @@ TABLE = [
     ("no solution", "17", "undecided"),
     (r"\frac{a}{b", "1", "undecided"),
     ("17", "", "undecided"),
-    ("17", "\x00", "undecided"),
 ]
 
 # Whatever the verdict on these, it is not `correct` and comes in time.
@@ -227,7 +202,6 @@ HOSTILE = {
     "tower of powers": "Final Answer: 9^{9^{9^{9^{9}}}}",
     "factorials": "Final Answer: ((100!)!)!",
     "huge exponent": "Final Answer: 1e999999999",
-    "factorial of a tower": "Final Answer: (9^9^9)!",
     "matrices": "Final Answer: " + r"\begin{pmatrix}" * 100,
     "a power of a sum": "Final Answer: (a+b+c+d+e+f)^{60}",
     "a sum": r"Final Answer: \sum_{k=1}^{10^9} k!",
@@ -235,16 +209,13 @@ HOSTILE = {
     "brackets": "Final Answer: " + r"\left(" * 250 + "1" + r"\right)" * 250,
     "half a surrogate": "Final Answer: 1\ud800",
     "nested fractions": "Final Answer: " + r"\frac{1}{" * 150 + "1" + "}" * 150,
-    "deep parentheses": "Final Answer: " + "(" * 900 + "1" + ")" * 900,
     "unbalanced braces": "Final Answer: " + "{" * 1900,
     "dollars": "Final Answer: " + "$" * 1999,
     "null bytes": "Final Answer: \x00\x00",
-    "surrogates": "Final Answer: \ud800\udfff\ud800",
     "control characters": "Final Answer: \x1b[31m\x7f\u202e\u2028",
     "code": "Final Answer: __import__('os').abort()",
     "many digits": "Final Answer: " + "9" * 100_000,
     "long line": "Final Answer: " + "x+" * 500_000,
-    "a million letters": "a" * 1_000_000,
     "a million backslashes": "\\" * 1_000_000 + "boxed",
     "many markers": "Final Answer: " * 80_000,
     "markers and blanks": ("final answer" + " " * 50) * 10_000,
@@ -404,36 +375,25 @@ for answer in ("x+x", "3x-x"):
         assert parent.communicate(b"\n\n")[0] == b"correct\n"
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, None])
-def test_workers_end_with_their_parent(how):
-    code = """
+_BUSY = f"check({HOSTILE['tower of powers']!r}, '17', timeout_sec=1)"
+
+
+@pytest.mark.parametrize(
+    ("then", "kill"), [("input()", True), ("input()", False), (_BUSY, True)]
+)
+def test_workers_end_with_their_parent_and_busy_ones_soon(then, kill):
+    code = f"""
 from pr1_jax.answers import check
 check("Final Answer: x+x", "2x")
 print("started", flush=True)
-input()
+{then}
 """
     with _run(code, stdin=subprocess.PIPE) as parent:
         assert parent.stdout.readline() == b"started\n"
-        children = _children(parent.pid)
-        assert len(children) == 1
-        parent.send_signal(how) if how else parent.communicate(b"\n")
-        assert _ends(children[0], timeout_sec=5)
-
-
-def test_a_busy_worker_does_not_outlive_its_parent_for_long():
-    code = """
-from pr1_jax.answers import check
-check("Final Answer: x+x", "2x")
-print("started", flush=True)
-check("Final Answer: 9^{9^{9^{9^{9}}}}", "17", timeout_sec=1)
-"""
-    with _run(code) as parent:
-        assert parent.stdout.readline() == b"started\n"
         time.sleep(0.2)
-        children = _children(parent.pid)
-        parent.kill()
-        assert len(children) == 1
-        assert _ends(children[0], timeout_sec=6)
+        (worker,) = _children(parent.pid)
+        parent.kill() if kill else parent.communicate(b"\n")
+        assert _ends(worker, timeout_sec=6)
 
 
 def test_a_forked_child_has_its_own_workers():
@@ -476,8 +436,7 @@ def _rows(name: str) -> list[dict]:
     path = _DATA / name
     if not path.exists():
         pytest.skip(f"no real data at {path}")
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return files.read_json_lines(path)
 
 
 @pytest.mark.parametrize(
