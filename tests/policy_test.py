@@ -38,8 +38,10 @@ def log_softmax(logits):
 
 @pytest.mark.parametrize("bans, banned", [(0, []), (0b010, [7]), (0b101, [3, 1])])
 def test_banned_tokens_have_no_probability_and_the_rest_share_it(bans, banned):
-    logits = random_logits(4, V)
-    policy = policy_of(logits, [bans] * 4, temperature=0.5)
+    logits, unbanned = random_logits(5, V), policy_of(random_logits(5, V), [0] * 5)
+    policy = policy_of(logits, [bans] * 4 + [0], temperature=0.5)
+    np.testing.assert_array_equal(policy[4], unbanned[4] / 0.5)  # bans are per position
+    logits, policy = logits[:4], policy[:4]
     probs = np.asarray(jax.nn.softmax(policy, axis=-1))
     assert (probs[:, banned] == 0).all()  # exactly
     logits[:, banned] = -np.inf
@@ -49,27 +51,16 @@ def test_banned_tokens_have_no_probability_and_the_rest_share_it(bans, banned):
         assert (np.exp(logp) == 0).all()
 
 
-def test_bans_are_per_position():
-    policy = policy_of(np.zeros((3, V)), [0b001, 0b000, 0b110])
-    expected = np.zeros((3, V), bool)
-    expected[0, 3] = expected[2, 7] = expected[2, 1] = True
-    np.testing.assert_array_equal(np.asarray(policy) < -1e29, expected)
-
-
 def test_padding_of_the_vocabulary_is_banned():
     logits = random_logits(2, V)
     got = policy_of(logits, [0b000, 0b010], num_tokens=6)
     np.testing.assert_array_equal(np.asarray(got)[:, :6], logits[:, :6])
     assert (np.asarray(jax.nn.softmax(got))[:, 6:] == 0).all()
-    for num_tokens in (None, V, V + 1):
-        plain = policy_of(logits, [0b000, 0b010])
-        np.testing.assert_array_equal(
-            policy_of(logits, [0b000, 0b010], num_tokens=num_tokens), plain
-        )
-
-
-def test_policy_logits_are_float32():
-    assert policy_of(jnp.zeros((1, V), jnp.bfloat16), [0]).dtype == jnp.float32
+    plain = policy_of(jnp.asarray(logits, jnp.bfloat16), [0b000, 0b010])
+    assert plain.dtype == jnp.float32
+    for num_tokens in (V, V + 1):
+        same = policy_of(logits, [0b000, 0b010], num_tokens=num_tokens)
+        np.testing.assert_array_equal(same, policy_of(logits, [0b000, 0b010]))
 
 
 def truncated_reference(logits, top_k, top_p):
@@ -129,20 +120,15 @@ def test_sequence_logps_in_chunks_equal_all_at_once(limits):
     banned = np.zeros((2, 7, V), bool)
     for bit, token in enumerate(SPECIAL_IDS):
         banned[..., token] = bits[..., bit] == 1
-    tokens = np.where(
-        np.take_along_axis(banned, tokens[..., None], -1)[..., 0], 0, tokens
-    )
+    of_tokens = lambda x: np.take_along_axis(x, tokens[..., None], -1)[..., 0]
+    tokens = np.where(of_tokens(banned), 0, tokens)
+    settings = {"special_ids": SPECIAL_IDS, "temperature": 1.5, **limits}
 
     @functools.partial(jax.jit, static_argnums=1)
     def value_and_gradient(hidden, chunk):
         def total(hidden):
             logps_of = lambda h, tokens, bans: logps_and_entropies(
-                h @ head.T,
-                tokens,
-                bans,
-                special_ids=SPECIAL_IDS,
-                temperature=1.5,
-                **limits,
+                h @ head.T, tokens, bans, **settings
             )
             out = sequence_logps(hidden, logps_of, tokens, bans, chunk=chunk)
             return (out[0] * np.arange(14).reshape(2, 7)).sum() + out[1].sum(), out
@@ -158,8 +144,7 @@ def test_sequence_logps_in_chunks_equal_all_at_once(limits):
     if not limits:
         scores = np.where(banned, -np.inf, hidden @ head.T / 1.5)
         every = log_softmax(scores)
-        expected = np.take_along_axis(every, tokens[..., None], -1)[..., 0]
-        np.testing.assert_allclose(logps, expected, atol=1e-4)
+        np.testing.assert_allclose(logps, of_tokens(every), atol=1e-4)
         finite = np.where(banned, 0.0, every)
         expected = -(np.exp(every) * finite).sum(-1)
         np.testing.assert_allclose(entropies, expected, atol=1e-4)

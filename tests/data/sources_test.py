@@ -63,12 +63,9 @@ def test_local_files_globs_and_folders(tmp_path, kind):
     for name in (tmp_path, tmp_path / "part*"):
         source = open_file(name)
         assert [source[i] for i in range(len(source))] == READ * 2
-    with pytest.raises(ValueError) as error:
-        open_file(one := tmp_path / f"part.{kind}-00000-of-00002", columns=None)
-    assert str(one) in str(error.value)
-    assert "no column 'question'" in str(error.value)
-    assert "['answer', 'level', 'problem']" in str(error.value)
-    assert "\n" not in str(error.value)
+    message = r"part.* no column 'question'.*\['answer', 'level', 'problem'\]"
+    with pytest.raises(ValueError, match=message):
+        open_file(tmp_path / f"part.{kind}-00000-of-00002", columns=None)
 
 
 def test_traces_may_lack_answers(tmp_path, by_bytes):
@@ -90,15 +87,8 @@ def test_traces_may_lack_answers(tmp_path, by_bytes):
 
 
 VERL = [  # as the published reinforcement learning data come
-    {
-        "prompt": [
-            {"role": "system", "content": "Think."},
-            {"role": "user", "content": q},
-        ],
-        "reward_model": {"style": "rule", "ground_truth": truth},
-        "data_source": source,
-    }
-    for q, truth, source in [("1 + 1?", "2", "a"), ("2 + 2?", ["4"], "b")]
+    {"prompt": [{"role": "user", "content": q}], "reward_model": {"ground_truth": a}}
+    for q, a in [("1 + 1?", "2"), ("2 + 2?", ["4"])]
 ]
 
 
@@ -108,10 +98,8 @@ def test_columns_inside_others_and_chat_messages(tmp_path, kind):
     columns = {"question": "problem,prompt", "answer": "x,reward_model.ground_truth"}
     source = open_file(tmp_path / f"v.{kind}", columns=columns)
     found = [source[i] for i in range(len(source))]
-    assert [(r["question"], r["answer"]) for r in found] == [
-        ("1 + 1?", "2"),
-        ("2 + 2?", "4"),
-    ]
+    read = [(r["question"], r["answer"]) for r in found]
+    assert read == [("1 + 1?", "2"), ("2 + 2?", "4")]
     assert json.loads(found[0]["messages"]) == VERL[0]["prompt"]
     columns["answer"] = "x,reward_model.y"
     with pytest.raises(ValueError, match="no column 'x' or 'reward_model.y' for 'ans"):
@@ -134,12 +122,10 @@ def test_a_filter_chooses_records(tmp_path, kind):
     [
         ("a.jsonl", b'{"problem": "p", "answer": "1"}\n{"prob', "a.jsonl:2: not JSON"),
         ("a.jsonl", b"\xff\n", "a.jsonl:1: not JSON"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not JSON"),
         ("a.jsonl", b"[1]", "a.jsonl:1: not a JSON object"),
         ("a.jsonl", b'{"problem": null, "answer": 1}', "'problem' is NoneType"),
         ("a.jsonl", b"\n", "holds no records"),
         ("a.parquet", b"PAR1", "cannot read .*a.parquet"),
-        ("a.array_record", b"x" * 9, "cannot read .*a.array_record"),
         ("a.csv", b"problem,answer\n", "has no .jsonl, .parquet or .array_record file"),
     ],
 )
@@ -212,9 +198,6 @@ def test_hub_data_is_that_of_the_split_and_folder(tmp_path, monkeypatch):
     assert read("owner/name/main", "test") == [{"question": "main", "answer": "test"}]
     assert read("owner/name/main", "eval") == read("owner/name/main", "test")
     assert read("owner/name/main@train", "eval") == read("owner/name/main", "train")
-    assert read("owner/name/main#answer=test", "eval") == read(
-        "owner/name/main", "test"
-    )
     file = "owner/name/other/train-00000-of-00001.parquet"
     assert read(file, "any") == [{"question": "other", "answer": "train"}]
     with pytest.raises(ValueError, match=r"name one: \['main', 'other'\]"):
@@ -231,10 +214,8 @@ def test_hub_data_is_that_of_the_split_and_folder(tmp_path, monkeypatch):
         ("embedded:hard", {"hard": ("embedded:hard", 2)}),
         ("/data/mine.jsonl@4", {"mine": ("/data/mine.jsonl", 4)}),
         ("a=tfds:gsm8k@16, b=f.jsonl", {"a": ("tfds:gsm8k", 16), "b": ("f.jsonl", 2)}),
-        (
-            "hf:owner/aime@train@8,x=f.jsonl#level=3,4@1",  # not a comma between two
-            {"aime": ("hf:owner/aime@train", 8), "x": ("f.jsonl#level=3,4", 1)},
-        ),
+        ("hf:o/n@train@8", {"n": ("hf:o/n@train", 8)}),
+        ("x=f#level=3,4@1", {"x": ("f#level=3,4", 1)}),  # not a comma between two
         ("data/*.jsonl#set=b", {"_": ("data/*.jsonl#set=b", 2)}),
     ],
 )

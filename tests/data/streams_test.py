@@ -10,7 +10,7 @@ import pytest
 from absl import logging
 
 from pr1_jax import tags
-from pr1_jax.data import streams, tasks
+from pr1_jax.data import streams
 from pr1_jax.data.prompts import INSTRUCTION, Problem, prompt_tokens
 from pr1_jax.data.sources import open_source
 
@@ -50,12 +50,9 @@ def traces(tok, source=MIXED, **kwargs):
 
 def take(stream, num_batches):
     """What identifies the items of the next batches."""
+    known = lambda x: x.answer if isinstance(x, Problem) else x.tokens.tolist()
     return [
-        [
-            item.answer if isinstance(item, Problem) else item.tokens.tolist()
-            for item in batch
-        ]
-        for batch in itertools.islice(stream, num_batches)
+        [known(x) for x in batch] for batch in itertools.islice(stream, num_batches)
     ]
 
 
@@ -128,9 +125,8 @@ def test_processes_together_hold_the_global_batch(by_bytes, make, process_count)
     ]
     parts = [take(shard, 8) for shard in shards]
     for k, batch in enumerate(whole):
-        assert [part[k] for part in parts] == [
-            batch[i::process_count] for i in range(process_count)
-        ]
+        shares = [batch[i::process_count] for i in range(process_count)]
+        assert [part[k] for part in parts] == shares
     assert all(shard.get_state() == shards[0].get_state() for shard in shards)
 
 
@@ -160,16 +156,11 @@ def test_drops_are_counted_by_reason_and_logged_once(by_bytes, monkeypatch):
     stream = traces(by_bytes, source, shuffle=False, epochs=1)
     kept = [by_bytes.decode(trace.tokens) for trace in next(stream)]
     assert kept == ["7", BLOCK, "x" * 39]
-    assert stream.counts == {
-        "kept": 3,
-        "malformed": 3,
-        "response_too_long": 1,
-        "prompt_too_long": 1,
-    }
+    too_long = {"response_too_long": 1, "prompt_too_long": 1}
+    assert stream.counts == {"kept": 3, "malformed": 3} | too_long
     *first, (summary,) = lines
-    assert [reason for reason, _ in first] == [
-        *("malformed", "response too long", "prompt too long")
-    ]
+    expected = ["malformed", *(name.replace("_", " ") for name in too_long)]
+    assert [reason for reason, _ in first] == expected
     assert "stray" in dict(first)["malformed"]
     reasons = "3 malformed, 1 response too long, 1 prompt too long"
     assert summary == stream.summary == f"kept 3 of 8 records: {reasons}"
@@ -222,22 +213,19 @@ def test_own_prompts_are_those_of_the_data(by_bytes, monkeypatch):
     monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", template)
     said = {"system": "Think.", "user": "1 + 1?"}
     messages = [{"role": role, "content": text} for role, text in said.items()]
-    rows = [
-        {"question": "1+1?", "answer": "2", "messages": json.dumps(messages)},
-        {"question": "1+1?", "answer": "2"},
-    ]
-    stream = problems(
-        by_bytes, rows, template="own", max_prompt_tokens=40, shuffle=False
-    )
+    row = {"question": "1+1?", "answer": "2"}
+    rows = [row | {"messages": json.dumps(messages)}, row]
+    settings = {"template": "own", "max_prompt_tokens": 40, "shuffle": False}
+    stream = problems(by_bytes, rows, **settings)
     prompts = [by_bytes.decode(problem.prompt) for problem in next(stream)[:2]]
     assert prompts == ["[system]Think.[user]1 + 1?>", "[user]1+1?>"]
 
 
 def test_held_out_takes_the_first_in_order_and_leaves_none_out(by_bytes):
-    take = lambda limit, source: [
-        int(p.answer)
-        for p in streams.held_out(source, by_bytes, limit=limit, **PROBLEM_ARGS)
-    ]
+    def take(limit, source):
+        found = streams.held_out(source, by_bytes, limit=limit, **PROBLEM_ARGS)
+        return [int(problem.answer) for problem in found]
+
     fitting = [record for record in MIXED if int(record["answer"]) in FITTING]
     assert take(4, fitting) == FITTING[:4]
     assert take(100, fitting) == FITTING
@@ -245,24 +233,6 @@ def test_held_out_takes_the_first_in_order_and_leaves_none_out(by_bytes):
         take(4, MIXED)
     with pytest.raises(ValueError, match="eval.problems=4"):
         take(4, [])
-
-
-# --- embedded ------------------------------------------------------------------------
-
-
-def test_embedded_streams_are_shuffled_lazily_and_resume():
-    tok = tasks.make().tokenizer()
-    task = "search:block_share=0.5"
-    source = open_source("embedded:hard", "train", seed=0, traces=True, task=task)
-    args = {**TRACE_ARGS, "max_prompt_tokens": 30, "max_response_tokens": 100}
-    stream = traces(tok, source, **args)
-    batches = take(stream, 8)
-    assert len({tuple(trace) for batch in batches for trace in batch}) == 32
-    blocks = [t.num_blocks for t in next(traces(tok, source, **args, batch_size=64))]
-    assert 16 < sum(blocks) < 48
-    resumed = traces(tok, source, **args)
-    resumed.set_state(stream.get_state())
-    assert take(resumed, 2) == take(stream, 2)
 
 
 # --- real data -----------------------------------------------------------------------
@@ -275,15 +245,6 @@ def test_real_problems_have_integer_answers(name, size):
     source = open_source(shared(f"{name}.jsonl"), "train", seed=0)
     assert len(source) == size
     assert all(r["answer"].removeprefix("-").isdigit() for r in source)
-
-
-def test_real_problems_are_filtered_by_length(by_bytes):
-    source = open_source(shared("gsm8k_train.jsonl"), "train", seed=0)
-    fits = sum(len(r["question"].encode()) <= 200 for r in source)
-    args = {"max_prompt_tokens": 200, "epochs": 1, "batch_size": 1000}
-    stream = problems(by_bytes, source, **args)
-    assert sum(map(len, stream)) == fits > 1000
-    assert stream.counts == {"kept": fits, "prompt_too_long": len(source) - fits}
 
 
 def test_real_traces(by_bytes):

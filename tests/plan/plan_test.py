@@ -17,15 +17,6 @@ UNIT = hardware.Hardware("unit", 1e6, GIB, 1e6, 1e6)  # a second for each millio
 CPU = hardware.Topology("unit:8", UNIT, (8,))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """What is compiled here never runs."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def tiny(**fields):
     """Layers, width, heads, … such that counts are short products."""
     config = rl_alternating.get_config("smoke")
@@ -82,16 +73,11 @@ def test_topology_is_parsed(text, name, shape, devices):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "v5e", "v5e:", "v9:4x4", "v5e:0x4", "gpu:h100", "gpu:h900x8", "h100x8"]
+    "text", ["", "v5e", "v9:4x4", "v5e:0x4", "gpu:h100", "gpu:h900x8", "h100x8"]
 )
 def test_unknown_topology_lists_the_known_ones(text):
-    with pytest.raises(ValueError, match="--topology=") as error:
+    with pytest.raises(ValueError, match=r"--topology=.*v5e.*tpu7x.*a100-40.*h100"):
         hardware.parse_topology(text)
-    for name in ("v5e", "tpu7x", "h100", "a100-40"):
-        assert name in str(error.value)
-
-
-def test_topology_with_wrong_dimensions_shows_right_ones():
     with pytest.raises(ValueError, match=r"v5p has 3 dimensions, e.g. v5p:4x4x4"):
         hardware.parse_topology("v5p:4x4")
 
@@ -324,16 +310,7 @@ def test_largest_batches_are_tried_and_fit():
     assert plan.fits and not plan.advice
     # There is no lack of memory: a mini-batch whole, a step's responses all at once.
     assert plan.largest == {"rl.micro_batch_size": 8, "rollout.rows": 16}
-
-
-def test_json_has_everything():
-    plan, _ = smoke_plan()
     data = json.loads(json.dumps(plan.data()))
-    keys = {"config", "topology", "devices", "mesh", "parameters", "hardware"}
-    keys |= {"compiled", "compile_sec", "fits", "limit_bytes", "peak_bytes"}
-    keys |= {"headroom_bytes", "memory", "advice", "largest", "sampling_shape"}
-    keys |= {"lengths", "step", "assumptions"}
-    assert set(data) == keys
     assert data["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
     moments = data["memory"]
     assert list(moments) == ["update", "prefill", "decode", "cache growth"]
@@ -366,34 +343,31 @@ def test_plan_that_does_not_fit_names_the_tenant_and_what_to_change():
         moment = memory.Moment("moment", {tenant: 2 * GIB, "others": 1})
         text = memory.advice(made, moment, GIB)
         assert f"its {tenant} (2.0 GiB)" in text and field in text
-    assert "set model.remat (now False)" in memory.advice(
-        made, memory.Moment("update", {memory.TRAINING: GIB}), 1
-    )
+    moment = memory.Moment("update", {memory.TRAINING: GIB})
+    assert "set model.remat (now False)" in memory.advice(made, moment, 1)
+
+
+def gpu_plan(config):
+    topology = hardware.parse_topology("gpu:h100x8")
+    return planning.make(config, topology, jax.devices(), find_largest=False)
 
 
 def test_sft_alone_is_planned_too():
-    config = sft_structured.get_config("smoke")
-    topology = hardware.parse_topology("gpu:h100x8")
-    plan = planning.make(config, topology, jax.devices(), find_largest=False)
+    plan = gpu_plan(sft_structured.get_config("smoke"))
     assert [work.name for work in plan.works] == ["update"]
     assert plan.data()["largest"] == {}
     assert lower_update(plan.experiment).as_text()
 
 
 def test_larger_micro_batches_of_sft_are_planned_beside_those_of_rl():
-    topology = hardware.parse_topology("gpu:h100x8")
-    make = lambda config: planning.make(
-        config, topology, jax.devices(), find_largest=False
-    )
-    plan = make(tiny(sft__micro_batch_size=16, rl__micro_batch_size=8))
+    plan = gpu_plan(tiny(sft__micro_batch_size=16, rl__micro_batch_size=8))
     first, second = plan.moments[:2]
     assert (first.name, second.name) == ("update", memory.SFT_UPDATE)
     assert second.parts[memory.TRAINING] > first.parts[memory.TRAINING]
-    text = memory.advice(
-        plan.experiment, dataclasses.replace(second, parts={memory.TRAINING: GIB}), 1
-    )
-    assert "lower sft.micro_batch_size (now 16)" in text
-    plan = make(tiny(sft__micro_batch_size=8, rl__micro_batch_size=8))
+    moment = dataclasses.replace(second, parts={memory.TRAINING: GIB})
+    advice = memory.advice(plan.experiment, moment, 1)
+    assert "lower sft.micro_batch_size (now 16)" in advice
+    plan = gpu_plan(tiny(sft__micro_batch_size=8, rl__micro_batch_size=8))
     assert memory.SFT_UPDATE not in [moment.name for moment in plan.moments]
 
 
@@ -402,12 +376,10 @@ def test_gpu_memory_is_arithmetic_and_says_so(monkeypatch):
     config = tiny(model__path="Qwen/Qwen3-4B", model__dtype="bfloat16")
     config.model.scan_layers = True
     config.mesh.data, config.mesh.fsdp = 1, -1
-    topology = hardware.parse_topology("gpu:h100x8")
-    plan = planning.make(config, topology, jax.devices(), find_largest=False)
-    assert plan.moments[0].parts[memory.PARAMETERS] == pytest.approx(
-        4 * 4.022e9 / 8, rel=0.01
-    )
-    assert plan.moments[2].parts[memory.WEIGHTS] == pytest.approx(2 * 4.022e9, rel=0.01)
+    plan = gpu_plan(config)
+    update, _, decode = (moment.parts for moment in plan.moments[:3])
+    assert update[memory.PARAMETERS] == pytest.approx(4 * 4.022e9 / 8, rel=0.01)
+    assert decode[memory.WEIGHTS] == pytest.approx(2 * 4.022e9, rel=0.01)
     assert any("arithmetic" in line for line in plan.assumptions)
     assert not plan.data()["compiled"]
 

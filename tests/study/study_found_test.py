@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from pr1_jax.study import cells, outcomes, results, runner, verdicts
+from pr1_jax.study import cells, outcomes, results, runner, tables, verdicts
 from pr1_jax.system import files
 from tests.study.study_test import write_run
 
@@ -89,6 +89,9 @@ def test_the_study_of_the_repository_is_of_todays_cells_and_rules():
     findings = results.read(study)  # raises where a cell's settings are others today
     assert findings.problems.keys() == cells.CELLS.keys()
     assert verdicts.judge(findings) == published["claims"]
+    shown = (ROOT / "notebooks" / "paper_in_miniature.ipynb").read_text()
+    for claim in published["claims"]:  # as the notebook, run on it, tells them
+        assert json.dumps(tables.paragraph(claim))[1:-1][:80] in shown
 
 
 def test_a_kept_cell_is_not_run_unless_another_has_to_start_from_it(tmp_path, started):

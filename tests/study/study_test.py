@@ -1,16 +1,14 @@
 """The study: cells, runs that go on, and what is written of them."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
 import signal
 import subprocess
-import sys
 
-import nbclient
-import nbformat
 import numpy as np
 import pytest
 from absl import flags
@@ -21,11 +19,9 @@ from pr1_jax.stages import checks
 from pr1_jax.study import cells, dense, figures, outcomes, results, runner, tables
 from pr1_jax.study.verdicts import CLAIMS, HOLDS, judge
 from pr1_jax.system import files
+from tests.helpers import command
+from tests.helpers.command import ROOT
 from tests.study.study_verdicts_test import AGREES, world
-
-ROOT = pathlib.Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks" / "paper_in_miniature.ipynb"
-
 
 # --- Cells ----------------------------------------------------------------------------
 
@@ -52,9 +48,8 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
         checks.check(config)
         assert (config.seed, config.data.seed) == (7, 7)
         assert "embedded:hard" in config.data.eval
-        assert (
-            config.eval.problems == config_of(study, cells.CELLS["sft"]).eval.problems
-        )
+        evaluated = config.eval.problems
+        assert evaluated == config_of(study, cells.CELLS["sft"]).eval.problems
         if cell.kind == "rl":
             assert tuple(config.stages) == ("rl",)
             assert config.rl.clip_high == 0.28
@@ -71,22 +66,12 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
 def test_cells_differ_by_what_they_are_named_for(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = lambda name: config_of(runner.Study(tmp_path), cells.CELLS[name])
-    schedules = {
-        "accuracy": "accuracy",
-        "alternating": "alternating",
-        "parallel_only": "parallel_only",
-        "scaffold": "scaffold",
-        "causal_with_easy": "accuracy",
-        "structured_easy": "parallel_and_accuracy",
-    }
-    for name, schedule in schedules.items():
-        assert config(name).reward.schedule == schedule
-    for name in ("causal_easy", "causal_with_easy", "causal_without_easy"):
-        assert config(name).variant == "causal"
-    for name in ("structured_easy", "structured_with_easy", "no_cold_start"):
-        assert config(name).variant == "structured"
+    for name in ("accuracy", "alternating", "parallel_only", "scaffold"):
+        assert config(name).reward.schedule == name
+    for variant in ("causal", "structured"):
+        for cell in ("easy", "with_easy"):
+            assert config(f"{variant}_{cell}").variant == variant
     assert config("sequential").rollout.max_blocks == 0
-    assert config("no_cold_start").rollout.max_blocks == 4
     assert config("forced").rl.train_on_forced
     assert config("causal_sampling").rollout.shortcut == "causal_after_block"
     assert config("scaffold").reward.scaffold_steps == 40
@@ -107,21 +92,12 @@ def test_cells_start_from_cells_that_are_run_before():
     assert cells.start_of(cells.CELLS["no_cold_start"], "smoke") == "sft_sequential"
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "pr1_jax.study", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+run = functools.partial(command.run, "pr1_jax.study")
 
 
 def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
     out = tmp_path / "study"
-    done = command(
-        f"--out={out}", "--dry_run", "--only=rewards", "--seeds=0,4", "--jobs=1"
-    )
+    done = run(f"--out={out}", "--dry_run", "--only=rewards", "--seeds=0,4", "--jobs=1")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
     assert len(lines) == 2 * 6
@@ -144,7 +120,7 @@ def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(arguments, named):
-    done = command(*arguments)
+    done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and named in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -415,23 +391,6 @@ def test_a_dense_mask_computes_the_same():
     assert dense.lengths(512) == [128, 256, 512]
 
 
-def test_the_notebook_tells_what_was_found(published, monkeypatch):
-    out, read = published
-    monkeypatch.setenv("STUDY", str(out))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources=folder
-    ).execute()
-    outputs = [x for cell in notebook.cells for x in cell.get("outputs", ())]
-    shown = [x["data"] for x in outputs if "data" in x]
-    assert sum("image/png" in x for x in shown) == len(cells.EXPERIMENTS)
-    text = "\n".join(x.get("text/markdown", "") for x in shown)
-    for claim in read["claims"]:
-        assert tables.paragraph(claim) in text
-    assert not [x for x in outputs if x.get("name") == "stderr"]
-
-
 # --- For real -------------------------------------------------------------------------
 
 
@@ -441,7 +400,7 @@ def test_two_cells_for_real_again_and_again(tmp_path):
     small = ("--size=smoke", "--seeds=0", "--override=eval.problems=8")
     small += ("--override=model.num_layers=1", "--override=rl.steps=2")
     asked = (f"--out={out}", *small, "--cell=causal_sampling")
-    done = command(*asked)
+    done = run(*asked)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "causal_sampling seed 0" in done.stdout
     read = json.loads((out / "results.json").read_text())
@@ -449,9 +408,9 @@ def test_two_cells_for_real_again_and_again(tmp_path):
     gaps = read["cells"]["causal_sampling"]["courses"]["gap_mean"][0]
     assert len(gaps) == 2 and max(gaps) > 1e-4  # far above rounding
     before = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
-    done = command(*asked)
+    done = run(*asked)
     assert done.stdout.count("done before") == 2
     after = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
     assert after == before
-    done = command(f"--out={out}", *small, "--again=causal_sampling")
+    done = run(f"--out={out}", *small, "--again=causal_sampling")
     assert done.returncode == 0 and "the same to the last bit" in done.stdout

@@ -1,17 +1,11 @@
 """Tests of pr1_jax.study: intervals and verdicts on numbers made by hand."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
 from pr1_jax.study import cells, intervals, outcomes, results
 from pr1_jax.study.intervals import Interval
 from pr1_jax.study.verdicts import CLAIMS, FAILS, HOLDS, OPEN, judge, verdict
-
-ROOT = pathlib.Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks" / "paper_in_miniature.ipynb"
-
 
 # --- Intervals ------------------------------------------------------------------------
 
