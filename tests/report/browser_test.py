@@ -59,6 +59,10 @@ def test_it_opens_on_the_trained_state_and_compares_it_with_sft(see):
     assert "no signal (100% in the last steps)" in signal
 
 
+def _press(chrome, selector):
+    chrome.find_element(By.CSS_SELECTOR, selector).click()
+
+
 def _count(texts):
     return int(texts("#count")[0].split()[0])
 
@@ -68,22 +72,18 @@ def test_it_opens_without_errors_and_without_the_network(see, chrome):
     see()
     assert chrome.get_log("browser") == []
     assert len(chrome.find_elements(By.CSS_SELECTOR, ".chart:not([hidden])")) >= 8
-    events = [
-        json.loads(e["message"])["message"] for e in chrome.get_log("performance")
-    ]
-    asked = [
-        e["params"]["request"]["url"]
-        for e in events
-        if e["method"] == "Network.requestWillBeSent"
-    ]
+    logged = [json.loads(e["message"]) for e in chrome.get_log("performance")]
+    events = [e["message"] for e in logged]
+    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    asked = [params["request"]["url"] for params in sent]
     assert asked and all(url.startswith(("file:", "data:", "about:")) for url in asked)
 
 
 def test_hostile_text_stays_text(see, chrome):
     see()
-    chrome.find_element(By.CSS_SELECTOR, '[data-value="undecided"]').click()
+    _press(chrome, '[data-value="undecided"]')
     chrome.execute_script("document.querySelector('#responses').scrollIntoView()")
-    chrome.find_element(By.CSS_SELECTOR, "#list button").click()
+    _press(chrome, "#list button")
     shown = "return document.querySelector('.trace').textContent.includes(arguments[0])"
     assert chrome.execute_script(shown, made_up_run.HOSTILE)
     assert chrome.title == "collapsed – report"
@@ -93,18 +93,16 @@ def test_hostile_text_stays_text(see, chrome):
 def test_filters_change_the_count(see, chrome):
     _, texts = see()
     whole = _count(texts)
-    press = lambda css: chrome.find_element(By.CSS_SELECTOR, css).click()
-    counts = {}
-    for verdict in ("correct", "incorrect", "undecided"):
-        press(f'[data-filter="verdict"][data-value="{verdict}"]')
-        counts[verdict] = _count(texts)
-        assert len(chrome.find_elements(By.CSS_SELECTOR, "#list li")) == counts[verdict]
-    assert sum(counts.values()) == whole and min(counts.values()) > 0
-    press('[data-filter="verdict"][data-value="correct"]')
-    press('[data-filter="blocks"][data-value="without"]')
+    counts = []
+    for verdict in ("undecided", "incorrect", "correct"):
+        _press(chrome, f'[data-filter="verdict"][data-value="{verdict}"]')
+        counts.append(_count(texts))
+        assert len(texts("#list li")) == counts[-1]
+    assert sum(counts) == whole and min(counts) > 0
+    _press(chrome, '[data-filter="blocks"][data-value="without"]')
     assert _count(texts) == 0
-    press('[data-filter="verdict"][data-value=""]')
-    press('[data-filter="blocks"][data-value=""]')
+    for name in ("verdict", "blocks"):
+        _press(chrome, f'[data-filter="{name}"][data-value=""]')
     chrome.find_element(By.ID, "filter-text").send_keys("answer: 7")
     assert 0 < _count(texts) < whole
 
@@ -155,7 +153,7 @@ def _open(chrome, name):
 def test_paths_stand_side_by_side_in_time(see, chrome):
     see()
     _open(chrome, "eval_2_rl")
-    chrome.find_element(By.CSS_SELECTOR, '[data-size="16"]').click()
+    _press(chrome, '[data-size="16"]')
     found = chrome.execute_script(
         """const rows = document.querySelectorAll(".paths .row:not(.heads)");
         const block = document.querySelector(".paths");
@@ -163,17 +161,16 @@ def test_paths_stand_side_by_side_in_time(see, chrome):
           blocks: document.querySelectorAll(".block").length,
           paths: block.querySelectorAll(".heads .cell").length,
           times: [...block.querySelectorAll(".time")].map((t) => t.textContent),
-          tops: [...rows[1].querySelectorAll(".cell")].map(
-            (c) => c.getBoundingClientRect().top),
-          lefts: [...rows[1].querySelectorAll(".cell")].map(
-            (c) => c.getBoundingClientRect().left),
+          cells: [...rows[1].querySelectorAll(".cell")].map((cell) => {
+            const box = cell.getBoundingClientRect(); return [box.top, box.left]; }),
           forced: document.querySelectorAll(".trace .forced").length,
           tokens: document.querySelectorAll(".trace .t").length,
         };"""
     )
     assert found["blocks"] == 4 and found["paths"] == 8
     assert found["times"][1:4] == ["3", "19", "35"]
-    assert len({*found["tops"]}) == 1 and found["lefts"] == sorted({*found["lefts"]})
+    tops, lefts = zip(*found["cells"], strict=True)
+    assert len({*tops}) == 1 and [*lefts] == sorted({*lefts})
     # Of each block: two tags a path and four around it; and an EOS.
     assert found["forced"] == 4 * (8 * 2 + 4) + 1
     assert found["tokens"] > 2900
@@ -183,7 +180,7 @@ def test_a_token_says_what_it_is(see, chrome):
     _, texts = see()
     _open(chrome, "eval_2_rl")
     chrome.execute_script("document.querySelector('.trace').scrollIntoView()")
-    chrome.find_element(By.CSS_SELECTOR, '.trace [data-i="5"]').click()
+    _press(chrome, '.trace [data-i="5"]')
     tip = texts("#tip")[0].split("\n")
     assert tip[0] == "1+1·"
     assert dict(zip(tip[1::2], tip[2::2])) == {
@@ -199,8 +196,8 @@ def test_a_token_says_what_it_is(see, chrome):
 def test_mask_and_positions_are_drawn(see, chrome):
     see()
     _open(chrome, "eval_0_base")
-    chrome.find_element(By.CSS_SELECTOR, '[data-picture="mask"]').click()
-    chrome.find_element(By.CSS_SELECTOR, '[data-picture="positions"]').click()
+    _press(chrome, '[data-picture="mask"]')
+    _press(chrome, '[data-picture="positions"]')
     cells = chrome.execute_script(
         """const canvas = document.querySelector(".mask"), n = canvas.width;
         const data = canvas.getContext("2d").getImageData(0, 0, n, n).data;
@@ -241,7 +238,7 @@ def test_a_response_of_3000_tokens_scrolls_smoothly(see, chrome):
 def test_nothing_is_wider_than_the_window(see, chrome, width):
     see("", width)
     _open(chrome, "eval_2_rl")
-    chrome.find_element(By.CSS_SELECTOR, '[data-picture="mask"]').click()
+    _press(chrome, '[data-picture="mask"]')
     assert chrome.execute_script("return document.documentElement.scrollWidth") == width
 
 
@@ -260,13 +257,11 @@ def test_runs_lie_over_each_other(chrome, report, tmp_path):
     page.write([tmp_path / "other", report.parent], tmp_path / "compare.html")
     browser.look(chrome, 1280, 900)
     browser.visit(chrome, tmp_path / "compare.html", "#step=40")
-    texts = [
-        e.text for e in chrome.find_elements(By.CSS_SELECTOR, "#step .switch button")
-    ]
-    assert {"other", "collapsed"} <= {*texts}
+    found = lambda css: chrome.find_elements(By.CSS_SELECTOR, css)
+    assert {"other", "collapsed"} <= {e.text for e in found("#step .switch button")}
     reward = chrome.find_element(By.CSS_SELECTOR, ".chart:not([hidden]) svg")
     assert len(reward.find_elements(By.CSS_SELECTOR, "path")) >= 3
-    before = len(chrome.find_elements(By.CSS_SELECTOR, ".chart path"))
-    chrome.find_element(By.CSS_SELECTOR, ".key").click()
-    assert len(chrome.find_elements(By.CSS_SELECTOR, ".chart path")) < before
+    before = len(found(".chart path"))
+    _press(chrome, ".key")
+    assert len(found(".chart path")) < before
     assert chrome.get_log("browser") == []
