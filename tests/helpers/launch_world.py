@@ -20,6 +20,8 @@ PROGRAM = [
     "--config.stages=('sft','rl')",
     "--config.model.path=",
 ]
+XPK = ["--cluster=pods", "--name=pr1", "--zone=us-west4-a", "--project=mine"]
+XPK += ["--type=v5litepod-16", "--image=registry/pr1:1"]
 
 
 class World:

@@ -187,12 +187,8 @@ def test_a_run_loads_a_folder_straight_to_its_devices(tmp_path, monkeypatch):
         run.mesh.data, run.mesh.fsdp = sizes
         made = experiment.build(run)
         loaded.append(made.initial_params())
-        places = jax.tree.map(lambda x: x.sharding, made.abstract_params())
-        jax.tree.map(
-            lambda x, place: np.testing.assert_equal(x.sharding, place),
-            loaded[-1],
-            places,
-        )
+        same = lambda x, wanted: np.testing.assert_equal(x.sharding, wanted.sharding)
+        jax.tree.map(same, loaded[-1], made.abstract_params())
     assert loaded[0]["embedding"].shape[0] == 263
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(loaded[1]))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
@@ -245,15 +241,6 @@ def test_older_config_fields(tmp_path):
     assert (config.rope_base, config.head_dim, config.qkv_bias) == (1e6, 4, True)
 
 
-def copy_with_tensors(tmp_path, change):
-    folder = tmp_path / "changed"
-    shutil.copytree(REFERENCE / "llama", folder)
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    change(tensors)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -272,7 +259,10 @@ def copy_with_tensors(tmp_path, change):
     ],
 )
 def test_wrong_tensors_are_named(change, message, tmp_path):
-    folder = copy_with_tensors(tmp_path, change)
+    folder = shutil.copytree(REFERENCE / "llama", tmp_path / "changed")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    change(tensors)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError, match=message) as error:
         weights.load_params(folder, read_config(folder))
     assert "\n" not in str(error.value)

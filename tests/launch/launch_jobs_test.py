@@ -9,10 +9,7 @@ import time
 import pytest
 
 from tests.helpers import launch_world, stand_ins
-from tests.helpers.launch_world import PROGRAM, ROOT
-
-XPK = ["--cluster=pods", "--name=pr1", "--zone=us-west4-a", "--project=mine"]
-XPK += ["--type=v5litepod-16", "--image=registry/pr1:1"]
+from tests.helpers.launch_world import PROGRAM, ROOT, XPK
 
 
 @pytest.fixture

@@ -12,12 +12,10 @@ import sys
 import pytest
 
 from tests.helpers import launch_world, stand_ins
-from tests.helpers.launch_world import PROGRAM, ROOT
+from tests.helpers.launch_world import PROGRAM, ROOT, XPK
 
 SCRIPTS = ["tpu_vm.sh", "xpk.sh", "slurm.sh", "ssh.sh"]
 TPU = ["--name=pr1", "--zone=us-west4-a", "--project=mine", "--type=v5litepod-16"]
-XPK = ["--cluster=pods", "--name=pr1", "--zone=us-west4-a", "--project=mine"]
-XPK += ["--type=v5litepod-16", "--image=registry/pr1:1"]
 SSH = ["--hosts=one,me@two", "--accelerator=cpu"]
 QUICK = ["--poll-sec=0.2", "--backoff-sec=0"]
 ALL_FLAGS = {
