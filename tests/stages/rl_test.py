@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import rl_alternating
-from pr1_jax import rewards, trajectory
+from pr1_jax import rewards
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, Result
-from pr1_jax.stages import experiment, rl, rollout, updater
+from pr1_jax.stages import experiment, rl, rollout
 from pr1_jax.stages.run import Run
 from pr1_jax.workdir import metrics
 
@@ -93,14 +93,14 @@ def test_kl_starts_at_zero_and_holds_the_policy_back(rl_steps):
 
 def test_a_prompt_is_computed_once_for_its_group(rl_steps, plain):
     (alone,), sampled, expected = plain
-    packed = []
+    packed, real = [], experiment.Experiment.pack
 
     def pack(*args, **kwargs):
         packed.append(kwargs["shared"])
-        return trajectory.pack(*args, **kwargs)
+        return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(updater, "pack", pack)
+        patch.setattr(experiment.Experiment, "pack", pack)
         # No prompt is shorter than 11 tokens.
         (line,), again, moved = rl_steps({"shared_prompt_tokens": (11,)})
     assert sampled == again
