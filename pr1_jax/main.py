@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
                     return
                 held.enter_context(only_run(workdir))
             except _WRONG as error:
-                cli.stop(error)
+                has_no_words = isinstance(error, OSError) and error.errno is not None
+                cli.stop(f"--workdir={workdir}: {error}" if has_no_words else error)
         stopping.listen()
         with processes.one_of_several(), _explained(workdir):
             report = updates.Updates(workdir)
@@ -84,6 +85,10 @@ def _explained(workdir: str) -> Iterator[None]:
         yield
     except stopping.Stopped:
         print(f"stopped: all is saved in {workdir}; {again}", flush=True)
+    except KeyboardInterrupt:
+        text = f"interrupted: what was saved in {workdir} is there; {again}"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(130)  # at exit, threads would be waited for
     except FloatingPointError as error:
         cli.stop(error)
     except Exception as error:

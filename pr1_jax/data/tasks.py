@@ -4,6 +4,7 @@ A config names one as `data.task`, and its problems and traces as `embedded:FAMI
 second task is a class such as `search.Search` and its name in `make` and `_all`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -53,16 +54,24 @@ def make(given: str = "search") -> Task:
       ValueError: there is no such task, or it has no such option.
     """
     name, _, rest = given.partition(":")
-    try:
-        options = {
-            option: float(value)
-            for option, _, value in (x.partition("=") for x in rest.split(",") if x)
-        }
-        match name:
-            case "search":
-                return Search(**options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"data.task={given}: {error}") from error
+    options: dict[str, float] = {}
+    for option, _, value in (x.partition("=") for x in rest.split(",") if x):
+        if option in options:
+            raise ValueError(f"data.task={given} names {option} twice")
+        try:
+            options[option] = float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"data.task={given}: {option}={value} is not a number"
+            ) from error
+    if name == "search":
+        known = [field.name for field in dataclasses.fields(Search)]
+        if wrong := [option for option in options if option not in known]:
+            raise ValueError(f"data.task={given}: {wrong[0]} is not one of {known}")
+        try:
+            return Search(**options)
+        except ValueError as error:
+            raise ValueError(f"data.task={given}: {error}") from error
     raise ValueError(f"data.task={given} is not one of ('search',)")
 
 

@@ -3,7 +3,6 @@
 from absl import logging
 from jax.sharding import Mesh
 
-from pr1_jax.model import cpu
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.xla import Xla
 
@@ -29,6 +28,8 @@ def choose(
     """
     if kernels == "xla":
         return Xla(config)
+    from pr1_jax.model import cpu  # the one place that knows of it
+
     reason = cpu.why_not(config, mesh, training=training)
     if not reason:
         return cpu.Cpu(config)

@@ -26,7 +26,7 @@ def why_not(config: ModelConfig, mesh: Mesh | None, *, training: bool) -> str:
     Compiles them, if they are not yet.
     """
     if training and mesh is not None and mesh.size > 1:
-        return f"the mesh has {mesh.size} devices"
+        return f"updates run on one device, and the mesh has {mesh.size} devices"
     if mesh is not None and mesh.shape["tensor"] > 1:
         return f"mesh.tensor={mesh.shape['tensor']} splits heads"
     if mesh is not None and (platform := mesh.devices.flat[0].platform) != "cpu":

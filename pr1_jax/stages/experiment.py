@@ -265,7 +265,8 @@ def build(
         settings=checks.decode_settings(config),
     )
     if config.kernels == "cpu":  # whether they run, before anything compiles
-        for training in (False, True):
+        updates = {"sft", "rl"} & {*config.stages}
+        for training in {False, bool(updates)}:
             choose(made.model, "cpu", made.mesh, training=training)
     if config.checkpoint.init:
         about = {"tokenizer": made.tokenizer.fingerprint}

@@ -76,6 +76,11 @@ def open_workdir(
     mine = flat(files.plain(config.to_dict()))
     path.mkdir(parents=True, exist_ok=True)
     saved = _saved_config(path)
+    if saved is not None and "stages" not in saved:
+        raise ValueError(
+            f"--workdir={workdir} is not the folder of a run: its config.json is of "
+            "something else; name a new folder, or an empty one"
+        )
     if saved is None:
         _check_is_new(path)
         return path

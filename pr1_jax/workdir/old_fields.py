@@ -41,7 +41,7 @@ def today(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refused(old: Mapping[str, Any], *groups: str) -> str:
-    """Says which field is a constant now and had another value; "" if none had.
+    """Says which field had a value that no config can have any more; "" if none had.
 
     Args:
       groups: looks at fields of these alone; none = at all.
@@ -50,6 +50,9 @@ def refused(old: Mapping[str, Any], *groups: str) -> str:
         was = old.get(name, value)
         if was != value and (not groups or name.split(".")[0] in groups):
             return f"{name}={was!r} is no field any more, but always {value!r}"
+    kernels = {name: old[name] for name in RENAMED if name in old}
+    if len({*kernels.values()}) > 1 and not groups:
+        return f"{kernels} are one field now, kernels"
     return ""
 
 

@@ -226,9 +226,13 @@ def test_unknown_family_or_split(family, split, named):
     "given, named",
     [
         ("sorting", "data.task=sorting is not one of"),
-        ("search:share=1", "data.task=search:share=1: .* 'share'"),
-        ("search:block_share=x", "data.task=search:block_share=x: .* 'x'"),
-        ("search:block_share", "data.task=search:block_share: "),
+        (
+            "search:share=1",
+            "data.task=search:share=1: share is not one of .*late_share",
+        ),
+        ("search:late_share=0.5,late_share=1", "names late_share twice"),
+        ("search:block_share=x", "block_share=x is not a number"),
+        ("search:block_share", "block_share= is not a number"),
         ("search:late_share=1.5", "late_share=1.5 must be from 0 to 1"),
         ("search:late_share=nan", "late_share=nan must be from 0 to 1"),
     ],

@@ -29,7 +29,12 @@ def mesh_of(data, tensor):
         ("float32", None, False, ""),
         ("float32", (1, 1), True, ""),
         ("float32", (2, 1), False, ""),
-        ("float32", (2, 1), True, "the mesh has 2 devices"),
+        (
+            "float32",
+            (2, 1),
+            True,
+            "updates run on one device, and the mesh has 2 devices",
+        ),
         ("float32", (1, 2), False, "mesh.tensor=2 splits heads"),
         ("bfloat16", None, False, "model.dtype=bfloat16 is not float32"),
     ],

@@ -263,7 +263,10 @@ WRONG = [
     ({"stages": ("rl", "rl")}, "stages=('rl', 'rl')"),
     ({"model.attention": "pallas"}, "model.attention=pallas needs a TPU"),
     ({"kernels": "cpu", "model.dtype": "bfloat16"}, "model.dtype=bfloat16 is not fl"),
-    ({"kernels": "cpu"}, "kernels=cpu: the mesh has 8 devices"),
+    (
+        {"kernels": "cpu"},
+        "kernels=cpu: updates run on one device, and the mesh has 8 devices",
+    ),
     ({"model.length_buckets": (0, 108)}, "model.length_buckets=(0, 108)"),
     (
         {"rollout.shortcut": "causal_after_block", "variant": "causal"},

@@ -54,6 +54,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path, names, named):
     assert {path.name for path in tmp_path.iterdir()} == {*names}
 
 
+def test_a_config_of_something_else_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": []}')
+    with pytest.raises(ValueError, match="its config.json is of something else"):
+        open_workdir(tmp_path, CONFIG)
+
+
 def test_a_file_or_a_bucket_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file is a file; name a folder"):

@@ -100,6 +100,13 @@ def test_another_value_of_what_is_a_constant_now_is_refused(tmp_path, name):
         assert read_config(tmp_path).name == "rl_alternating"
 
 
+def test_two_kernels_are_not_made_one(tmp_path):
+    write(tmp_path, rollout__kernels="xla")
+    with pytest.raises(ValueError, match="'rollout.kernels': 'xla'} are one field now"):
+        open_workdir(tmp_path, NEW)
+    assert read_config(tmp_path).kernels == "xla"
+
+
 def test_constants_are_what_they_are_where_they_are_used():
     from pr1_jax.stages import evaluation, experiment, rl
     from pr1_jax.training.optimizer import OptimizerSettings
