@@ -1,6 +1,6 @@
 """Every metric of a run as a person reads it: words, unit, and which way is better.
 
-The terminal's progress, the report, `curves.png` and the alarms take their words from
+The terminal's progress, the report and `curves.png` take their words from
 here. A metric that nobody described is shown by its name.
 """
 
