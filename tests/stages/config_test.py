@@ -360,7 +360,12 @@ def test_a_checkpoint_folder_without_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     "name, text, argument, named",
     [
-        ("config.json", '{"seed": 5}', "--config.seed=0", "but the run in"),
+        (
+            "config.json",
+            '{"seed": 5, "stages": []}',
+            "--config.seed=0",
+            "but the run in",
+        ),
         ("thesis.tex", "", "--config.seed=0", "is not the folder of a run"),
         # A wrong config is named even where the run is finished.
         (
