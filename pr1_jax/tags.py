@@ -135,5 +135,5 @@ def canonical(text: str) -> str:
 
 
 def count_blocks(text: str) -> int:
-    """Number of blocks, well formed or not: that of the `<Parallel>` tags."""
+    """Returns how many `<Parallel>` tags a text has, in blocks that are well formed or not."""
     return text.count(PARALLEL)

@@ -123,7 +123,7 @@ _pool = _Pool()
 
 
 def _forget() -> None:
-    """A forked child must not write into its parent's pipes."""
+    """Gives a forked child a pool of its own: it must not write to its parent's pipes."""
     global _pool
     _pool = _Pool()
 

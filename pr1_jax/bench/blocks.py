@@ -96,7 +96,7 @@ def _schemes(bench: Bench, programs: Programs, num_paths: int) -> list[dict]:
 
 
 def _tell(num_paths: int, what: str, runs: Mapping[str, timing.Runs]) -> None:
-    """Says how far a suite of many minutes has come."""
+    """Prints how far the suite has come, since it takes many minutes."""
     sec = ", ".join(f"{name} {run.sec.median:.2f} s" for name, run in runs.items())
     print(f"  {num_paths} paths, {what}: {sec}", file=sys.stderr, flush=True)
 

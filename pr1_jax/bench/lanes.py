@@ -29,7 +29,7 @@ def lanes(bench: Bench) -> list[Table]:
 
 @dataclasses.dataclass(frozen=True)
 class _Mix:
-    """Rows of which some are inside a block of so many paths; steps in main streams."""
+    """A batch in which some rows are inside a block and the others in main streams."""
 
     rows: int
     inside: int

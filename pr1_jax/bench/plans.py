@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def needs(self) -> int:
-        """`max_response_tokens` under which the sampler plans no shorter path."""
+        """`max_response_tokens` with which the sampler plans no shorter path."""
         longest = (len(paths) * (max(paths) + 1) for paths in self.paths)
         blocks = (n + 2 + _FORCED + some for n, some in zip(self.opens, longest))
         return max(self.tokens, *blocks, 0)
@@ -177,7 +177,7 @@ def _scaled(trace: Trace, factor: float, paths: Sequence[Sequence[float]]) -> Pl
 
 
 def follow(logits, wanted, vocab: Vocab):
-    """Logits under which `wanted` is drawn; −1 = anything but the tags and EOS.
+    """Logits from which `wanted` is drawn; −1 = anything but the tags and EOS.
 
     Args:
       logits: [L, V] float32. wanted: [L] int32.
@@ -190,7 +190,7 @@ def follow(logits, wanted, vocab: Vocab):
 def planned(
     decode_fn: DecodeFn, plans: Sequence[Plan], key: jax.Array, vocab: Vocab
 ) -> DecodeFn:
-    """A decode function under which response i of a call with `key` follows plan i.
+    """A decode function that makes response i of a call with `key` follow plan i.
 
     A row's response is known by its key, `fold_in(key, i)`; where it stands in its
     plan, by the tokens that it, and each of its paths, has emitted.

@@ -17,7 +17,7 @@ _NOTE = (
 
 
 def sampling(bench: Bench) -> list[Table]:
-    """As many prompts as rows, each answered at full length, without blocks."""
+    """Measures sampling without blocks: as many prompts as rows, all at full length."""
     sizes, config = bench.sizes, bench.config
     rows, prompt, response = sizes.rows, sizes.prompt_tokens, sizes.response_tokens
     settings = Settings(

@@ -168,7 +168,7 @@ class Search:
 
     Attributes:
       block_share: share of traces with a block.
-      hard_share: share of traces that are of the hard family in any case.
+      hard_share: share of traces that are of the hard family, whichever was asked for.
       late_share: share of blocks that come after some searching.
     """
 

@@ -87,6 +87,6 @@ def spoken(tokenizer: Tokenizer) -> Task | None:
 
 
 def conclusion(text: str, *, summary: bool = False) -> str | None:
-    """`Task.conclusion` of the task in whose language a text is, if in any's."""
+    """Returns `Task.conclusion` of the first task that can read the text; None if none can."""
     read = (task.conclusion(text, summary=summary) for task in _all())
     return next((reached for reached in read if reached is not None), None)

@@ -103,7 +103,7 @@ class Xla:
 
         Args:
           params: the layer's. x: [..., D]. angles: of `layers.rotary_angles`.
-          live: as of `forward.forward`; so below.
+          live: scalar int32, as `forward.forward` has it, here and in all that follows.
 
         Returns:
           q [..., N, H], k and v [..., K, H].

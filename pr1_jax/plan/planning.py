@@ -209,7 +209,7 @@ def make(
     Args:
       prompt_tokens, response_tokens: means that costs are of; default half the longest.
       find_largest: whether to look for the largest batches, which compiles more.
-      say: is told what goes on.
+      say: is called with a line of text whenever a program is compiled.
 
     Raises:
       ValueError: names the field or flag and its value.

@@ -70,7 +70,7 @@ def advance(
 
     Args:
       drawn, logps: [B, P], the draw of every lane that was live.
-      bans: [B], under which it was drawn.
+      bans: [B] int32, bits that were banned in these draws.
     """
     P, S = state.token.shape[1], state.slot_path.shape[1]
     lane = jnp.arange(P)[None]

@@ -291,6 +291,6 @@ def _read_folder(c: ml_collections.ConfigDict) -> tuple[pathlib.Path, ModelConfi
 
 
 def numerics(c: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the config section `model` that no model's folder says."""
+    """Returns the fields of `config.model` that a Hugging Face folder does not set."""
     names = ("dtype", "scan_layers", "remat", "remat_policy")
     return {n: c[n] for n in (*names, "attention", "query_chunk")}

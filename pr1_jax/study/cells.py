@@ -237,7 +237,7 @@ def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
         "rl.clip_high": 0.28,
         "checkpoint.keep": 1,
         "checkpoint.keep_best": 0,
-        # As ever, whether or not there is a C++ compiler: other sums round otherwise.
+        # XLA everywhere: results must not depend on whether there is a C++ compiler.
         "kernels": "xla",
         "rl.shared_prompt_tokens": (),
     }

@@ -135,7 +135,7 @@ class Job:
 
 @dataclasses.dataclass
 class Runner:
-    """Runs what is asked of it; `failed` names what did not come to its end."""
+    """Runs cells as processes; `failed` names those that did not finish."""
 
     study: Study
     say: Callable[[str], None] = print

@@ -41,7 +41,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What the paper says (or, of `shortcuts`, what we do), and how it is put to test.
+    """A claim of the paper, or about a published shortcut, and how it is tested.
 
     Attributes:
       paper: its own figures; in words, where there are none.

@@ -80,7 +80,7 @@ def gather(mine: Sequence[T], size: int = 1) -> list[T]:
 
 
 def own_path(path: pathlib.Path) -> pathlib.Path:
-    """The path itself; of several processes, one with this process's number in it."""
+    """Returns the path, with this process's number in it where there are several processes."""
     if jax.process_count() == 1:
         return path
     number = f"-{jax.process_index():05}-of-{jax.process_count():05}"

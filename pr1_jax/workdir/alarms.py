@@ -149,7 +149,7 @@ class Alarms:
         self.skipped = 0  # updates in a row
 
     def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Takes up the metrics of steps that an earlier process took."""
+        """Continues from the metrics that an earlier process of this run logged."""
         for metrics in lines:
             self._remember(metrics)
 
