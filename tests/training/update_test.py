@@ -11,7 +11,6 @@ import pytest
 
 from pr1_jax import layout, tags
 from pr1_jax.kernels import attention
-from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.forward import forward
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.model.xla import Xla
@@ -439,17 +438,7 @@ def test_unknown_schedule_is_named():
 
 
 def test_weight_decay_spares_norms_and_biases():
-    config = ModelConfig(
-        vocab_size=24,
-        num_layers=2,
-        width=32,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        mlp_width=48,
-        qkv_bias=True,
-        scan_layers=True,
-    )
+    config = dataclasses.replace(tiny.QWEN3, qkv_bias=True, scan_layers=True)
     optimizer = make_optimizer(OptimizerSettings(lr=1.0, steps=10, weight_decay=0.1))
     init = lambda: unbox(init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda x: jnp.ones(x.shape), jax.eval_shape(init))
