@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pr1_jax.kernels import categorical
 from pr1_jax.kernels.cpu import decoding, library, training
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.layers import Attend
@@ -180,12 +181,9 @@ class Cpu(Xla):
     @staticmethod
     def draw(logits, keys, counts, live=None):
         """As `Xla.draw`."""
-        if jax.random.key_impl(keys) == "threefry2x32":
-            uniform = decoding.uniform(keys, counts)
-        else:
-            keys = jax.vmap(jax.random.fold_in)(keys, counts)
-            uniform = jax.vmap(jax.random.uniform)(keys)
-        return decoding.draw(logits, uniform, live)
+        is_threefry = jax.random.key_impl(keys) == "threefry2x32"
+        uniform = decoding.uniform if is_threefry else categorical.uniform
+        return decoding.draw(logits, uniform(keys, counts), live)
 
 
 def _packed(layer):

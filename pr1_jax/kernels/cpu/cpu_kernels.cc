@@ -145,8 +145,8 @@ ffi::Error FinishLayer(ffi::ThreadPool pool, Floats x, Floats heads, Floats scal
   return ffi::Error::Success();
 }
 
-// A number from 0 to 1 of each key, into which a count is folded: the same as
-// jax.random.uniform(jax.random.fold_in(key, count)), which loops on CPU.
+// A number from 0 to 1 of each key, into which a count is folded, as its coarse and its
+// fine part: the same as categorical.uniform, which loops on CPU.
 ffi::Error Uniform(ffi::Buffer<ffi::U32> keys, Ints counts,
                    ffi::ResultBuffer<ffi::F32> out) {
   // Threefry-2x32 with 20 rounds (Salmon et al., 2011).
@@ -168,48 +168,61 @@ ffi::Error Uniform(ffi::Buffer<ffi::U32> keys, Ints counts,
   for (size_t i = 0; i < counts.element_count(); ++i) {
     const uint32_t* key = keys.typed_data() + 2 * i;
     const uint32_t count = counts.typed_data()[i];
-    const Pair bits = threefry(threefry({key[0], key[1]}, {0, count}), {0, 0});
-    // The 23 highest bits are behind the point.
-    out->typed_data()[i] = ((bits[0] ^ bits[1]) >> 9) * 0x1p-23f;
+    const Pair folded = threefry({key[0], key[1]}, {0, count});
+    uint32_t words[2];
+    for (uint32_t j = 0; j < 2; ++j) {
+      const Pair bits = threefry(folded, {0, j});
+      words[j] = bits[0] ^ bits[1];
+    }
+    float* parts = out->typed_data() + 2 * i;
+    parts[0] = (words[0] >> 9) * 0x1p-23f;
+    parts[1] = ((words[0] & 0x1FF) << 15 | words[1] >> 17) * 0x1p-47f;
   }
   return ffi::Error::Success();
 }
 
 // A draw from the softmax of each live row of logits [M, V], by inversion of its
-// distribution function at a number below 1: tokens, and their log-probs.
-ffi::Error Draw(ffi::ThreadPool pool, Floats logits, Floats uniform, Ints live,
+// distribution function at a number below 1, the sum of two parts [M, 2]: tokens, and
+// their log-probs. Sums are doubles, in which the most improbable tokens are not lost.
+ffi::Error Draw(ffi::ThreadPool pool, Floats logits, Floats numbers, Ints live,
                 ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> logps) {
   const int64_t M = Live(live, logits.dimensions()[0]), V = logits.dimensions()[1];
+  typedef double Wide __attribute__((vector_size(8 * W)));
   constexpr int64_t kGroup = 4 * W;  // tokens whose probabilities are summed first
   const int64_t groups = (V + kGroup - 1) / kGroup;
   std::fill_n(tokens->typed_data(), logits.dimensions()[0], 0);
   std::fill_n(logps->typed_data(), logits.dimensions()[0], 0.0f);
   Parallel(pool, M, 8 * M * V, [&](int64_t i) {
-    thread_local std::vector<float> probs, sums;
+    thread_local std::vector<float> probs;
+    thread_local std::vector<double> sums;
     probs.assign(groups * kGroup, kHidden);
-    sums.resize(groups);
+    sums.assign(groups, 0.0);
     std::copy_n(logits.typed_data() + i * V, V, probs.begin());
     const auto [top, total] = Softmax(probs.data(), groups * kGroup);
-    float all = 0;
+    double all = 0;
     for (int64_t g = 0; g < groups; ++g) {
-      const float* p = probs.data() + g * kGroup;
-      sums[g] = Sum((Load(p) + Load(p + W)) + (Load(p + 2 * W) + Load(p + 3 * W)));
+      Wide sum{};
+      for (int64_t j = 0; j < kGroup; j += W) {
+        sum += __builtin_convertvector(Load(probs.data() + g * kGroup + j), Wide);
+      }
+      for (int w = 0; w < W; ++w) sums[g] += sum[w];
       all += sums[g];
     }
     // The first at which the running sum is above the target; where rounding leaves
     // none, the last that adds to it.
-    auto find = [](const float* x, int64_t n, float target, float* before) {
+    auto find = [](const auto* x, int64_t n, double target, double* before) {
       int64_t found = 0;
-      float sum = 0;
+      double sum = 0;
       for (int64_t j = 0; j < n; ++j) {
-        if (sum + x[j] > sum) found = j, *before = sum;
+        if (x[j] > 0) found = j, *before = sum;
         sum += x[j];
         if (sum > target) break;
       }
       return found;
     };
-    const float target = uniform.typed_data()[i] * all;
-    float before = 0, within = 0;
+    const float* parts = numbers.typed_data() + 2 * i;
+    const double target = (static_cast<double>(parts[0]) + parts[1]) * all;
+    double before = 0, within = 0;
     const int64_t g = find(sums.data(), groups, target, &before);
     const int64_t token =
         g * kGroup + find(probs.data() + g * kGroup, kGroup, target - before, &within);
@@ -261,5 +274,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     DrawHandler, Draw,
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
-        .Arg<Floats>().Arg<Floats>().Arg<Ints>()  // logits, uniform, live
+        .Arg<Floats>().Arg<Floats>().Arg<Ints>()  // logits, numbers, live
         .Ret<Ints>().Ret<Floats>());

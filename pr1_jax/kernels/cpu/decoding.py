@@ -111,31 +111,31 @@ def _live(live: jax.Array | None) -> jax.Array:
 
 
 def uniform(keys: jax.Array, counts: jax.Array) -> jax.Array:
-    """Numbers from 0 to 1 of keys into which counts are folded, [L] float32.
+    """Numbers from 0 to 1 as `categorical.uniform` gives them, [L, 2] float32.
 
-    What `jax.random.uniform` gives for `jax.random.fold_in`; on CPU each of the two is a
-    loop of small programs.
+    That function is a loop of small programs on CPU.
 
     Args:
       keys: [L] PRNG keys of Threefry, JAX's default. counts: [L] int32.
     """
-    (out,) = library.call("uniform", [counts.shape], jax.random.key_data(keys), counts)
+    keys = jax.random.key_data(keys)
+    (out,) = library.call("uniform", [(*counts.shape, 2)], keys, counts)
     return out
 
 
-def draw(logits: jax.Array, uniform: jax.Array, live: jax.Array | None = None):
-    """Draws from the softmax of each row, where its running sum passes `uniform`.
+def draw(logits: jax.Array, numbers: jax.Array, live: jax.Array | None = None):
+    """Draws from the softmax of each row, where its running sum passes `numbers`.
 
     Args:
-      logits: [L, V] float32. uniform: [L] float32 from 0 to 1.
+      logits: [L, V] float32. numbers: [L, 2] float32, as of `uniform`.
       live: as of `project`.
 
     Returns:
       tokens [L] int32 and their log-probs [L] float32; 0 of rows that are not live.
     """
-    struct = functools.partial(jax.ShapeDtypeStruct, uniform.shape)
+    struct = functools.partial(jax.ShapeDtypeStruct, logits.shape[:1])
     call = jax.ffi.ffi_call("pr1_jax_draw", [struct(jnp.int32), struct(jnp.float32)])
-    return tuple(call(logits, uniform, _live(live)))
+    return tuple(call(logits, numbers, _live(live)))
 
 
 # --- Attention of a decode step -----------------------------------------------------
