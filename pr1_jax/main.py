@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -47,7 +48,6 @@ def main(argv: list[str]) -> None:
     from pr1_jax.report import updates
     from pr1_jax.stages import curriculum
     from pr1_jax.system import processes, stopping
-    from pr1_jax.workdir.folder import only_run, open_workdir
 
     by_hand = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if _DISTRIBUTED.value or by_hand != ("", 0, -1):
@@ -57,28 +57,51 @@ def main(argv: list[str]) -> None:
             cli.stop(error)
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, processes.one_of_several():
         with _explained(workdir):
-            try:
-                experiment, held_out = curriculum.prepare(config)
-                open_workdir(workdir, config)
-                if curriculum.is_finished(workdir):
-                    print(f"already finished: {workdir} (see summary.json there)")
-                    return
-                held.enter_context(only_run(workdir))
-            except _WRONG as error:
-                has_no_words = isinstance(error, OSError) and error.errno is not None
-                cli.stop(f"--workdir={workdir}: {error}" if has_no_words else error)
+            prepared = _prepare(config, workdir, held)
+        if prepared is None:
+            print(f"already finished: {workdir} (see summary.json there)")
+            return
         stopping.listen()
-        with processes.one_of_several(), _explained(workdir):
+        with _explained(workdir):
             report = updates.Updates(workdir)
-            curriculum.run(experiment, held_out, workdir, watchers=[report])
+            curriculum.run(*prepared, workdir, watchers=[report])
+
+
+def _prepare(
+    config: Any, workdir: str, held: contextlib.ExitStack
+) -> tuple[Any, Any] | None:
+    """What `curriculum.prepare` gives, its workdir held; None where the run has finished.
+
+    What is wrong at one process alone ends all of them, with the same line.
+    """
+    from pr1_jax.defaults import flat
+    from pr1_jax.stages import curriculum
+    from pr1_jax.system import files, processes
+    from pr1_jax.workdir.folder import only_run, open_workdir
+
+    prepared, finished, wrong = None, False, ""
+    try:
+        prepared = curriculum.prepare(config)
+        open_workdir(workdir, config)
+        finished = curriculum.is_finished(workdir)
+        if not finished:
+            held.enter_context(only_run(workdir))
+    except _WRONG as error:
+        has_no_words = isinstance(error, OSError) and error.errno is not None
+        wrong = f"--workdir={workdir}: {error}" if has_no_words else str(error)
+    mine = flat(files.plain(config.to_dict()))
+    if wrong := processes.first_fault(wrong) or processes.difference(mine):
+        cli.stop(wrong)
+    return None if finished else prepared
 
 
 @contextlib.contextmanager
 def _explained(workdir: str) -> Iterator[None]:
     """Ends a run that was stopped, or that cannot write, with one line."""
     from pr1_jax.system import files, stopping
+    from pr1_jax.workdir.folder import RefusedError
 
     again = "the same command goes on from there"
     try:
@@ -89,7 +112,7 @@ def _explained(workdir: str) -> Iterator[None]:
         text = f"interrupted: what was saved in {workdir} is there; {again}"
         print(text, file=sys.stderr, flush=True)
         os._exit(130)  # at exit, threads would be waited for
-    except FloatingPointError as error:
+    except (FloatingPointError, RefusedError) as error:
         cli.stop(error)
     except Exception as error:
         reason = files.write_error(error)

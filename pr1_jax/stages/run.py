@@ -8,7 +8,6 @@ from typing import Any, NoReturn, Protocol
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import rich.console
 from absl import logging
 
@@ -161,6 +160,8 @@ class Run(contextlib.AbstractContextManager):
             force_terminal=terminal,
             quiet=not self._main,
             width=None if terminal else 100,
+            markup=False,  # a path may look like it
+            emoji=False,
         ).print(text, soft_wrap=isinstance(text, str))
 
     def begin(
@@ -234,13 +235,21 @@ class Run(contextlib.AbstractContextManager):
         np.savez(path, **{name: local_batch(x) for name, x in arrays.items()})
 
     def reference(self, params: Any) -> Any:
-        """The policy at the start of the stage, kept on disk for the KL term."""
-        path = self.workdir / "checkpoints_reference"
-        with ocp.StandardCheckpointer() as checkpointer:
-            if not processes.agree(path.exists()):
-                checkpointer.save(path, params)
-                checkpointer.wait_until_finished()
-            return checkpointer.restore(path, self.experiment.abstract_params())
+        """The policy at the start of the stage, kept on disk for the KL term.
+
+        Args:
+          params: of the state that the stage begins or goes on with.
+
+        Raises:
+          RefusedError: it cannot be read, or is gone where the stage goes on.
+        """
+        went_on = self.position is not None and self.position.step > 0
+        went_on = went_on and self._stages[self.position.stage] == "rl"
+        return checkpoint.kept_tree(
+            self.workdir / "checkpoints_reference",
+            None if went_on else params,
+            self.experiment.abstract_params(),
+        )
 
     def display(self, stage: str, total_steps: int) -> progress.Progress:
         """A progress display; quiet on all processes but the first."""

@@ -14,12 +14,22 @@ import numpy as np
 _CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 
 
-def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes `data` to `path` so that a reader sees the old or the new file."""
+def replace_file(
+    path: str | os.PathLike[str], data: bytes, *, durable: bool = False
+) -> None:
+    """Writes `data` to `path` so that a reader sees the old or the new file.
+
+    Args:
+      durable: waits for the disk, so that this holds after a power cut, too.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
+    with temporary.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -40,13 +50,22 @@ def write_error(error: BaseException) -> str | None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON, atomically; NaN and infinities as null."""
     text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
-    replace_file(path, (text + "\n").encode())
+    replace_file(path, (text + "\n").encode(), durable=True)
 
 
 def read_json(path: str | os.PathLike[str], default: Any) -> Any:
-    """The JSON value in a file, or `default` where there is no file."""
+    """The JSON value in a file, or `default` where there is no file.
+
+    Raises:
+      ValueError: the file is not JSON, as where it was not written whole; names it.
+    """
     path = pathlib.Path(path)
-    return json.loads(path.read_text()) if path.exists() else default
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -5,27 +5,33 @@ i. So the whole list, and all that follows from it, is the same for any N.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # the store that orbax and JAX itself agree by
 from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 
 # What collectives, and the service that counts heartbeats, say of a lost process.
 _LOST = re.compile(
-    "gloo|nccl|connection (reset|closed)|heartbeat|unavailable|another task|barrier",
+    "gloo|nccl|connection (reset|closed)|heartbeat|unavailable|another task|barrier"
+    "|has said nothing",
     re.IGNORECASE,
 )
 _HEARTBEAT_SEC = 30  # a process that is silent for so long is dead, and all stop
+_PATIENCE_SEC = 600.0  # for one that lives, and perhaps reads a large checkpoint
+_rounds = itertools.count()
 
 
 def initialize(
@@ -114,6 +120,67 @@ def one_of_several() -> Iterator[None]:
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # an orderly exit would wait for the others for ever
+
+
+def exchange(mine: str, patience_sec: float = _PATIENCE_SEC) -> list[str]:
+    """What every process says, at every process; all must call this alike.
+
+    No device takes part and nothing compiles, so that a process may say why it cannot
+    go on while the others wait here, and not in a step that never ends.
+
+    Raises:
+      TimeoutError: a process has said nothing for so long; names it.
+    """
+    if jax.process_count() == 1:
+        return [mine]
+    client, key = distributed.global_state.client, f"pr1_jax/{next(_rounds)}"
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(mine))
+    until = time.monotonic() + patience_sec
+    said = []
+    for i in range(jax.process_count()):
+        left_ms = max(1, int(1000 * (until - time.monotonic())))
+        try:
+            said.append(
+                json.loads(client.blocking_key_value_get(f"{key}/{i}", left_ms))
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            raise TimeoutError(
+                f"process {i} of {jax.process_count()} has said nothing for "
+                f"{patience_sec:.0f} s"
+            ) from error
+    return said
+
+
+def first_fault(mine: str) -> str:
+    """The first process's fault, with its number, at every process; "" = none has one.
+
+    Args:
+      mine: what is wrong at this process; "" = nothing.
+    """
+    said = exchange(mine)
+    named = (
+        f"process {i} of {len(said)}: {text}" for i, text in enumerate(said) if text
+    )
+    return mine if len(said) == 1 else next(named, "")
+
+
+def difference(mine: Mapping[str, Any]) -> str:
+    """The first field that differs between processes, in words; "" if none does.
+
+    Args:
+      mine: the fields of this process, which JSON can hold.
+    """
+    first, *others = map(json.loads, exchange(json.dumps(dict(mine))))
+    for i, other in enumerate(others, start=1):
+        for name in sorted({*first, *other}):
+            if first.get(name) != other.get(name):
+                return (
+                    f"process {i} of {1 + len(others)}: {name}={other.get(name)!r}, "
+                    f"but {first.get(name)!r} at process 0: give all of them the same"
+                )
+    return ""
 
 
 def agree(value: bool) -> bool:

@@ -68,7 +68,7 @@ class Table:
         narrow = {"padding": (0, 1), "collapse_padding": True, "pad_edge": False}
         shown = rich.table.Table(box=rich.box.SIMPLE, **narrow)
         for name in self.columns:
-            shown.add_column(name, overflow="fold")
+            shown.add_column(rich.text.Text(name), overflow="fold")
         for row in self.cells():
             shown.add_row(*map(rich.text.Text, row))
         title = [rich.text.Text(self.title, style="bold")] if self.title else []

@@ -15,8 +15,8 @@ import os
 import pathlib
 import time
 import types
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,6 +24,9 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from pr1_jax.system import processes
+from pr1_jax.workdir.folder import RefusedError
+
+T = TypeVar("T")
 
 STAGE_SIZE = 1_000_000
 _NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
@@ -146,25 +149,22 @@ class Checkpoints:
           ValueError: the checkpoint is of another model, or goes with something else.
           DamagedError: it cannot be read.
         """
-        number = _number(position)
-        names = {"state": ocp.args.StandardRestore(abstract_state)}
-        names |= {name: ocp.args.JsonRestore() for name in ("data", "about")}
-        folder = self._folder / _NAMES.build_name(number)
-        try:
-            about = self._manager.restore(
-                number, args=ocp.args.Composite(about=names["about"])
-            ).about
-            saved = ocp.PyTreeCheckpointHandler().metadata(folder / "state")
-            saved_params = saved.tree["params"]
-        except Exception as error:
-            raise DamagedError(f"{folder}: {_line(error)}") from error
+        folder = self._folder / _NAMES.build_name(_number(position))
+        read_json = ocp.JsonCheckpointHandler().restore
+        about, data, saved = _all_read(
+            folder,
+            lambda: (
+                read_json(folder / "about"),
+                read_json(folder / "data"),
+                ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree["params"],
+            ),
+        )
         _check_about(about, self._about, str(folder))
-        _check_same(saved_params, abstract_state.params, str(folder))
-        try:
-            restored = self._manager.restore(number, args=ocp.args.Composite(**names))
-        except Exception as error:
-            raise DamagedError(f"{folder}: {_line(error)}") from error
-        return restored.state, restored.data
+        _check_same(saved, abstract_state.params, str(folder))
+        state = _all_read(
+            folder, lambda: _restore_tree(folder / "state", abstract_state)
+        )
+        return state, data
 
     def set_aside(self, position: Position) -> epath.Path:
         """Moves a damaged checkpoint out of the way; returns where it is now."""
@@ -207,6 +207,57 @@ def absolute(
     return epath.Path(path)
 
 
+def _restore_tree(folder: epath.Path, abstract: Any) -> Any:
+    """A tree of arrays, each process reading its parts and waiting for nobody.
+
+    Orbax's own `restore` ends in a barrier, at which all would wait for a process that
+    cannot read its part.
+    """
+    args = ocp.args.StandardRestore(abstract)
+    return ocp.StandardCheckpointHandler().restore(folder, args=args)
+
+
+def kept_tree(path: pathlib.Path, tree: Any, abstract: Any) -> Any:
+    """The tree that is kept in a folder; where there is none, `tree`, which is then kept.
+
+    Args:
+      tree: None where there must be one already.
+      abstract: of the tree, with shardings.
+
+    Raises:
+      RefusedError: it cannot be read, or is not there.
+    """
+    if not processes.agree(path.exists()):
+        if tree is None:
+            raise RefusedError(f"{path} is not there: put it back, or start anew")
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, tree)
+            checkpointer.wait_until_finished()
+    try:
+        return _all_read(path, lambda: _restore_tree(path, abstract))
+    except DamagedError as error:
+        raise RefusedError(
+            f"it cannot be read: {error}; put a copy of it back, or take another "
+            "--workdir"
+        ) from error
+
+
+def _all_read(folder: epath.Path, read: Callable[[], T]) -> T:
+    """What `read` gives, at every process; all must call this alike.
+
+    Raises:
+      DamagedError: some process cannot read; raised at all of them, with its words.
+    """
+    found, cause = None, None
+    try:
+        found = read()
+    except Exception as error:  # noqa: BLE001 (raised below, at all processes)
+        cause = error
+    if fault := processes.first_fault(_line(cause) if cause else ""):
+        raise DamagedError(f"{folder}: {fault}") from cause
+    return found
+
+
 def _number(position: Position) -> int:
     return position.stage * STAGE_SIZE + position.step
 
@@ -225,19 +276,21 @@ def restore_params(
       chosen: `number` and `field`, as of `check_params`.
 
     Raises:
-      FileNotFoundError, ValueError: as `check_params`.
+      FileNotFoundError, ValueError: as `check_params`, or it is damaged.
     """
     folder = check_params(path, abstract_params, **chosen)
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_params)
-    restored = ocp.PyTreeCheckpointHandler().restore(
-        folder,
-        args=ocp.args.PyTreeRestore(
-            item={"params": abstract_params},
-            restore_args={"params": restore_args},
-            partial_restore=True,
-        ),
+    args = ocp.args.PyTreeRestore(
+        item={"params": abstract_params},
+        restore_args={"params": restore_args},
+        partial_restore=True,
     )
-    return restored["params"]
+    read = ocp.PyTreeCheckpointHandler().restore
+    try:
+        return _all_read(folder, lambda: read(folder, args=args))["params"]
+    except DamagedError as error:
+        name = f"{chosen.get('field', 'checkpoint.init')}={path}"
+        raise _damaged(name, folder.parent, str(error)) from error
 
 
 def check_params(
@@ -273,10 +326,8 @@ def check_params(
     try:
         saved = ocp.PyTreeCheckpointHandler().metadata(states[number]).tree["params"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(
-            f"{field}={path}: checkpoint {number} is damaged; name another, or move "
-            f"{states[number].parent} away ({_line(error)})"
-        ) from error
+        name = f"{field}={path}"
+        raise _damaged(name, states[number].parent, _line(error)) from error
     _check_same(saved, abstract_params, f"{field}={path}")
     file = states[number].parent / "about" / "metadata"  # none in older checkpoints
     if about and file.exists():
@@ -284,20 +335,28 @@ def check_params(
     return states[number]
 
 
+def _damaged(name: str, folder: epath.Path, why: str) -> RefusedError:
+    """The error for a checkpoint of another run that cannot be read."""
+    return RefusedError(
+        f"{name}: checkpoint {int(folder.name)} is damaged; name another, or move "
+        f"{folder} away ({why})"
+    )
+
+
 def _check_about(
     saved: Mapping[str, str], wanted: Mapping[str, str], name_of_saved: str
 ) -> None:
-    """Raises ValueError where a checkpoint goes with something else."""
+    """Raises RefusedError where a checkpoint goes with something else."""
     for name, value in wanted.items():
         if saved.get(name) != value:
-            raise ValueError(
+            raise RefusedError(
                 f"{name_of_saved} was made with another {name}: {saved.get(name)} "
                 f"there, and {value} here"
             )
 
 
 def _check_same(saved: Any, wanted: Any, name_of_saved: str) -> None:
-    """Raises ValueError where two trees differ in names or shapes."""
+    """Raises RefusedError where two trees differ in names or shapes."""
     shapes = lambda tree: {
         jax.tree_util.keystr(keys): tuple(leaf.shape)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -305,7 +364,7 @@ def _check_same(saved: Any, wanted: Any, name_of_saved: str) -> None:
     saved, wanted = shapes(saved), shapes(wanted)
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
-            raise ValueError(
+            raise RefusedError(
                 f"{name_of_saved} is of another model: parameter {name} has "
                 f"shape {saved.get(name)} there and {wanted.get(name)} here"
             )

@@ -17,6 +17,10 @@ from pr1_jax.system import files
 from pr1_jax.workdir import old_fields
 
 
+class RefusedError(ValueError):
+    """A folder holds what this run may not use; another start would meet it again."""
+
+
 @contextlib.contextmanager
 def only_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
     """Holds a workdir, so that no second run opens it at the same time.
@@ -105,7 +109,15 @@ def open_workdir(
 def _saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The `config.json` of a run; None if there is none. ValueError if it is none."""
     path = workdir / "config.json"
-    return files.read_object(path) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return files.read_object(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. It was not written whole: put a copy of it back, or take "
+            "another folder"
+        ) from error
 
 
 def _check_is_new(workdir: pathlib.Path) -> None:

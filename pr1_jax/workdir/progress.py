@@ -98,7 +98,8 @@ class Progress:
         self._history: dict[str, list[float]] = {name: [] for name in _SHOWN}
         self._printed_sec, self._printed_step = -math.inf, 0
         self._bar = _Bar(
-            rich.progress.TextColumn("[bold]{task.description}"),
+            # A benchmark has the name that the user gives it.
+            rich.progress.TextColumn("{task.description}", "bold", markup=False),
             rich.progress.BarColumn(32),
             rich.progress.TextColumn("step {task.completed}/{task.total}"),
             rich.progress.TimeElapsedColumn(),
@@ -154,7 +155,8 @@ class Progress:
         if task.time_remaining:
             parts.append(f"{_clock(task.time_remaining)} left")
         line = "  ".join(parts)
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        plain = {"markup": False, "emoji": False, "highlight": False}
+        self._console.print(line, soft_wrap=True, **plain)
         self._printed_sec, self._printed_step = time.monotonic(), task.completed
 
     def _figures_table(self) -> rich.table.Table:

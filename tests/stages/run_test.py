@@ -70,3 +70,14 @@ def test_metrics_count_the_records_that_were_kept_and_dropped(made):
         "data/dropped_prompt_too_long": 1.0,
         "data/dropped_prompt_empty": 1.0,
     }
+
+
+@pytest.mark.parametrize("name", ["a[/b]", "a[bold]b", ":smile:"])
+def test_names_of_folders_are_no_markup(made, tmp_path, capsys, name):
+    with Run(made, tmp_path / name) as run:
+        run.say(f"finished: {run.workdir}")
+        with run.display(name, 2) as progress:
+            progress.update(2, {})
+    said = capsys.readouterr().out
+    assert f"finished: {tmp_path / name}\n" in said
+    assert f"{name}  step 2/2" in said

@@ -1,15 +1,18 @@
 """Several processes on one machine do what one does, and go on where others stopped."""
 
+import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from pr1_jax.system import processes
 from pr1_jax.workdir import metrics
 from tests.helpers import compiling
 
@@ -27,9 +30,9 @@ SWITCHES = (
 )
 
 
-def start(workdir, processes, *switches):
-    """Starts a job, in a process group of its own."""
-    command = ["bash", "launch/local_multiprocess.sh", str(processes)]
+def start(workdir, count, *switches):
+    """Starts a job of so many processes, in a process group of its own."""
+    command = ["bash", "launch/local_multiprocess.sh", str(count)]
     return subprocess.Popen(
         [*command, *SWITCHES, *switches, f"--workdir={workdir}"],
         cwd=ROOT,
@@ -117,6 +120,50 @@ def test_when_one_dies_all_stop_and_another_number_goes_on(alone, tmp_path):
     assert re.search("another process of the job has stopped|another task died", said)
     run(tmp_path, 1)
     assert_same_figures(tmp_path, alone)
+
+
+def test_a_config_that_is_wrong_at_one_process_ends_all_with_one_line(tmp_path):
+    """With the exit code at which no launcher starts them again."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    job = [sys.executable, "-m", "pr1_jax.main", *SWITCHES, f"--workdir={tmp_path}/run"]
+    job += [f"--coordinator={address}", "--num_processes=2"]
+    wrong = "--config.rollout.num_paths=99"
+    jobs = [
+        subprocess.Popen(
+            [*job, f"--process_id={i}", *([wrong] if i else [])],
+            cwd=ROOT,
+            env=compiling.on_one_device(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [job.communicate(timeout=100)[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    assert [job.returncode for job in jobs] == [2, 2], said
+    for text in said:
+        (line,) = [line for line in text.splitlines() if line.startswith("error:")]
+        assert line.startswith("error: process 1 of 2: rollout.num_paths=99 must be")
+        assert "Traceback" not in text
+
+
+def test_fields_that_differ_between_processes_are_named(monkeypatch):
+    told = lambda *fields: monkeypatch.setattr(
+        processes, "exchange", lambda mine: [mine, *map(json.dumps, fields)]
+    )
+    told({"rl.steps": 3}, {"rl.steps": 4})
+    named = "process 2 of 3: rl.steps=4, but 3 at process 0: "
+    assert processes.difference({"rl.steps": 3}).startswith(named)
+    told({"rl.steps": 3, "seed": 1})
+    assert "seed=1, but None at process 0" in processes.difference({"rl.steps": 3})
+    told({"rl.steps": 3})
+    assert processes.difference({"rl.steps": 3}) == ""
 
 
 def test_half_of_the_flags_are_refused():

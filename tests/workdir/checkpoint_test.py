@@ -180,6 +180,16 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, part, how):
     assert_same(state, made_state(0))
 
 
+def test_a_damaged_checkpoint_to_start_from_is_named(tmp_path):
+    saved(tmp_path, Position(0, 4))
+    state = tmp_path / "checkpoints" / "00000004" / "state"
+    for path in state.rglob("d/*"):
+        path.write_bytes(bytes(255 - x for x in path.read_bytes()))
+    named = f"checkpoint.init={tmp_path}: checkpoint 4 is damaged; name another, or "
+    with pytest.raises(ValueError, match=named):
+        checkpoint.restore_params(tmp_path, abstract(PARAMS))
+
+
 @pytest.mark.parametrize("lost", ["_CHECKPOINT_METADATA", "state", "metrics"])
 def test_a_half_deleted_checkpoint_is_deleted(tmp_path, lost):
     """As after a kill while an old one was being deleted; the best one stays."""

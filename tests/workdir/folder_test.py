@@ -80,5 +80,12 @@ def test_the_run_of_another_config_is_left_alone(tmp_path):
 def test_what_is_no_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     for read in (read_config, lambda path: open_workdir(path, CONFIG)):
-        with pytest.raises(ValueError, match="config.json does not hold a JSON object"):
+        named = f"{tmp_path}/config.json does not hold a JSON object: .* put a copy of"
+        with pytest.raises(ValueError, match=named):
             read(tmp_path)
+
+
+def test_other_files_that_were_not_written_whole_are_named(tmp_path):
+    (tmp_path / "summary.json").write_text('{"evalua')
+    with pytest.raises(ValueError, match=f"{tmp_path}/summary.json is not JSON: "):
+        files.read_json(tmp_path / "summary.json", {})

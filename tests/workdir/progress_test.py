@@ -106,3 +106,10 @@ def test_a_missing_figure_breaks_nothing(value):
             bar.update(1, {"loss/sft": 0.5})
             bar.update(2, {"loss/sft": value})
         assert "step 2/2" in console.file.getvalue()
+
+
+def test_names_are_no_markup_on_a_terminal(clock):
+    console = _console(terminal=True)
+    with progress.Progress("a[/b]", 2, console=console) as bar:
+        bar.update(1, FIGURES)
+    assert "a[/b]" in console.file.getvalue()
