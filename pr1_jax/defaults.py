@@ -92,13 +92,19 @@ def _data(c: ml_collections.ConfigDict) -> None:
     c.data.seed = 0  # seed of the order of records, and of those made by code
     # How a problem is put to the model: "plain" (the question as it is), "instruction"
     # (our instruction before it), "chat" (both by the tokenizer's chat template), "own"
-    # (the data's messages by that template).
+    # (the data's messages by that template, without the solution at their end).
     c.data.template = "plain"
-    # Columns of the data. Of several names the first that a record has is read.
+    # Whether a record ends the run if its question, answer or trace is null, blank or
+    # unreadable; otherwise it is left out, counted and named in the log (docs/data.md).
+    c.data.strict = False
+    # Columns of the data. Of several names the first that is neither null nor blank in a
+    # record is read from it.
     c.data.columns = ml_collections.ConfigDict()
-    c.data.columns.question = "question,problem,Problem,prompt"  # text or chat messages
+    # Text, or a chat: then the last turn of its user (docs/data.md).
+    c.data.columns.question = "question,problem,Problem,prompt,messages,conversations"
     c.data.columns.answer = "answer,Answer,reward_model.ground_truth"  # the reference
-    c.data.columns.response = "response"  # the trace, with tags
+    # The trace, with tags. Where none of these has one, a chat's last assistant turn.
+    c.data.columns.response = "response"
 
 
 def _rollout(c: ml_collections.ConfigDict) -> None:

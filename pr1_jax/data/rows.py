@@ -2,7 +2,8 @@
 
 JSON lines and parquet are held in memory, the others are read when they are asked for.
 A package that only one of them needs is imported there. Each row comes with a text that
-says where it stands, as `data.jsonl:7`, for messages.
+says where it stands, for messages: `data.jsonl:7`, a line, or `data.parquet row 7`;
+both count from 1. A line that is not JSON is a row as well, a `Dropped` that says so.
 """
 
 import fnmatch
@@ -20,7 +21,23 @@ from absl import logging
 _SUFFIX = re.compile(r"\.(jsonl|parquet|array_record)(-\d+-of-\d+)?$")
 _TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9*]+(\.[0-9*]+){2})?")
 
-Row = tuple[Mapping[str, Any], str]
+# Why no record is made of a row.
+UNREADABLE = "unreadable"
+
+
+class Dropped(ValueError):
+    """Why a row, or the record made of it, cannot be used; its text names the place.
+
+    Attributes:
+      reason: a name to count it under (`streams.REASONS`).
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+Row = tuple[Mapping[str, Any] | Dropped, str]
 
 
 def open_rows(name: str, split: str) -> "list[Row] | LazyRows":
@@ -59,7 +76,7 @@ class LazyRows:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(index)  # which ends an iteration
-        where = f"{self._name} record {index}"
+        where = _place(self._name, index)
         try:
             row = self._rows[index]
         except (RuntimeError, ValueError, OSError) as error:
@@ -67,16 +84,20 @@ class LazyRows:
         return (_parse_json(row, where) if isinstance(row, bytes) else row), where
 
 
-def _parse_json(line: bytes, where: str) -> dict[str, Any]:
+def _place(name: str, index: int) -> str:
+    return f"{name} row {index + 1} (counted from 1)"
+
+
+def _parse_json(line: bytes, where: str) -> dict[str, Any] | Dropped:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {first_line(error)}") from error
+        return Dropped(UNREADABLE, f"{where}: not JSON: {first_line(error)}")
     match row:
         case dict():
             return row
         case _:
-            raise ValueError(f"{where}: not a JSON object")
+            return Dropped(UNREADABLE, f"{where}: not a JSON object")
 
 
 def _read_jsonl(file: str) -> Iterator[Row]:
@@ -93,9 +114,10 @@ def _read_parquet(file: str) -> Iterator[Row]:
     except ImportError as error:
         raise ValueError(f"to read {file} the package pyarrow is needed") from error
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-            for row in batch.to_pylist():
-                yield row, file
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for index, row in enumerate(rows):
+            yield row, _place(file, index)
     except PermissionError:
         raise
     except Exception as error:  # damaged files raise many kinds

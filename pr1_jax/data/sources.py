@@ -1,27 +1,28 @@
 """Records of text by random access: problems and traces, whatever they are read from.
 
 A source is made by code (`embedded:…`), or its rows are read from files, tensorflow-datasets
-or the Hugging Face hub (`rows`), and the columns named in the config make the record.
+or the Hugging Face hub (`rows`), and the columns named in the config make the record
+(`records`).
 """
 
 import functools
-import json
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import numpy as np
+from pr1_jax.data import records, tasks
+from pr1_jax.data.records import COLUMNS, Record
+from pr1_jax.data.rows import Dropped, LazyRows, Row, open_rows
 
-from pr1_jax.data import tasks
-from pr1_jax.data.rows import LazyRows, clipped, open_rows
-
-_FIELDS = ("question", "answer", "response")
 _FILTER = re.compile(r"(?P<data>.*)#(?P<column>[\w.]+)=(?P<value>[^#]*)")
-_MISSING = object()
 _BENCHMARK = re.compile(r"(?:([\w.-]+)=)?(.*?)(?:@([0-9]{1,6}))?", re.DOTALL)
 _EMBEDDED = "embedded:"
+_MIN_USABLE = 0.1  # of the records of a file; with fewer, it is not what was meant
+_FIRST = (
+    100  # records that are looked at where they are read later, to find a usable one
+)
 
-Record = dict[str, str]
 Source = Sequence[Record]  # or anything else with a length and items
 
 
@@ -72,8 +73,12 @@ def open_source(
     columns: Mapping[str, str] | None = None,
     traces: bool = False,
     task: str = "search",
+    strict: bool = False,
 ) -> Source:
     """Opens a random-access source of records: `question`, `answer`, `response`.
+
+    Its item is a record, or raises `Dropped` where the row is of no use; an iteration
+    passes over these. So it is as long as its data, and places in it stay the same.
 
     Args:
       name: `embedded:easy`, `embedded:hard` of a task made by code; a local .jsonl, .parquet or .array_record
@@ -86,133 +91,115 @@ def open_source(
         by a glob.
       seed: of data made by code.
       columns: where a field has another name: `{"question": "problem"}`; of several,
-        `"problem,prompt"`, the first that a record has; `"reward_model.ground_truth"`
-        is one inside another. A question may be a list of chat messages: the record
-        then also has `messages`, their JSON, and as `question` the user's words.
+        `"problem,prompt"`, the first that is neither null nor blank in a row;
+        `"reward_model.ground_truth"` is one inside another. A question may be a chat
+        (`records.read_record`).
       traces: whether records have a cold-start `response`; their `answer` may then be
         lacking, and is "".
       task: made by code, with its options, as `tasks.make` reads it.
+      strict: whether a row of no use is an error, at once or, of data that are read
+        when they are asked for, there.
 
     Raises:
-      ValueError: one line that names what is wrong, and where.
+      ValueError: one line that names what is wrong, and where; also if hardly any row
+        is of use.
       FileNotFoundError: no such file, or data that has to be prepared before.
     """
     if is_made_by_code(name):
         family = name.removeprefix(_EMBEDDED)
         return tasks.make(task).records(family, split, seed=seed, traces=traces)
     given = {field: names for field, names in (columns or {}).items() if names}
-    if unknown := sorted(set(given) - set(_FIELDS)):
-        raise ValueError(f"data.columns has {unknown}, expected some of {_FIELDS}")
-    required = ("question", "response" if traces else "answer")
+    if unknown := sorted(set(given) - set(COLUMNS)):
+        raise ValueError(f"data.columns has {unknown}, expected some of {(*COLUMNS,)}")
     read = functools.partial(
-        _read_record,
-        columns={
-            field: tuple(given.get(field, field).split(","))
-            for field in dict.fromkeys(("question", "answer", *required))
-        },
-        required=required,
+        records.read_record,
+        columns={field: x.split(",") for field, x in {**COLUMNS, **given}.items()},
+        traces=traces,
     )
     if chosen := _FILTER.fullmatch(name):
-        held = lambda row: _text(_lookup(row, chosen["column"])) == chosen["value"]
-        rows = [both for both in open_rows(chosen["data"], split) if held(both[0])]
+        held = lambda row: records.holds(row, chosen["column"], chosen["value"])
+        rows = [row for row in open_rows(chosen["data"], split) if held(row)]
     else:
         rows = open_rows(name, split)
-    if not isinstance(rows, list):
-        return _LazySource(rows, read)
-    if not rows:
+    if not len(rows):
         raise ValueError(f"{name} holds no records")
-    return [read(row, where) for row, where in rows]
+    if strict:
+        read = functools.partial(_read_or_fail, read=read)
+    if isinstance(rows, list):
+        items = [_read_or_drop(row, read) for row in rows]
+        dropped = [item for item in items if isinstance(item, Dropped)]
+        _check_usable(name, len(items), dropped)
+        return _Sifted(items) if dropped else items
+    source = _LazySource(rows, read)
+    source.check(name)
+    return source
+
+
+class _Sifted:
+    """Records in memory, some of which are of no use; an iteration passes those over."""
+
+    def __init__(self, items: Sequence[Record | Dropped]):
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Record:
+        item = self._items[index]
+        if isinstance(item, Dropped):  # a new one: each raise adds to its traceback
+            raise Dropped(item.reason, str(item))
+        return item
+
+    def __iter__(self) -> Iterator[Record]:
+        return (item for item in self._items if not isinstance(item, Dropped))
 
 
 class _LazySource:
-    """Reads a record when it is asked for; the first one at once, to check it."""
+    """Records that are read when they are asked for; an iteration as of `_Sifted`."""
 
-    def __init__(self, rows: LazyRows, read: Callable[..., Record]):
+    def __init__(self, rows: LazyRows, read: Callable[[Row], Record]):
         self._rows, self._read = rows, read
-        self[0]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        return self._read(*self._rows[index])
+        return self._read(self._rows[index])
+
+    def __iter__(self) -> Iterator[Record]:
+        items = (_read_or_drop(row, self._read) for row in self._rows)
+        return (item for item in items if not isinstance(item, Dropped))
+
+    def check(self, name: str) -> None:
+        """Reads records until one is of use; raises ValueError if none is soon."""
+        dropped = []
+        for row in itertools.islice(self._rows, _FIRST):
+            item = _read_or_drop(row, self._read)
+            if not isinstance(item, Dropped):
+                return
+            dropped.append(item)
+        _check_usable(name, len(dropped), dropped)
 
 
-def _read_record(
-    row: Mapping[str, Any],
-    where: str,
-    *,
-    columns: Mapping[str, Sequence[str]],
-    required: Sequence[str],
-) -> Record:
-    """The text of the first of the named columns; the answer without its working."""
-    record = {}
-    for field, names in columns.items():
-        held = [name for name in names if _lookup(row, name) is not _MISSING]
-        if not held and field not in required:
-            record[field] = ""
-            continue
-        if not held:
-            wanted = " or ".join(map(repr, names))
-            raise ValueError(
-                f"{where} has no column {wanted} for {field!r} (data.columns), "
-                f"it has {clipped(sorted(row))}"
-            )
-        value = _lookup(row, held[0])
-        if field == "question" and (messages := _messages(value)):
-            record["messages"] = json.dumps(messages, ensure_ascii=False)
-            said = [m["content"] for m in messages if m["role"] == "user"]
-            value = "\n\n".join(said)
-        record[field] = _text(value)
-        if record[field] is None:
-            kind = type(value).__name__
-            raise ValueError(f"{where}: {held[0]!r} is {kind}, expected text")
-    for field, text in record.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON may spell one: "\\ud83d"
-            character = ascii(text[error.start])
-            raise ValueError(
-                f"{where}: the {field} holds {character}, half a character: "
-                "save the data as UTF-8 anew"
-            ) from error
-    _, mark, final = record["answer"].rpartition("####")  # GSM8K
-    if mark:
-        record["answer"] = final.strip().replace(",", "")
-    return record
+def _read_or_drop(row: Row, read: Callable[[Row], Record]) -> Record | Dropped:
+    try:
+        return read(row)
+    except Dropped as drop:
+        return drop.with_traceback(None)
 
 
-def _lookup(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column, or of one inside another: `outer.inner`."""
-    if name in row:
-        return row[name]
-    outer, dot, inner = name.partition(".")
-    inside = row.get(outer)
-    return _lookup(inside, inner) if dot and isinstance(inside, Mapping) else _MISSING
+def _read_or_fail(row: Row, read: Callable[[Row], Record]) -> Record:
+    try:
+        return read(row)
+    except Dropped as drop:
+        raise ValueError(f"{drop} (data.strict)") from drop
 
 
-def _text(value: Any) -> str | None:
-    match value:
-        case str(text):
-            return text
-        case bytes(text):
-            return text.decode("utf-8", "surrogateescape")  # refused by the caller
-        case int() | float() | np.number() as number:
-            return str(number)
-        case [str(text)]:  # verl's ground truths
-            return text
-        case _:
-            return None
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    """Chat messages, or none if the value is something else."""
-    listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
-    messages = []
-    for item in listed:
-        if not isinstance(item, Mapping):
-            return []
-        messages.append({k: v for k, v in item.items() if isinstance(v, str)})
-        if not {"role", "content"} <= messages[-1].keys():
-            return []
-    return messages
+def _check_usable(name: str, number: int, dropped: Sequence[Dropped]) -> None:
+    """Raises ValueError if of so many records too few are left without the dropped."""
+    usable = number - len(dropped)
+    if usable < _MIN_USABLE * number:
+        raise ValueError(
+            f"{name}: {usable} of {number} records can be used; the first of the "
+            f"others: {dropped[0]}"
+        )

@@ -9,10 +9,9 @@ Sharding comes after filtering: each process tokenises the global batch and keep
 shard before filtering would make it depend on which records are dropped.
 """
 
-import functools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grain
@@ -21,7 +20,9 @@ from absl import logging
 from pr1_jax import tags
 from pr1_jax.data import prompts, traces
 from pr1_jax.data.prompts import Problem
-from pr1_jax.data.sources import Record, Source
+from pr1_jax.data.records import NO_ANSWER, NO_QUESTION, NO_RESPONSE, Record
+from pr1_jax.data.rows import UNREADABLE, Dropped
+from pr1_jax.data.sources import Source
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.trajectory import Trajectory
 
@@ -31,20 +32,31 @@ _MAX_DROPS = 50_000
 _MAX_FIRST_DROPS = 2_000
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=128)
 
-# Why a record is dropped.
+_FIRST = 100  # records of which an item is made when a stream opens, until there is one
+
+# Why a record is dropped: by the limits of a run, or since it is of no use.
 PROMPT_TOO_LONG, PROMPT_EMPTY = "prompt_too_long", "prompt_empty"
 RESPONSE_TOO_LONG, MALFORMED = "response_too_long", "malformed"
-REASONS = (PROMPT_TOO_LONG, RESPONSE_TOO_LONG, MALFORMED, PROMPT_EMPTY)
+USELESS = (NO_QUESTION, NO_ANSWER, NO_RESPONSE, UNREADABLE)
+REASONS = (PROMPT_TOO_LONG, RESPONSE_TOO_LONG, MALFORMED, PROMPT_EMPTY, *USELESS)
 
 T = TypeVar("T")
 
 
-class _Dropped(Exception):
-    """Why no item is made of a record."""
+class _Items(Sequence[T]):
+    """Items made of records, in their order; a `Dropped` where none can be made."""
 
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+    def __init__(self, source: Source, make: Callable[[Record], T]):
+        self._source, self._make = source, make
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> T | Dropped:
+        try:
+            return self._make(self._source[index])
+        except Dropped as drop:
+            return drop
 
 
 class Stream(grain.DatasetIterator[list[T]]):
@@ -71,7 +83,7 @@ class Stream(grain.DatasetIterator[list[T]]):
         """Makes the pipeline.
 
         Args:
-          make: makes an item of a record, or raises `_Dropped`.
+          make: makes an item of a record, or raises `Dropped`.
           batch_size: items in a batch of one process.
         """
         if batch_size < 1:
@@ -80,13 +92,15 @@ class Stream(grain.DatasetIterator[list[T]]):
             raise ValueError(f"{process_index=} is not below {process_count=}")
         if not len(source):
             raise ValueError("the data holds no records")
-        make = functools.partial(_item, make=make)
-        make(source[0])  # a template that fails should fail now
-        dataset = grain.MapDataset.source(source).seed(seed)
+        items = _Items(source, make)
+        for index in range(min(len(items), _FIRST)):  # a template that fails fails now
+            if not isinstance(items[index], Dropped):
+                break
+        dataset = grain.MapDataset.source(items).seed(seed)
         if shuffle:
             dataset = dataset.shuffle()  # by a permutation of indices, never held
-        dataset = dataset.repeat(epochs).map(make)
-        super().__init__(iter(dataset.to_iter_dataset(_READ)))
+        dataset = dataset.repeat(epochs).to_iter_dataset(_READ)
+        super().__init__(iter(dataset))
         self._kept = 0  # records so far of which an item was made
         self._dropped: Counter[str] = Counter()  # and the others, by reason
         self._batch_size = batch_size * process_count
@@ -98,7 +112,7 @@ class Stream(grain.DatasetIterator[list[T]]):
         batch: list[T] = []
         in_a_row = 0
         for item in self._parent:
-            if isinstance(item, _Dropped):
+            if isinstance(item, Dropped):
                 in_a_row += 1
                 self._drop(item, in_a_row)
             else:
@@ -126,9 +140,7 @@ class Stream(grain.DatasetIterator[list[T]]):
     @property
     def summary(self) -> str:
         """The counts in a line: `kept 30 of 60 records: 30 prompt too long`."""
-        reasons = [f"{n} {name.replace('_', ' ')}" for name, n in self._dropped.items()]
-        kept = f"kept {self._kept} of {self._seen} records"
-        return f"{kept}: {', '.join(reasons)}" if reasons else kept
+        return _summary(self._kept, self._dropped)
 
     def get_state(self) -> dict[str, Any]:
         """Position after the last batch, as JSON."""
@@ -150,17 +162,17 @@ class Stream(grain.DatasetIterator[list[T]]):
     def _seen(self) -> int:
         return self._kept + self._dropped.total()
 
-    def _drop(self, item: _Dropped, in_a_row: int) -> None:
+    def _drop(self, item: Dropped, in_a_row: int) -> None:
         if self._log and not self._dropped[item.reason]:
             text = "dropping a record (%s, further ones are only counted): %s"
-            logging.warning(text, item.reason.replace("_", " "), item.detail)
+            logging.warning(text, _words(item.reason), str(item))
         self._dropped[item.reason] += 1
         limit = _MAX_DROPS if self._kept else _MAX_FIRST_DROPS
         # Whole epochs differ in order: only two hold every record in any case.
         if in_a_row >= min(2 * self._records, limit):
             raise ValueError(
                 f"{in_a_row} records in a row were dropped ({self.summary}); "
-                f"the last one: {item.detail}"
+                f"the last one: {item}"
             )
 
 
@@ -210,31 +222,47 @@ def held_out(
 ) -> list[Problem]:
     """The first `limit` problems, in order, for evaluation.
 
+    Records of no use (`USELESS`) are left out, counted and named in the log.
+
     Raises:
-      ValueError: a prompt is empty, or longer than its budget. Problems of a benchmark
-        are not left out.
+      ValueError: a prompt is empty, or longer than its budget. Other problems of a
+        benchmark are not left out.
     """
     problems: list[Problem] = []
-    for index in range(min(limit, len(source))):
+    dropped: list[Dropped] = []
+    for index in range(len(source)):
+        if len(problems) >= limit:
+            break
         try:
             made = _problem(source[index], tokenizer, template, max_prompt_tokens)
-        except _Dropped as drop:
+        except Dropped as drop:
+            if drop.reason in USELESS:
+                dropped.append(drop)
+                continue
             what = f"held-out problem {index} has an empty prompt"
             if drop.reason == PROMPT_TOO_LONG:
                 what = f"rollout.max_prompt_tokens={max_prompt_tokens}: the prompt of "
-                what += f"held-out problem {index} is longer: {drop.detail}"
+                what += f"held-out problem {index} is longer: {drop}"
             raise ValueError(what) from drop
         problems.append(made)
     if not problems:
         raise ValueError(f"no problem to evaluate on: eval.problems={limit}")
+    if dropped:
+        counts = Counter(drop.reason for drop in dropped)
+        text = "held-out problems: %s; the first of no use: %s"
+        logging.warning(text, _summary(len(problems), counts), str(dropped[0]))
     return problems
 
 
-def _item(record: Record, make: Callable[[Record], T]) -> T | _Dropped:
-    try:
-        return make(record)
-    except _Dropped as drop:
-        return drop
+def _summary(kept: int, dropped: Counter[str]) -> str:
+    """The counts in a line: `kept 30 of 60 records: 30 prompt too long`."""
+    reasons = ", ".join(f"{n} {_words(reason)}" for reason, n in dropped.items())
+    text = f"kept {kept} of {kept + dropped.total()} records"
+    return f"{text}: {reasons}" if reasons else text
+
+
+def _words(reason: str) -> str:
+    return reason.replace("_", " ")
 
 
 def _problem(
@@ -252,10 +280,10 @@ def _problem(
         allow_tags=allow_tags,
     )
     if not len(prompt):  # nothing would predict the first token
-        raise _Dropped(PROMPT_EMPTY, f"no token: {str(record)[:60]}")
+        raise Dropped(PROMPT_EMPTY, f"no token: {str(record)[:60]}")
     if len(prompt) > max_prompt_tokens:
         detail = f"{len(prompt)} tokens, {max_prompt_tokens=}"
-        raise _Dropped(PROMPT_TOO_LONG, f"{detail}: {record['question'][:60]!r}")
+        raise Dropped(PROMPT_TOO_LONG, f"{detail}: {record['question'][:60]!r}")
     return Problem(record["question"], record.get("answer", ""), prompt)
 
 
@@ -270,13 +298,13 @@ def _trace(
     prompt = _problem(record, tokenizer, template, max_prompt_tokens).prompt
     about = f": {record['question'][:60]!r}"
     if faults := tags.check_format(record["response"]):
-        raise _Dropped(MALFORMED, faults[0] + about)
+        raise Dropped(MALFORMED, faults[0] + about)
     try:
         response = tags.canonical(record["response"])
         trace = traces.from_text(prompt, response, tokenizer, variant=variant)
     except ValueError as error:
-        raise _Dropped(MALFORMED, str(error) + about) from error
+        raise Dropped(MALFORMED, str(error) + about) from error
     if len(trace.tokens) > max_response_tokens:
         detail = f"{len(trace.tokens)} tokens, {max_response_tokens=}"
-        raise _Dropped(RESPONSE_TOO_LONG, detail + about)
+        raise Dropped(RESPONSE_TOO_LONG, detail + about)
     return trace

@@ -100,7 +100,8 @@ class Experiment:
     ) -> sources.Source:
         """Opens data that the config names, as `sources.open_source` does."""
         c = self.config.data
-        given = {"seed": seed, "columns": c.columns, "task": c.task}
+        given = {"seed": seed, "columns": c.columns}
+        given |= {"task": c.task, "strict": c.strict}
         return sources.open_source(name, split, traces=traces, **given)
 
     def policy(self, *, sampling: bool) -> PolicySettings:

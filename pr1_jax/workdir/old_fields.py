@@ -25,14 +25,26 @@ DROPPED = (
     *("alarms.logp_gap", "alarms.max_parallel_ratio", "alarms.max_undecided"),
     *("alarms.min_entropy", "alarms.min_length", "report.every_sec"),
 )
+# Newer than some runs, with the values that such a run had without them.
+ADDED: Mapping[str, Any] = {"data.strict": False}
+# Defaults that changed and mean the same for the runs that had them: old and new.
+WIDENED: Mapping[str, tuple[Any, Any]] = {
+    "data.columns.question": (  # such runs had one of the first four columns
+        "question,problem,Problem,prompt",
+        "question,problem,Problem,prompt,messages,conversations",
+    ),
+}
 _SHARES = {"block_share": 1.0, "hard_share": 0.0, "late_share": 0.0}  # in data.task
 _BENCHMARKS = "eval.benchmarks."  # NAME.source and NAME.samples; in data.eval
 
 
 def today(old: Mapping[str, Any]) -> dict[str, Any]:
     """A config of any version in the fields of this one; both by dotted names."""
-    fields = {name: value for name, value in old.items() if not hint(name)}
+    fields = {**ADDED, **{name: x for name, x in old.items() if not hint(name)}}
     fields |= {new: old[name] for name, new in RENAMED.items() if name in old}
+    for name, (was, now) in WIDENED.items():
+        if fields.get(name) == was:
+            fields[name] = now
     if any(f"data.{name}" in old for name in _SHARES):
         fields["data.task"] = _task(old)
     if any(name.startswith(_BENCHMARKS) for name in old):

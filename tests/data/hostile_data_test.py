@@ -16,7 +16,7 @@ def open_rows(tmp_path, *rows, name="a.jsonl", **kwargs):
 
 def refused(tmp_path, *rows):
     with pytest.raises(ValueError) as error:
-        open_rows(tmp_path, *rows)
+        open_rows(tmp_path, *rows, strict=True)
     text = str(error.value)
     assert "\n" not in text and len(text) < 1000 and str(tmp_path) in text
     return text
@@ -56,10 +56,10 @@ def test_folders_that_are_named_as_files_are_passed_over(tmp_path):
         open_source(str(tmp_path / "data" / "b.jsonl"), "train", seed=0)
 
 
-def test_empty_prompts_are_dropped_and_counted(tmp_path, by_bytes):
-    rows = [{"question": q, "answer": "1"} for q in ("", "q", "")]
+def test_empty_prompts_are_dropped_and_counted(by_bytes):
+    source = [{"question": q, "answer": "1"} for q in ("", "q", "")]
     stream = streams.problem_stream(
-        open_rows(tmp_path, *rows),
+        source,
         by_bytes,
         template="plain",
         max_prompt_tokens=9,
@@ -71,8 +71,8 @@ def test_empty_prompts_are_dropped_and_counted(tmp_path, by_bytes):
     assert stream.counts == {"kept": 1, "prompt_empty": 2}
 
 
-def test_an_empty_held_out_prompt_is_refused(tmp_path, by_bytes):
-    source = open_rows(tmp_path, {"question": "", "answer": "1"})
+def test_an_empty_held_out_prompt_is_refused(by_bytes):
+    source = [{"question": "", "answer": "1"}]
     with pytest.raises(ValueError, match="held-out problem 0 has an empty prompt"):
         streams.held_out(
             source, by_bytes, template="plain", max_prompt_tokens=9, limit=3

@@ -120,10 +120,10 @@ def test_a_filter_chooses_records(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"problem": "p", "answer": "1"}\n{"prob', "a.jsonl:2: not JSON"),
         ("a.jsonl", b"\xff\n", "a.jsonl:1: not JSON"),
         ("a.jsonl", b"[1]", "a.jsonl:1: not a JSON object"),
-        ("a.jsonl", b'{"problem": null, "answer": 1}', "'problem' is NoneType"),
+        ("a.jsonl", b'{"problem": null, "answer": 1}', "1: 'problem' is null"),
+        ("a.jsonl", b'{"problem": {"a": 1}, "answer": 1}', "'problem' is dict"),
         ("a.jsonl", b"\n", "holds no records"),
         ("a.parquet", b"PAR1", "cannot read .*a.parquet"),
         ("a.csv", b"problem,answer\n", "has no .jsonl, .parquet or .array_record file"),

@@ -8,7 +8,7 @@ import pathlib
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pr1_jax.data import sources, streams, tokenizer
+from pr1_jax.data import rows, sources, streams, tokenizer
 from tests.programs.fuzz.base import folder, one_line
 
 
@@ -38,13 +38,28 @@ def _read_all(file: pathlib.Path) -> None:
                 columns={"question": "question,prompt", "answer": "answer,a.b"},
                 traces=traces,
             )
-            records = [source[i] for i in range(min(len(source), 100))]
+            places = range(min(len(source), 100))
+            records = [x for i in places if (x := _record(source, i, file))]
         except (ValueError, FileNotFoundError) as error:
             one_line(error, str(file))
             continue
         for record in records:
             assert all(isinstance(text, str) for text in record.values()), record
+            needed = "response" if traces else "answer"
+            assert record["question"].strip() and record[needed].strip(), record
             _use(record, traces)
+
+
+def _record(
+    source: sources.Source, index: int, file: pathlib.Path
+) -> dict[str, str] | None:
+    """A record; None if it is dropped for a reason that is known."""
+    try:
+        return source[index]
+    except rows.Dropped as drop:
+        one_line(drop, str(file))
+        assert drop.reason in streams.USELESS, drop.reason
+        return None
 
 
 def _use(record: dict[str, str], traces: bool) -> None:
@@ -99,13 +114,15 @@ _ROWS = [
     {"question": "1+1?", "answer": "#### 2", "response": "<Parallel> Final Answer: 2"},
     {"prompt": [{"role": "user", "content": "é?"}], "a": {"b": "3"}, "response": "x"},
 ]
+_SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "#### (1,2)"}]
 
 
 def jsonl_seeds() -> list[bytes]:
     """JSON lines, and each of them alone."""
     block = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"
-    rows = [*_ROWS, {"question": "q", "answer": 1e3, "response": block}]
-    lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows)]
+    made = [*_ROWS, {"question": "q", "answer": 1e3, "response": block}]
+    made += [{"question": None, "prompt": _SHAREGPT, "answer": float("nan")}]
+    lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(made)]
     return [line.encode() for line in ("\n".join(lines), *lines, '{"question": "\\ud8')]
 
 

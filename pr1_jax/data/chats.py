@@ -1,0 +1,78 @@
+"""Chats as data: lists of messages, of which one side was written by an assistant.
+
+A chat comes as `[{"role": "user", "content": "…"}, …]` or, as ShareGPT wrote them,
+`[{"from": "human", "value": "…"}, …]`. A content may be a list of parts that are all
+text.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+USER, ASSISTANT = "user", "assistant"
+_ROLES = {"human": USER, "gpt": ASSISTANT, "model": ASSISTANT}  # under other names
+
+Message = dict[str, str]  # role, content, and other texts
+
+
+def read(value: Any) -> list[Message]:
+    """The messages of a chat, in the roles of chat templates; none if it is no chat.
+
+    What is neither role nor content and no text is left out.
+    """
+    listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    messages = [_message(item) for item in listed]
+    return messages if all(messages) else []
+
+
+def _message(item: Any) -> Message:
+    """One message; empty if it is none."""
+    if not isinstance(item, Mapping):
+        return {}
+    rest = dict(item)
+    role, sender = rest.pop("role", None), rest.pop("from", None)
+    content, value = rest.pop("content", None), rest.pop("value", None)
+    role = sender if role is None else role  # a table of both kinds has both columns
+    content = _text(value if content is None else content)
+    if not isinstance(role, str) or content is None:
+        return {}
+    others = {name: x for name, x in rest.items() if isinstance(x, str)}
+    return {"role": _ROLES.get(role, role), "content": content} | others
+
+
+def _text(content: Any) -> str | None:
+    """A content as text: it may be a list of `{"type": "text", "text": "…"}`."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list | np.ndarray) else []
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
+        return None
+    return "".join(texts) if texts else None
+
+
+def solution(messages: Sequence[Message]) -> str:
+    """The last turn of the assistant; "" if it has none."""
+    said = [m["content"] for m in messages if m["role"] == ASSISTANT]
+    return said[-1] if said else ""
+
+
+def before_solution(messages: Sequence[Message]) -> list[Message]:
+    """What precedes the last turn of the assistant, with no other one at its end."""
+    ends = [i for i, m in enumerate(messages) if m["role"] == ASSISTANT]
+    return without_solution(messages[: ends[-1]] if ends else messages)
+
+
+def without_solution(messages: Sequence[Message]) -> list[Message]:
+    """The messages without the turns of the assistant at their end."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == ASSISTANT:
+        end -= 1
+    return list(messages[:end])
+
+
+def question(messages: Sequence[Message]) -> str:
+    """The last turn of the user; "" if it has none."""
+    said = [m["content"] for m in messages if m["role"] == USER]
+    return said[-1] if said else ""

@@ -1,0 +1,230 @@
+"""Records: what the columns of a row say, as texts (docs/data.md)."""
+
+import dataclasses
+import decimal
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pr1_jax.data import chats
+from pr1_jax.data.rows import UNREADABLE, Dropped, Row, clipped
+
+Record = dict[str, str]
+COLUMNS = {  # of each field, where no others are named
+    "question": "question,messages,conversations",
+    "answer": "answer",
+    "response": "response",
+}
+# Reasons to drop a record: nothing stands where the field is looked for.
+NO_QUESTION, NO_ANSWER, NO_RESPONSE = (f"no_{field}" for field in COLUMNS)
+_MISSING = object()
+# A number with separators of thousands, its currency before or per cent behind it.
+_GROUPED = re.compile(r"[-−+]?(\\?\$|€|£)?[-−+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(\\?%)?")
+
+
+def read_record(
+    row: Row, *, columns: Mapping[str, Sequence[str]], traces: bool
+) -> Record:
+    """The texts of a row: `question` and `answer`, of a trace also `response`.
+
+    A question that is a chat is the last turn of its user; the record then has
+    `messages`, too: the chat up to its solution, as JSON. Where no column has the
+    response of a trace, it is the last turn of the assistant in a chat.
+
+    Args:
+      columns: names by field. The first whose value is neither null nor blank counts;
+        `outer.inner` is a column inside another.
+      traces: whether a response is needed. An answer is not, then, and may be "".
+
+    Raises:
+      Dropped: what is needed is null, blank or not text; names place and column.
+    """
+    content, where = row
+    if isinstance(content, Dropped):
+        raise content
+    cells = _Cells(content, where, columns)
+    record = _read_trace(cells) if traces else _read_problem(cells)
+    for field, text in record.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON may spell one: "\\ud83d"
+            character = ascii(text[error.start])
+            raise Dropped(
+                UNREADABLE,
+                f"{where}: the {field} holds {character}, half a character: "
+                "save the data as UTF-8 anew",
+            ) from error
+    return record
+
+
+def holds(row: Row, column: str, value: str) -> bool:
+    """Whether a column of a row has this value; also if the row cannot be read."""
+    content, _ = row
+    if isinstance(content, Dropped):
+        return True
+    return _text(_one(_lookup(content, column))) == value
+
+
+class _Cell(NamedTuple):
+    column: str
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """A row, and the columns that its fields are read from."""
+
+    content: Mapping[str, Any]
+    where: str
+    columns: Mapping[str, Sequence[str]]
+
+    def all(self, field: str) -> list[_Cell]:
+        """What stands in the columns of a field, without nulls and blanks."""
+        names = self.columns[field]
+        cells = [_Cell(name, _one(_lookup(self.content, name))) for name in names]
+        return [cell for cell in cells if not _is_nothing(cell.value)]
+
+    def first(self, field: str) -> _Cell:
+        """The first of `all`; raises `Dropped` if there is none."""
+        for cell in self.all(field):
+            return cell
+        names = self.columns[field]
+        values = {name: _lookup(self.content, name) for name in names}
+        there = [name for name in names if values[name] is not _MISSING]
+        if there:
+            blank = isinstance(values[there[0]], str | bytes)
+            text = (
+                f"{there[0]!r} is {'blank' if blank else 'null'}, expected the {field}"
+            )
+            raise Dropped(f"no_{field}", f"{self.where}: {text}")
+        wanted = " or ".join(map(repr, names))
+        raise Dropped(
+            f"no_{field}",
+            f"{self.where} has no column {wanted} for {field!r} (data.columns), "
+            f"it has {clipped(sorted(self.content))}",
+        )
+
+    def text(self, cell: _Cell) -> str:
+        """The text of a cell; raises `Dropped` if it is something else."""
+        text = _text(cell.value)
+        if text is None:
+            kind = type(cell.value).__name__
+            detail = f"{self.where}: {cell.column!r} is {kind}, expected text"
+            raise Dropped(UNREADABLE, detail)
+        return text
+
+
+def _read_problem(cells: _Cells) -> Record:
+    question = cells.first("question")
+    record = _asked(cells, question, chats.without_solution)
+    cell = cells.first("answer")
+    record["answer"] = reference(cells.text(cell))
+    if not record["answer"]:
+        detail = f"{cells.where}: nothing follows #### in {cell.column!r}"
+        raise Dropped(NO_ANSWER, detail)
+    return record
+
+
+def _read_trace(cells: _Cells) -> Record:
+    question = cells.first("question")
+    answer = next((_text(cell.value) for cell in cells.all("answer")), None)
+    record = {"answer": reference(answer or "")}
+    if given := cells.all("response"):
+        record |= _asked(cells, question, chats.without_solution)
+        chat = chats.read(given[0].value)
+        record["response"] = chats.solution(chat) if chat else cells.text(given[0])
+        if not record["response"].strip():
+            detail = f"{cells.where}: the chat in {given[0].column!r} has no solution"
+            raise Dropped(NO_RESPONSE, detail)
+        return record
+    for cell in cells.all("question"):
+        if (solution := chats.solution(chats.read(cell.value))).strip():
+            record |= _asked(cells, cell, chats.before_solution)
+            return record | {"response": solution}
+    cells.first("response")
+    raise AssertionError("there is a response")
+
+
+def _asked(
+    cells: _Cells,
+    cell: _Cell,
+    cut: Callable[[Sequence[chats.Message]], list[chats.Message]],
+) -> Record:
+    """The question of a record, and the messages before the solution of a chat."""
+    messages = chats.read(cell.value)
+    if not messages:
+        return {"question": cells.text(cell)}
+    before = cut(messages)
+    if (question := chats.question(before)).strip():
+        written = json.dumps(before, ensure_ascii=False)
+        return {"question": question, "messages": written}
+    raise Dropped(
+        NO_QUESTION,
+        f"{cells.where}: the chat in {cell.column!r} asks nothing: before its solution "
+        "no turn of a user, or a blank one",
+    )
+
+
+def reference(answer: str) -> str:
+    """The reference answer in an answer with its working; "" if none follows `####`.
+
+    What stands behind the last `####` counts if nothing but it follows, as in GSM8K; a
+    plain number there loses its separators of thousands. All else stays as it is.
+
+        >>> reference("2 * 500 = 1000\\n#### 1,000"), reference("#### (1,2)")
+        ('1000', '(1,2)')
+        >>> reference("#### Answer\\nIt is 5.")
+        '#### Answer\\nIt is 5.'
+    """
+    head, mark, final = answer.rstrip().rpartition("####")
+    final = final.strip()
+    if not mark or head.endswith("#") or "\n" in final:
+        return answer
+    return final.replace(",", "") if _GROUPED.fullmatch(final) else final
+
+
+def _lookup(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or of one inside another: `outer.inner`."""
+    if name in row:
+        return row[name]
+    outer, dot, inner = name.partition(".")
+    inside = row.get(outer)
+    return _lookup(inside, inner) if dot and isinstance(inside, Mapping) else _MISSING
+
+
+def _one(value: Any) -> Any:
+    """The item of a list of one text or number, as verl's ground truths are."""
+    match value:
+        case [str() | bytes() | int() | float() | None as item]:
+            return item
+        case _:
+            return value
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value is null (NaN is, too), blank or empty."""
+    match value:
+        case str() | bytes():
+            return not value.strip()
+        case float() | np.floating():
+            return bool(np.isnan(value))
+        case list() | tuple() | dict():
+            return not value
+        case _:
+            return value is None or value is _MISSING
+
+
+def _text(value: Any) -> str | None:
+    """A value as text; None if it is none."""
+    match value:
+        case str():
+            return value
+        case bytes():
+            return value.decode("utf-8", "surrogateescape")  # refused by the caller
+        case int() | float() | np.number() | decimal.Decimal():
+            return str(value)
+        case _:
+            return None
