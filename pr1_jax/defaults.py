@@ -94,6 +94,9 @@ def _data(c: ml_collections.ConfigDict) -> None:
     # (our instruction before it), "chat" (both by the tokenizer's chat template), "own"
     # (the data's messages by that template, without the solution at their end).
     c.data.template = "plain"
+    # Whether prompts begin with the tokenizer's BOS: "auto" (as it encodes text by itself;
+    # a chat template writes its own, or none), "yes" or "no". It is never there twice.
+    c.data.bos = "auto"
     # Whether a record ends the run if its question, answer or trace is null, blank or
     # unreadable; otherwise it is left out, counted and named in the log (docs/data.md).
     c.data.strict = False

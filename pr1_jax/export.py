@@ -60,7 +60,9 @@ def export(
         params,
         made.model,
         made.tokenizer,
-        usage=usage.Usage(config.data.template, dataclasses.asdict(made.settings)),
+        usage=usage.Usage(
+            config.data.template, config.data.bos, dataclasses.asdict(made.settings)
+        ),
         max_shard_bytes=max_shard_bytes,
         max_positions=max_positions(origin) if origin else made.settings.max_tokens,
     )

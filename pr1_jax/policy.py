@@ -23,7 +23,7 @@ def policy_logits(
     Args:
       logits: [..., V] float32.
       bans: [...] int32, bit i set = token `special_ids[i]` is banned here.
-      special_ids: ids of the six tags and of EOS.
+      special_ids: ids of the six tags, then those of EOS.
       num_tokens: ids from here on are padding of the model's vocabulary, and banned.
       temperature: greater than 0.
     """

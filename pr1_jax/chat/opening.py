@@ -116,6 +116,7 @@ def _open_folder(folder: pathlib.Path, given: Mapping[str, Any]) -> Opened:
     tokenizer = tokenizer_files.load(folder)
     weights.check_weights(folder, shape, tokenizer)
     trained = usage.read(folder)
+    tokenizer.use_bos("auto" if trained is None else trained.bos)
     if trained is None:
         template, source = (
             _guessed_template(tokenizer),

@@ -8,7 +8,7 @@ as every path that is still open has passed it.
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 import rich.console
@@ -48,7 +48,7 @@ class Section:
 
 
 def sections(
-    trajectory: Trajectory, tag_ids: Mapping[str, int], eos_id: int
+    trajectory: Trajectory, tag_ids: Mapping[str, int], eos_ids: Collection[int]
 ) -> list[Section]:
     """Parts of a response, complete or not, in order.
 
@@ -77,7 +77,7 @@ def sections(
             parts.append(Section(MAIN, [[token]], [False]))
         else:
             last.streams[0].append(token)
-            last.closed = [token == eos_id]
+            last.closed = [token in eos_ids]
     return parts
 
 
@@ -278,7 +278,7 @@ class Screen:
 
     def _draw(self, trajectory: Trajectory, *, is_done: bool) -> None:
         tokenizer = self._tokenizer
-        parts = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
+        parts = sections(trajectory, tokenizer.tag_ids, tokenizer.eos_ids)
         rest: Sequence[Text] = ()
         final: list[Text] = []
         for i in range(self._at, len(parts)):

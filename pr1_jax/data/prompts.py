@@ -35,7 +35,7 @@ def prompt_tokens(
     messages: Sequence[dict[str, str]] | None = None,
     allow_tags: bool = True,
 ) -> np.ndarray:
-    """Token ids of a prompt, int32.
+    """Token ids of a prompt, int32; BOS is before them as `Tokenizer.with_bos` says.
 
     Args:
       template: `plain`, the question as it is; `instruction`, with our instruction to
@@ -56,4 +56,6 @@ def prompt_tokens(
         question = tokenizer.chat_prompt([told, asked])
     elif template == "own":
         question = tokenizer.chat_prompt(messages or [asked])
-    return np.array(tokenizer.encode(question, allow_tags=allow_tags), np.int32)
+    ids = tokenizer.encode(question, allow_tags=allow_tags)
+    is_chat = template in ("chat", "own")
+    return np.array(tokenizer.with_bos(ids, is_chat=is_chat), np.int32)

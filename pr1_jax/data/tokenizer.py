@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, EOS = "<pad>", "<eos>"  # of `from_words`
+BOS = ("auto", "yes", "no")  # whether prompts begin with it
+_MAX_EOS = 25  # as many as have a bit in the sampler's bans, beside the tags
 
 
 class Tokenizer:
@@ -31,17 +33,27 @@ class Tokenizer:
 
     Attributes:
       tag_ids: tag text -> id, in `tags.TAGS` order.
-      eos_id, pad_id: `pad_id` is `eos_id` where the tokenizer has no padding token.
+      eos_id: the tokenizer's own EOS, which ends what is trained on.
+      eos_ids: all ids of which any ends a response, `eos_id` among them.
+      pad_id: `eos_id` where the tokenizer has no padding token.
       newline_id: the "\\n" between `</Parallel>` and `<Summary>`.
       vocab_size: one more than the greatest id.
       new_tags: the tags that got a new id here; none where all were there before.
     """
 
-    def __init__(self, hf_tokenizer: "PreTrainedTokenizerFast"):
-        """Wraps `hf_tokenizer`, which gets the tags that it lacks."""
+    def __init__(
+        self, hf_tokenizer: "PreTrainedTokenizerFast", *, eos_ids: Sequence[int] = ()
+    ):
+        """Wraps `hf_tokenizer`, which gets the tags that it lacks.
+
+        Args:
+          eos_ids: what the model's folder says ends a response, beside the tokenizer's
+            own EOS.
+        """
         if not getattr(hf_tokenizer, "is_fast", False):
             raise ValueError(f"{type(hf_tokenizer).__name__} is not a fast tokenizer")
-        if hf_tokenizer.eos_token_id is None:
+        own = hf_tokenizer.eos_token_id
+        if own is None and not eos_ids:
             raise ValueError(
                 "the tokenizer has no EOS token: name one as eos_token in its "
                 "tokenizer_config.json"
@@ -52,7 +64,9 @@ class Tokenizer:
         self._backend.no_padding()
         self.new_tags = self._add_tags()
         self.tag_ids = {tag: self._backend.token_to_id(tag) for tag in tags.TAGS}
-        self.eos_id: int = hf_tokenizer.eos_token_id
+        self.eos_id: int = eos_ids[0] if own is None else own
+        self.eos_ids = tuple(dict.fromkeys([*eos_ids, self.eos_id]))
+        self._check_eos()
         pad_id = hf_tokenizer.pad_token_id
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
         self.vocab_size = 1 + max(self._backend.get_vocab().values())
@@ -67,6 +81,9 @@ class Tokenizer:
             and spaces.prepend_scheme != "never"
         )
         self.newline_id = self._find_newline()
+        self._bos: list[int] = []
+        self._bos_in_chats = False
+        self.use_bos("auto")
 
     @property
     def fingerprint(self) -> str:
@@ -90,6 +107,46 @@ class Tokenizer:
                 token = tokenizers.AddedToken(tag, special=False, normalized=False)
                 self.hf_tokenizer.add_tokens([token])
         return new
+
+    def _check_eos(self) -> None:
+        names = {i: tag for tag, i in self.tag_ids.items()}
+        for i in self.eos_ids:
+            if i in names:
+                raise ValueError(f"the EOS id {i} is that of the tag {names[i]}")
+        if len(self.eos_ids) > _MAX_EOS:
+            raise ValueError(f"{len(self.eos_ids)} EOS ids, at most are {_MAX_EOS}")
+
+    def use_bos(self, choice: str) -> None:
+        """Sets whether prompts begin with BOS: one of `BOS`, see `with_bos`.
+
+        Raises:
+          ValueError: `yes` of a tokenizer without BOS.
+        """
+        if choice not in BOS:
+            raise ValueError(f"data.bos={choice!r} is not one of {BOS}")
+        text = self._backend.encode("\n")  # with what the tokenizer adds by itself
+        begins = text.ids[: [*text.special_tokens_mask, 0].index(0)]
+        own = self.hf_tokenizer.bos_token_id
+        if choice == "yes" and not begins:
+            if own is None:
+                raise ValueError(
+                    "data.bos=yes, but the tokenizer has no BOS token: name one as "
+                    "bos_token in its tokenizer_config.json, or set data.bos=auto"
+                )
+            begins = [own]
+        self._bos = [] if choice == "no" else begins
+        self._bos_in_chats = choice == "yes"
+
+    def with_bos(self, ids: list[int], *, is_chat: bool) -> list[int]:
+        """A prompt's ids, with BOS before them where prompts have one.
+
+        It is there once: a text that spells it, as some chat templates do, gets no
+        second. By `auto`, which is set at first, that is where the tokenizer puts it
+        by itself; what a chat template wrote has BOS only if the template wrote it. By
+        `yes` every prompt has it; by `no` none gets it.
+        """
+        bos = self._bos if self._bos_in_chats or not is_chat else []
+        return ids if ids[: len(bos)] == bos else bos + ids
 
     def _find_newline(self) -> int:
         text = f"{tags.END_PARALLEL}\n{tags.SUMMARY}"
@@ -137,13 +194,13 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each token adds to the text; EOS is spelled out, other specials are "".
 
-        Joined they are `decode(ids)`, with the EOS token's text where one stands. A
+        Joined they are `decode(ids)`, with the EOS tokens' texts where they stand. A
         character spelled by several tokens belongs to the last of them: "a é" in
         tokens that are bytes is `["a", " ", "", "é"]`.
         """
         kept = [(n, i) for n, i in enumerate(map(int, ids)) if i not in self._dropped]
-        eos = str(self.hf_tokenizer.eos_token)
-        out = [eos if int(i) == self.eos_id else "" for i in ids]
+        name = lambda i: self._backend.id_to_token(i) if i in self.eos_ids else ""
+        out = [name(int(i)) for i in ids]
         texts = self._split([i for _, i in kept], self.decode(ids))
         for (n, _), text in zip(kept, texts, strict=True):
             out[n] = text

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokenizers
+from absl import logging
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pr1_jax import tags
 from pr1_jax.data.rows import first_line
 from pr1_jax.data.tokenizer import EOS, PAD, Tokenizer
-from pr1_jax.system import hub
+from pr1_jax.system import files, hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_HUB_FILES = ("*token*.json", "*.model", "*.jinja")
+_HUB_FILES = ("*token*.json", "*config.json", "*.model", "*.jinja")
 
 
 def from_words(words: Sequence[str], *, pattern: str) -> Tokenizer:
@@ -66,20 +67,49 @@ def load(name_or_path: str | os.PathLike) -> Tokenizer:
     if os.path.isfile(path):
         return _wrapped(_read_sentencepiece(path), name)
     if os.path.isdir(path):
-        return _wrapped(_read_folder(path), name)
+        return _wrapped(_read_folder(path), name, path)
     if hub.looks_local(name):
         raise FileNotFoundError(f"no tokenizer at {name}: no such file or folder")
-    return _wrapped(_read_folder(hub.download(name, _HUB_FILES)), name)
+    folder = hub.download(name, _HUB_FILES)
+    return _wrapped(_read_folder(folder), name, folder)
 
 
-def _wrapped(fast: "PreTrainedTokenizerFast", name: str) -> Tokenizer:
+def _wrapped(
+    fast: "PreTrainedTokenizerFast", name: str, folder: Path | None = None
+) -> Tokenizer:
     """`Tokenizer(fast)`; ValueError of one line where that cannot be made."""
     try:
-        return Tokenizer(fast)
+        return Tokenizer(fast, eos_ids=_eos_ids(folder, fast) if folder else ())
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ValueError(
             f"cannot use the tokenizer {name}: {first_line(error)}"
         ) from error
+
+
+def _eos_ids(folder: Path, fast: "PreTrainedTokenizerFast") -> list[int]:
+    """What a folder says ends a response, as `transformers` reads it.
+
+    `eos_token_id` of generation_config.json counts, or else that of config.json. Ids
+    that are no tokens are left out, with a warning.
+    """
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        given = files.read_object(file).get("eos_token_id") if file.exists() else None
+        ids = given if isinstance(given, list) else [given]
+        if ids in ([None], []):
+            continue
+        if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+            raise ValueError(
+                f"{file}: eos_token_id={given!r:.200} is not an id or a list of ids"
+            )
+        known = {i: fast.backend_tokenizer.id_to_token(i) for i in ids}
+        if absent := [i for i, token in known.items() if token is None]:
+            logging.warning(
+                "%s: the tokenizer has no token %s, so that eos_token_id=%s ends no "
+                "response by it",
+                *(file, absent, given),
+            )
+        return [i for i, token in known.items() if token is not None]
+    return []
 
 
 def _read_folder(folder: Path) -> "PreTrainedTokenizerFast":
@@ -99,11 +129,15 @@ def _read_folder(folder: Path) -> "PreTrainedTokenizerFast":
             ) from error
     spm = sorted(folder.glob("*.model"))
     if len(spm) == 1:
-        return _read_sentencepiece(spm[0])
+        settings = folder / "tokenizer_config.json"
+        given = files.read_object(settings) if settings.exists() else {}
+        return _read_sentencepiece(spm[0], add_bos=given.get("add_bos_token") is True)
     raise FileNotFoundError(f"{folder} has no tokenizer.json and no tokenizer.model")
 
 
-def _read_sentencepiece(file: Path) -> "PreTrainedTokenizerFast":
+def _read_sentencepiece(
+    file: Path, *, add_bos: bool = False
+) -> "PreTrainedTokenizerFast":
     """Rebuilds a sentencepiece model, BPE or Unigram, as a fast tokenizer.
 
     Written out because the conversions of `transformers` 5 depend on the class asked
@@ -133,7 +167,7 @@ def _read_sentencepiece(file: Path) -> "PreTrainedTokenizerFast":
         if (index := getattr(trainer, f"{role}_id")) >= 0
     }
     fast = _transformers().PreTrainedTokenizerFast
-    return fast(tokenizer_object=backend, **roles)
+    return fast(tokenizer_object=backend, add_bos_token=add_bos, **roles)
 
 
 def _sentencepiece_model(proto) -> models.Model:

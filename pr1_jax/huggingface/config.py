@@ -173,7 +173,15 @@ def config_json(
         "max_position_embeddings": max_positions,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_id if tokenizer else None,
+        **token_ids(tokenizer),
+    }
+
+
+def token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The ids of BOS, EOS (a list where several end a response) and padding."""
+    eos_ids = [*tokenizer.eos_ids] if tokenizer else [None]
+    return {
+        "bos_token_id": tokenizer.hf_tokenizer.bos_token_id if tokenizer else None,
+        "eos_token_id": eos_ids if len(eos_ids) > 1 else eos_ids[0],
         "pad_token_id": tokenizer.pad_id if tokenizer else None,
     }

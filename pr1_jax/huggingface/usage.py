@@ -1,6 +1,6 @@
 """How a model that was trained here is to be asked: `pr1_jax.json` in its folder.
 
-    {"template": "plain", "sampling": {"variant": "structured", "num_paths": 2, …}}
+    {"template": "plain", "bos": "auto", "sampling": {"variant": "structured", "num_paths": 2, …}}
 
 An export writes it, so that nobody asks in another template than was trained. Other
 programs pass over the file, and a folder without it loads as well.
@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import logging
 
 from pr1_jax.data import prompts
+from pr1_jax.data.tokenizer import BOS
 from pr1_jax.system import files
 
 FILE = "pr1_jax.json"
@@ -25,11 +26,13 @@ class Usage:
 
     Attributes:
       template: of prompts, one of `prompts.TEMPLATES`.
+      bos: of prompts, one of `tokenizer.BOS`.
       sampling: fields of `sampler.settings.Settings` by name: variant, budgets in
         tokens, temperature and so on.
     """
 
     template: str
+    bos: str
     sampling: Mapping[str, int | float | str | bool]
 
     def write(self, folder: str | os.PathLike) -> None:
@@ -52,9 +55,12 @@ def read(folder: str | os.PathLike) -> Usage | None:
         raise ValueError(
             f"{file}: template={template!r:.200} is not one of {prompts.TEMPLATES}"
         )
+    bos = raw.get("bos", "no")  # older versions wrote none, and added none
+    if bos not in BOS:
+        raise ValueError(f"{file}: bos={bos!r:.200} is not one of {BOS}")
     if not isinstance(sampling, dict):
         raise ValueError(f"{file}: sampling={sampling!r:.200} is not an object")  # noqa: TRY004
-    return Usage(template, sampling)
+    return Usage(template, bos, sampling)
 
 
 def warn_of_other_template(folder: str | os.PathLike, template: str) -> None:

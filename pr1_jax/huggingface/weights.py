@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.huggingface import tags
-from pr1_jax.huggingface.config import MAX_POSITIONS, config_json
+from pr1_jax.huggingface.config import MAX_POSITIONS, config_json, token_ids
 from pr1_jax.huggingface.tensors import (
     INDEX,
     check_tensors,
@@ -133,6 +133,8 @@ def save_params(
         _write_tensors(temporary, flat, config, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(temporary)
+            ids = token_ids(tokenizer)
+            files.write_json(temporary / "generation_config.json", ids)
         if usage is not None:
             usage.write(temporary)
         os.replace(temporary, folder)

@@ -49,7 +49,7 @@ def step(
     lanes = _live_lanes(state, num_lanes)
     logits, cache = decoding.decode(params, lanes, state, num_lanes)
     row = jnp.clip(lanes.row, 0, B - 1)
-    bans = next_bans(state, settings)
+    bans = next_bans(state, vocab, settings)
     logits = policy.policy_logits(
         logits,
         bans[row],

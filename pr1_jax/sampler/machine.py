@@ -45,21 +45,21 @@ from pr1_jax.sampler.state import (
     State,
 )
 
-_ALL = 0b1111111
-_BANS_MAIN = _ALL & ~(1 << PARALLEL) & ~(1 << EOS)
-_BANS_PATH = _ALL & ~(1 << END_PATH)
-_BANS_SUMMARY = _ALL & ~(1 << END_SUMMARY)
+_TAGS = (1 << EOS) - 1  # bits of all tags
 
 
-def next_bans(state: State, settings: Settings) -> jax.Array:
+def next_bans(state: State, vocab: Vocab, settings: Settings) -> jax.Array:
     """Bans [B] int32 of the next draw: illegal tags and EOS, blocks that do not fit."""
+    all_ = (1 << len(vocab.special_ids)) - 1
+    in_main = _TAGS & ~(1 << PARALLEL)
+    in_path, in_summary = all_ & ~(1 << END_PATH), all_ & ~(1 << END_SUMMARY)
     left = settings.max_response_tokens - state.emitted
     fits = (left - 1 >= settings.smallest_block) & (state.blocks < settings.max_blocks)
     legal = settings.ban_illegal
     return jnp.select(
         [state.phase == PATHS, state.phase == SUMMARY],
-        [_BANS_PATH if legal else 0, _BANS_SUMMARY if legal else 0],
-        (_BANS_MAIN if legal else 0) | jnp.where(fits, 0, 1 << PARALLEL),
+        [in_path if legal else 0, in_summary if legal else 0],
+        (in_main if legal else 0) | jnp.where(fits, 0, 1 << PARALLEL),
     ).astype(jnp.int32)
 
 
@@ -131,6 +131,11 @@ def _is_in(state: State, *phases: int) -> jax.Array:
     return functools.reduce(jnp.logical_or, [state.phase == p for p in phases])[:, None]
 
 
+def _is_eos(tokens, vocab: Vocab) -> jax.Array:
+    """Which tokens are one of the EOS ids, bool."""
+    return functools.reduce(jnp.logical_or, [tokens == i for i in vocab.eos_ids])
+
+
 def _after_paths(state: State, vocab: Vocab) -> tuple[jax.Array, jax.Array]:
     """Lanes [B, P] that go on, and rows [B] whose last path is over.
 
@@ -146,7 +151,7 @@ def _forced(state: State, closes, vocab: Vocab) -> jax.Array:
     ids = vocab.special_ids
     lane0 = jnp.arange(state.token.shape[1])[None] == 0
     budget_over = state.count + 1 >= state.path_budget[:, None]
-    wrote_eos = state.token == ids[EOS]
+    wrote_eos = _is_eos(state.token, vocab)
     summary_over = (state.emitted + 1 >= state.summary_end)[:, None] | wrote_eos
     forced = [
         (_is_in(state, FORK), ids[PATH]),
@@ -171,7 +176,7 @@ def _next_phase(state: State, first, bans, joined, closes, left, vocab: Vocab):
     ids, phase = vocab.special_ids, state.phase
     may_open = (bans >> PARALLEL) & 1 == 0
     opens = (phase == MAIN) & (first == ids[PARALLEL]) & may_open
-    at_end = (phase == MAIN) & ((first == ids[EOS]) | (left <= 0))
+    at_end = (phase == MAIN) & (_is_eos(first, vocab) | (left <= 0))
     summary_closed = (phase == SUMMARY) & (first == ids[END_SUMMARY])
     phases = [
         (opens, FORK),

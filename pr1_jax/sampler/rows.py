@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pr1_jax.sampler.schedule import Schedule
-from pr1_jax.sampler.settings import END_PARALLEL, EOS, Settings, Vocab
+from pr1_jax.sampler.settings import END_PARALLEL, Settings, Vocab
 from pr1_jax.sampler.state import DONE, MAIN, NEWLINE, Emission
 from pr1_jax.trajectory import Trajectory
 
@@ -222,8 +222,8 @@ class Rows:
     def _trajectory(self, row: int) -> Trajectory:
         n = self.count[row]
         record = {name: values[row, :n] for name, values in self.fields.items()}
-        eos = self.vocab.special_ids[EOS]
-        finished = bool(n) and record["token"][-1] == eos and record["path"][-1] == 0
+        in_main = bool(n) and record["path"][-1] == 0
+        finished = in_main and record["token"][-1] in self.vocab.eos_ids
         prompt = self.queue.prompts[self.response[row] // self.queue.samples]
         # Canonical order: a block's tokens stand where its first one does, path by path.
         index = np.arange(n)

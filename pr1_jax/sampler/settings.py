@@ -7,7 +7,11 @@ from pr1_jax import layout
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """Token ids that the runtime knows. `special_ids` are the six tags, then EOS."""
+    """Token ids that the runtime knows.
+
+    `special_ids` are the six tags, then the EOS ids: one, or several that all end a
+    response.
+    """
 
     special_ids: tuple[int, ...]
     newline_id: int
@@ -16,12 +20,22 @@ class Vocab:
     @classmethod
     def of(cls, tokenizer) -> "Vocab":
         """The ids of a tokenizer."""
-        ids = (*tokenizer.tag_ids.values(), tokenizer.eos_id)
+        ids = (*tokenizer.tag_ids.values(), *tokenizer.eos_ids)
         special_ids = tuple(int(i) for i in ids)
         return cls(special_ids, int(tokenizer.newline_id), tokenizer.vocab_size)
 
+    @property
+    def tag_ids(self) -> tuple[int, ...]:
+        """Ids of the six tags."""
+        return self.special_ids[:EOS]
 
-# Bits of `bans`, in the order of `Vocab.special_ids`.
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids of which any ends a response."""
+        return self.special_ids[EOS:]
+
+
+# Bits of `bans`, in the order of `Vocab.special_ids`; EOS is the first of its ids.
 PARALLEL, END_PARALLEL, PATH, END_PATH, SUMMARY_OPEN, END_SUMMARY, EOS = range(7)
 
 

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 
 from pr1_jax import layout, losses, rewards
-from pr1_jax.data import prompts, sources, tasks
+from pr1_jax.data import prompts, sources, tasks, tokenizer
 from pr1_jax.defaults import flat
 from pr1_jax.kernels import attention
 from pr1_jax.model.backend import KERNELS
@@ -37,6 +37,7 @@ _CHOICES = {
     "rollout.shortcut": SHORTCUTS,
     "rl.aggregation": losses.AGGREGATIONS,
     "data.template": prompts.TEMPLATES,
+    "data.bos": tokenizer.BOS,
     "sft.lr_schedule": SCHEDULES,
     "rl.lr_schedule": SCHEDULES,
     "coldstart.mode": MODES,

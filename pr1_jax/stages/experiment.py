@@ -230,8 +230,7 @@ class Experiment:
             warmup_share=c.warmup_share,
             **self.config.optimizer,
         )
-        tag_ids = self.vocab.special_ids[:-1]
-        return make_optimizer(settings, tag_ids), settings.learning_rate()
+        return make_optimizer(settings, self.vocab.tag_ids), settings.learning_rate()
 
 
 def build(
@@ -256,6 +255,7 @@ def build(
         names = [f.name for f in dataclasses.fields(ModelConfig)]
         fields = {n: config.model[n] for n in names if n in config.model}
         shape = ModelConfig(vocab_size=vocab_size, rope_base=_ROPE_BASE, **fields)
+    own_tokenizer.use_bos(config.data.bos)
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
     made = Experiment(
         config=config,

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from absl import logging
 
 from pr1_jax.defaults import flat, get_config
 from pr1_jax.system import files
@@ -94,11 +95,20 @@ def open_workdir(
             f"the run in {path} is of an older version: {problem}; take another "
             "--workdir"
         )
+    later = old_fields.later(theirs)
     theirs = old_fields.today(theirs)
     for name in sorted({*mine, *theirs}):
         if name.split(".")[0] in _FREE:
             continue
-        if mine.get(name) != theirs.get(name):
+        if mine.get(name) == theirs.get(name):
+            continue
+        if name in later:
+            logging.warning(
+                "the run in %s is of an older version, which did as %s=%r does; it "
+                "goes on with %r",
+                *(path, name, later[name], mine[name]),
+            )
+        else:
             raise ValueError(
                 f"{name}={mine.get(name)!r}, but the run in {path} has "
                 f"{theirs.get(name)!r}; take another --workdir"

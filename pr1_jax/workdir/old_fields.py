@@ -41,6 +41,7 @@ _BENCHMARKS = "eval.benchmarks."  # NAME.source and NAME.samples; in data.eval
 def today(old: Mapping[str, Any]) -> dict[str, Any]:
     """A config of any version in the fields of this one; both by dotted names."""
     fields = {**ADDED, **{name: x for name, x in old.items() if not hint(name)}}
+    fields |= later(old)
     fields |= {new: old[name] for name, new in RENAMED.items() if name in old}
     for name, (was, now) in WIDENED.items():
         if fields.get(name) == was:
@@ -50,6 +51,13 @@ def today(old: Mapping[str, Any]) -> dict[str, Any]:
     if any(name.startswith(_BENCHMARKS) for name in old):
         fields["data.eval"] = _benchmarks(old)
     return fields
+
+
+def later(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Newer fields by which a run may go on otherwise, with what was done before them."""
+    # A model without a folder has a tokenizer without BOS.
+    fields = {"data.bos": "no" if old.get("model.path") else "auto"}
+    return {name: value for name, value in fields.items() if name not in old}
 
 
 def refused(old: Mapping[str, Any], *groups: str) -> str:

@@ -167,7 +167,7 @@ def test_sections_hold_every_token_once(by_bytes, wild):
         record, seen = watched(asked, "a")
         stray += not record["format_ok"]
         for part in seen:
-            found = view.sections(part, by_bytes.tag_ids, by_bytes.eos_id)
+            found = view.sections(part, by_bytes.tag_ids, by_bytes.eos_ids)
             held = [t for s in found for stream in s.streams for t in stream]
             rest = iter(part.tokens.tolist())
             assert all(token in rest for token in held)  # in this order

@@ -213,6 +213,10 @@ def test_sentencepiece_file(model_type, tmp_path):
         assert t.decode([*t.encode(TRACE), t.eos_id]) == TRACE
         assert "".join(t.pieces(t.encode(" a é"))) == " a é"  # its own space dropped
         joins_to_the_text(t, np.random.default_rng(0), t.vocab_size + 9)
+    assert t.with_bos([7], is_chat=False) == [7]  # sentencepiece itself adds none
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    t = tokenizer_files.load(tmp_path)  # as `transformers` reads it
+    assert t.with_bos([7], is_chat=False) == [original.bos_id(), 7]
     t.save(tmp_path / "saved")
     loaded = tokenizer_files.load(tmp_path / "saved")
     assert loaded.encode(TRACE) == t.encode(TRACE)

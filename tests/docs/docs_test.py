@@ -18,7 +18,13 @@ _FILE = re.compile(
     rf"(?:{_FOLDERS})/[\w./]*\w|\w[\w/]*\.(?:py|sh|md|ipynb|html|json)\b"
 )
 # What a run or an export writes, not a file of the repository.
-_WRITTEN = {"benchmarks.md", "config.json", "problems.jsonl", "traces.jsonl"}
+_WRITTEN = {
+    "benchmarks.md",
+    "config.json",
+    "generation_config.json",
+    "problems.jsonl",
+    "traces.jsonl",
+}
 
 
 def anchors(page: pathlib.Path) -> set[str]:

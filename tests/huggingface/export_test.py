@@ -13,7 +13,9 @@ import pytest
 
 from configs import rl_alternating
 from pr1_jax import export
+from pr1_jax.chat import opening
 from pr1_jax.data import tokenizer_files
+from pr1_jax.huggingface import weights
 from pr1_jax.huggingface.config import read_config
 from pr1_jax.huggingface.weights import load_params
 from pr1_jax.stages import curriculum, experiment
@@ -85,6 +87,24 @@ def test_serves_as_the_model_of_another_run(run, tmp_path, caplog):
     assert again.vocab == made.vocab
     assert not again.tokenizer.new_tags  # so that their rows stay as they are
     assert_scaled(again.initial_params(), made.initial_params(), 2)
+
+
+def test_several_eos_ids_stay_from_folder_to_folder(run, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    export.export(run[0], first)
+    written = files.read_json(first / "generation_config.json", {})
+    assert written["eos_token_id"] == 1  # one id is no list
+    files.write_json(first / "generation_config.json", {"eos_token_id": [5, 1]})
+    config = rl_alternating.get_config("smoke")
+    config.model.path = str(first)
+    made = experiment.build(config)
+    assert made.vocab.eos_ids == (5, 1)
+    assert made.policy(sampling=True).special_ids == made.vocab.special_ids
+    weights.save_params(second, made.initial_params(), made.model, made.tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        assert files.read_json(second / name, {})["eos_token_id"] == [5, 1]
+    asked = opening.load(second)
+    assert asked._sampler.vocab.eos_ids == (5, 1)
 
 
 def command(*arguments):

@@ -25,7 +25,7 @@ _LIGHT = rich.terminal_theme.DEFAULT_TERMINAL_THEME
 def _draw(console, tokenizer, trajectory, *, is_done: bool) -> None:
     """Prints a response, or as much of it as there is, once."""
     painter = view.Painter(console, tokenizer)
-    parts = view.sections(trajectory, tokenizer.tag_ids, tokenizer.eos_id)
+    parts = view.sections(trajectory, tokenizer.tag_ids, tokenizer.eos_ids)
     size = console.width, console.height
     for part in parts:
         lines, _ = painter.lines(part, *size, is_open=part is parts[-1] and not is_done)

@@ -32,6 +32,19 @@ def test_a_run_of_an_older_version_resumes_and_opens(tmp_path):
     assert files.plain(read_config(tmp_path).to_dict()) == files.plain(NEW.to_dict())
 
 
+def test_a_run_from_before_bos_goes_on_with_todays(tmp_path, caplog):
+    """Its prompts had none, which is what opens it; a run without a folder has none."""
+    mine = rl_alternating.get_config("smoke")
+    mine.model.path = "a/model"
+    open_workdir(write(tmp_path, model__path="a/model"), mine)
+    assert "did as data.bos='no' does; it goes on with 'auto'" in caplog.text
+    assert read_config(tmp_path).data.bos == "no"
+    files.write_json(tmp_path / "config.json", mine.to_dict())
+    mine.data.bos = "yes"
+    with pytest.raises(ValueError, match="data.bos='yes', but the run .* has 'auto'"):
+        open_workdir(tmp_path, mine)
+
+
 TWO = {name: {"source": f"embedded:{name}", "samples": 4} for name in ("hard", "easy")}
 MINE = {"mine": {"source": "/m.jsonl", "samples": 2}}
 
