@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pr1_jax.data.tokenizer import Tokenizer
+from pr1_jax.huggingface import rope
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.system import files, hub
 
@@ -45,9 +46,8 @@ def read_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     if kind not in MODEL_TYPES:
         raise ValueError(f"{file}: model_type={kind!r:.200} is not of {MODEL_TYPES}")
     _check_types(file, raw)
-    rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})
-    _check_types(file, rope)
-    _check_supported(file, raw, rope)
+    _check_supported(file, raw)
+    rope_base, rope_scaling = rope.read(file, raw)
     try:
         num_heads, width = raw["num_attention_heads"], raw["hidden_size"]
         head_dim = 128 if kind == "qwen3" else width // num_heads
@@ -62,7 +62,8 @@ def read_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
             tie_embeddings=raw.get("tie_word_embeddings", False),
             qk_norm=kind == "qwen3",
             qkv_bias=kind == "qwen2",
-            rope_base=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+            rope_base=rope_base,
+            rope_scaling=rope_scaling,
             rms_eps=raw.get("rms_norm_eps", 1e-6),
             **numerics,
         )
@@ -114,8 +115,6 @@ _MAY_BE_NULL |= {"rope_parameters", "rope_scaling"}
 # Settings under which this code would compute something else are refused.
 _SUPPORTED = {
     "hidden_act": "silu",
-    "rope_type": "default",
-    "type": "default",  # of older rope_scaling
     "partial_rotary_factor": 1,
     "use_sliding_window": False,
     "layer_types": ["full_attention"],
@@ -133,9 +132,9 @@ def _check_types(file: Path, raw: Mapping) -> None:
             raise ValueError(f"{file}: {name}={raw[name]!r:.200} is not {kind}")
 
 
-def _check_supported(file: Path, raw: Mapping, rope: Mapping) -> None:
+def _check_supported(file: Path, raw: Mapping) -> None:
     """Raises ValueError for a setting that the model does not compute."""
-    settings = dict(raw) | dict(rope)
+    settings = dict(raw)
     settings["layer_types"] = sorted(set(raw.get("layer_types") or ["full_attention"]))
     for name, value in _SUPPORTED.items():
         given = settings.get(name, value)
@@ -169,7 +168,7 @@ def config_json(
         "hidden_act": "silu",
         "attention_bias": config.qkv_bias,
         "rms_norm_eps": config.rms_eps,
-        "rope_theta": config.rope_base,
+        **rope.written(config),
         "max_position_embeddings": max_positions,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": dtype,

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 
+from pr1_jax.model.rope import Scaling
+
 # What is kept of a layer with `remat` for its backward pass.
 REMAT_POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
@@ -26,6 +28,7 @@ class ModelConfig:
     qk_norm: bool = True  # Qwen3
     qkv_bias: bool = False  # Qwen2
     rope_base: float = 1e6
+    rope_scaling: Scaling | None = None
     rms_eps: float = 1e-6
     dtype: str = "float32"
     param_dtype: str = "float32"

@@ -42,7 +42,10 @@ def forward(
     c = backend.config
     x = jnp.take(params["embedding"], tokens, axis=0).astype(c.dtype)
     angles = fusion.made_once(
-        lambda positions: rotary_angles(positions, c.head_dim, c.rope_base), positions
+        lambda positions: rotary_angles(
+            positions, c.head_dim, c.rope_base, c.rope_scaling
+        ),
+        positions,
     )
 
     def layer(x, params, cache):

@@ -7,15 +7,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pr1_jax.model.rope import Scaling
+
 # attend(q [..., N, H], k [..., K, H], v [..., K, H], cache) -> (out [..., N, H], cache)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
-def rotary_angles(positions, head_dim: int, base: float):
-    """Sine and cosine [..., H/2] float32 of rotary positions [...] int32."""
-    inv_freq = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rotary_angles(
+    positions, head_dim: int, base: float, scaling: Scaling | None = None
+):
+    """Sine and cosine [..., H/2] float32 of rotary positions [...] int32.
+
+    Both are multiplied with the scaling's factor of queries and keys, if it has one.
+    """
+    factor = 1.0
+    if scaling is None:
+        inv_freq = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    else:
+        inv_freq, factor = scaling.frequencies(head_dim, base)
     angles = positions[..., None].astype(jnp.float32) * inv_freq
-    return jnp.sin(angles), jnp.cos(angles)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    return (sin, cos) if factor == 1.0 else (sin * factor, cos * factor)
 
 
 def rotate(x, angles):

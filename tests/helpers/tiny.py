@@ -11,6 +11,7 @@ import pytest
 from pr1_jax.kernels.cpu import library
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.rope import Yarn
 from pr1_jax.sampler.settings import Vocab
 
 VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
@@ -27,6 +28,7 @@ ONE_LAYER = dataclasses.replace(QWEN3, num_layers=1)
 LLAMA = dataclasses.replace(
     QWEN3, qk_norm=False, num_heads=3, num_kv_heads=3, tie_embeddings=False
 )
+YARN = Yarn(4.0, 16, attention_factor=1.5)  # of a context that tests go beyond
 WHY_NO_KERNELS = library.why_not("float32")
 needs_kernels = pytest.mark.skipif(bool(WHY_NO_KERNELS), reason=WHY_NO_KERNELS)
 

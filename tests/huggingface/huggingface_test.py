@@ -179,7 +179,7 @@ def test_a_run_loads_a_folder_straight_to_its_devices(tmp_path, monkeypatch):
     # 260 rows are split over four devices, and the 263 with the tags are not.
     t, config = make_tokenizer(pad_rows=3)
     weights.save_params(tmp_path / "out", make_params(config), config)
-    monkeypatch.setattr(tokenizer_files, "load", lambda folder: t)
+    monkeypatch.setattr(tokenizer_files, "load", lambda folder, rows: t)
     run = rl_alternating.get_config("smoke")
     run.model.path = str(tmp_path / "out")
     loaded = []
@@ -213,8 +213,7 @@ def test_nothing_half_written_stays(tmp_path):
     [
         ({"model_type": "gemma3"}, "model_type='gemma3'"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type='linear'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"layer_types": ["sliding_attention"]}, "layer_types=.*sliding_attention"),
         ({"attention_bias": True}, "attention_bias=True"),

@@ -22,7 +22,7 @@ from pr1_jax.training.state import TrainState
 from pr1_jax.training.update import GrpoSettings
 from pr1_jax.training.update import grpo_update as update_grpo_update
 from pr1_jax.trajectory import Batch
-from tests.helpers.tiny import WHY_NO_KERNELS, floats
+from tests.helpers.tiny import WHY_NO_KERNELS, YARN, floats
 
 pytestmark = pytest.mark.skipif(bool(WHY_NO_KERNELS), reason=WHY_NO_KERNELS)
 CONFIG = ModelConfig(
@@ -314,7 +314,7 @@ def random_batch(micro_batches=2, B=3, T=30):
     "changes",
     [
         {},  # Qwen3
-        {"qk_norm": False, "qkv_bias": True},  # Qwen2
+        {"qk_norm": False, "qkv_bias": True, "rope_scaling": YARN},  # Qwen2
         {"qk_norm": False, "num_kv_heads": 6, "tie_embeddings": False},  # Llama
         {"param_dtype": "bfloat16"},
         {"scan_layers": True},

@@ -14,7 +14,7 @@ from pr1_jax.model.forward import forward
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.model.xla import Xla
 from tests.helpers.tiny import ONE_LAYER as CONFIG
-from tests.helpers.tiny import needs_kernels
+from tests.helpers.tiny import YARN, needs_kernels
 
 
 def mesh_of(data, tensor):
@@ -57,7 +57,7 @@ def test_kernels_are_chosen_where_they_run(dtype, sizes, training, reason):
     "changes",
     [
         {},  # Qwen3
-        {"qk_norm": False, "qkv_bias": True},  # Qwen2
+        {"qk_norm": False, "qkv_bias": True, "rope_scaling": YARN},  # Qwen2
         {"qk_norm": False, "num_kv_heads": 2, "tie_embeddings": False},  # Llama
         {"param_dtype": "bfloat16", "num_layers": 2, "mlp_width": 41},
         {"scan_layers": True, "num_layers": 2},

@@ -14,13 +14,14 @@ from pr1_jax.kernels import attention
 from pr1_jax.model.backend import choose
 from pr1_jax.model.forward import forward
 from pr1_jax.model.params import init_params
+from pr1_jax.model.rope import Llama3
 from pr1_jax.sampler import loop, schedule
 from pr1_jax.sampler.rows import Rows
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import END_PARALLEL, EOS, PARALLEL, Settings
 from pr1_jax.trajectory import pack, structured
-from tests.helpers.tiny import LLAMA, QWEN3, VOCAB, needs_kernels
+from tests.helpers.tiny import LLAMA, QWEN3, VOCAB, YARN, needs_kernels
 
 VOCAB_SIZE = 24
 TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {2: "\n", 1: ""}
@@ -108,13 +109,15 @@ CASES = [
         id="truncated",
     ),
     pytest.param(
-        dataclasses.replace(QWEN3, qkv_bias=True, qk_norm=False),
+        dataclasses.replace(
+            QWEN3, qkv_bias=True, qk_norm=False, rope_scaling=Llama3(8.0, 1.0, 4.0, 16)
+        ),
         {"ban_illegal": False},
         "xla",
         id="qwen2-no-bans",
     ),
     pytest.param(
-        dataclasses.replace(QWEN3, qkv_bias=True),
+        dataclasses.replace(QWEN3, qkv_bias=True, rope_scaling=YARN),
         {"num_paths": 4, "max_response_tokens": 90, "max_path_tokens": 6},
         "cpu",
         id="cpu-kernels",

@@ -18,16 +18,24 @@ def check_model_config(content: bytes) -> None:
     file.write_bytes(content)
     for read in (read_config, max_positions):
         try:
-            read(file.parent)
+            found = read(file.parent)
         except ValueError as error:
             one_line(error, str(file))
+            continue
+        if read is read_config and found.rope_scaling and found.head_dim < 10_000:
+            size = found.head_dim, found.rope_base
+            frequencies, factor = found.rope_scaling.frequencies(*size)
+            assert np.isfinite(frequencies).all() and 0 < factor < np.inf, found
 
 
 def model_config_seeds() -> list[bytes]:
-    """Those that `transformers` wrote."""
-    folders = (ROOT / "tests" / "helpers" / "data" / "hf_reference").iterdir()
-    files = (path / "config.json" for path in sorted(folders))
-    return [file.read_bytes() for file in files if file.is_file()]
+    """Those that `transformers` wrote, plain and with scaled rotary positions."""
+    folder = ROOT / "tests" / "helpers" / "data" / "hf_reference"
+    files = [path / "config.json" for path in sorted(folder.iterdir())]
+    plain = {f.parent.name: f.read_bytes() for f in files if f.is_file()}
+    cases = json.loads((folder / "rope.json").read_text())["logits"].values()
+    scaled = [json.loads(plain[kind]) | changes for kind, changes in cases]
+    return [*plain.values(), *(json.dumps(config).encode() for config in scaled)]
 
 
 def check_weights(content: bytes) -> None:
