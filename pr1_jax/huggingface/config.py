@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pr1_jax.data.tokenizer import Tokenizer
-from pr1_jax.huggingface import rope
+from pr1_jax.huggingface import rope, tensors
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.system import files, hub
 
@@ -50,6 +50,7 @@ def read_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     rope_base, rope_scaling = rope.read(file, raw)
     try:
         num_heads, width = raw["num_attention_heads"], raw["hidden_size"]
+        tied = raw.get("tie_word_embeddings", False)
         head_dim = 128 if kind == "qwen3" else width // num_heads
         return ModelConfig(
             vocab_size=raw["vocab_size"],
@@ -59,7 +60,7 @@ def read_config(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
             num_kv_heads=raw.get("num_key_value_heads") or num_heads,
             head_dim=raw.get("head_dim") or head_dim,
             mlp_width=raw["intermediate_size"],
-            tie_embeddings=raw.get("tie_word_embeddings", False),
+            tie_embeddings=tied and not tensors.has_own_head(file.parent),
             qk_norm=kind == "qwen3",
             qkv_bias=kind == "qwen2",
             rope_base=rope_base,

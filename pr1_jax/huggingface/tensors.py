@@ -1,6 +1,7 @@
 """Tensors of a Hugging Face folder: which fills which parameter, and their files."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +9,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import safetensors
+from absl import logging
 from flax import traverse_util
 
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.system import files
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_ROWS = 8192  # of an embedding, compared at once
 
 # Our parameter -> its Hugging Face name, and how many of our leading axes are inputs:
 # kernels are [in..., out...] here and [out, in] there. 0: nothing to transpose.
@@ -100,13 +104,12 @@ def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """Tensor name -> (its file, its shape), over all parts.
 
     Raises:
-      FileNotFoundError: there are no safetensors; other formats are never read.
-      ValueError: names the file that is damaged, or the part that is not in the folder.
+      FileNotFoundError: there are no safetensors (other formats are never read), or a
+        part that the index names is missing.
+      ValueError: names the file that is damaged, or the part outside the folder.
     """
     tensors = {}
     for file in _parts(folder):
-        if not file.is_file():
-            raise FileNotFoundError(f"no weights at {file}: {_pickles(folder)}")
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
@@ -124,10 +127,16 @@ def find_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The weights' files; those that an index names must lie in the folder."""
-    index = folder / INDEX
+    """The weights' files: model.safetensors if it is there, and else those of an index.
+
+    In that order, as in `transformers`: saving a model again, as one file, leaves an
+    older index where it is.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file():
+        return _inside(folder, [SINGLE])
     if not index.is_file():
-        return _inside(folder, ["model.safetensors"])
+        raise FileNotFoundError(f"no weights at {single}: {_pickles(folder)}")
     names = files.read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: weight_map names no files of the folder")
@@ -138,7 +147,15 @@ def _parts(folder: Path) -> list[Path]:
                 f"{index} names the part {str(name)[:200]!r}, expected the name of a "
                 ".safetensors file in the same folder"
             )
-    return _inside(folder, sorted({*names.values()}))
+    parts = _inside(folder, sorted({*names.values()}))
+    missing = [file.name for file in parts if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index} names {len(parts)} parts, and {len(missing)} of them are not in "
+            f"the folder, the first {missing[0][:200]!r}: copy them there, or the whole "
+            f"model as {SINGLE}"
+        )
+    return parts
 
 
 def _inside(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -161,7 +178,7 @@ def _pickles(folder: Path) -> str:
     kinds = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
     found = sorted(file.name for kind in kinds for file in folder.glob(kind))
     if not found:
-        return f"expected model.safetensors, or parts and {INDEX}"
+        return f"expected {SINGLE}, or parts and {INDEX}"
     return (
         f"{found[0]} is not read, for only safetensors are safe to load; convert it "
         "where you trust it, with transformers: AutoModelForCausalLM"
@@ -173,6 +190,55 @@ def read_tensor(file: Path, name: str) -> np.ndarray:
     """One tensor. The file is closed again: mapped pages count as memory in use."""
     with safetensors.safe_open(file, framework="numpy") as opened:
         return opened.get_tensor(name)
+
+
+def has_own_head(folder: Path) -> bool:
+    """Whether a folder's output rows are other numbers than its input rows.
+
+    `transformers` heeds them then, whatever `tie_word_embeddings` says. False where the
+    weights cannot be read: whoever reads them says why.
+    """
+    try:
+        found = find_tensors(folder)
+    except (OSError, ValueError):
+        return False
+    rows, head = (found.get(_NAMES[name][0]) for name in ("embedding", "head"))
+    if rows is None or head is None:
+        return False
+    if rows[1] != head[1]:
+        return True
+    if len(head[1]) != 2:
+        return False
+    both = rows[0], head[0]
+    return _differ(*both, *(file.stat().st_mtime_ns for file in both))
+
+
+@functools.lru_cache(maxsize=8)
+def _differ(file: Path, other: Path, *times: int) -> bool:
+    """Whether `other` has another head than `file` has an embedding; logs it, once.
+
+    Args:
+      times: when the files were written; only so that none is taken for a newer one.
+    """
+    names = _NAMES["embedding"][0], _NAMES["head"][0]
+    with (
+        safetensors.safe_open(file, framework="numpy") as first,
+        safetensors.safe_open(other, framework="numpy") as second,
+    ):
+        rows, head = first.get_slice(names[0]), second.get_slice(names[1])
+        count = rows.get_shape()[0]
+        parts = (slice(i, min(i + _ROWS, count)) for i in range(0, count, _ROWS))
+        if all(np.array_equal(rows[part], head[part]) for part in parts):
+            return False
+    logging.warning(
+        "%s: tie_word_embeddings=true, but %s of %s is another than %s: the model gets "
+        "that head, apart from its embedding, as in transformers",
+        file.parent / "config.json",
+        names[1],
+        other.name,
+        names[0],
+    )
+    return True
 
 
 def check_tensors(

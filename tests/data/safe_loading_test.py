@@ -157,7 +157,7 @@ def test_a_chat_template_reaches_no_python(folder, tmp_path):
     ["../outside.safetensors", "{tmp_path}/outside.safetensors", "..", "", "a\0", None],
 )
 def test_parts_outside_the_folder_are_refused(folder, tmp_path, part):
-    shutil.copy(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
     part = part.format(tmp_path=tmp_path) if isinstance(part, str) else part
     index(folder, {"model.norm.weight": part})
     with pytest.raises(ValueError, match="expected the name of a .safetensors file"):
@@ -166,6 +166,7 @@ def test_parts_outside_the_folder_are_refused(folder, tmp_path, part):
 
 @pytest.mark.parametrize("weight_map", [None, {}, "model.safetensors"])
 def test_an_index_without_parts_is_refused(folder, weight_map):
+    (folder / "model.safetensors").unlink()
     index(folder, weight_map)
     with pytest.raises(ValueError, match=r"index\.json: weight_map names no files"):
         load(folder)
@@ -176,7 +177,8 @@ def test_links_out_of_the_folder_are_refused(folder, tmp_path, indexed):
     shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
     (folder / "model.safetensors").symlink_to("../outside.safetensors")
     if indexed:
-        index(folder, {"model.norm.weight": "model.safetensors"})
+        (folder / "model.safetensors").rename(folder / "part.safetensors")
+        index(folder, {"model.norm.weight": "part.safetensors"})
     with pytest.raises(ValueError, match=r"is a link to .*outside.*: copy the file"):
         load(folder)
 
