@@ -10,6 +10,7 @@ from absl import logging
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pr1_jax import tags
+from pr1_jax.data import unused_tokens
 from pr1_jax.data.rows import first_line
 from pr1_jax.data.tokenizer import EOS, PAD, Tokenizer
 from pr1_jax.system import files, hub
@@ -50,11 +51,14 @@ def from_words(words: Sequence[str], *, pattern: str) -> Tokenizer:
     return Tokenizer(fast(tokenizer_object=backend, eos_token=EOS, pad_token=PAD))
 
 
-def load(name_or_path: str | os.PathLike) -> Tokenizer:
+def load(name_or_path: str | os.PathLike, *, rows: int | None = None) -> Tokenizer:
     """Loads a tokenizer from a local folder, a sentencepiece file or the hub.
 
     A name that looks like a path (it is absolute, begins with a dot, or its first
     folder exists) is never looked up on the hub.
+
+    Args:
+      rows: of the model's embedding; `unused_tokens.drop` heeds them.
 
     Raises:
       FileNotFoundError: a local path that lacks the tokenizer's files.
@@ -65,20 +69,22 @@ def load(name_or_path: str | os.PathLike) -> Tokenizer:
     if os.path.isfile(path) and path.name == "tokenizer.json":
         path = path.parent
     if os.path.isfile(path):
-        return _wrapped(_read_sentencepiece(path), name)
+        return _wrapped(_read_sentencepiece(path), name, None, rows)
     if os.path.isdir(path):
-        return _wrapped(_read_folder(path), name, path)
+        return _wrapped(_read_folder(path), name, path, rows)
     if hub.looks_local(name):
         raise FileNotFoundError(f"no tokenizer at {name}: no such file or folder")
     folder = hub.download(name, _HUB_FILES)
-    return _wrapped(_read_folder(folder), name, folder)
+    return _wrapped(_read_folder(folder), name, folder, rows)
 
 
 def _wrapped(
-    fast: "PreTrainedTokenizerFast", name: str, folder: Path | None = None
+    fast: "PreTrainedTokenizerFast", name: str, folder: Path | None, rows: int | None
 ) -> Tokenizer:
     """`Tokenizer(fast)`; ValueError of one line where that cannot be made."""
     try:
+        if rows is not None:
+            unused_tokens.drop(fast, rows)
         return Tokenizer(fast, eos_ids=_eos_ids(folder, fast) if folder else ())
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ValueError(

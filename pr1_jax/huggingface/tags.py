@@ -71,12 +71,20 @@ def resize_embeddings(
 
 
 def check_vocab_size(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Raises ValueError if the tokenizer has more tokens than the model, tags aside."""
+    """Raises ValueError if the tokenizer has more tokens than the model, tags aside.
+
+    Those that are not used have been left out by then (`data.unused_tokens`).
+    """
     base_size = tokenizer.vocab_size - len(tokenizer.new_tags)
     if base_size > config.vocab_size:
+        first = range(config.vocab_size, min(base_size, config.vocab_size + 3))
+        named = ", ".join(
+            map(repr, tokenizer.hf_tokenizer.convert_ids_to_tokens(first))
+        )
         raise ValueError(
             f"the tokenizer has {base_size} tokens, the model's vocab_size is "
-            f"{config.vocab_size}: they do not belong together"
+            f"{config.vocab_size}, which leaves no rows for {named}: take the model's own "
+            "tokenizer, or give it rows with transformers' resize_token_embeddings"
         )
 
 

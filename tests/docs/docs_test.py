@@ -17,6 +17,7 @@ _FOLDERS = "pr1_jax|configs|tests|docs|launch|notebooks"
 _FILE = re.compile(
     rf"(?:{_FOLDERS})/[\w./]*\w|\w[\w/]*\.(?:py|sh|md|ipynb|html|json)\b"
 )
+_ENDINGS = (".py", ".md", ".ipynb", ".safetensors")  # of files, not of fields
 # What a run or an export writes, not a file of the repository.
 _WRITTEN = {
     "benchmarks.md",
@@ -83,7 +84,7 @@ def test_fields_that_are_named_exist(page):
         found = config
         for name in field.removesuffix(".").split("."):
             found = found.get(name) if hasattr(found, "keys") else None
-        if found is None and not field.endswith((".py", ".md", ".ipynb")):
+        if found is None and not field.endswith(_ENDINGS):
             missing.append(field)
     assert not missing
 
