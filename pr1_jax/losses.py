@@ -7,6 +7,11 @@ import jax.numpy as jnp
 
 AGGREGATIONS = ("token_mean", "response_mean", "constant")
 
+# Log-ratios are at most this, so that their exponential is finite, and what a batch sums
+# of it. No probability grows by this factor, 5e8, in a step unless something is broken.
+MAX_LOG_RATIO = 20.0
+_LARGEST = 1e30  # of a log-prob that is not finite
+
 
 def token_weights(loss_mask, *, aggregation: str = "token_mean", constant: float = 1.0):
     """Weight of every token in a batch's loss; the loss is a weighted sum.
@@ -39,7 +44,7 @@ def token_weights(loss_mask, *, aggregation: str = "token_mean", constant: float
 
 def sft_loss(logps, weights):
     """Cross-entropy: −Σ weights · logps. Both [B, T] float32; scalar float32."""
-    return -jnp.sum(weights * logps)
+    return -jnp.sum(weights * jnp.where(weights > 0, logps, 0.0))
 
 
 def advantages(rewards, *, normalize_std: bool = True):
@@ -50,7 +55,8 @@ def advantages(rewards, *, normalize_std: bool = True):
       normalize_std: divide by std + 1e-6; off gives Dr. GRPO.
 
     Returns:
-      [groups, G] float32; zero where all rewards of a group are equal.
+      [groups, G] float32; zero where all rewards of a group are equal, and where one of
+      them is not finite.
     """
     rewards = jnp.asarray(rewards, jnp.float32)
     centred = rewards - rewards.mean(axis=-1, keepdims=True)
@@ -58,7 +64,8 @@ def advantages(rewards, *, normalize_std: bool = True):
         centred = centred / (rewards.std(axis=-1, keepdims=True) + 1e-6)
     # Rounding of the mean must not be blown up to ±1 by a vanishing std.
     equal = (rewards == rewards[..., :1]).all(axis=-1, keepdims=True)
-    return jnp.where(equal, 0.0, centred)
+    usable = jnp.isfinite(rewards + centred).all(axis=-1, keepdims=True)
+    return jnp.where(equal | ~usable, 0.0, centred)
 
 
 def grpo_loss(
@@ -75,6 +82,9 @@ def grpo_loss(
 ):
     """Token-level clipped GRPO objective (docs/method.md, section 4), with DAPO's two clips.
 
+    The loss and its gradient are finite whatever the log-probs are, but for NaN: a
+    ratio above exp(MAX_LOG_RATIO) counts as that number, and gets no gradient.
+
     Args:
       logps, old_logps, weights: [B, T] float32; weights are 0 where masked.
       advantages: [B] float32.
@@ -89,7 +99,7 @@ def grpo_loss(
       (`ratio_max_error` is a maximum).
     """
     keep = weights > 0
-    log_ratio = jnp.where(keep, logps - old_logps, 0.0)
+    log_ratio = jnp.where(keep, _log_ratio(logps, old_logps), 0.0)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     gain = jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
@@ -119,10 +129,16 @@ def truncated_importance(old_logps, sampled_logps, *, cap: float):
       sampled_logps: float32 of the same shape, as the sampler recorded them.
       cap: greater than 0.
     """
-    return jnp.minimum(jnp.exp(old_logps - sampled_logps), cap)
+    return jnp.minimum(jnp.exp(_log_ratio(old_logps, sampled_logps)), cap)
 
 
 def k3_kl(logps, ref_logps):
     """Per-token k3 estimate of KL(policy ‖ reference) [B, T], never negative."""
-    log_ratio = ref_logps - logps
+    log_ratio = _log_ratio(ref_logps, logps)
     return jnp.exp(log_ratio) - 1.0 - log_ratio
+
+
+def _log_ratio(logps, of_logps):
+    """The logarithm of a ratio of probabilities: finite, at most MAX_LOG_RATIO."""
+    finite = lambda x: jnp.clip(x, -_LARGEST, _LARGEST)
+    return jnp.minimum(finite(logps) - finite(of_logps), MAX_LOG_RATIO)

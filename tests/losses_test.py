@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pr1_jax import losses
 
@@ -60,6 +62,17 @@ def test_advantages_by_hand():
     np.testing.assert_array_equal(alone[0], losses.advantages(rewards)[1])
     std = np.array([[1.0], [1.6875**0.5]])  # (2.25² + 3 · 0.75²) / 4 = 1.6875
     np.testing.assert_allclose(losses.advantages(rewards), centred / std, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize_std", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_a_group_with_a_reward_that_is_no_number_is_left_out(value, normalize_std):
+    rewards = np.float32([[1, -1, -1, 1], [3, 0, 0, 0], [1, -1, -1, -1]])
+    before = np.asarray(losses.advantages(rewards, normalize_std=normalize_std))
+    rewards[1, 2:] = value  # two of 3e38 have no finite sum
+    got = np.asarray(losses.advantages(rewards, normalize_std=normalize_std))
+    assert (got[1] == 0).all()
+    np.testing.assert_array_equal(got[[0, 2]], before[[0, 2]])
 
 
 # --- GRPO ---------------------------------------------------------------------------
@@ -140,6 +153,74 @@ def test_weights_choose_what_counts():
         assert same == loss
         np.testing.assert_array_equal(same_gradient, gradient)
         jax.tree.map(np.testing.assert_array_equal, same_metrics, metrics)
+
+
+@jax.jit
+def value_and_gradient(logps, old, ref, sampled, advantages, weights):
+    """Of the whole objective, its KL term and importance weights included."""
+
+    def loss(logps):
+        importance = losses.truncated_importance(old, sampled, cap=2.0)
+        kl = {"ref_logps": ref, "kl_coef": 0.1}
+        return losses.grpo_loss(
+            logps, old, advantages, weights, importance=importance, **kl
+        )
+
+    return jax.value_and_grad(loss, has_aux=True)(logps)
+
+
+ANY = st.floats(width=32, allow_nan=False) | st.floats(-30, 0, width=32)
+LOGPS = st.lists(ANY, min_size=6, max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(LOGPS, LOGPS, LOGPS, LOGPS, st.sampled_from([1.0, 0.0, -2.5]))
+def test_loss_and_gradient_are_finite_whatever_the_log_probs_are(
+    logps, old, ref, sampled, advantage
+):
+    given_ = [np.float32(x).reshape(2, 3) for x in (logps, old, ref, sampled)]
+    weights = np.float32([[0.5, 0.25, 0], [0.25, 0, 0]])
+    advantages = np.float32([advantage, 1.0])
+    (loss, metrics), gradient = value_and_gradient(*given_, advantages, weights)
+    for x in jax.tree.leaves((loss, metrics, gradient)):
+        assert np.isfinite(x).all()
+    assert (np.asarray(gradient)[weights == 0] == 0).all()
+    assert metrics["ref_kl"] >= -1e-6 and metrics["approx_kl"] >= -1e-6
+
+
+@pytest.mark.parametrize("log_ratio", [19.0, 21.0, 89.0, 1e4, np.inf])
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_gradients_of_ratios_that_overflow_by_hand(log_ratio, advantage):
+    """None without an advantage, none where the ratio is clipped."""
+    old, weights = jnp.array([[-log_ratio]]), jnp.ones((1, 1))
+    loss = lambda new: losses.grpo_loss(new, old, jnp.array([advantage]), weights)[0]
+    value, slope = jax.value_and_grad(loss)(jnp.zeros((1, 1)))
+    bounded = np.exp(min(log_ratio, losses.MAX_LOG_RATIO))
+    expected = -1.2 * advantage if advantage >= 0 else bounded
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    moves = advantage < 0 and log_ratio < losses.MAX_LOG_RATIO
+    np.testing.assert_allclose(slope, bounded if moves else 0, rtol=1e-5)
+
+
+def test_bounds_change_no_bit_of_ordinary_ratios():
+    rng = np.random.default_rng(0)
+    old = rng.normal(-3, 2, (64, 40)).astype(np.float32)
+    logps, ref, sampled = (old + rng.normal(0, s, old.shape) for s in (0.3, 3, 0.1))
+    args = [np.float32(x) for x in (logps, old, ref, sampled)]
+    advantages = rng.normal(size=64).astype(np.float32)
+    weights = np.float32(rng.random(old.shape) < 0.8) / old.size
+    got = value_and_gradient(*args, advantages, weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_log_ratio", lambda a, b: a - b)
+        again = lambda *args: value_and_gradient.__wrapped__(*args)
+        plain = jax.jit(again)(*args, advantages, weights)
+    jax.tree.map(np.testing.assert_array_equal, got, plain)
+
+
+def test_a_masked_token_may_be_impossible():
+    logps, weights = np.float32([[-np.inf, -1.0]]), np.float32([[0, 1]])
+    loss, slope = jax.value_and_grad(losses.sft_loss)(logps, weights)
+    assert loss == 1 and slope.tolist() == [[0, -1]]
 
 
 # --- KL -----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ _MOST = 0.5  # a larger share of groups without signal is worth a sentence
 _LAST = 10  # steps that tell how a stage ended
 _QUIET = 20  # steps in which the same metric makes no second event
 _NOT_MOVES = ("alarm/", "data/", "optim/lr", "optim/skipped", "reward/tiered")
+_NOT_MOVES += ("reward/not_finite",)
 _MACHINE = ("perf/step_sec", "perf/tokens_per_sec")
 _BY_REWARD = ("reward/", "rollout/degenerate_groups")
 # Metrics whose sharp changes are events: the least change that counts, and the least

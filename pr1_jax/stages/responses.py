@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+from absl import logging
 
 from pr1_jax import losses, rewards, tags
 from pr1_jax.answers import published
@@ -154,26 +155,39 @@ def group_advantages(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Rewards and advantages of responses, group-major, both [responses] float32.
 
-    Also returns metrics of all processes' rewards, with the share of groups whose
-    rewards are all equal.
+    Also returns metrics of all processes' rewards, with the share of groups that have
+    no signal. A reward that is not finite is named in the log and counted; its group has
+    no advantages, and is in no other figure of the rewards.
 
     Args:
       weights: of the step's rewards; those that are not named have weight 0.
     """
     mine = np.array([r.reward(weights) for r in responses], np.float32)
+    for i in np.flatnonzero(~np.isfinite(mine)):
+        text = "the reward %s of response %d to %r is no number; its group is left out"
+        question = responses[i].question[:200]
+        logging.warning(text, mine[i], i % group_size + 1, question)
     advantages = losses.advantages(
         mine.reshape(-1, group_size), normalize_std=normalize_std
     )
     values = np.array(processes.gather(mine.tolist(), group_size), np.float32)
     groups = values.reshape(-1, group_size)
+    usable = groups[np.isfinite(groups).all(axis=1)].ravel()
+    without_signal = len(groups) - sum(map(has_signal, groups))
     metrics = {
-        "reward/mean": float(values.mean()),
-        "reward/std": float(values.std()),
+        "reward/mean": float(usable.mean()) if len(usable) else 0.0,
+        "reward/std": float(usable.std()) if len(usable) else 0.0,
+        "reward/not_finite": float((~np.isfinite(values)).sum()),
         "reward/tiered": weights.get("tiered", 0.0),
         **{f"reward/weight_{n}": weights.get(n, 0.0) for n in rewards.REWARDS},
-        "rollout/degenerate_groups": float((np.ptp(groups, axis=1) == 0).mean()),
+        "rollout/degenerate_groups": without_signal / len(groups),
     }
     return mine, np.asarray(advantages).reshape(-1), metrics
+
+
+def has_signal(rewards: Sequence[float]) -> bool:
+    """Whether the rewards of a group are numbers that differ, so that they teach."""
+    return bool(np.isfinite(rewards).all()) and len({*map(float, rewards)}) > 1
 
 
 def write_responses(
@@ -189,13 +203,13 @@ def write_responses(
     Each of several processes writes a file of its own: `NAME-00000-of-00002.jsonl`.
 
     Args:
-      values: their rewards, if they have some.
+      values: their rewards, if they have some; null where one is not finite.
       traces: so many of the first records in the file get a `trace`.
       tokenizer: of these responses; needed for traces.
     """
     records = [response.record() for response in responses]
     for record, value in zip(records, () if values is None else values):
-        record["reward"] = round(float(value), 6)
+        record["reward"] = files.plain(round(float(value), 6))
     for record, response in zip(records[:traces], responses):
         record["trace"] = trace(response.trajectory, tokenizer)
     files.write_json_lines(processes.own_path(path), records)

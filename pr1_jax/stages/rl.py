@@ -24,6 +24,7 @@ from pr1_jax.stages.responses import (
     describe,
     everyones,
     group_advantages,
+    has_signal,
     write_responses,
 )
 from pr1_jax.stages.run import Run
@@ -85,8 +86,8 @@ def _collect(
             times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
         for i in range(0, len(responses), c.rl.group_size):
             group = responses[i : i + c.rl.group_size]
-            has_signal = len({r.reward(weights) for r in group}) > 1
-            (kept if has_signal or not c.rl.dynamic_sampling else spare).extend(group)
+            teaches = has_signal([r.reward(weights) for r in group])
+            (kept if teaches or not c.rl.dynamic_sampling else spare).extend(group)
         if processes.everywhere(len(kept) >= wanted):
             break
     times["rollout/sampling_rounds"] = attempt + 1.0

@@ -75,7 +75,7 @@ def grpo_update(
             kl_coef=grpo.kl_coef,
             importance=batch.importance,
         )
-        gap = jnp.abs(logps - batch.old_logps) * batch.loss_mask
+        gap = jnp.where(batch.loss_mask, jnp.abs(logps - batch.old_logps), 0.0)
         count = jnp.maximum(all_tokens, 1)
         metrics |= {
             "entropy": jnp.sum(entropies * batch.loss_mask) / count,

@@ -161,6 +161,9 @@ METRICS = {
         "Skipped updates", "Updates whose gradient was not finite.", "less"
     ),
     "reward/tiered": _count("Tiered reward in force"),
+    "reward/not_finite": _count(
+        "Rewards that are no number", "Their groups are left out.", "less"
+    ),
     "data/kept": _count(
         "Records kept", "Records read so far that fit the limits.", "more"
     ),

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import math
 import os
 import types
 
 import numpy as np
 import pytest
+from absl import logging
 
 from configs import rl_alternating
-from pr1_jax import evaluate
+from pr1_jax import evaluate, rewards
 from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
 from pr1_jax.stages import evaluation, rollout
@@ -178,6 +180,34 @@ def test_groups_without_signal_are_counted():
         found = scored(BLOCK + RIGHT, RIGHT)
         _, _, figures = group_advantages(found, {name: 1.0}, 2, normalize_std=True)
         assert figures["rollout/degenerate_groups"] == share
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_costs_its_group_alone(value, monkeypatch, tmp_path):
+    """Of its group, nothing is learned; it is named, counted and written as null."""
+    said, real = [], rewards.weighted
+    responses = (RIGHT, WRONG, RIGHT, WRONG, BLOCK + RIGHT, WRONG)
+    found = scored(*responses, answers=("1", "1", "1"))
+    weights = {"tiered": 1.0}
+    ask = lambda: group_advantages(found, weights, 2, normalize_std=True)
+    _, before, figures = ask()
+    odd = lambda weights, num_blocks, **facts: (
+        value if num_blocks else real(weights, num_blocks=num_blocks, **facts)
+    )
+    monkeypatch.setattr(rewards, "weighted", odd)
+    warn = lambda text, *args: said.append(text % args)
+    monkeypatch.setattr(logging, "warning", warn)
+    values, advantages, after = ask()
+    np.testing.assert_array_equal(advantages[:4], before[:4])
+    np.testing.assert_array_equal(advantages[4:], 0.0)
+    assert (figures["reward/not_finite"], after["reward/not_finite"]) == (0, 1)
+    assert (after["reward/mean"], after["reward/std"]) == (0.0, 1.0)
+    assert after["rollout/degenerate_groups"] == pytest.approx(1 / 3)
+    (line,) = said
+    assert line.startswith(f"the reward {value} of response 1 to 'problem 2' is no")
+    write_responses(tmp_path / "r.jsonl", found, values)
+    written = [record["reward"] for record in read(tmp_path / "r.jsonl")]
+    assert written == [1.0, -1.0, 1.0, -1.0, None, -1.0]
 
 
 def read(path):
