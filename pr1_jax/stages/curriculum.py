@@ -125,4 +125,9 @@ def _report(current: Run) -> None:
     ]
     if rows:
         current.say(tables.Table("", rows).terminal())
-    current.say(f"finished: {current.workdir}")
+    skipped = "".join(
+        f"; {count} updates of {stage} were skipped, because their gradients were not "
+        f"finite (the last batch: non_finite_{stage}.npz)"
+        for stage, count in current.skipped().items()
+    )
+    current.say(f"finished: {current.workdir}{skipped}")

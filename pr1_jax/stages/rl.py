@@ -210,6 +210,7 @@ def _update(
         "policy/ratio_max_error": first["ratio_max_error"],
         "optim/grad_norm": mean["grad_norm"],
         "optim/skipped": float(sum(u["skipped"] for u in updates)),
+        "optim/skipped_in_a_row": max(u["skipped_in_a_row"] for u in updates),
     }
     if "ref_kl" in first:
         metrics["policy/ref_kl"] = mean["ref_kl"]

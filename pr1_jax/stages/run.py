@@ -1,5 +1,6 @@
 """One run in its workdir: metrics, checkpoints, summary, progress, and resuming."""
 
+import collections
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -177,10 +178,45 @@ class Run(contextlib.AbstractContextManager):
             return from_params(self.params, optimizer, mesh), 0
         (state, data_state), self._left = self._left, None
         stream.set_state(data_state)
-        self.params = None
-        if self.position.step == self.experiment.config[self._stages[stage]].steps:
-            self.params = state.params
+        self.params, name = None, self._stages[stage]
+        self._alarms[name].skipped = int(state.opt_state.notfinite_count)
+        if self.position.step == self.experiment.config[name].steps:
+            self._end(name, state)
         return state, self.position.step
+
+    def _end(self, stage: str, state: TrainState) -> None:
+        """Takes the parameters at the end of a stage, if it has trained them.
+
+        Raises:
+          FloatingPointError: all updates were skipped, or too many in a row at the end.
+        """
+        self.params = state.params
+        skipped = int(state.opt_state.total_notfinite)
+        if skipped == int(state.step):
+            raise FloatingPointError(
+                f"{stage}: all {skipped} updates were skipped, because no gradient was "
+                f"finite, and nothing was learned; the last batch is in {self.workdir}/"
+                f"non_finite_{stage}.npz. Look at the first parameters, try a lower "
+                f"{stage}.lr or model.dtype=float32, and take another --workdir"
+            )
+        self._go_on(stage, self.experiment.config[stage].steps)
+
+    def _go_on(self, stage: str, step: int) -> None:
+        """Raises FloatingPointError after too many skipped updates in a row."""
+        if self._alarms[stage].is_lost:
+            raise FloatingPointError(
+                f"{stage} step {step}: {self._alarms[stage].skipped} updates "
+                f"in a row had a non-finite gradient (alarms.max_skipped="
+                f"{self.experiment.config.alarms.max_skipped}); the last batch is in "
+                f"{self.workdir}/non_finite_{stage}.npz"
+            )
+
+    def skipped(self) -> dict[str, int]:
+        """Updates that were skipped by stage, where there are some; on process 0."""
+        counts = collections.Counter()
+        for line in files.read_json_lines(self._writer.path) if self._main else ():
+            counts[line["stage"]] += int(line.get("optim/skipped") or 0)
+        return {stage: count for stage, count in counts.items() if count}
 
     def save(
         self,
@@ -196,7 +232,7 @@ class Run(contextlib.AbstractContextManager):
 
         Raises:
           stopping.Stopped: the run was told to stop; all is saved.
-          FloatingPointError: too many updates in a row were skipped.
+          FloatingPointError: too many updates in a row were skipped, or all of a stage.
         """
         config = self.experiment.config
         stage = self._stages[position.stage]
@@ -204,17 +240,11 @@ class Run(contextlib.AbstractContextManager):
         is_asked = stopping.is_asked()
         if is_asked or is_last or position.step % config.checkpoint.every_steps == 0:
             self._checkpoints.save(position, state, data_state, metrics)
-        if is_last:
-            self.params = state.params
         if is_asked:
             self.leave(position, state, data_state)
-        if self._alarms[stage].is_lost:
-            raise FloatingPointError(
-                f"{stage} step {position.step}: {self._alarms[stage].skipped} updates "
-                f"in a row had a non-finite gradient (alarms.max_skipped="
-                f"{config.alarms.max_skipped}); the last batch is in "
-                f"{self.workdir}/non_finite_{stage}.npz"
-            )
+        if is_last:
+            self._end(stage, state)
+        self._go_on(stage, position.step)
 
     def leave(
         self,

@@ -74,6 +74,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 "loss/sft": figures["loss/sft"],
                 "optim/grad_norm": figures["grad_norm"],
                 "optim/skipped": figures["skipped"],
+                "optim/skipped_in_a_row": figures["skipped_in_a_row"],
                 "optim/lr": float(learning_rate(np.int32(step - 1))),
                 "perf/step_sec": seconds,
                 "perf/tokens_per_sec": tokens / seconds,

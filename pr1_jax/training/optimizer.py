@@ -1,4 +1,4 @@
-"""AdamW with schedules, clipping, and updates that are left out when not finite."""
+"""AdamW with schedules, clipping, and updates that are skipped when not finite."""
 
 import dataclasses
 import functools
@@ -41,7 +41,12 @@ class OptimizerSettings:
 def make_optimizer(
     settings: OptimizerSettings, tag_ids: tuple[int, ...] = ()
 ) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping; a non-finite gradient skips the update."""
+    """AdamW with global-norm clipping; a gradient without a finite norm is skipped.
+
+    Then parameters and moments stay, and the schedule goes on: update number n, skipped
+    ones included, has the learning rate of n. `total_notfinite` of the state counts
+    skipped updates, `notfinite_count` those in a row.
+    """
     parts = []
     if settings.clip_norm:
         parts.append(optax.clip_by_global_norm(settings.clip_norm))
@@ -53,9 +58,30 @@ def make_optimizer(
         parts.append(optax.add_decayed_weights(settings.weight_decay, matrices))
     if settings.tag_lr_multiplier != 1.0:
         parts.append(_scale_rows(tag_ids, settings.tag_lr_multiplier))
-    parts.append(optax.scale_by_learning_rate(settings.learning_rate()))
+    parts.append(_scale_by_rate(settings.learning_rate()))
     forever = jnp.iinfo(jnp.int32).max
-    return optax.apply_if_finite(optax.chain(*parts), max_consecutive_errors=forever)
+    chain = optax.apply_if_finite(optax.chain(*parts), max_consecutive_errors=forever)
+
+    def update(gradients, state, params=None):
+        # Finite numbers may have a norm that is not: clipped by it, they would be 0.
+        is_usable = jnp.isfinite(optax.tree.norm(gradients))
+        usable = lambda x: jnp.where(is_usable, x, jnp.nan)
+        gradients = jax.tree.map(usable, gradients)
+        return chain.update(gradients, state, params, skipped=state.total_notfinite)
+
+    return optax.GradientTransformation(chain.init, update)
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_learning_rate`, told how many updates were `skipped` before."""
+    plain = optax.scale_by_learning_rate(rate)
+
+    def update(updates, state, params=None, *, skipped):
+        counted = state._replace(count=state.count + skipped)
+        updates, _ = plain.update(updates, counted, params)
+        return updates, state._replace(count=state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(plain.init, update)
 
 
 def _scale_rows(rows: tuple[int, ...], factor: float) -> optax.GradientTransformation:

@@ -125,5 +125,6 @@ def _update(state, loss_fn, inputs, optimizer, policy):
     metrics = sums | maxima
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["skipped"] = (~opt_state.last_finite).astype(jnp.float32)
+    metrics["skipped_in_a_row"] = opt_state.notfinite_count.astype(jnp.float32)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), loss, metrics

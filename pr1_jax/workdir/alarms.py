@@ -132,7 +132,8 @@ ALARMS = {
         "optim/skipped",
         lambda x, limits: x > 0,
         "Update skipped",
-        "A gradient was not finite, so an update was left out; the parameters stay.",
+        "A gradient, or its norm, was not finite, so an update was left out; the "
+        "parameters stay.",
         "Look at the gradient norm before it; the batch is in non_finite_*.npz. "
         "Lower the learning rate.",
     ),
@@ -146,7 +147,7 @@ class Alarms:
         self._limits = limits
         self._ringing: set[str] = set()
         self._recent = {n: deque(maxlen=alarm.steps) for n, alarm in ALARMS.items()}
-        self.skipped = 0  # updates in a row
+        self.skipped = 0  # updates in a row, at the last step at the most
 
     def recall(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Continues from the metrics that an earlier process of this run logged."""
@@ -162,9 +163,7 @@ class Alarms:
         self, stage: str, step: int, metrics: Mapping[str, float]
     ) -> dict[str, float]:
         """Metrics `alarm/…` of a step; logs those that begin."""
-        if "optim/skipped" in metrics:
-            skipped = int(metrics["optim/skipped"])
-            self.skipped = self.skipped + skipped if skipped else 0
+        self.skipped = int(metrics.get("optim/skipped_in_a_row", self.skipped))
         self._remember(metrics)
         rings = {}
         for name, alarm in ALARMS.items():

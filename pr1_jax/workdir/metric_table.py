@@ -160,6 +160,9 @@ METRICS = {
     "optim/skipped": _count(
         "Skipped updates", "Updates whose gradient was not finite.", "less"
     ),
+    "optim/skipped_in_a_row": _count(
+        "Updates skipped in a row", "At the most; earlier steps count.", "less"
+    ),
     "reward/tiered": _count("Tiered reward in force"),
     "reward/not_finite": _count(
         "Rewards that are no number", "Their groups are left out.", "less"

@@ -1,13 +1,18 @@
 """What a run writes, and whom it tells."""
 
+import contextlib
+
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import rl_alternating
 from pr1_jax.data import streams
-from pr1_jax.stages import experiment
+from pr1_jax.stages import curriculum, experiment, sft
 from pr1_jax.stages.run import Run
+from pr1_jax.training.state import from_params
 from pr1_jax.workdir import metrics
+from pr1_jax.workdir.checkpoint import Position
 
 
 class Watcher:
@@ -81,3 +86,55 @@ def test_names_of_folders_are_no_markup(made, tmp_path, capsys, name):
     said = capsys.readouterr().out
     assert f"finished: {tmp_path / name}\n" in said
     assert f"{name}  step 2/2" in said
+
+
+def skipping(made, params, *, total, in_a_row):
+    """The state at the end of SFT, of whose updates some were skipped."""
+    optimizer, _ = made.optimizer("sft")
+    state = from_params(params, optimizer, made.mesh)
+    counts = {"total_notfinite": total, "notfinite_count": in_a_row}
+    counts = {name: jnp.int32(count) for name, count in counts.items()}
+    opt_state = state.opt_state._replace(**counts)
+    return state.replace(step=jnp.int32(made.config.sft.steps), opt_state=opt_state)
+
+
+@pytest.mark.parametrize(
+    "total, in_a_row, said",
+    [
+        (12, 12, "sft: all 12 updates were skipped, because no gradient was finite"),
+        (11, 10, "sft step 12: 10 updates in a row .*alarms.max_skipped=10"),
+        (11, 9, ""),
+    ],
+)
+def test_a_stage_that_ends_in_skipped_updates_fails(
+    made, tmp_path, total, in_a_row, said
+):
+    """Also where the same command is started again: it does not go on from there."""
+    stream = sft.open_stream(made)
+    optimizer, _ = made.optimizer("sft")
+    fails = lambda: (
+        pytest.raises(FloatingPointError, match=said)
+        if said
+        else contextlib.nullcontext()
+    )
+    with Run(made, tmp_path) as run:
+        state = skipping(made, run.params, total=total, in_a_row=in_a_row)
+        run.log("sft", 12, {"optim/skipped_in_a_row": float(in_a_row)})
+        with fails():
+            run.save(Position(0, made.config.sft.steps), state, stream.get_state(), {})
+    with Run(made, tmp_path) as run, fails():
+        run.begin(0, optimizer, stream)
+        assert run.params is not None
+
+
+def test_the_last_line_counts_skipped_updates(made, tmp_path, capsys):
+    with Run(made, tmp_path) as run:
+        for step, skipped in enumerate((0.0, 1.0, 2.0), start=1):
+            run.log("rl", step, {"optim/skipped": skipped})
+        curriculum._report(run)
+        assert capsys.readouterr().out.startswith(
+            f"finished: {tmp_path}; 3 updates of rl were skipped, because their"
+        )
+        run.skipped = dict
+        curriculum._report(run)
+        assert capsys.readouterr().out == f"finished: {tmp_path}\n"

@@ -84,13 +84,15 @@ def test_metrics_that_a_stage_lacks_ring_nothing():
 
 
 def test_updates_skipped_in_a_row_are_counted():
+    """In a row of updates: a step of several may skip some of them and not the others."""
     made = alarms.Alarms(LIMITS)
-    for skipped, lost in ((2, False), (0, False), (2, False), (1, True)):
-        made.check("rl", 1, {"optim/skipped": float(skipped)})
+    course = ((2, 2, False), (0, 0, False), *[(1, 1, False)] * 50, (2, 3, True))
+    for skipped, in_a_row, lost in course:
+        metrics_ = {"optim/skipped": skipped, "optim/skipped_in_a_row": in_a_row}
+        made.check("rl", 1, {name: float(x) for name, x in metrics_.items()})
         assert made.is_lost == lost
     never = alarms.Alarms(dataclasses.replace(LIMITS, max_skipped=0))
-    for _ in range(50):
-        never.check("rl", 1, {"optim/skipped": 1.0})
+    never.check("rl", 1, {"optim/skipped_in_a_row": 50.0})
     assert not never.is_lost
 
 
