@@ -113,7 +113,7 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
 def _open_folder(folder: pathlib.Path, given: Mapping[str, Any]) -> Opened:
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     shape = read_shape(folder, dtype=dtype, param_dtype=dtype)
-    tokenizer = tokenizer_files.load(folder, rows=shape.vocab_size)
+    tokenizer = tokenizer_files.load(folder)
     weights.check_weights(folder, shape, tokenizer)
     trained = usage.read(folder)
     tokenizer.use_bos("auto" if trained is None else trained.bos)

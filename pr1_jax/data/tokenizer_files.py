@@ -51,14 +51,13 @@ def from_words(words: Sequence[str], *, pattern: str) -> Tokenizer:
     return Tokenizer(fast(tokenizer_object=backend, eos_token=EOS, pad_token=PAD))
 
 
-def load(name_or_path: str | os.PathLike, *, rows: int | None = None) -> Tokenizer:
+def load(name_or_path: str | os.PathLike) -> Tokenizer:
     """Loads a tokenizer from a local folder, a sentencepiece file or the hub.
 
     A name that looks like a path (it is absolute, begins with a dot, or its first
     folder exists) is never looked up on the hub.
-
-    Args:
-      rows: of the model's embedding; `unused_tokens.drop` heeds them.
+    Added tokens that the folder's model has no rows for are left out
+    (`unused_tokens.drop`).
 
     Raises:
       FileNotFoundError: a local path that lacks the tokenizer's files.
@@ -69,27 +68,34 @@ def load(name_or_path: str | os.PathLike, *, rows: int | None = None) -> Tokeniz
     if os.path.isfile(path) and path.name == "tokenizer.json":
         path = path.parent
     if os.path.isfile(path):
-        return _wrapped(_read_sentencepiece(path), name, None, rows)
+        return _wrapped(_read_sentencepiece(path), name)
     if os.path.isdir(path):
-        return _wrapped(_read_folder(path), name, path, rows)
+        return _wrapped(_read_folder(path), name, path)
     if hub.looks_local(name):
         raise FileNotFoundError(f"no tokenizer at {name}: no such file or folder")
     folder = hub.download(name, _HUB_FILES)
-    return _wrapped(_read_folder(folder), name, folder, rows)
+    return _wrapped(_read_folder(folder), name, folder)
 
 
 def _wrapped(
-    fast: "PreTrainedTokenizerFast", name: str, folder: Path | None, rows: int | None
+    fast: "PreTrainedTokenizerFast", name: str, folder: Path | None = None
 ) -> Tokenizer:
     """`Tokenizer(fast)`; ValueError of one line where that cannot be made."""
     try:
-        if rows is not None:
+        if folder and (rows := _rows(folder)):
             unused_tokens.drop(fast, rows)
         return Tokenizer(fast, eos_ids=_eos_ids(folder, fast) if folder else ())
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ValueError(
             f"cannot use the tokenizer {name}: {first_line(error)}"
         ) from error
+
+
+def _rows(folder: Path) -> int | None:
+    """The rows of a folder's model, if its config.json states them."""
+    file = folder / "config.json"
+    size = files.read_object(file).get("vocab_size") if file.exists() else None
+    return size if type(size) is int else None
 
 
 def _eos_ids(folder: Path, fast: "PreTrainedTokenizerFast") -> list[int]:

@@ -232,7 +232,8 @@ def _differ(file: Path, other: Path, *times: int) -> bool:
             return False
     logging.warning(
         "%s: tie_word_embeddings=true, but %s of %s is another than %s: the model gets "
-        "that head, apart from its embedding, as in transformers",
+        "that head, apart from its embedding, as in transformers (to have it tied, leave "
+        "that tensor out of the file)",
         file.parent / "config.json",
         names[1],
         other.name,

@@ -247,7 +247,7 @@ def build(
     checks.check(config, devices=devices)
     if config.model.path:
         folder, shape = _read_folder(config.model)
-        own_tokenizer = tokenizer_files.load(folder, rows=shape.vocab_size)
+        own_tokenizer = tokenizer_files.load(folder)
         vocab_size = max(shape.vocab_size, own_tokenizer.vocab_size)
     else:
         own_tokenizer = tasks.make(config.data.task).tokenizer()

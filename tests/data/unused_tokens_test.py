@@ -20,8 +20,11 @@ ROWS = 259  # 256 bytes and three tokens
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
 
 
-def write(folder, *added, processor=None, **settings):
-    """A tokenizer of bytes, of `ROWS` tokens and those that were added later."""
+def write(folder, *added, rows=ROWS, processor=None, **settings):
+    """A tokenizer of bytes, of `ROWS` tokens and those that were added later.
+
+    Beside it is the config.json of a model of so many rows.
+    """
     folder.mkdir(exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = models.BPE({text: i for i, text in enumerate(alphabet)}, [])
@@ -33,6 +36,7 @@ def write(folder, *added, processor=None, **settings):
         backend.post_processor = processor(backend)
     backend.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<e>", "chat_template": TEMPLATE} | settings
+    (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
@@ -51,7 +55,7 @@ def shape(rows=ROWS) -> ModelConfig:
     ],
 )
 def test_unused_tokens_are_left_out_and_named(added, settings, tmp_path, caplog):
-    t = tokenizer_files.load(write(tmp_path, *added, **settings), rows=ROWS)
+    t = tokenizer_files.load(write(tmp_path, *added, **settings))
     (said,) = [r.message for r in caplog.records if "left out" in r.message]
     assert all(repr(token) in said for token in added) and "259 rows" in said
     check_vocab_size(shape(), t)
@@ -77,8 +81,10 @@ def test_unused_tokens_are_left_out_and_named(added, settings, tmp_path, caplog)
 
 
 def test_nothing_is_left_out_where_all_have_rows(tmp_path, caplog):
-    folder = write(tmp_path, "[PAD]", pad_token="[PAD]")
-    whole, fitting = (tokenizer_files.load(folder, rows=n) for n in (None, ROWS + 1))
+    write(tmp_path, "[PAD]", rows=ROWS + 1, pad_token="[PAD]")
+    fitting = tokenizer_files.load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    whole = tokenizer_files.load(tmp_path)
     assert whole.fingerprint == fitting.fingerprint and not caplog.records
     assert fitting.pad_id == ROWS
 
@@ -101,7 +107,7 @@ def bos_first(backend):
     ],
 )
 def test_used_tokens_without_rows_are_refused(added, settings, tmp_path, caplog):
-    t = tokenizer_files.load(write(tmp_path, *added, **settings), rows=ROWS)
+    t = tokenizer_files.load(write(tmp_path, *added, **settings))
     assert not caplog.records
     message = f"has {ROWS + len(added)} tokens.*vocab_size is 259.*{added[0]}"
     message = message.replace("[", r"\[").replace("|", r"\|")
@@ -110,6 +116,6 @@ def test_used_tokens_without_rows_are_refused(added, settings, tmp_path, caplog)
 
 
 def test_a_vocabulary_beyond_the_rows_is_refused(tmp_path):
-    t = tokenizer_files.load(write(tmp_path), rows=200)
+    t = tokenizer_files.load(write(tmp_path, rows=200))
     with pytest.raises(ValueError, match="has 259 tokens.*vocab_size is 200"):
         check_vocab_size(shape(200), t)

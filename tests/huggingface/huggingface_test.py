@@ -179,7 +179,7 @@ def test_a_run_loads_a_folder_straight_to_its_devices(tmp_path, monkeypatch):
     # 260 rows are split over four devices, and the 263 with the tags are not.
     t, config = make_tokenizer(pad_rows=3)
     weights.save_params(tmp_path / "out", make_params(config), config)
-    monkeypatch.setattr(tokenizer_files, "load", lambda folder, rows: t)
+    monkeypatch.setattr(tokenizer_files, "load", lambda folder: t)
     run = rl_alternating.get_config("smoke")
     run.model.path = str(tmp_path / "out")
     loaded = []

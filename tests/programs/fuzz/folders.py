@@ -93,6 +93,9 @@ def check_tokenizer(content: bytes) -> None:
     made = folder() / "tokenizer"
     if not made.is_dir():
         _words().save(made)
+        # A model of so many rows: tokens that an input adds have none.
+        rows = json.dumps({"vocab_size": _words().vocab_size})
+        (made / "config.json").write_text(rows)
     (made / "tokenizer.json").write_bytes(content)
     try:
         found = tokenizer_files.load(made)
@@ -106,5 +109,8 @@ def _words() -> tokenizer.Tokenizer:
 
 
 def tokenizer_seeds() -> list[bytes]:
-    """A tokenizer of words."""
-    return [_words().hf_tokenizer.backend_tokenizer.to_str().encode()]
+    """A tokenizer of words, and the same with a padding token more."""
+    backend = _words().hf_tokenizer.backend_tokenizer
+    seeds = [backend.to_str()]
+    backend.add_special_tokens(["[PAD]"])
+    return [seed.encode() for seed in (*seeds, backend.to_str())]
