@@ -20,7 +20,7 @@ class WordTokenizer:
         self.tag_ids = {tag: 10 + i for i, tag in enumerate(tags.TAGS)}
         self._ids = self.tag_ids | {"~": 2} | {x: ord(x) for x in "ABsxyz"}
 
-    def encode(self, text):
+    def encode(self, text, **_):
         return [self._ids[piece] for piece in re.findall(r"</?\w+>|.", text)]
 
 

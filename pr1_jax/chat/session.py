@@ -214,7 +214,7 @@ class Chat:
         Also `final_answer`, what it answers; `seconds` that it took; `logp`, the sum of
         its sampled log-probs; and the `trace` of its tokens.
         """
-        text = self.tokenizer.decode(trajectory.tokens)
+        text = self.tokenizer.decode(trajectory.tokens, continues=True)
         problem = prompts.Problem(question, "", trajectory.prompt)
         record = Response.of(problem, trajectory, text, Result("", "")).record()
         for name in ("answer", "verdict", "reason", "string_correct"):

@@ -74,12 +74,11 @@ class Tokenizer:
         dropped = {i for i, token in added.items() if token.special}
         dropped |= {self.eos_id, self.pad_id}
         self._dropped = dropped - set(self.tag_ids.values())
-        # Metaspace takes a first space for the one that it would have put there.
+        # What is put before a text, and not before one that goes on from another.
         spaces = self._backend.pre_tokenizer
-        self._takes_first_space = (
-            isinstance(spaces, pre_tokenizers.Metaspace)
-            and spaces.prepend_scheme != "never"
-        )
+        puts_space = isinstance(spaces, pre_tokenizers.Metaspace)
+        puts_space = puts_space and spaces.prepend_scheme != "never"
+        self._space = spaces.replacement if puts_space else ""
         self.newline_id = self._find_newline()
         self._bos: list[int] = []
         self._bos_in_chats = False
@@ -158,22 +157,30 @@ class Tokenizer:
             )
         return ids[1]
 
-    def encode(self, text: str, *, allow_tags: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, allow_tags: bool = True, continues: bool = False
+    ) -> list[int]:
         """Token ids of `text`; no BOS or EOS is added.
 
         Args:
           text: any string; special tokens that it spells out become their ids.
           allow_tags: False for text that only talks about the tags (a prompt): they
             are then spelled with ordinary pieces.
+          continues: whether it goes on from another text, as a response does from its
+            prompt. Tokenizers like Llama's put a space before a text that does not.
 
         Raises:
           ValueError: a word-level tokenizer does not know some of the text.
         """
         backend = self._backend if allow_tags else self._plain_backend()
-        if self._takes_first_space and text.startswith(" "):
-            text = " " + text
+        before = ""
+        if self._space and continues:
+            before = tags.END_SUMMARY if allow_tags else _renamed(tags.END_SUMMARY)
+        elif self._space and text.startswith((" ", self._space)):
+            text = " " + text  # Metaspace takes a first space for its own
         try:
-            return backend.encode(text, add_special_tokens=False).ids
+            ids = backend.encode(before + text, add_special_tokens=False).ids
+            return ids[1:] if before else ids
         except Exception as error:  # `tokenizers` raises nothing narrower
             unknown = self._unknown_pieces(backend, text)
             if not unknown:
@@ -182,26 +189,29 @@ class Tokenizer:
                 ) from error
             raise ValueError(f"not in the vocabulary: {unknown} in {text!r}") from error
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, continues: bool = False) -> str:
         """Exact text of `ids`: tags visible, EOS, padding and other specials dropped.
 
         `decode(encode(text)) == text`, but for text that the tokenizer's own
-        normaliser changes (Qwen: Unicode NFC).
+        normaliser changes (Qwen: Unicode NFC); `continues` is to be the same in both.
         """
         kept = [i for i in map(int, ids) if i not in self._dropped]
+        if self._space and continues:
+            return self._inside(kept)
         return self._backend.decode(kept, skip_special_tokens=False)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Sequence[int], *, continues: bool = False) -> list[str]:
         """What each token adds to the text; EOS is spelled out, other specials are "".
 
-        Joined they are `decode(ids)`, with the EOS tokens' texts where they stand. A
+        Joined they are what `decode` gives, with the EOS tokens' texts where they stand. A
         character spelled by several tokens belongs to the last of them: "a é" in
         tokens that are bytes is `["a", " ", "", "é"]`.
         """
         kept = [(n, i) for n, i in enumerate(map(int, ids)) if i not in self._dropped]
         name = lambda i: self._backend.id_to_token(i) if i in self.eos_ids else ""
         out = [name(int(i)) for i in ids]
-        texts = self._split([i for _, i in kept], self.decode(ids))
+        text = self.decode(ids, continues=continues)
+        texts = self._split([i for _, i in kept], text)
         for (n, _), text in zip(kept, texts, strict=True):
             out[n] = text
         return out
@@ -255,7 +265,7 @@ class Tokenizer:
 
     def tag_pieces(self, tag: str) -> list[int]:
         """Ids of the pieces that spell `tag` where it is not a token."""
-        return self.encode(tag, allow_tags=False)
+        return self.encode(tag, allow_tags=False, continues=True)
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
         """Prompt text of `messages` (role, content) up to the assistant's turn."""
@@ -291,7 +301,7 @@ class Tokenizer:
             state = json.loads(self._backend.to_str())
             for token in state["added_tokens"]:
                 if token["content"] in self.tag_ids:  # renamed: other ids must stay
-                    token["content"] = f"\0{token['content']}\0"
+                    token["content"] = _renamed(token["content"])
             self._plain = tokenizers.Tokenizer.from_str(json.dumps(state))
         return self._plain
 
@@ -305,3 +315,8 @@ class Tokenizer:
         pieces = backend.pre_tokenizer.pre_tokenize_str(text)
         known = backend.get_vocab()
         return list(dict.fromkeys(piece for piece, _ in pieces if piece not in known))
+
+
+def _renamed(tag: str) -> str:
+    """What a tag is called where texts only talk about the tags."""
+    return f"\0{tag}\0"

@@ -1,5 +1,6 @@
 """Tokenizers from folders of the Hugging Face formats."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,9 +133,11 @@ def _read_folder(folder: Path) -> "PreTrainedTokenizerFast":
         # The file is given: the folder's settings could name one in another folder.
         file = str(folder / "tokenizer.json")
         try:
-            return fast.from_pretrained(
+            loaded = fast.from_pretrained(
                 folder, local_files_only=True, tokenizer_file=file
             )
+            _put_space_once(loaded.backend_tokenizer)
+            return loaded
         except Exception as error:  # `tokenizers` raises nothing narrower
             raise ValueError(
                 f"cannot read {folder}/tokenizer.json: {first_line(error)}"
@@ -145,6 +148,41 @@ def _read_folder(folder: Path) -> "PreTrainedTokenizerFast":
         given = files.read_object(settings) if settings.exists() else {}
         return _read_sentencepiece(spm[0], add_bos=given.get("add_bos_token") is True)
     raise FileNotFoundError(f"{folder} has no tokenizer.json and no tokenizer.model")
+
+
+def _put_space_once(backend: tokenizers.Tokenizer) -> None:
+    """Puts the space before a text before that alone, not behind each special token.
+
+    Files of Llama-2's kind put it before every piece of text between special tokens,
+    tags among them, by a Prepend normaliser or an older Metaspace. What changes is as
+    in `transformers` by `legacy=False`; a text without special tokens stays the same.
+
+    Raises:
+      ValueError: the normaliser cannot be changed so; says what to do.
+    """
+    normalizer, spaces = backend.normalizer, backend.pre_tokenizer
+    if isinstance(spaces, pre_tokenizers.Metaspace):
+        if spaces.prepend_scheme == "always":
+            spaces.prepend_scheme = "first"
+            backend.pre_tokenizer = spaces
+        return
+    several = isinstance(normalizer, normalizers.Sequence)
+    steps = [*normalizer] if several else [normalizer]
+    puts = [step.prepend for step in steps if isinstance(step, normalizers.Prepend)]
+    if not puts:
+        return
+    space, rest = puts[0], steps[:-2]
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": space}
+    states = [json.loads(step.__getstate__()) for step in steps[-2:]]
+    known = replaced in states and {"type": "Prepend", "prepend": space} in states
+    if not known or len(puts) > 1 or len(space) > 1 or spaces is not None:
+        raise ValueError(
+            f"its normaliser puts {space!r} before each text between special tokens, in "
+            "a way that is not understood here; write it anew with transformers: "
+            "LlamaTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    backend.normalizer = normalizers.Sequence(rest) if rest else None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(space, "first", split=False)
 
 
 def _read_sentencepiece(

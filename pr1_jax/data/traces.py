@@ -19,7 +19,8 @@ def from_text(
         variant is unknown.
     """
     layout.check_variant(variant)
-    tokens = np.array([*tokenizer.encode(response), tokenizer.eos_id], np.int32)
+    ids = tokenizer.encode(response, continues=True)
+    tokens = np.array([*ids, tokenizer.eos_id], np.int32)
     parsed = layout.structured(tokens, tokenizer.tag_ids, len(prompt))
     positions, block, path = (x[len(prompt) :] for x in parsed)
     longest = sum(

@@ -106,7 +106,7 @@ def trace(t: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
     logps = [round(float(x), 3) + 0.0 for x in t.logps]  # no -0.0
     return {
         "prompt_tokens": len(t.prompt),
-        "pieces": tokenizer.pieces(t.tokens),
+        "pieces": tokenizer.pieces(t.tokens, continues=True),
         "logps": files.plain(logps),
         "forced": t.forced.astype(int).tolist(),
         "positions": t.positions.tolist(),

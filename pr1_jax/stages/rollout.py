@@ -28,7 +28,7 @@ def score(
     timeout_sec: float,
 ) -> Response:
     """Verifies a response to a problem; `timeout_sec` is that of `answers.check`."""
-    text = tokenizer.decode(trajectory.tokens)
+    text = tokenizer.decode(trajectory.tokens, continues=True)
     result = check(text, problem.answer, timeout_sec=timeout_sec)
     return Response.of(problem, trajectory, text, result)
 
