@@ -53,15 +53,14 @@ def _text(content: Any) -> str | None:
 
 
 def solution(messages: Sequence[Message]) -> str:
-    """The last turn of the assistant; "" if it has none."""
-    said = [m["content"] for m in messages if m["role"] == ASSISTANT]
-    return said[-1] if said else ""
+    """The last turn of the assistant; "" if it has none, or a blank one."""
+    return _last(messages, ASSISTANT)
 
 
 def before_solution(messages: Sequence[Message]) -> list[Message]:
-    """What precedes the last turn of the assistant, with no other one at its end."""
+    """What precedes the last turn of the assistant; all if it has none."""
     ends = [i for i, m in enumerate(messages) if m["role"] == ASSISTANT]
-    return without_solution(messages[: ends[-1]] if ends else messages)
+    return list(messages[: ends[-1] if ends else None])
 
 
 def without_solution(messages: Sequence[Message]) -> list[Message]:
@@ -73,6 +72,10 @@ def without_solution(messages: Sequence[Message]) -> list[Message]:
 
 
 def question(messages: Sequence[Message]) -> str:
-    """The last turn of the user; "" if it has none."""
-    said = [m["content"] for m in messages if m["role"] == USER]
-    return said[-1] if said else ""
+    """The last turn of the user; "" if it has none, or a blank one."""
+    return _last(messages, USER)
+
+
+def _last(messages: Sequence[Message], role: str) -> str:
+    said = [m["content"] for m in messages if m["role"] == role]
+    return said[-1] if said and said[-1].strip() else ""

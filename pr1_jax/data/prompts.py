@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pr1_jax.data import chats
 from pr1_jax.data.tokenizer import Tokenizer
 
 TEMPLATES = ("plain", "instruction", "chat", "own")
@@ -42,7 +43,8 @@ def prompt_tokens(
         think in parallel before it; `chat`, by the tokenizer's chat template, with the
         instruction as the system message; `own`, the prompt that the data brings, by
         the chat template and without our instruction.
-      messages: chat messages of the data, for `own`; None = the question alone.
+      messages: a chat of the data, for `own`, without its solution: turns of the
+        assistant at its end are left out; None = the question alone.
       allow_tags: whether tags that the prompt mentions become their tokens; structure
         begins with the response in any case (docs/method.md, section 2).
     """
@@ -55,7 +57,8 @@ def prompt_tokens(
         told = {"role": "system", "content": INSTRUCTION}
         question = tokenizer.chat_prompt([told, asked])
     elif template == "own":
-        question = tokenizer.chat_prompt(messages or [asked])
+        turns = chats.without_solution(messages or [])
+        question = tokenizer.chat_prompt(turns or [asked])
     ids = tokenizer.encode(question, allow_tags=allow_tags)
     is_chat = template in ("chat", "own")
     return np.array(tokenizer.with_bos(ids, is_chat=is_chat), np.int32)

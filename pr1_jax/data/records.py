@@ -4,7 +4,7 @@ import dataclasses
 import decimal
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +31,8 @@ def read_record(
     """The texts of a row: `question` and `answer`, of a trace also `response`.
 
     A question that is a chat is the last turn of its user; the record then has
-    `messages`, too: the chat up to its solution, as JSON. Where no column has the
-    response of a trace, it is the last turn of the assistant in a chat.
+    `messages`, too, as JSON. Where no column has the response of a trace, it is the last
+    turn of the assistant in a chat, and the messages are those before it.
 
     Args:
       columns: names by field. The first whose value is neither null nor blank counts;
@@ -119,7 +119,7 @@ class _Cells:
 
 def _read_problem(cells: _Cells) -> Record:
     question = cells.first("question")
-    record = _asked(cells, question, chats.without_solution)
+    record = _asked(cells, question, chats.read(question.value))
     cell = cells.first("answer")
     record["answer"] = reference(cells.text(cell))
     if not record["answer"]:
@@ -132,34 +132,34 @@ def _read_trace(cells: _Cells) -> Record:
     question = cells.first("question")
     answer = next((_text(cell.value) for cell in cells.all("answer")), None)
     record = {"answer": reference(answer or "")}
+    chat = ""
     if given := cells.all("response"):
-        record |= _asked(cells, question, chats.without_solution)
-        chat = chats.read(given[0].value)
-        record["response"] = chats.solution(chat) if chat else cells.text(given[0])
-        if not record["response"].strip():
-            detail = f"{cells.where}: the chat in {given[0].column!r} has no solution"
-            raise Dropped(NO_RESPONSE, detail)
-        return record
-    for cell in cells.all("question"):
-        if (solution := chats.solution(chats.read(cell.value))).strip():
-            record |= _asked(cells, cell, chats.before_solution)
+        record |= _asked(cells, question, chats.read(question.value))
+        messages = chats.read(given[0].value)
+        if not messages:
+            return record | {"response": cells.text(given[0])}
+        if solution := chats.solution(messages):
             return record | {"response": solution}
-    cells.first("response")
-    raise AssertionError("there is a response")
+        chat = given[0].column
+    else:
+        for cell in cells.all("question"):
+            messages = chats.read(cell.value)
+            if solution := chats.solution(messages):
+                record |= _asked(cells, cell, chats.before_solution(messages))
+                return record | {"response": solution}
+            chat = cell.column if messages else chat
+    if not chat:
+        cells.first("response")  # says that there is none
+    detail = f"{cells.where}: the chat in {chat!r} has no solution"
+    raise Dropped(NO_RESPONSE, detail)
 
 
-def _asked(
-    cells: _Cells,
-    cell: _Cell,
-    cut: Callable[[Sequence[chats.Message]], list[chats.Message]],
-) -> Record:
-    """The question of a record, and the messages before the solution of a chat."""
-    messages = chats.read(cell.value)
-    if not messages:
+def _asked(cells: _Cells, cell: _Cell, chat: Sequence[chats.Message]) -> Record:
+    """The question of a record, of a chat also its messages."""
+    if not chat and not chats.read(cell.value):
         return {"question": cells.text(cell)}
-    before = cut(messages)
-    if (question := chats.question(before)).strip():
-        written = json.dumps(before, ensure_ascii=False)
+    if question := chats.question(chat):
+        written = json.dumps(chat, ensure_ascii=False)
         return {"question": question, "messages": written}
     raise Dropped(
         NO_QUESTION,
@@ -197,6 +197,8 @@ def _lookup(row: Mapping[str, Any], name: str) -> Any:
 
 def _one(value: Any) -> Any:
     """The item of a list of one text or number, as verl's ground truths are."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     match value:
         case [str() | bytes() | int() | float() | None as item]:
             return item

@@ -37,8 +37,10 @@ _FIRST = 100  # records of which an item is made when a stream opens, until ther
 # Why a record is dropped: by the limits of a run, or since it is of no use.
 PROMPT_TOO_LONG, PROMPT_EMPTY = "prompt_too_long", "prompt_empty"
 RESPONSE_TOO_LONG, MALFORMED = "response_too_long", "malformed"
+REFUSED = "refused_by_template"
 USELESS = (NO_QUESTION, NO_ANSWER, NO_RESPONSE, UNREADABLE)
-REASONS = (PROMPT_TOO_LONG, RESPONSE_TOO_LONG, MALFORMED, PROMPT_EMPTY, *USELESS)
+LIMITS = (PROMPT_TOO_LONG, RESPONSE_TOO_LONG, MALFORMED, PROMPT_EMPTY, REFUSED)
+REASONS = (*LIMITS, *USELESS)
 
 T = TypeVar("T")
 
@@ -225,8 +227,8 @@ def held_out(
     Records of no use (`USELESS`) are left out, counted and named in the log.
 
     Raises:
-      ValueError: a prompt is empty, or longer than its budget. Other problems of a
-        benchmark are not left out.
+      ValueError: a prompt is empty, longer than its budget or refused by the chat
+        template. Such problems of a benchmark are not left out.
     """
     problems: list[Problem] = []
     dropped: list[Dropped] = []
@@ -239,11 +241,13 @@ def held_out(
             if drop.reason in USELESS:
                 dropped.append(drop)
                 continue
-            what = f"held-out problem {index} has an empty prompt"
+            what = f"held-out problem {index}"
             if drop.reason == PROMPT_TOO_LONG:
-                what = f"rollout.max_prompt_tokens={max_prompt_tokens}: the prompt of "
-                what += f"held-out problem {index} is longer: {drop}"
-            raise ValueError(what) from drop
+                limit = f"rollout.max_prompt_tokens={max_prompt_tokens}"
+                what = f"{limit}: the prompt of {what} is longer"
+            elif drop.reason == PROMPT_EMPTY:
+                what += " has an empty prompt"
+            raise ValueError(f"{what}: {drop}") from drop
         problems.append(made)
     if not problems:
         raise ValueError(f"no problem to evaluate on: eval.problems={limit}")
@@ -272,19 +276,22 @@ def _problem(
     max_prompt_tokens: int,
     allow_tags: bool = True,
 ) -> Problem:
-    prompt = prompts.prompt_tokens(
-        record["question"],
-        tokenizer,
-        template=template,
-        messages=json.loads(record.get("messages", "null")),
-        allow_tags=allow_tags,
-    )
+    question, settings = record["question"], {"allow_tags": allow_tags}
+    settings |= {"template": template}
+    messages = json.loads(record.get("messages", "null"))
+    try:
+        prompt = prompts.prompt_tokens(
+            question, tokenizer, messages=messages, **settings
+        )
+    except ValueError as error:
+        prompts.prompt_tokens(question, tokenizer, **settings)  # fails for any record?
+        raise Dropped(REFUSED, f"{error}: {question[:60]!r}") from error
     if not len(prompt):  # nothing would predict the first token
         raise Dropped(PROMPT_EMPTY, f"no token: {str(record)[:60]}")
     if len(prompt) > max_prompt_tokens:
         detail = f"{len(prompt)} tokens, {max_prompt_tokens=}"
-        raise Dropped(PROMPT_TOO_LONG, f"{detail}: {record['question'][:60]!r}")
-    return Problem(record["question"], record.get("answer", ""), prompt)
+        raise Dropped(PROMPT_TOO_LONG, f"{detail}: {question[:60]!r}")
+    return Problem(question, record.get("answer", ""), prompt)
 
 
 def _trace(

@@ -1,5 +1,7 @@
-"""Tests of pr1_jax.data.records: references, nulls, chats, and streams of them."""
+"""Tests of pr1_jax.data.records: references, nulls, and streams of records."""
 
+import decimal
+import functools
 import itertools
 import json
 from collections import Counter
@@ -12,7 +14,7 @@ from absl import logging
 
 from pr1_jax import defaults
 from pr1_jax.answers.verify import check
-from pr1_jax.data import chats, sources, streams
+from pr1_jax.data import records, sources, streams
 from pr1_jax.data.records import reference
 from pr1_jax.data.sources import open_source
 from pr1_jax.stages.experiment import Experiment
@@ -83,6 +85,34 @@ def test_only_a_plain_number_behind_hashes_loses_its_separators(answer, wanted):
 def test_a_heading_is_no_mark_of_the_reference(answer):
     assert reference(answer) == answer
     assert check("Final Answer: (3,4)", reference(answer)).verdict == "correct"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("4", "4"),
+        (b"4", "4"),
+        (["4"], "4"),
+        ([4], "4"),
+        (np.array([b"4"], object), "4"),  # as tensorflow-datasets has it
+        (np.int64(4), "4"),
+        (decimal.Decimal("4.50"), "4.50"),
+        (["3", "4"], "unreadable"),
+        ([None], "no_answer"),
+        (np.array([]), "no_answer"),
+        (np.float32(NAN), "no_answer"),
+        ({}, "no_answer"),
+    ],
+)
+def test_what_is_text_in_a_column(value, text):
+    columns = {field: [field] for field in ("question", "answer", "response")}
+    read = functools.partial(records.read_record, columns=columns, traces=False)
+    row = {"question": "q", "answer": value}, "here"
+    try:
+        found = read(row)["answer"]
+    except sources.Dropped as drop:
+        found = drop.reason
+    assert found == text
 
 
 # --- nulls ---------------------------------------------------------------------------
@@ -248,146 +278,3 @@ def test_the_config_chooses_what_becomes_of_broken_records(tmp_path):
     config.data.strict = True
     with pytest.raises(ValueError, match=r"a.jsonl:2: .*data.strict"):
         made.source(name, "train", seed=0)
-
-
-# --- chats ---------------------------------------------------------------------------
-
-
-def chat(*turns):
-    """`"u:1+1?"` is a turn of the user that says 1+1?."""
-    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-    pairs = [turn.split(":", 1) for turn in turns]
-    return [{"role": names[role], "content": text} for role, text in pairs]
-
-
-SOLVED = chat("s:Think.", "u:1+1?", f"a:{BLOCK}")
-SHAREGPT = [
-    {"from": {"user": "human", "assistant": "gpt"}.get(m["role"], m["role"])}
-    | {"value": m["content"]}
-    for m in SOLVED
-]
-PARTS = [
-    m | {"content": [{"type": "text", "text": x} for x in m["content"]]} for m in SOLVED
-]
-TEMPLATE = "{% for m in messages %}[{{m.role}}]{{m.content}}{% endfor %}>"
-
-
-def prompts_of(source, tokenizer, template):
-    settings = {"max_prompt_tokens": 2000, "shuffle": False, "epochs": 1}
-    stream = streams.problem_stream(
-        source, tokenizer, template=template, **settings, batch_size=9, seed=0
-    )
-    return [tokenizer.decode(problem.prompt) for problem in next(stream)]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": SOLVED},
-        {"messages": SOLVED[:2]},
-        {"conversations": SHAREGPT},
-        {"conversations": SOLVED},
-        {"messages": PARTS},
-        {"prompt": SOLVED},
-        {"messages": [*SOLVED, *chat("a:twice")]},
-        {"problem": None, "messages": SOLVED},
-    ],
-    ids=lambda row: f"{[*row]}-{len(row[[*row][-1]])}",
-)
-def test_a_chat_is_a_question_without_its_solution(
-    tmp_path, by_bytes, monkeypatch, row
-):
-    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", TEMPLATE)
-    columns = defaults.get_config().data.columns
-    source = open_rows(tmp_path, [row | {"answer": "2"}], columns=columns)
-    assert prompts_of(source, by_bytes, "own") == ["[system]Think.[user]1+1?>"]
-    assert prompts_of(source, by_bytes, "plain") == ["1+1?"]
-    (asked,) = prompts_of(source, by_bytes, "chat")
-    assert asked.endswith("[user]1+1?>") and "Think." not in asked
-    held_out = streams.held_out(source, by_bytes, **SETTINGS, limit=1)
-    assert (held_out[0].question, held_out[0].answer) == ("1+1?", "2")
-
-
-def test_earlier_turns_stay_where_the_data_make_the_prompt(
-    tmp_path, by_bytes, monkeypatch
-):
-    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", TEMPLATE)
-    talk = chat("u:1+1?", "a:2", "u:And 2+2?", "a:4")
-    source = open_rows(tmp_path, [{"messages": talk, "answer": "4"}])
-    assert prompts_of(source, by_bytes, "own") == [
-        "[user]1+1?[assistant]2[user]And 2+2?>"
-    ]
-    assert prompts_of(source, by_bytes, "plain") == ["And 2+2?"]
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        (chat("a:It is 2."), "no_question"),
-        (chat("s:Think.", "a:It is 2."), "no_question"),
-        (chat("u: ", "a:It is 2."), "no_question"),
-        ([{"role": "user"}], "unreadable"),
-        ([{"role": "user", "content": None}], "unreadable"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "unreadable"),
-        (["1+1?", "2"], "unreadable"),
-        ([], "no_question"),
-    ],
-)
-def test_chats_that_ask_nothing_are_dropped(tmp_path, messages, reason):
-    rows = [{"messages": messages, "answer": "2"}, WHOLE]
-    source = open_rows(tmp_path, rows)
-    with pytest.raises(sources.Dropped) as drop:
-        source[0]
-    assert drop.value.reason == reason and "a.jsonl:1" in str(drop.value)
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": SOLVED},
-        {"conversations": SHAREGPT},
-        {"prompt": SOLVED[:2], "response": BLOCK},
-        {"messages": SOLVED, "response": BLOCK},
-        {"prompt": SOLVED[:2], "response": SOLVED[2:]},
-        {"prompt": "1+1?", "messages": SOLVED},
-        {"messages": [*SOLVED, *chat("u:Thanks")]},
-        {"messages": SOLVED, "response": None},
-    ],
-    ids=lambda row: f"{[*row]}-{len(row[[*row][-1]] or '')}",
-)
-def test_the_last_turn_of_the_assistant_is_the_trace(
-    tmp_path, by_bytes, monkeypatch, kind, row
-):
-    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", TEMPLATE)
-    columns = defaults.get_config().data.columns
-    source = open_rows(tmp_path, [row], kind, columns=columns, traces=True)
-    for template, asked in (("own", "[system]Think.[user]1+1?>"), ("plain", "1+1?")):
-        (trace,) = next(
-            streams.trace_stream(
-                source,
-                by_bytes,
-                variant="structured",
-                max_response_tokens=60,
-                **SETTINGS | {"template": template},
-                batch_size=1,
-                seed=0,
-            )
-        )
-        assert by_bytes.decode(trace.prompt) == asked
-        assert by_bytes.decode(trace.tokens) == BLOCK
-
-
-def test_a_chat_without_a_solution_is_no_trace(tmp_path):
-    rows = [{"messages": SOLVED}, {"messages": SOLVED[:2]}]
-    source = open_rows(tmp_path, rows, traces=True)
-    with pytest.raises(sources.Dropped, match="a.jsonl:2 has no column 'response'"):
-        source[1]
-
-
-def test_a_chat_may_come_as_an_array_or_with_the_columns_of_both_kinds():
-    both = [{"role": None, "content": None} | message for message in SHAREGPT]
-    assert chats.read(both) == SOLVED
-    assert chats.read(np.array(SOLVED, object)) == SOLVED
-    assert chats.read({"role": "user", "content": "q"}) == []
-    assert chats.read("user") == chats.read(None) == []

@@ -8,7 +8,7 @@ import pathlib
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pr1_jax.data import rows, sources, streams, tokenizer
+from pr1_jax.data import chats, rows, sources, streams, tokenizer
 from tests.programs.fuzz.base import folder, one_line
 
 
@@ -47,6 +47,8 @@ def _read_all(file: pathlib.Path) -> None:
             assert all(isinstance(text, str) for text in record.values()), record
             needed = "response" if traces else "answer"
             assert record["question"].strip() and record[needed].strip(), record
+            chat = json.loads(record.get("messages", "[]"))
+            assert not chat or chats.question(chat) == record["question"], record
             _use(record, traces)
 
 
