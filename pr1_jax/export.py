@@ -53,7 +53,8 @@ def export(
     if dtype:
         wanted = jax.tree.map(lambda x: x.update(dtype=dtype), wanted)
     folder = config.checkpoint.folder or workdir
-    params = checkpoint.restore_params(folder, wanted, number=number, field="--workdir")
+    which = {"number": number, "field": "--workdir", "about": made.about_model}
+    params = checkpoint.restore_params(folder, wanted, **which)
     origin = config.model.path and resolve(config.model.path)
     weights.save_params(
         out,

@@ -79,22 +79,29 @@ def _prepare(
     from pr1_jax.defaults import flat
     from pr1_jax.stages import curriculum
     from pr1_jax.system import files, processes
+    from pr1_jax.workdir import identity
     from pr1_jax.workdir.folder import only_run, open_workdir
 
-    prepared, finished, wrong = None, False, ""
+    path, prepared, finished, wrong = None, None, False, ""
     try:
         prepared = curriculum.prepare(config)
-        open_workdir(workdir, config)
+        path = open_workdir(workdir, config)
         finished = curriculum.is_finished(workdir)
         if not finished:
-            held.enter_context(only_run(workdir))
+            held.enter_context(only_run(workdir, config.checkpoint.folder))
     except _WRONG as error:
         has_no_words = isinstance(error, OSError) and error.errno is not None
         wrong = f"--workdir={workdir}: {error}" if has_no_words else str(error)
-    mine = flat(files.plain(config.to_dict()))
-    if wrong := processes.first_fault(wrong) or processes.difference(mine):
+    if wrong := processes.first_fault(wrong):
         cli.stop(wrong)
-    return None if finished else prepared
+    # The newest checkpoint of a run that goes on may differ, too.
+    mine = {"checkpoint.init, its checkpoint": prepared[0].origin.number}
+    if wrong := processes.difference(flat(files.plain(config.to_dict())) | mine):
+        cli.stop(wrong)
+    if not finished:
+        return prepared
+    identity.check(path, config, prepared[0].origin)
+    return None
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
         made = experiment.reopen(config, jax.devices()[0])
     except (ValueError, OSError) as error:
         raise ValueError(f"--checkpoint={folder}: its config.json: {error}") from error
-    which = {"number": number, "field": "--checkpoint"}
+    which = {"number": number, "field": "--checkpoint", "about": made.about_model}
     wanted, where = made.abstract_params(), config.checkpoint.folder or folder
     try:
         checkpoint.check_params(where, wanted, **which)

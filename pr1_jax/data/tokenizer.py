@@ -92,6 +92,13 @@ class Tokenizer:
         return f"of {self.vocab_size} tokens, sha256 {digest.hexdigest()[:12]}"
 
     @property
+    def vocabulary(self) -> str:
+        """Equal for tokenizers with the same tokens at the same ids."""
+        tokens = sorted((i, token) for token, i in self._backend.get_vocab().items())
+        digest = hashlib.sha256(json.dumps(tokens).encode())
+        return f"{len(tokens)} tokens, sha256 {digest.hexdigest()[:12]}"
+
+    @property
     def _backend(self) -> tokenizers.Tokenizer:
         return self.hf_tokenizer.backend_tokenizer
 

@@ -30,7 +30,7 @@ from pr1_jax.huggingface.tensors import (
 )
 from pr1_jax.huggingface.usage import Usage
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.system import files
+from pr1_jax.system import digests, files
 
 
 def load_params(
@@ -75,6 +75,16 @@ def check_weights(
     """
     _find_checked(folder, config)
     tags.check_vocab_size(config, tokenizer)
+
+
+def digest(folder: str | os.PathLike) -> str:
+    """The digest of the safetensors of a folder; all processes must call this alike.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_params`.
+    """
+    found = find_tensors(Path(folder)).values()
+    return digests.of_files(sorted({file for file, *_ in found}))
 
 
 def _find_checked(folder: str | os.PathLike, config: ModelConfig):

@@ -23,14 +23,23 @@ from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.stages import checks
-from pr1_jax.system import mesh
+from pr1_jax.system import files, mesh
 from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import abstract_state, shardings_of
 from pr1_jax.trajectory import Batch, Trajectory
-from pr1_jax.workdir import checkpoint
+from pr1_jax.workdir import checkpoint, identity
 
 ORDINARY = checks.MODES[-1]  # decoding with `<Parallel>` banned
+# How a model is computed, and not what.
+_NUMERICS = (
+    "dtype",
+    "scan_layers",
+    "remat",
+    "remat_policy",
+    "attention",
+    "query_chunk",
+)
 _ROPE_BASE = 1e4  # of a model without a folder
 
 
@@ -170,6 +179,30 @@ class Experiment:
         with mesh.training(self.mesh):
             return jitted.lower(state, batch, *inputs)
 
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What the parameters go with: kept beside them, and compared where they are read.
+
+        Of the model, every field but those of `numerics`: shapes alone do not tell
+        another base of the rotary positions from the right one.
+        """
+        how = (*_NUMERICS, "param_dtype")
+        model = dataclasses.asdict(self.model)
+        return files.plain(
+            {
+                "tokenizer": self.tokenizer.fingerprint,
+                "vocabulary": self.tokenizer.vocabulary,
+                "tags": self.tokenizer.tag_ids,
+                "variant": self.config.variant,
+                "model": {n: value for n, value in model.items() if n not in how},
+            }
+        )
+
+    @property
+    def about_model(self) -> dict[str, Any]:
+        """`about` without how texts become tokens, which other versions may say otherwise."""
+        return {n: value for n, value in self.about.items() if n != "tokenizer"}
+
     def key(self, purpose: str, step: int = 0) -> jax.Array:
         """A PRNG key that depends on the seed, a purpose and a step alone."""
         purposes = ("params", "tags", "rl", "eval", "coldstart")
@@ -190,7 +223,10 @@ class Experiment:
         """Parameters to start from: a checkpoint, a Hugging Face folder, or random."""
         c = self.config
         if c.checkpoint.init:
-            return checkpoint.restore_params(c.checkpoint.init, self.abstract_params())
+            number = self.origin.number  # newer ones may have come since
+            return checkpoint.restore_params(
+                c.checkpoint.init, self.abstract_params(), number=number
+            )
         shardings = param_shardings(self.model, self.mesh)
         if c.model.path:
             folder, config = _read_folder(c.model)
@@ -205,6 +241,22 @@ class Experiment:
             lambda key: unbox(init_params(self.model, key)), out_shardings=shardings
         )
         return init(self.key("params"))
+
+    @functools.cached_property
+    def origin(self) -> identity.Origin:
+        """What `initial_params` takes them from."""
+        c = self.config
+        if path := c.checkpoint.init:
+            state = checkpoint.check_params(path, self.abstract_params())
+            given = "checkpoint.init", str(checkpoint.absolute(path))
+            number = int(state.parent.name)
+            read = functools.cache(lambda: checkpoint.digest(state))
+            return identity.Origin(*given, number, read, self.about)
+        if path := c.model.path:
+            folder = resolve(path)
+            read = functools.cache(lambda: weights.digest(folder))
+            return identity.Origin("model.path", path, None, read, self.about)
+        return identity.Origin("", "", None, lambda: "", self.about)
 
     def check_weights(self) -> None:
         """Checks the Hugging Face folder that a run starts from, if it is one.
@@ -270,7 +322,9 @@ def build(
         for training in {False, bool(updates)}:
             choose(made.model, "cpu", made.mesh, training=training)
     if config.checkpoint.init:
-        about = {"tokenizer": made.tokenizer.fingerprint}
+        about = dict(made.about)
+        if not {"sft", "rl"} & {*config.stages} and config.stages:
+            del about["variant"]  # the other stages name the modes that they decode in
         checkpoint.check_params(
             config.checkpoint.init, made.abstract_params(), about=about
         )
@@ -293,5 +347,4 @@ def _read_folder(c: ml_collections.ConfigDict) -> tuple[pathlib.Path, ModelConfi
 
 def numerics(c: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of `config.model` that a Hugging Face folder does not set."""
-    names = ("dtype", "scan_layers", "remat", "remat_policy")
-    return {n: c[n] for n in (*names, "attention", "query_chunk")}
+    return {n: c[n] for n in _NUMERICS}

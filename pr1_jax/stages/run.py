@@ -17,7 +17,7 @@ from pr1_jax.stages.experiment import Experiment
 from pr1_jax.system import files, processes, stopping
 from pr1_jax.system.mesh import local_batch
 from pr1_jax.training.state import TrainState, abstract_state, from_params
-from pr1_jax.workdir import alarms, checkpoint, progress, sinks
+from pr1_jax.workdir import alarms, checkpoint, identity, progress, sinks
 from pr1_jax.workdir.folder import open_workdir
 from pr1_jax.workdir.metrics import CompilationCounter, MetricWriter
 
@@ -49,14 +49,15 @@ class Run(contextlib.AbstractContextManager):
           watchers: on process 0 alone; closed with the run.
 
         Raises:
-          ValueError: the workdir belongs to another config, model or tokenizer; names
-            what differs.
+          ValueError: the workdir belongs to another config, or began with other
+            weights; `checkpoint.folder` belongs to another run. Names what differs.
         """
         self.experiment = experiment
         config = experiment.config
         self._stages = config.stages
         self._main = jax.process_index() == 0
         self.workdir = open_workdir(workdir, config)
+        identity.check(self.workdir, config, experiment.origin).keep()
         if self._main:
             files.write_json(self.workdir / "config.json", config.to_dict())
         self.summary = files.read_json(self.workdir / "summary.json", {})
@@ -69,7 +70,7 @@ class Run(contextlib.AbstractContextManager):
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
             best_metric=config.checkpoint.best_metric,
-            about={"tokenizer": experiment.tokenizer.fingerprint},
+            about=experiment.about,
         )
         self._writer = MetricWriter(
             self.workdir,

@@ -49,8 +49,13 @@ def write_error(error: BaseException) -> str | None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON, atomically; NaN and infinities as null."""
+    replace_file(path, json_text(value).encode(), durable=True)
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON, with a line break at its end."""
     text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
-    replace_file(path, (text + "\n").encode(), durable=True)
+    return text + "\n"
 
 
 def read_json(path: str | os.PathLike[str], default: Any) -> Any:
@@ -77,8 +82,13 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    return parse_object(path, path.read_bytes())
+
+
+def parse_object(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
+    """The JSON object that a file holds; ValueError names the file if it is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not hold a JSON object: {error}") from error
     if not isinstance(value, dict):

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -164,6 +164,28 @@ def first_fault(mine: str) -> str:
         f"process {i} of {len(said)}: {text}" for i, text in enumerate(said) if text
     )
     return mine if len(said) == 1 else next(named, "")
+
+
+def of_first(look: Callable[[], T]) -> T:
+    """What `look` gives at process 0, which JSON can hold, at every process.
+
+    Raises:
+      ValueError, OSError: `look` raises it; has its words at every process.
+    """
+    found, wrong, failed = None, "", ""
+    if jax.process_index() == 0:
+        try:
+            found = look()
+        except ValueError as error:
+            wrong = str(error)
+        except OSError as error:
+            failed = str(error)
+    found, wrong, failed = json.loads(exchange(json.dumps([found, wrong, failed]))[0])
+    if wrong:
+        raise ValueError(wrong)
+    if failed:
+        raise OSError(failed)
+    return found
 
 
 def difference(mine: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ furthest along the curriculum. Random keys are functions of the seed, the stage 
 step, and so need not be saved.
 """
 
+import functools
 import importlib.util
 import json
 import math
@@ -15,15 +16,17 @@ import os
 import pathlib
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
+from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
-from pr1_jax.system import processes
+from pr1_jax.system import digests, processes
 from pr1_jax.workdir.folder import RefusedError
 
 T = TypeVar("T")
@@ -53,7 +56,7 @@ class Checkpoints:
         keep: int = 2,
         keep_best: int = 0,
         best_metric: str = "",
-        about: Mapping[str, str] | None = None,
+        about: Mapping[str, Any] | None = None,
     ):
         """Opens, and makes if need be, `<workdir>/checkpoints`.
 
@@ -61,7 +64,7 @@ class Checkpoints:
           workdir: a folder, or one in a bucket: `gs://…`.
           keep: the newest ones.
           keep_best: those with the greatest `best_metric`, too; of equals the later.
-          about: what the parameters go with: names of `restore` and their values.
+          about: what the parameters go with, as JSON: names, also in groups, and values.
         """
         metric_of = lambda metrics: metrics.get(best_metric, -math.inf)
         self._policy = managers.AnyPreservationPolicy(
@@ -146,7 +149,7 @@ class Checkpoints:
           abstract_state: tree of jax.ShapeDtypeStruct with shardings.
 
         Raises:
-          ValueError: the checkpoint is of another model, or goes with something else.
+          RefusedError: the checkpoint is of another model, or goes with something else.
           DamagedError: it cannot be read.
         """
         folder = self._folder / _NAMES.build_name(_number(position))
@@ -159,7 +162,7 @@ class Checkpoints:
                 ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree["params"],
             ),
         )
-        _check_about(about, self._about, str(folder))
+        check_about(about, self._about, str(folder))
         _check_same(saved, abstract_state.params, str(folder))
         state = _all_read(
             folder, lambda: _restore_tree(folder / "state", abstract_state)
@@ -266,6 +269,38 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
+def numbers(folder: epath.Path) -> list[int]:
+    """Numbers of the checkpoints of a run in a folder."""
+    return sorted(_steps(folder / "checkpoints"))
+
+
+def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+    found = _NAMES.find_all(folder) if folder.is_dir() else []
+    return {step.step: step.path for step in found}
+
+
+def digest(state: epath.Path) -> str:
+    """The digest of the parameters in a state that `check_params` found.
+
+    It is that of the bytes as they are stored, in parts: equal for copies, and for the
+    same parameters saved again on a like mesh. All processes must call this alike.
+
+    Raises:
+      OSError: they cannot be read.
+    """
+    base = f"{state}/" if "://" in str(state) else f"file://{state}/"
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    names = [key.decode() for key in store.list().result()]
+    read = lambda name: store.read(name).result().value
+    return digests.of_pieces(
+        {
+            name: functools.partial(read, name)
+            for name in names
+            if name.startswith("params.")
+        }
+    )
+
+
 def restore_params(
     path: str | os.PathLike[str], abstract_params: Any, **chosen: Any
 ) -> Any:
@@ -299,7 +334,7 @@ def check_params(
     *,
     number: int | None = None,
     field: str = "checkpoint.init",
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> epath.Path:
     """Folder of the newest state in a run's workdir; reads no parameters.
 
@@ -310,12 +345,12 @@ def check_params(
 
     Raises:
       FileNotFoundError: there is no checkpoint, or none of this number.
-      ValueError: it is of another model; names the first parameter that differs.
+      ValueError: it is damaged, goes with something else (`check_about`), or is of
+        another model; names the first parameter that differs.
     """
     folder = absolute(path, field)
     folder = folder if folder.name == "checkpoints" else folder / "checkpoints"
-    steps = _NAMES.find_all(folder) if folder.is_dir() else []
-    states = {step.step: step.path / "state" for step in steps}
+    states = {number: step / "state" for number, step in _steps(folder).items()}
     if not states:
         raise FileNotFoundError(f"{field}={path}: no checkpoint in {folder}")
     number = max(states) if number is None else number
@@ -328,10 +363,11 @@ def check_params(
     except (ValueError, KeyError, TypeError, OSError) as error:
         name = f"{field}={path}"
         raise _damaged(name, states[number].parent, _line(error)) from error
+    if about:
+        file = states[number].parent / "about" / "metadata"  # none in older checkpoints
+        said = json.loads(file.read_text()) if file.exists() else {}
+        check_about(said, about, f"{field}={path}")
     _check_same(saved, abstract_params, f"{field}={path}")
-    file = states[number].parent / "about" / "metadata"  # none in older checkpoints
-    if about and file.exists():
-        _check_about(json.loads(file.read_text()), about, f"{field}={path}")
     return states[number]
 
 
@@ -343,16 +379,59 @@ def _damaged(name: str, folder: epath.Path, why: str) -> RefusedError:
     )
 
 
-def _check_about(
-    saved: Mapping[str, str], wanted: Mapping[str, str], name_of_saved: str
+def check_about(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], name_of_saved: str
 ) -> None:
-    """Raises RefusedError where a checkpoint goes with something else."""
-    for name, value in wanted.items():
-        if saved.get(name) != value:
+    """Compares what parameters go with, by name.
+
+    What is not said, as in older checkpoints, is not compared; a line in the log says so.
+
+    Args:
+      saved, wanted: as `about` of `Checkpoints`.
+
+    Raises:
+      RefusedError: they differ; names the first that does, both values, and the way out.
+    """
+    unsaid = []
+    for name, there, here in _pairs(saved, wanted):
+        if there is _UNSAID:
+            unsaid.append(name)
+        elif there != here:
             raise RefusedError(
-                f"{name_of_saved} was made with another {name}: {saved.get(name)} "
-                f"there, and {value} here"
+                f"{name_of_saved} was made with another {name}: {there} there, and "
+                f"{here} here; {_way_out(name, there)}"
             )
+    if unsaid:
+        logging.warning(
+            "%s does not say with which %s it was made, and is taken for ours",
+            name_of_saved,
+            ", ".join(unsaid),
+        )
+
+
+_UNSAID = object()
+
+
+def _pairs(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names with both values, of groups that both have by their members."""
+    for name, here in wanted.items():
+        there = saved.get(name, _UNSAID)
+        if isinstance(there, Mapping) and isinstance(here, Mapping):
+            yield from _pairs(there, here, f"{prefix}{name}.")
+        else:
+            yield prefix + name, there, here
+
+
+def _way_out(name: str, value: Any) -> str:
+    """What to do about parameters that go with something else."""
+    if name == "variant":
+        return (
+            f"set variant={value}, or write it as a folder (pr1_jax.export) and begin "
+            "with that as model.path"
+        )
+    return "give the model.path and data.task that it was made with, or another one"
 
 
 def _check_same(saved: Any, wanted: Any, name_of_saved: str) -> None:

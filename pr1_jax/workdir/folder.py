@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,24 +17,44 @@ from pr1_jax.defaults import flat, get_config
 from pr1_jax.system import files
 from pr1_jax.workdir import old_fields
 
+CONFIG, RUN = "config.json", "run.json"
+
 
 class RefusedError(ValueError):
     """A folder holds what this run may not use; another start would meet it again."""
 
 
 @contextlib.contextmanager
-def only_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a workdir, so that no second run opens it at the same time.
+def only_run(
+    workdir: str | os.PathLike[str], checkpoint_folder: str = ""
+) -> Iterator[None]:
+    """Holds a run's folders, so that no second run opens them at the same time.
 
-    The system gives it up when the process ends, however it ends.
+    The system gives them up when the process ends, however it ends. A bucket cannot be
+    held: there `identity` alone tells whose it is.
+
+    Args:
+      checkpoint_folder: as `checkpoint.folder`; "" = the workdir.
 
     Raises:
-      ValueError: another process holds it; names that process.
+      ValueError: another process holds one; names the setting and that process.
     """
     if jax.process_index():
         yield
         return
-    path = pathlib.Path(workdir).absolute() / "run.lock"
+    paths = {"--workdir": workdir}
+    apart = checkpoint_folder and "://" not in checkpoint_folder
+    if apart and os.path.realpath(checkpoint_folder) != os.path.realpath(workdir):
+        paths["checkpoint.folder"] = checkpoint_folder
+    with contextlib.ExitStack() as held:
+        for name, path in paths.items():
+            held.enter_context(_held(name, pathlib.Path(path)))
+        yield
+
+
+@contextlib.contextmanager
+def _held(name: str, folder: pathlib.Path) -> Iterator[None]:
+    path = folder.absolute() / "run.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
@@ -42,8 +62,8 @@ def only_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise ValueError(
-                f"--workdir={workdir} is in use by {file.read().strip()}; wait for "
-                "it, stop it, or take another --workdir"
+                f"{name}={folder} is in use by {file.read().strip()}; wait for "
+                f"it, stop it, or take another {name}"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -54,7 +74,7 @@ def only_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
 # Groups of fields that may change when a run goes on.
 _FREE = ("alarms", "checkpoint", "mesh", "metrics", "report")
 # What may lie in the folder of a run that has not begun: our own files, and logs.
-_OWN = ("run.lock", "config.json.tmp", "lost+found")
+_OWN = ("run.lock", "run.json", "run.json.tmp", "config.json.tmp", "lost+found")
 _LOGS = re.compile(r"(log.*|.*\.(log|out|err))", re.IGNORECASE)
 
 
@@ -78,7 +98,6 @@ def open_workdir(
     path = pathlib.Path(workdir).absolute()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"--workdir={workdir} is a file; name a folder")
-    mine = flat(files.plain(config.to_dict()))
     path.mkdir(parents=True, exist_ok=True)
     saved = _saved_config(path)
     if saved is not None and "stages" not in saved:
@@ -89,16 +108,33 @@ def open_workdir(
     if saved is None:
         _check_is_new(path)
         return path
-    theirs = flat(saved)
+    # Weights may be moved: `identity.check` says whether they are the same.
+    may_move = {"model.path"} if _says_origin(path) else set()
+    check_config(saved, config, str(path), may_differ=may_move)
+    return path
+
+
+def check_config(
+    saved: Mapping[str, Any],
+    config: ml_collections.ConfigDict,
+    where: str,
+    may_differ: Container[str] = (),
+) -> None:
+    """Compares the config of a run, of any version, with that by which it is to go on.
+
+    Raises:
+      ValueError: names a field that differs, and both values.
+    """
+    mine, theirs = flat(files.plain(config.to_dict())), flat(saved)
     if problem := old_fields.refused(theirs):
         raise ValueError(
-            f"the run in {path} is of an older version: {problem}; take another "
+            f"the run in {where} is of an older version: {problem}; take another "
             "--workdir"
         )
     later = old_fields.later(theirs)
     theirs = old_fields.today(theirs)
     for name in sorted({*mine, *theirs}):
-        if name.split(".")[0] in _FREE:
+        if name.split(".")[0] in _FREE or name in may_differ:
             continue
         if mine.get(name) == theirs.get(name):
             continue
@@ -106,19 +142,23 @@ def open_workdir(
             logging.warning(
                 "the run in %s is of an older version, which did as %s=%r does; it "
                 "goes on with %r",
-                *(path, name, later[name], mine[name]),
+                *(where, name, later[name], mine[name]),
             )
         else:
             raise ValueError(
-                f"{name}={mine.get(name)!r}, but the run in {path} has "
+                f"{name}={mine.get(name)!r}, but the run in {where} has "
                 f"{theirs.get(name)!r}; take another --workdir"
             )
-    return path
+
+
+def _says_origin(workdir: pathlib.Path) -> bool:
+    """Whether a workdir says what its run began with (`identity`)."""
+    return "origin" in files.read_json(workdir / RUN, {})
 
 
 def _saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The `config.json` of a run; None if there is none. ValueError if it is none."""
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if not path.exists():
         return None
     try:

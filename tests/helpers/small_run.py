@@ -23,7 +23,7 @@ def write(
     made = experiment.build(config)
     optimizer, _ = made.optimizer("sft")
     stream = sft.open_stream(made).get_state()
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir, about=made.about)) as checkpoints:
         for position, scale in scales.items():
             scaled = jax.tree.map(
                 lambda x, scale=scale: scale * x, made.initial_params()

@@ -1,6 +1,7 @@
 """What is saved comes back, with the position in the data; and what cannot is said."""
 
 import contextlib
+import re
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from pr1_jax.data import sources, streams, tasks
 from pr1_jax.training.state import TrainState
 from pr1_jax.workdir import checkpoint
 from pr1_jax.workdir.checkpoint import Checkpoints, DamagedError, Position
+from pr1_jax.workdir.folder import RefusedError
 
 PARAMS = {
     "embedding": jnp.arange(12.0).reshape(4, 3),
@@ -228,6 +230,53 @@ def test_another_model_or_tokenizer_is_refused_and_named(tmp_path):
             checkpoints.restore(Position(0, 2), abstract(made_state()))
         with pytest.raises(ValueError, match="of 9 tokens there, and of 8 tokens here"):
             checkpoint.check_params(tmp_path, abstract(PARAMS), about=eight)
+
+
+ABOUT = {
+    "variant": "structured",
+    "tags": {"<Path>": 5, "</Path>": 6},
+    "model": {"rope_base": 1e4, "rms_eps": 1e-6, "rope_scaling": {"factor": 8.0}},
+}
+
+
+@pytest.mark.parametrize(
+    "changed, named",
+    [
+        ({"variant": "causal"}, "variant: structured there, and causal here; set var"),
+        ({"tags": {"<Path>": 5, "</Path>": 7}}, "tags.</Path>: 6 there, and 7 here"),
+        (
+            {"model": {"rope_base": 1e6}},
+            "model.rope_base: 10000.0 there, and 1000000.0",
+        ),
+        ({"model": {"rms_eps": 1e-5}}, "model.rms_eps: 1e-06 there, and 1e-05 here; "),
+        (
+            {"model": {"rope_scaling": {"factor": 4.0}}},
+            "model.rope_scaling.factor: 8.0 there, and 4.0 here; give the model.path",
+        ),
+        (
+            {"model": {"rope_scaling": None}},
+            "model.rope_scaling: {'factor': 8.0} there, and None here; give the model.",
+        ),
+    ],
+)
+def test_parameters_that_go_with_something_else_are_refused(tmp_path, changed, named):
+    with opened(tmp_path, about=ABOUT) as checkpoints:
+        checkpoints.save(Position(0, 2), made_state(), {})
+    checkpoint.check_params(tmp_path, abstract(PARAMS), about=ABOUT)
+    named = f"checkpoint.init={tmp_path} was made with another {re.escape(named)}"
+    with pytest.raises(RefusedError, match=named):
+        checkpoint.check_params(tmp_path, abstract(PARAMS), about=ABOUT | changed)
+
+
+def test_what_older_checkpoints_do_not_say_is_logged(tmp_path, caplog):
+    with opened(tmp_path, about={"tokenizer": "of 9 tokens"}) as checkpoints:
+        checkpoints.save(Position(0, 2), made_state(), {})
+    older = {"variant": "structured", "model": {"rope_base": 1e4}}
+    about = {"tokenizer": "of 9 tokens", **ABOUT}
+    checkpoint.check_params(tmp_path, abstract(PARAMS), about=about)
+    assert "does not say with which variant, tags, model it was made" in caplog.text
+    checkpoint.check_about(older, ABOUT, "it")
+    assert "which tags, model.rms_eps, model.rope_scaling it was made" in caplog.text
 
 
 def test_buckets_that_cannot_be_read(monkeypatch):

@@ -1,0 +1,115 @@
+"""What a run starts from: weights of another kind, or others than before, are refused."""
+
+import contextlib
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import evaluate, rl_alternating
+from pr1_jax.huggingface import weights
+from pr1_jax.stages import experiment
+from pr1_jax.stages.run import Run
+from pr1_jax.system import files
+from pr1_jax.training.state import TrainState
+from pr1_jax.workdir.checkpoint import Checkpoints, Position
+from pr1_jax.workdir.folder import RefusedError
+
+SMALL = {"model.num_layers": 1, "model.num_heads": 1, "model.width": 16}
+SMALL |= {"model.num_kv_heads": 1, "model.mlp_width": 16}
+
+
+def built(config, **fields):
+    config.update_from_flattened_dict(SMALL | fields)
+    return experiment.build(config.lock(), devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs `a` and `b` with other weights, and as folders `model_a` and `model_b`."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = built(rl_alternating.get_config("smoke"))
+    params = made.initial_params()
+    for name, scale in (("a", 1.0), ("b", 2.0)):
+        scaled = jax.tree.map(lambda x, scale=scale: scale * x, params)
+        state = TrainState(jnp.int32(0), scaled, {})
+        with contextlib.closing(Checkpoints(folder / name, about=made.about)) as kept:
+            kept.save(Position(1, 4), state, {})
+        weights.save_params(
+            folder / f"model_{name}", scaled, made.model, made.tokenizer
+        )
+    return folder
+
+
+def of_model(runs, tmp_path, **changed):
+    """A model folder like the run's, its config.json changed."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in (runs / "model_a").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    given = json.loads((folder / "config.json").read_text())
+    files.write_json(folder / "config.json", given | changed)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "changed, named",
+    [
+        (
+            {"rope_theta": 5e5},
+            "model.rope_base: 10000.0 there, and 500000.0 here; give",
+        ),
+        (
+            {"rms_norm_eps": 1e-5},
+            "model.rms_eps: 1e-06 there, and 1e-05 here; give the",
+        ),
+    ],
+)
+def test_a_checkpoint_of_a_model_that_computes_something_else(
+    runs, tmp_path, changed, named
+):
+    config, init = evaluate.get_config("smoke"), f"{runs}/a"
+    path = of_model(runs, tmp_path, **changed)
+    with pytest.raises(RefusedError, match=f"checkpoint.init={init} was .*{named}"):
+        built(config, **{"checkpoint.init": init, "model.path": path})
+
+
+def test_a_checkpoint_of_another_variant(runs):
+    init = {"checkpoint.init": f"{runs}/a", "variant": "causal"}
+    named = (
+        "another variant: structured there, and causal here; set variant=structured,"
+    )
+    for stages in (("sft", "rl"), ("rl",), ()):
+        with pytest.raises(RefusedError, match=named):
+            built(rl_alternating.get_config("smoke"), stages=stages, **init)
+    # These name the modes in which they decode.
+    built(evaluate.get_config("smoke"), **init)
+    built(rl_alternating.get_config("smoke"), stages=("coldstart",), **init)
+
+
+@pytest.mark.parametrize(
+    "field, first, second",
+    [("checkpoint.init", "a", "b"), ("model.path", "model_a", "model_b")],
+)
+def test_a_workdir_goes_on_with_the_weights_that_it_began_with(
+    runs, tmp_path, monkeypatch, field, first, second
+):
+    def begin(path):
+        made = built(evaluate.get_config("smoke"), **{field: str(path)})
+        with Run(made, tmp_path / "run"):
+            pass
+
+    begin(runs / first)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    named = rf"{field}={runs}/{second} .*{field}={runs}/{first} "
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            experiment.Experiment, "initial_params", lambda self: pytest.fail("late")
+        )
+        with pytest.raises(RefusedError, match=named):
+            begin(runs / second)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    (runs / first).rename(runs / "moved")
+    begin(runs / "moved")
+    (runs / "moved").rename(runs / first)
