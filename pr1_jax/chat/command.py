@@ -76,9 +76,10 @@ def answer_plainly(chat: Chat, lines, *, as_json: bool) -> int:
     """Answers every line on standard output, and nothing else; the exit code.
 
     A question that cannot be asked is a line on standard error (and with `as_json` an
-    object with `question` and `error`), and exit code 2 at the end.
+    object with `question` and `error`), and exit code 2 at the end. Text is printed as
+    it is into a pipe, and safe to print into a terminal.
     """
-    wrong = 0
+    wrong, in_terminal = 0, sys.stdout.isatty()
     for before, (number, question) in enumerate(_questions(lines)):
         try:
             record = chat.ask(question)
@@ -89,7 +90,8 @@ def answer_plainly(chat: Chat, lines, *, as_json: bool) -> int:
             print(json.dumps(record), flush=True)
         elif "response" in record:
             blank = "\n" if before else ""
-            print(blank + record["response"].strip("\n"), flush=True)
+            text = record["response"].strip("\n")
+            print(blank + (view.printable(text) if in_terminal else text), flush=True)
     return wrong
 
 
@@ -102,7 +104,7 @@ class Terminal:
         self._last = ""
 
     def _say(self, text: str, style: str = "dim") -> None:
-        self._console.print(text, style=style, soft_wrap=True)
+        self._console.print(view.printable(text), style=style, soft_wrap=True)
 
     def answer(self, question: str) -> int:
         """Shows a response while it is sampled, then what it took; the exit code."""

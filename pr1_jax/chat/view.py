@@ -92,6 +92,11 @@ def stream_text(section: Section, number: int, tokenizer: Tokenizer) -> str:
         text = text.removesuffix(tags.END_PATH)
     if not section.closed[number]:
         text = text.rstrip("\ufffd")  # a character of which some bytes are to come
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """`text` without what would steer a terminal; its control characters show."""
     return text.replace("\r\n", "\n").translate(_CONTROLS)
 
 

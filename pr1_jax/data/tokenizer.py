@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from pr1_jax import tags
+from pr1_jax.data import templates
 from pr1_jax.data.rows import first_line
 
 if TYPE_CHECKING:
@@ -282,14 +283,15 @@ class Tokenizer:
                 "instruction, or put a chat_template.jinja beside tokenizer.json"
             )
         try:
-            return self.hf_tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # a template raises anything
+            template = self.hf_tokenizer.get_chat_template()
+            names = self.hf_tokenizer.special_tokens_map
+            return templates.render(template, messages, names)
+        except ValueError as error:
             roles = [message["role"][:40] for message in messages[:8]]
             raise ValueError(
                 f"the tokenizer's chat template does not take messages of {roles}: "
-                f"{first_line(error)}"
+                f"{first_line(error)}; mend its chat_template.jinja or the chat_template "
+                "in tokenizer_config.json, or set data.template to plain or instruction"
             ) from error
 
     def save(self, folder: str | os.PathLike) -> None:

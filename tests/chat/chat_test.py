@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -347,6 +348,18 @@ def test_in_a_pipe_answers_are_all_that_is_written(run_chat, monkeypatch, capsys
     _, written = answers(as_json=False)
     texts = [record["response"].strip("\n") for record in (first, last)]
     assert written.out == "\n\n".join(texts) + "\n"
+
+
+def test_a_response_does_not_steer_a_terminal_that_cannot_draw(monkeypatch, capsys):
+    """As with TERM=dumb; a pipe gets the text as it is."""
+    text = "\x1b]0;title\x07\x1b[2Jfive\r\x9b31m\u202e\tsix\n"
+    stand_in = types.SimpleNamespace(ask=lambda question: {"response": text})
+    assert command.answer_plainly(stand_in, ["?"], as_json=False) == 0
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert command.answer_plainly(stand_in, ["?"], as_json=False) == 0
+    shown = capsys.readouterr().out
+    assert shown == "␛]0;title␇␛[2Jfive␍\ufffd31m\ufffd    six\n"
 
 
 def test_a_wrong_question_is_one_line(workdir):

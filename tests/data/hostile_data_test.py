@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pr1_jax.data import prompts, streams
+from pr1_jax.data import prompts, streams, templates
 from pr1_jax.data.sources import open_source
 
 
@@ -88,3 +88,32 @@ def test_a_chat_template_that_fails_is_one_line(by_bytes, monkeypatch, template)
     with pytest.raises(ValueError, match="does not take messages of .*'user'") as error:
         prompts.prompt_tokens("q", by_bytes, template="own")
     assert "\n" not in str(error.value)
+
+
+def test_chat_templates_have_limits_of_time_memory_and_length(by_bytes, monkeypatch):
+    """Each is said with the way out, and the next template is rendered as ever."""
+    monkeypatch.setattr(templates, "LIMIT_SEC", 0.5)
+    loops = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}"
+    cases = {
+        loops + "{% endfor %}": "took more than 0.5 s of processor time",
+        "{{ 'a' * 2**30 }}": "needs more memory than 1 GiB",
+        "{{ 'a' * messages[0].content | length * 2**30 }}": "more memory than 1 GiB",
+        "{{ 'a' * 10**6 * 2 }}": "wrote more than 1,000,",
+    }
+    for template, why in cases.items():
+        monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", template)
+        with pytest.raises(
+            ValueError, match=f"{why}.* mend its chat_template.* data.te"
+        ):
+            prompts.prompt_tokens("q", by_bytes, template="own")
+    fine = "{% for m in messages %}{{ m.content * 100000 }}{% endfor %}"
+    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", fine)
+    assert by_bytes.chat_prompt([{"role": "user", "content": "é"}]) == "é" * 100000
+
+
+def test_another_process_renders_after_one_that_was_killed(by_bytes, monkeypatch):
+    monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", "{{ messages }}")
+    asked = [{"role": "user", "content": "\ud800 a"}]
+    first = by_bytes.chat_prompt(asked)
+    templates._worker.process.kill()
+    assert by_bytes.chat_prompt(asked) == first
