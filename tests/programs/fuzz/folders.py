@@ -45,6 +45,7 @@ def check_weights(content: bytes) -> None:
     file.unlink(missing_ok=True)  # it may be mapped
     file.write_bytes(content)
     try:
+        tensors.has_own_head(file.parent)
         found = tensors.find_tensors(file.parent)
         for name, (where, shape) in found.items():
             assert where == file
@@ -55,9 +56,12 @@ def check_weights(content: bytes) -> None:
 
 
 def weights_seeds() -> list[bytes]:
-    """Files of a few tensors."""
+    """Files of a few tensors, one with a head beside the embedding."""
     arrays = {"a": np.ones((2, 3), np.float32), "b.c": np.ones(2, np.float16)}
+    rows = {"model.embed_tokens.weight": np.ones((2, 3), np.float32)}
+    rows |= {"lm_head.weight": np.eye(2, 3, dtype=np.float16)}
     return [
+        safetensors.numpy.save(rows),
         safetensors.numpy.save(arrays, metadata={"format": "pt"}),
         safetensors.numpy.save({"i": np.ones(2, np.int8), "e": np.ones((0, 2))}),
     ]
