@@ -103,7 +103,8 @@ def paper_attention_factor(factor: float, scale: float = 1.0) -> float:
 def _powers(head_dim: int, base: float) -> np.ndarray:
     """Inverse frequencies [H/2] float32 of the plain rule."""
     shares = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
-    return np.float32(base) ** shares
+    # Libraries round powers of float32 each in their own way; PyTorch's are as these.
+    return (base ** shares.astype(np.float64)).astype(np.float32)
 
 
 def _plain(head_dim: int, base: float) -> np.ndarray:

@@ -74,8 +74,9 @@ def test_frequencies_of_published_models_equal_those_of_transformers(
     config = read_config(changed(tmp_path / "in", changes))
     found, factor = config.rope_scaling.frequencies(head_dim, config.rope_base)
     expected = reference[f"frequencies of {name}"]
-    # A power may be rounded another way, and Llama 3's rule enlarges that.
-    np.testing.assert_allclose(found, expected[:-1], rtol=2e-6)
+    # Almost all are the same to the bit; the angle of position 100,000 is then, too.
+    np.testing.assert_allclose(found, expected[:-1], rtol=2e-7)
+    assert (found == expected[:-1]).mean() > 0.9
     np.testing.assert_allclose(factor, expected[-1], rtol=1e-7)
 
 
