@@ -113,7 +113,10 @@ def open_source(
         raise ValueError(f"data.columns has {unknown}, expected some of {(*COLUMNS,)}")
     read = functools.partial(
         records.read_record,
-        columns={field: x.split(",") for field, x in {**COLUMNS, **given}.items()},
+        columns={
+            field: [name.strip() for name in names.split(",")]
+            for field, names in {**COLUMNS, **given}.items()
+        },
         traces=traces,
     )
     if chosen := _FILTER.fullmatch(name):

@@ -22,7 +22,7 @@ from tests.data.sources_test import BLOCK, write_array_record, write_jsonl
 
 NAN = float("nan")
 SETTINGS = {"template": "plain", "max_prompt_tokens": 60}
-COLUMNS = {"question": "question,problem", "answer": "answer,given.truth"}
+COLUMNS = {"question": "question,problem", "answer": "answer, given.truth"}
 
 
 def write_parquet(file, rows):
