@@ -8,6 +8,7 @@ Every field can be set, as --config.rl.steps=8. The exit code is 0 where the run
 finished, or was stopped by SIGTERM and has saved; 2 for a mistake; 1 for a failure.
 """
 
+import argparse
 import contextlib
 import os
 import sys
@@ -131,5 +132,28 @@ def _explained(workdir: str) -> Iterator[None]:
         os._exit(1)  # at exit, libraries would try to write once more, and say so
 
 
+def _tell_others(line: str) -> None:
+    """Ends the other processes of a job where the flags of this one alone are wrong.
+
+    They would wait for it for minutes, fail, and be started again.
+    """
+    joining = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    joining.add_argument("--distributed", action="store_true")
+    joining.add_argument("--coordinator", default="")
+    joining.add_argument("--num_processes", type=int, default=0)
+    joining.add_argument("--process_id", type=int, default=-1)
+    with contextlib.suppress(argparse.ArgumentError, ValueError, RuntimeError, OSError):
+        given, _ = joining.parse_known_args()
+        by_hand = given.coordinator, given.num_processes, given.process_id
+        if given.distributed or by_hand != ("", 0, -1):
+            from pr1_jax.system import processes
+
+            processes.join_to_say(line, *by_hand)
+
+
 if __name__ == "__main__":
-    cli.run(main, config=_CONFIG, hint=old_fields.hint)
+    try:
+        cli.run(main, config=_CONFIG, hint=old_fields.hint)
+    except cli.Mistake as mistake:
+        _tell_others(mistake.line)
+        raise

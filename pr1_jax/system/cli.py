@@ -41,10 +41,19 @@ def run(
     app.run(main, flags_parser=parse)
 
 
+class Mistake(SystemExit):
+    """Ends a command with exit code 2; `line` has been printed."""
+
+    def __init__(self, line: str):
+        super().__init__(2)
+        self.line = line
+
+
 def stop(error: object) -> NoReturn:
     """Ends the command with one line on standard error."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(2)
+    line = " ".join(str(error).split())
+    print("error:", line, file=sys.stderr, flush=True)
+    raise Mistake(line)
 
 
 def require(given: Sequence[flags.FlagHolder]) -> None:

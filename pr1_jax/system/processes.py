@@ -60,6 +60,20 @@ def initialize(
     )
 
 
+def join_to_say(fault: str, *job: Any) -> None:
+    """Joins a job only to say why this process cannot take part in it.
+
+    The others hear it where they first exchange faults (`first_fault`). A process that
+    has joined already has said what there was to say.
+
+    Args:
+      job: as of `initialize`; raises as that does, and RuntimeError if nobody comes.
+    """
+    if not jax.distributed.is_initialized():
+        initialize(*job)
+        first_fault(fault)
+
+
 def share(items: Sequence[T]) -> Sequence[T]:
     """The items that fall to this process."""
     return items[jax.process_index() :: jax.process_count()]

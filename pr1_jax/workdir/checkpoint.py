@@ -266,7 +266,8 @@ def _number(position: Position) -> int:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    text, _, _ = str(error).partition("See full TensorStore details")
+    return " ".join(f"{type(error).__name__}: {text}".split())[:300]
 
 
 def numbers(folder: epath.Path) -> list[int]:
@@ -289,9 +290,11 @@ def digest(state: epath.Path) -> str:
       OSError: they cannot be read.
     """
     base = f"{state}/" if "://" in str(state) else f"file://{state}/"
+    began = time.time()
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     names = [key.decode() for key in store.list().result()]
-    read = lambda name: store.read(name).result().value
+    # What is known of the tree since then still holds; without that it is asked anew.
+    read = lambda name: store.read(name, staleness_bound=began).result().value
     return digests.of_pieces(
         {
             name: functools.partial(read, name)

@@ -8,7 +8,8 @@ import pytest
 
 from pr1_jax.workdir import checkpoint
 from pr1_jax.workdir.checkpoint import Checkpoints, Position
-from tests.workdir import checkpoint_test
+from pr1_jax.workdir.folder import RefusedError
+from tests.workdir import checkpoint_test, identity_test
 
 pytestmark = pytest.mark.slow
 
@@ -55,3 +56,21 @@ def test_no_checkpoint_in_a_bucket(bucket):
     abstract = checkpoint_test.abstract(checkpoint_test.PARAMS)
     with pytest.raises(FileNotFoundError, match=r"checkpoint.init=gs://pr1/none: no "):
         checkpoint.check_params("gs://pr1/none", abstract)
+
+
+def test_a_bucket_says_whose_checkpoints_it_holds(bucket, tmp_path):
+    kept = bucket.replace("run", "mine")
+    c = identity_test.config(folder=kept)
+    for _ in range(2):
+        identity_test.begin(tmp_path / "a", c)
+    named = f"checkpoint.folder={kept} is of the run in {tmp_path}/a"
+    with pytest.raises(RefusedError, match=named):
+        identity_test.begin(tmp_path / "b", c)
+    checkpoint_test.saved(kept, Position(0, 2))
+    checkpoint_test.saved(tmp_path / "here", Position(0, 2))
+    params = checkpoint_test.abstract(checkpoint_test.PARAMS)
+    found = [
+        checkpoint.digest(checkpoint.check_params(folder, params))
+        for folder in (kept, tmp_path / "here")
+    ]
+    assert found[0] == found[1]
