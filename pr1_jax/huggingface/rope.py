@@ -71,13 +71,13 @@ def read(file: Path, raw: Mapping[str, Any]) -> tuple[float, Scaling | None]:
 
 def written(config: ModelConfig) -> dict[str, Any]:
     """The fields of config.json that `read` turns into a model's rotary positions."""
-    base, scaling = {"rope_theta": config.rope_base}, config.rope_scaling
-    if scaling is None:
+    base = {"rope_theta": config.rope_base}
+    if config.rope_scaling is None:
         return base
-    kind = next(name for name, kind in _TYPES.items() if isinstance(scaling, kind))
-    stated = {n: x for n, x in dataclasses.asdict(scaling).items() if x is not None}
+    fields = dataclasses.asdict(config.rope_scaling)
+    stated = {name: value for name, value in fields.items() if value is not None}
     # Not as `rope_parameters`: transformers 4 does not know them.
-    return base | {"rope_scaling": {"rope_type": kind} | stated}
+    return base | {"rope_scaling": stated}
 
 
 def _type_of(given: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 A model that was trained on texts of one length reads longer ones once its low
 frequencies, whose waves are longer than those texts, are made lower still. Each class
-here is one rule for that; its fields have the names of config.json. All arithmetic is
+here is one rule for that; its fields have the names of config.json, `rope_type` among
+them, so that a record of them tells one rule from another. All arithmetic is
 float32 in the order of `transformers` (`modeling_rope_utils`), since a frequency's
 rounding error grows with the position.
 """
@@ -20,6 +21,7 @@ class Linear:
     """Divides all frequencies by a factor (arXiv:2306.15595)."""
 
     factor: float
+    rope_type: str = dataclasses.field(default="linear", init=False)
 
     def frequencies(self, head_dim: int, base: float) -> Frequencies:
         """Frequencies [H/2] float32, in radians a position, and the factor of queries
@@ -40,6 +42,7 @@ class Llama3:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int  # tokens of the first context
+    rope_type: str = dataclasses.field(default="llama3", init=False)
 
     def frequencies(self, head_dim: int, base: float) -> Frequencies:
         """As `Linear.frequencies`."""
@@ -67,6 +70,7 @@ class Yarn:
     beta_slow: float = 1.0
     attention_factor: float | None = None  # None: the paper's, by `factor`
     truncate: bool = True  # the two limits are whole indices
+    rope_type: str = dataclasses.field(default="yarn", init=False)
 
     def frequencies(self, head_dim: int, base: float) -> Frequencies:
         """As `Linear.frequencies`."""

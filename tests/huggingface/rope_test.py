@@ -16,6 +16,7 @@ import transformers
 from pr1_jax.huggingface import weights
 from pr1_jax.huggingface.config import config_json, read_config
 from pr1_jax.model.rope import Linear, Llama3, Yarn
+from pr1_jax.workdir import checkpoint
 from tests.helpers import causal_logits
 
 REFERENCE = Path(__file__).parents[1] / "helpers" / "data" / "hf_reference"
@@ -123,6 +124,20 @@ def test_spellings_mean_what_they_mean_to_transformers(changes, tmp_path):
     if theirs["rope_type"] == "linear":
         expected = Linear(theirs["factor"])
     assert config.rope_scaling == expected
+
+
+SCALINGS = (None, Linear(4.0), Llama3(4.0, 1.0, 4.0, 16), Yarn(4.0, 16))
+
+
+@pytest.mark.parametrize("there", SCALINGS, ids=str)
+@pytest.mark.parametrize("here", SCALINGS, ids=str)
+def test_a_checkpoint_is_not_taken_for_one_of_another_scaling(there, here):
+    model = {"rope_scaling": there and dataclasses.asdict(there)}
+    wanted = {"rope_scaling": here and dataclasses.asdict(here)}
+    if there == here:
+        return checkpoint.check_about(model, wanted, "it")
+    with pytest.raises(ValueError, match="it was made with another rope_scaling"):
+        checkpoint.check_about(model, wanted, "it")
 
 
 def test_a_model_without_scaling_is_written_as_before():
