@@ -1,168 +1,197 @@
-r"""What the spelling of two answers decides, and how it is prepared for math-verify.
+r"""What two answers decide by themselves, and what is left for a worker.
 
-`normal` brings an answer into a spelling that math-verify reads as a person would.
-`quick` decides within microseconds where the spellings, words or plain numbers are the
-same, or where both are plain numbers. The rest goes to a worker (`pool`).
-
-Where public suites of equal answers contradict each other, math-verify is followed:
-
-- Decimals agree to six places, small ones to six digits: 0.333333 is 1/3, 0.33 is
-  not; 40\pi is not 125.66. Whole numbers and fractions agree exactly.
-- 50% is 0.5 and also 50. Units, degree signs and currencies are ignored.
-- A list is a set and has no order; a tuple has one: (1,2) is not (2,1), but either
-  may answer for the list 1,2. (1,2) may be an open interval; [1,2] is never a set.
-- 1 \pm 2 is the list 3,-1; several such signs in one item are not written out.
-- x=5 is 5, but not y=5. An inequality is its interval, `x<1 or x>3` their union.
-- A base may be left out: 25_8 is 25, not 25_7. The letter i may be the root of -1.
-- Words count as a whole, without case; other sentences are undecided.
+`quick` decides within microseconds where spellings, words, choices or plain numbers
+settle it. The rest are two formulas for `pool`. The policy is the table of
+docs/method.md, section 5.
 """
 
 import re
-import unicodedata
 from fractions import Fraction
+from functools import lru_cache
 
-from pr1_jax.answers.extract import MAX_CHARS, bare, boxes
+from pr1_jax.answers import prose, spelling, words
+from pr1_jax.answers.extract import MAX_CHARS
+from pr1_jax.answers.prose import Reading
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
 
-_NUMBER = re.compile(r"([+-]?)([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]*)(\.[0-9]+)?")
+_NUMBER = re.compile(r"([+-]?) ?([1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]*)(\.[0-9]+)?")
 _FRACTION = re.compile(
-    r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac\{(-?[0-9]+)\}\{([0-9]+)\})"
+    r"([+-]?) ?([0-9]*)(?:(?<![0-9])([0-9]+)/([0-9]+)|\\frac\{(-?[0-9]+)\}\{([0-9]+)\})"
 )
 _DECIMAL_COMMA = re.compile(r"([+-]?[0-9]+),([0-9]+)")
 _IN_BASE = re.compile(r"([0-9A-Za-z]+)_(?:([0-9])|\{([0-9]{1,2})\})")
-_SEPARATOR = r"(?:,|\{,\}|\\,|\\ |~|\\!,\\!|,\\!|[ \u00a0\u2009\u202f])"
-_THOUSANDS = re.compile(
-    rf"[+-]?[1-9][0-9]{{0,2}}(?:{_SEPARATOR}[0-9]{{3}})+(?=$|\.[0-9]|\s*[A-Za-z%\\])"
+_SYMBOL = rf"(?:{words.SYMBOL.pattern})(?:\s*\^\{{?-?[123]\}}?)?"
+_UNIT = re.compile(
+    r"(?P<value>.*(?:[0-9})\]!]|\\pi))\s*(?P<unit>"
+    rf"{_SYMBOL}(?:\s*(?:/|\\cdot)\s*{_SYMBOL})*|\^\{{?\\(?:circ|degree)\}}?\s*[CF]?)",
+    re.DOTALL,
 )
-_CURRENCY = re.compile(r"^([+-]?)(?:\\\$|[$€£¥₹])\s*(?=[0-9.])")
-_MIXED = re.compile(r"([+-]?[0-9]+) ([0-9]+)/([0-9]+)")
-_SCIENTIFIC = re.compile(r"([+-]?[0-9.]+)[eE]([+-]?[0-9]+)")
-_LEADING_WORDS = re.compile(
-    r"(?:[A-Za-z ,'’]*\b)?(?:is|are|be|equals|equal to|about|approximately)\b:?\s+"
-)
-_UNIT = re.compile(  # words after a number; short ones may be products of variables
-    r"(?:(?<=[0-9})\]])|(?<=\\pi))\s+(?!(?:percent|percentage|sqrt|choose)\b)"
-    r"(?:[A-Za-z]{4,}|cup|day|hrs?|mins?|secs?|[cmk]?m|k?g|mg|lbs?|oz|ft|in|[mk]ph|USD)"
-    r"\b[A-Za-z /.-]*(?:\^?\{?[23]\}?)?$"
-)
-_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)(?:bf|rm)?\{([^{}]*)\}")
-_NON_ASCII = re.compile(r"[^\x00-\x7f]")
-_ROOT = re.compile(r"√\s*([0-9]+|[A-Za-z]|\([^()]*\))")
-_SYMBOLS = str.maketrans(
-    {
-        "−": "-",
-        "⁄": "/",
-        "÷": "/",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "±": r"\pm ",
-        "√": r"\sqrt ",
-        "°": r"^{\circ}",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "∞": r"\infty ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∈": r"\in ",
-        "∅": r"\emptyset ",
-    }
-)
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-z])")
+_THOUSANDS = re.compile(r"(?P<value>[+-]? ?[0-9]+(?:\.[0-9]+)?)[kK]")
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
 _SPACING = re.compile(  # not between digits, where 1 2 is not 12
-    r"\\(?:left|right)(?![a-z])|\\[,;!:]|(?<![0-9\s])\s+|\s+(?![0-9\s])"
+    r"(?<![0-9\s])\s+|\s+(?![0-9\s])"
 )
-_LISTS = re.compile(r"[,;]|\b(?:and|or)\b")
-_DOUBLE_ESCAPED = re.compile(r"(?:[^\\]|\\\\)*\\\\[A-Za-z](?:[^\\]|\\\\)*")
+_ONE_CHARACTER = re.compile(r"(?<=[^A-Za-z])\{([A-Za-z0-9])\}|\{([0-9])\}")
+_STRING = re.compile(r'"((?:[^"\\]|\\.)+)"|\'((?:[^\'\\]|\\.)+)\'')
+_STRINGS = re.compile(
+    rf"\[\s*(?:{_STRING.pattern})(?:\s*,\s*(?:{_STRING.pattern}))*\s*\]"
+)
+_PLACES = Fraction(5, 10_000_000)
 
 
-def _ascii(char: str) -> str:
-    """LaTeX or ASCII for a digit, letter or power outside ASCII, else `char`."""
-    form, *codes = unicodedata.decomposition(char).split() or [""]
-    if form in ("<super>", "<sub>"):
-        plain = "".join(chr(int(code, 16)) for code in codes)
-        return ("^" if form == "<super>" else "_") + f"{{{plain}}}"
-    if form == "<fraction>":
-        return r"\frac{{{}}}{{{}}}".format(
-            *unicodedata.normalize("NFKC", char).split("⁄")
-        )
-    if form.startswith("<"):
-        return unicodedata.normalize("NFKC", char)
-    greek = re.fullmatch(
-        r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(char, "")
+def quick(answer: str, reference: str) -> Result | tuple[str, str]:
+    """The verdict on two answers, or the formulas of both for a worker.
+
+    Args:
+      answer, reference: as `extract` gives them.
+    """
+    for name, text in (("answer", answer), ("reference", reference)):
+        if len(text) > MAX_CHARS:
+            return Result(UNDECIDED, f"the {name} has over {MAX_CHARS} characters")
+    if not reference.strip():
+        return Result(UNDECIDED, "the reference is blank")
+    if result := _same_numbers(answer, reference):
+        return result
+    text, wanted = spelling.plain(answer), _plain_reference(reference)
+    if _spelling(text) == _spelling(wanted):
+        return Result(CORRECT, "the answer is spelled as the reference")
+    if result := _same_choice(text, wanted):
+        return result
+    one, other = _readings(text, wanted)
+    if one.unit and other.unit and one.unit != other.unit:
+        return Result(UNDECIDED, f"{one.unit} and {other.unit} are not converted")
+    if _spelling(one.formula) == _spelling(other.formula) != "" and (
+        one.known == other.known
+    ):
+        return Result(CORRECT, "the answer reads as the reference")
+    for name, reading in (("answer", one), ("reference", other)):
+        if not reading.known:
+            return Result(UNDECIDED, f"the {name} is a sentence that is not understood")
+    if one.wordy or other.wordy:
+        return Result(UNDECIDED, "words are compared as a whole alone")
+    return (
+        _same_digits(one.formula, other.formula)
+        or _same_numbers(one.formula, other.formula)
+        or (one.formula, other.formula)
     )
-    if greek:
-        name = greek[2].lower()
-        return f"\\{name if greek[1] == 'SMALL' else name.capitalize()} "
-    return str(unicodedata.decimal(char, char))
 
 
-def _without_boxes(text: str) -> str:
-    """The last boxes of `text` that make one list, if there are several boxes."""
-    spans, listed = boxes(text), []
-    if len(spans) < 2:
-        return text
-    for start, end in reversed(spans):
-        gap = text[end + 1 : listed[0][0]] if listed else ""
-        if listed and end >= listed[0][0]:  # around another box
-            continue
-        if len(gap) > 60 or (len(gap) > 20 and not _LISTS.search(gap)):
-            break
-        listed.insert(0, (start, end))
-    return ", ".join(dict.fromkeys(text[slice(*box)] for box in listed))
+@lru_cache(maxsize=64)  # one reference has many answers
+def _plain_reference(reference: str) -> str:
+    """The reference in one spelling; a list of strings, as of JSON, is a list."""
+    if _STRINGS.fullmatch(reference):
+        listed = [one or other for one, other in _STRING.findall(reference)]
+        return ", ".join(spelling.plain(x.replace("\\\\", "\\")) for x in listed)
+    return spelling.plain(reference)
 
 
-def normal(answer: str) -> str:
-    """`answer` in the spelling that math-verify reads as a person would."""
-    text = _without_boxes(bare(answer))
-    if not text.isascii():
-        text = _ROOT.sub(r"\\sqrt{\1}", text).translate(_SYMBOLS)
-        text = _NON_ASCII.sub(lambda x: _ascii(x[0]), text).replace("}^{", "")
-    if _DOUBLE_ESCAPED.fullmatch(text):
-        text = text.replace("\\\\", "\\")
-    if inner := _TEXT.fullmatch(text):
-        text = inner[1]
-    text = _CURRENCY.sub(r"\1", text)
-    text = text.replace(r"\$", "")
-    if text.count("$") % 2:
-        text = text.replace("$", "")
-    if words := _LEADING_WORDS.match(text):
-        text = _CURRENCY.sub(r"\1", text[words.end() :])
-    if number := _THOUSANDS.match(text):
-        text = re.sub(r"[^0-9+-]", "", number.group()) + text[number.end() :]
-    if mixed := _MIXED.fullmatch(text):
-        return r"{}\frac{{{}}}{{{}}}".format(*mixed.groups())
-    if scientific := _SCIENTIFIC.fullmatch(text):
-        return r"{} \times 10^{{{}}}".format(*scientific.groups())
-    return _UNIT.sub("", text).strip()
+def _spelling(text: str) -> str:
+    """`text` without what changes only how its formulas look; words without case."""
+    text = _SPACING.sub("", _ONE_CHARACTER.sub(r"\1\2", text))
+    return text.casefold() if text.isalpha() and len(text) > 1 else text
+
+
+def _same_choice(answer: str, reference: str) -> Result | None:
+    """The verdict on the letters of choices, None where the reference is none."""
+    one, other = prose.label(answer), prose.label(reference)
+    if one is None or other is None:
+        return None
+    if one[0] == other[0]:
+        return Result(CORRECT, "the choices are the same")
+    return Result(INCORRECT, f"choice {one[0]} is not {other[0]}")
+
+
+def _readings(answer: str, reference: str) -> tuple[Reading, Reading]:
+    """What both say; letters behind a number are its unit where the other has none."""
+    texts = []
+    for text, beside in ((answer, reference), (reference, answer)):
+        choice = prose.label(text)
+        named = prose.label(beside)
+        texts.append(choice[1] if choice and choice[1] and not named else text)
+    one, other = map(prose.read, texts)
+    return _measured(one, other), _measured(other, one)
+
+
+def _measured(reading: Reading, beside: Reading) -> Reading:
+    """`reading` without the unit, or the k for a thousand, behind its number."""
+    if not reading.known or reading.wordy or not beside.known:
+        return reading
+    match = _UNIT.fullmatch(reading.formula)
+    if not match or _ANGLE.search(match["value"]):
+        thousands = _THOUSANDS.fullmatch(reading.formula)
+        if thousands and not _has_letters(beside.formula):
+            return Reading(rf"{thousands['value']} \cdot 1000")
+        return reading
+    other = _UNIT.fullmatch(beside.formula)
+    unit = words.UNITS.get(match["unit"].lower(), "")
+    same = other and _spelling(other["unit"]) == _spelling(match["unit"])
+    worded = beside.unit and beside.unit == unit
+    both = other and (unit, words.UNITS.get(other["unit"].lower(), ""))
+    measures = both and all(both) and both != (match["unit"], other["unit"])
+    if same or worded or measures or not _has_letters(beside.formula):
+        return Reading(match["value"].strip(), unit=unit)
+    return reading
+
+
+def _has_letters(formula: str) -> bool:
+    return bool(_LETTER.search(_COMMAND.sub(" ", formula)))
+
+
+# --- Numbers --------------------------------------------------------------------------
 
 
 def _number(text: str) -> Fraction | None:
     """The value of a plain number or fraction of at most 12 digits, else None."""
-    if len(text) > 30 or not 0 < sum(map(str.isdigit, text)) <= 12:
+    if (
+        len(text) > 30
+        or not 0 < sum(map(str.isdigit, text)) <= 12
+        or not text.isascii()
+    ):
         return None
     if _NUMBER.fullmatch(text):
-        return Fraction(text.replace(",", ""))
+        return Fraction(text.replace(",", "").replace(" ", ""))
     if not (match := _FRACTION.fullmatch(text)):
         return None
-    sign, *parts = match.groups()
+    sign, whole, *parts = match.groups()
     over, under = (int(part) for part in parts if part is not None)
-    if under == 0:
+    if under == 0 or whole and not (0 < over < under and "\\" in text):
         return None
-    return Fraction(-over if sign == "-" else over, under)
+    value = int(whole or 0) + Fraction(over, under)
+    return -value if sign == "-" else value
 
 
-def _spelling(text: str) -> str:
-    """`text` without what changes only how its formulas look."""
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return _SPACING.sub("", text)
+def _same_numbers(answer: str, reference: str) -> Result | None:
+    """The verdict on two plain numbers, None of others."""
+    value, wanted = _number(answer), _number(reference)
+    if value is None or wanted is None:
+        return None
+    exact = "." not in answer + reference
+    # Of small numbers six digits, lest all of them be 0.
+    most = 0 if exact else min(_PLACES, 4 * _PLACES * abs(wanted))
+    if abs(value - wanted) <= most:
+        return Result(CORRECT, "the numbers are equal")
+    return Result(INCORRECT, f"{answer} is not {reference}")
 
 
-def _same_digits(answer: str, reference: str) -> bool | None:
-    """Whether numbers in a base or with a decimal comma agree, None without them.
+def _same_digits(answer: str, reference: str) -> Result | None:
+    """The verdict on numbers in a base or with a decimal comma, None of others.
 
     A base may be left out; a comma is decimal only beside a decimal point.
     """
+    same = _in_one_base(answer, reference)
+    for one, other in ((answer, reference), (reference, answer)):
+        if (comma := _DECIMAL_COMMA.fullmatch(one)) and "." in other:
+            value, wanted = _number("{}.{}".format(*comma.groups())), _number(other)
+            same = True if value is not None and value == wanted else None
+    if same is None:
+        return None
+    verdict = CORRECT if same else INCORRECT
+    return Result(verdict, "the digits or their values are compared")
+
+
+def _in_one_base(answer: str, reference: str) -> bool | None:
     based = [_IN_BASE.fullmatch(text) for text in (answer, reference)]
     if all(based):
         (one, base), (other, other_base) = ((x[1], int(x[2] or x[3])) for x in based)
@@ -173,40 +202,4 @@ def _same_digits(answer: str, reference: str) -> bool | None:
     if any(based):
         digits = [x[1] if x else y for x, y in zip(based, (answer, reference))]
         return True if digits[0] == digits[1] else None
-    for one, other in ((answer, reference), (reference, answer)):
-        if (comma := _DECIMAL_COMMA.fullmatch(one)) and "." in other:
-            value, wanted = _number("{}.{}".format(*comma.groups())), _number(other)
-            return True if value is not None and value == wanted else None
     return None
-
-
-def quick(answer: str, reference: str) -> Result | None:
-    """The verdict on two answers as `normal` spells them; None if a worker must decide.
-
-    Args:
-      answer, reference: as they are where they are too long for `normal`.
-    """
-    for name, text in (("answer", answer), ("reference", reference)):
-        if len(text) > MAX_CHARS:
-            return Result(UNDECIDED, f"the {name} has over {MAX_CHARS} characters")
-    if not reference:
-        return Result(UNDECIDED, "the reference is blank")
-    if answer == reference:
-        return Result(CORRECT, "the answer is the reference")
-    if _spelling(answer) == _spelling(reference):
-        return Result(CORRECT, "the answer is spelled as the reference")
-    if answer.replace(" ", "").isalpha() and answer.casefold() == reference.casefold():
-        return Result(CORRECT, "the words are the same")
-    if (same := _same_digits(answer, reference)) is not None:
-        verdict = CORRECT if same else INCORRECT
-        return Result(verdict, "the digits or their values are compared")
-    value, wanted = _number(answer), _number(reference)
-    if value is None or wanted is None:
-        return None
-    places = Fraction(5, 10_000_000)
-    if wanted:  # of a small number six digits, lest all of them be 0
-        places = min(places, 4 * places * abs(wanted))
-    exact = "." not in answer + reference
-    if abs(value - wanted) <= (0 if exact else places):
-        return Result(CORRECT, "the numbers are equal")
-    return Result(INCORRECT, f"{answer} is not {reference}")

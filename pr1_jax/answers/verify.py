@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pr1_jax.answers.compare import normal, quick
-from pr1_jax.answers.extract import MAX_CHARS, boxes, extract
+from pr1_jax.answers.compare import quick
+from pr1_jax.answers.extract import boxes, extract
 from pr1_jax.answers.pool import NUM_WORKERS, ask
 from pr1_jax.answers.verdicts import INCORRECT, Result
 
@@ -37,11 +37,12 @@ def check_many(
     pairs = [_pair(text, wanted) for text, wanted in zip(responses, references)]
     decided = {pair: quick(*pair) for pair in pairs if pair}  # equal pairs once
     decided[None] = Result(INCORRECT, "the response gives no answer")
-    slow = [pair for pair, result in decided.items() if result is None]
+    slow = {x for x in decided.values() if not isinstance(x, Result)}
     if slow:
         with ThreadPoolExecutor(NUM_WORKERS) as threads:
-            results = threads.map(lambda pair: ask(*pair, timeout_sec), slow)
-            decided.update(zip(slow, results))
+            results = threads.map(lambda texts: ask(*texts, timeout_sec), slow)
+            found = dict(zip(slow, results))
+        decided = {pair: found.get(x, x) for pair, x in decided.items()}
     return [decided[pair] for pair in pairs]
 
 
@@ -51,5 +52,4 @@ def _pair(response: str, reference: str) -> tuple[str, str] | None:
     if answer is None:
         return None
     wanted = reference if len(boxes(reference)) > 1 else extract(reference)
-    texts = answer, wanted or reference
-    return tuple(normal(x) if len(x) <= MAX_CHARS else x for x in texts)
+    return answer, wanted or reference

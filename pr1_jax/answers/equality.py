@@ -1,0 +1,444 @@
+"""Whether two SymPy objects are the same answer. Only workers import this.
+
+Numbers are compared exactly, decimals to six places and to six digits, whatever their
+size: a difference counts as none only where it is proven to be 0.
+"""
+
+from collections.abc import Callable, Sequence
+
+from sympy import (
+    Abs,
+    Add,
+    And,
+    Basic,
+    Eq,
+    Expr,
+    Float,
+    I,
+    Interval,
+    MatrixBase,
+    MatrixExpr,
+    Mul,
+    Ne,
+    Pow,
+    Rational,
+    Set,
+    StrictGreaterThan,
+    StrictLessThan,
+    Symbol,
+    Tuple,
+    UnevaluatedExpr,
+    Union,
+    expand,
+    nan,
+    oo,
+    simplify,
+    zoo,
+)
+from sympy.core.evalf import PrecisionExhausted
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+
+from pr1_jax.answers.formulas import items
+
+_PLACES = Rational(5, 10_000_000)
+_DIGITS = 4 * _PLACES
+_POINTS = (  # of both signs, as sqrt(x^2) is not x
+    (731, 1377, 419, 1913, 577, 1129, 263, 1641),
+    (-613, -1291, 877, -353, 1453, -1187, 941, -719),
+)
+_HUGE = 10**40  # numbers beyond it can hide a difference from 200 digits
+
+
+class Unclear(Exception):
+    """Equality could be neither proven nor refuted."""
+
+
+def same(gold: Basic | MatrixBase, target: Basic | MatrixBase) -> bool:
+    """Whether `target` is the answer that `gold` is.
+
+    Raises:
+      Unclear: no method here decides.
+    """
+    one, other = _is_relation(gold), _is_relation(target)
+    if one and other:
+        return _same_relation(gold, target)
+    if other and not isinstance(gold, Set):
+        target = _value(target, _is_name if gold == 0 else _is_sum)
+        return target is not None and same(gold, target)
+    if one and not isinstance(target, Set):
+        gold = _value(gold, _is_name)
+        return gold is not None and same(gold, target)
+    if one or other:
+        return _same_range(gold, target)
+    if _is_group(gold) or _is_group(target):
+        return _same_group(gold, target)
+    if isinstance(gold, (MatrixBase, MatrixExpr)) or isinstance(
+        target, (MatrixBase, MatrixExpr)
+    ):
+        return _same_matrix(gold, target)
+    if not (isinstance(gold, Expr) and isinstance(target, Expr)):
+        return gold == target
+    return _same_value(gold, target)
+
+
+def near(one: Basic, other: Basic) -> bool:
+    """Whether one value may be rounded to the other: they differ by 5 % at most.
+
+    Raises:
+      Unclear: one of them is no number.
+    """
+    one, other = (_value(x, _is_sum) if _is_relation(x) else x for x in (one, other))
+    if not (isinstance(one, Expr) and isinstance(other, Expr)):
+        raise Unclear
+    one, other = (_exact(x.doit()) for x in (one, other))
+    if one.free_symbols or other.free_symbols:
+        raise Unclear
+    return bool(_numeric(abs(one - other)) <= _numeric(abs(one)) / 20)
+
+
+def _same_matrix(gold: Basic, target: Basic) -> bool:
+    gold, target = gold.doit(), target.doit()
+    if not (isinstance(gold, MatrixBase) and isinstance(target, MatrixBase)):
+        return False
+    return gold.shape == target.shape and all(map(same, gold.flat(), target.flat()))
+
+
+# --- Equations and inequalities -------------------------------------------------------
+
+
+def _is_relation(value: Basic) -> bool:
+    return isinstance(value, (Relational, And))
+
+
+def _chain(value: Basic) -> list[Relational]:
+    """The relations of `a < b < c`, in the order of the text."""
+    if not isinstance(value, And):
+        return [value]
+    return list(getattr(value, "_unsorted_args", value.args))
+
+
+def _value(relation: Basic, named: Callable[[Basic], bool]) -> Basic | None:
+    """What an equation says that its left-hand side is; None of an inequality.
+
+    Args:
+      named: whether a left-hand side with letters is a name, as that of AB = 5, rather
+        than a side of an equation to solve, as that of 2x = 10.
+    """
+    chain = _chain(relation)
+    if not all(isinstance(x, Eq) for x in chain):
+        return None
+    name, value = chain[0].lhs, chain[-1].rhs  # 5 of x = 2 + 3 = 5
+    if not named(name) and (name.free_symbols or not same(name, value)):
+        raise Unclear
+    return value
+
+
+def _is_name(side: Basic) -> bool:
+    """Whether a side is a letter, f(x), |AB|, (x, y), or letters over each other."""
+    if isinstance(side, (Symbol, AppliedUndef)):
+        return True
+    if isinstance(side, (Abs, Tuple, Interval)):
+        return all(map(_is_name, side.args[:2]))
+    if isinstance(side, Pow):
+        return side.exp == -1 and _is_name(side.base)
+    return isinstance(side, Mul) and all(map(_is_name, side.args))
+
+
+def _is_sum(side: Basic) -> bool:
+    """Whether a side is a name or a sum of names, as in a + b = 5, which states a value."""
+    return _is_name(side) or isinstance(side, Add) and all(map(_is_name, side.args))
+
+
+def _same_relation(gold: Basic, target: Basic) -> bool:
+    one, other = _chain(gold), _chain(target)
+    if all(isinstance(x, Eq) for x in one + other):
+        ends = [(x[0].lhs, x[-1].rhs) for x in (one, other)]
+        if all(isinstance(name, (Symbol, AppliedUndef)) for name, _ in ends):
+            (name, value), (other_name, other_value) = ends
+            if name == other_name:
+                return same(value, other_value)
+        if any(isinstance(end, (Set, Tuple)) for pair in ends for end in pair):
+            return False
+    for relation, numbers in ((gold, target), (target, gold)):
+        inside = _chain(numbers)[-1]
+        if isinstance(inside, Eq) and isinstance(inside.rhs, Set):  # x \in S
+            return _same_range(relation, inside.rhs)
+    if len(one) == len(other) and all(map(_same_link, one, other)):
+        return True
+    if len(one) == len(other) and all(map(_same_link, one, reversed(other))):
+        return True
+    if any(isinstance(x, Eq) for x in one + other):
+        return False
+    sets = _range(gold), _range(target)
+    return None not in sets and same(*sets)
+
+
+def _same_link(gold: Basic, target: Basic) -> bool:
+    """Whether two relations, both turned to `difference sign 0`, are proportional."""
+    if not (isinstance(gold, Relational) and isinstance(target, Relational)):
+        return False
+    kinds = []
+    for relation in (gold, target):
+        difference = relation.lhs - relation.rhs
+        if isinstance(relation, (Eq, Ne)):
+            kinds.append((type(relation), difference))
+        else:
+            strict = isinstance(relation, (StrictLessThan, StrictGreaterThan))
+            upward = relation.rel_op in (">", ">=")
+            kinds.append((strict, difference if upward else -difference))
+    (kind, one), (other_kind, other) = kinds
+    if kind != other_kind or other == 0 or one == 0:
+        return False
+    ratio = simplify(one / other)
+    if ratio.free_symbols or ratio in (nan, zoo, oo, -oo) or ratio.is_zero:
+        return False
+    return isinstance(gold, (Eq, Ne)) or bool(ratio.is_positive)
+
+
+def _range(relation: Basic) -> Set | None:
+    """The real numbers for which an inequality in one variable holds."""
+    chain = _chain(relation)
+    calls = set().union(*(x.atoms(AppliedUndef) for x in chain))
+    chain = [x.xreplace({f: Symbol(str(f), real=True) for f in calls}) for x in chain]
+    symbols = set().union(*(x.free_symbols for x in chain))
+    if len(symbols) != 1 or any(isinstance(x, Eq) for x in chain):
+        return None
+    try:
+        return And(*chain).as_set()
+    except Exception:  # noqa: BLE001 (SymPy raises anything)
+        return None
+
+
+def _same_range(gold: Basic, target: Basic) -> bool:
+    """Whether a set and a relation, `x \\in S` or an inequality, are the same numbers."""
+    relation, numbers = (gold, target) if _is_relation(gold) else (target, gold)
+    chain = _chain(relation)
+    if all(isinstance(x, Eq) for x in chain):
+        value = _value(relation, _is_name)
+        return same(numbers, value) if relation is target else same(value, numbers)
+    found = _range(relation)
+    return found is not None and same(numbers, found)
+
+
+# --- Sets, lists, tuples, intervals ---------------------------------------------------
+
+
+def _is_group(value: Basic) -> bool:
+    return isinstance(value, (Set, Tuple))
+
+
+def _same_group(gold: Basic, target: Basic) -> bool:
+    """A list has no order, a tuple has one; an open interval may be a pair."""
+    if isinstance(gold, Interval) and isinstance(target, Interval):
+        ends = (gold.left_open, gold.right_open) == (
+            target.left_open,
+            target.right_open,
+        )
+        return ends and same(gold.start, target.start) and same(gold.end, target.end)
+    one, other = _elements(gold), _elements(target)
+    if one is not None and other is not None:
+        ordered = isinstance(gold, (Tuple, Interval)) or _named(one) != _named(other)
+        if not ordered:
+            return _matched(one, other)
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(gold, Union) and isinstance(target, Union):
+        return _matched(_parts(gold), _parts(target)) or _no_difference(gold, target)
+    if isinstance(gold, Set) and isinstance(target, Set):
+        return gold == target or _no_difference(gold, target)
+    return False
+
+
+def _named(values: Sequence[Basic]) -> bool:
+    """Whether these are equations for several variables, as x = 1, y = 2."""
+    names = {x.lhs for value in values for x in _chain(value)[:1] if isinstance(x, Eq)}
+    return len(names) > 1
+
+
+def _elements(value: Basic) -> Sequence[Basic] | None:
+    """Those of a list, a tuple, an open interval or a lone value; None of other sets."""
+    if isinstance(value, Tuple):
+        return value.args
+    if isinstance(value, Interval):
+        return (value.start, value.end) if value.is_open else None
+    if isinstance(value, Set):
+        return items(value) if items(value) is not None else _finite(value)
+    return [value]
+
+
+def _finite(value: Set) -> Sequence[Basic] | None:
+    return value.args if value.is_FiniteSet else None
+
+
+def _parts(value: Set) -> list[Set]:
+    """The sets whose union `value` is."""
+    if not isinstance(value, Union):
+        return [value]
+    return [part for x in value.args for part in _parts(x)]
+
+
+def _matched(one: Sequence[Basic], other: Sequence[Basic]) -> bool:
+    """Whether each of `one` has a partner of its own in `other`, the same value.
+
+    What `other` repeats counts once, unless `one` repeats something.
+    """
+    left = list(other)
+    if len(left) > len(one) == len(_distinct(one)):
+        left = _distinct(left)
+    if len(one) != len(left):
+        return False
+    for value in one:
+        partner = next((k for k, x in enumerate(left) if same(value, x)), None)
+        if partner is None:
+            return False
+        left.pop(partner)
+    return True
+
+
+def _distinct(values: Sequence[Basic]) -> list[Basic]:
+    found = []
+    for value in values:
+        if not any(same(x, value) for x in found):
+            found.append(value)
+    return found
+
+
+def _no_difference(gold: Set, target: Set) -> bool:
+    try:
+        return gold.symmetric_difference(target).is_empty is True
+    except Exception:  # noqa: BLE001 (SymPy raises anything)
+        return False
+
+
+# --- Values ---------------------------------------------------------------------------
+
+
+def _same_value(gold: Expr, target: Expr) -> bool:
+    """Whether two expressions have one value; 50 % is a half and also 50."""
+    one, other = _percent(gold), _percent(target)
+    if (one is None) != (other is None):
+        parts = (one, target) if other is None else (gold, other)
+        if _same_value(*parts):
+            return True
+    elif one is not None:
+        return _same_value(one, other)
+    gold, target = gold.doit(), target.doit()
+    if gold.has(nan, zoo) or target.has(nan, zoo):
+        raise Unclear
+    if gold == target:
+        return True
+    decimals = gold.has(Float) or target.has(Float)
+    gold, target = _exact(gold), _exact(target)
+    if gold.free_symbols or target.free_symbols:
+        units = [_with_imaginary_unit(x) for x in (gold, target)]
+        if units != [gold, target] and _same_value(*units):
+            return True
+        return _same_function(gold, target, decimals)
+    return _same_number(gold, target, decimals)
+
+
+def _percent(value: Expr) -> Expr | None:
+    """The 50 of 50 %, None of other values."""
+    hundredth = UnevaluatedExpr(Rational(1, 100))
+    if isinstance(value, Mul) and hundredth in value.args:
+        return Mul(*(x for x in value.args if x != hundredth))
+    return None
+
+
+def _exact(value: Expr) -> Expr:
+    """`value` with decimals as the fractions that they are written as."""
+    floats = [x for x in value.atoms(Float) if x == 0 or 1e-300 < abs(x) < 1e300]
+    return value.xreplace({x: Rational(str(x)) for x in floats})
+
+
+def _with_imaginary_unit(value: Expr) -> Expr:
+    """`value` with i for the root of -1, which the parser takes for a variable."""
+    return value.subs({x: I for x in value.free_symbols if x.name == "i"})
+
+
+def _same_number(gold: Expr, target: Expr, decimals: bool) -> bool:
+    if oo in (abs(gold), abs(target)):
+        return gold == target
+    difference = gold - target
+    if decimals:
+        size = _numeric(abs(gold))
+        most = min(_PLACES, _DIGITS * size)
+        return bool(_numeric(abs(difference)) <= most)
+    return _is_zero(difference)
+
+
+def _numeric(value: Expr) -> Expr:
+    """The value to 15 digits, 0 only where it is 0 to hundreds of them."""
+    if value.is_Rational:
+        return value
+    found = value.evalf(15, maxn=400)
+    if not found.is_number or found in (nan, zoo) or not found.is_comparable:
+        raise Unclear
+    return found
+
+
+def _is_zero(value: Expr) -> bool:
+    """Whether a constant is 0: refuted by its digits, proven by algebra.
+
+    Raises:
+      Unclear: its digits are 0, hundreds of them, and no algebra shows why.
+    """
+    if value.is_Rational:
+        return value == 0
+    try:
+        found = value.evalf(5, maxn=400, strict=True)
+        if found.is_number and found not in (nan, zoo) and found != 0:
+            return False
+    except PrecisionExhausted:
+        pass
+    for simpler in (expand, simplify):
+        shown = simpler(value)
+        if shown == 0 or shown.is_zero:
+            return True
+        if shown.is_Rational:
+            return False
+    proven = value.equals(0)
+    if proven is None:
+        raise Unclear
+    return bool(proven)
+
+
+def _same_function(gold: Expr, target: Expr, decimals: bool) -> bool:
+    """Whether two expressions agree wherever they are tried, at fractions."""
+    difference = gold - target
+    if difference == 0 or expand(difference) == 0:
+        return True
+    names = sorted({x.name for x in gold.free_symbols | target.free_symbols})
+    for point in _POINTS:
+        at = {
+            name: Rational(point[k % 8], 1000) + k // 8 for k, name in enumerate(names)
+        }
+        values = []
+        for part in (difference, gold):
+            values.append(part.subs({x: at[x.name] for x in part.free_symbols}))
+        found = [_digits(x) for x in values]
+        if None in found:  # no number: an integral, an unknown function
+            return simplify(difference) == 0
+        most = Rational(1, 10**9) * abs(found[1]) if decimals else 0
+        if abs(found[0]) > most:
+            return False
+    large = [x for x in (gold + Add(target)).atoms(Rational) if _is_huge(x)]
+    if large and simplify(difference) != 0:
+        raise Unclear
+    return True
+
+
+def _is_huge(number: Rational) -> bool:
+    return max(abs(number.p), number.q) > _HUGE
+
+
+def _digits(value: Expr) -> Expr | None:
+    """The value to a few digits, 0 where 200 are 0; None of what is no number."""
+    if value.is_Rational:
+        return value
+    found = value.evalf(5, maxn=200)
+    if not found.is_number or found.has(oo, nan, zoo):
+        return None
+    if max(x._prec for x in found.atoms(Float) or [found]) == 1:
+        return Rational(0)
+    return found

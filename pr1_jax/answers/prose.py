@@ -1,0 +1,282 @@
+r"""Reads the words of an answer: numbers in words, operators in words, units, sentences.
+
+`read` gives the formula that an answer is, if it is one: `five million` is 5000000,
+`She has 12 apples left` is 12. Whatever is not understood whole is said to be so, and
+never stands for a part of itself.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pr1_jax.answers import words
+from pr1_jax.answers.numerals import (
+    Token,
+    text_of,
+    tokens_of,
+    with_numbers,
+    with_operators,
+)
+
+_LINKS = frozenset(("and", "or", "&"))
+_JOINED = re.compile(r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*")
+_LABEL = re.compile(
+    r"(?:[A-Za-z ,']*\b(?:is|are|be|option|choice|answer)\b[ :]*)?"
+    r"(?P<open>[(\[{]\s*)?(?P<letter>[A-J])(?P<close>\s*[)\]}])?"
+    r"(?P<delimiter>\s*[.:)])?(?P<rest>\s.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_OTHER_LETTER = re.compile(r"(?<![A-Za-z\\])[B-J](?![A-Za-z])|\bor\b|\band\b|\bnot\b")
+_BOUND = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
+_STATES = re.compile(r"\banswer\s*(?:is:?|=|:)\s*", re.IGNORECASE)
+_NEXT_SENTENCE = re.compile(r"(?<=\S)\.?\s+(?=[A-Z][a-z]*\s+[a-z])")
+_NAMED = re.compile(r"[A-Za-z ,']*[A-Za-z]{3}\s*:\s+(?=[^A-Za-z\s])")
+_REMARK = re.compile(r"(?<=\S)\s+\(([A-Za-z][A-Za-z ,'.-]*)\)$")
+_PUNCTUATION = ",.;:!?'\"`*- "
+_MATH = re.compile(r"[0-9A-Za-z\\]")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer says.
+
+    formula: the text that remains, of a formula or of words.
+    known: whether all of it was understood.
+    wordy: it is words alone, in lower case.
+    unit: the unit that was left out, in its first spelling; "" for none or many.
+    """
+
+    formula: str
+    known: bool = True
+    wordy: bool = False
+    unit: str = ""
+
+
+def label(text: str) -> tuple[str, str] | None:
+    """The letter of a choice and what follows it, as ("B", "12") of `(B) 12`."""
+    match = _LABEL.fullmatch(text.strip())
+    if not match or match["letter"].islower() or match["open"] and not match["close"]:
+        return None
+    if match["close"] and not match["open"] and match["close"].strip() != ")":
+        return None
+    rest = (match["rest"] or "").strip()
+    if rest and not (match["close"] or match["delimiter"]):
+        return None
+    if _OTHER_LETTER.search(rest):
+        return None
+    return match["letter"], rest
+
+
+def read(text: str) -> Reading:
+    """What `text`, as `spelling.plain` writes it, says."""
+    text = _said(text)
+    if remark := _REMARK.search(text):
+        inner = read(remark[1])
+        outer = text[: remark.start()]
+        if not (inner.known and not inner.wordy and inner.formula != outer):
+            text = outer if _harmless(remark[1].lower().split()) else text
+    tokens = with_operators(with_numbers(tokens_of(text)))
+    if not _has_prose(tokens):
+        return _formula(text_of(tokens))
+    return _sentence(tokens)
+
+
+def _said(text: str) -> str:
+    """`text` behind the last `answer is`, or behind words and a colon."""
+    for start in _STATES.finditer(text):
+        text_behind = _NEXT_SENTENCE.split(text[start.end() :], maxsplit=1)[0]
+    if _STATES.search(text) and text_behind.strip():
+        return text_behind.rstrip(" .")
+    if (named := _NAMED.match(text)) and _harmless(named[0].lower().split()):
+        text = text[named.end() :]
+    return text.removeprefix("\\approx").strip()
+
+
+def _formula(text: str) -> Reading:
+    if not _BOUND.search(text):  # there, `or` joins ranges
+        text = _JOINED.sub(", ", text)
+    return Reading(text.strip().removeprefix("=").strip())
+
+
+# --- Sentences ------------------------------------------------------------------------
+
+
+def _has_prose(tokens: list[Token]) -> bool:
+    """Whether some letters are words and no product of variables."""
+    runs = [x for x in tokens if x.kind == "word" and len(x.text) > 1]
+    if any(_is_word(x) for x in runs):
+        return True
+    return any(
+        one.kind == other.kind == "word"
+        and other.spaced
+        and min(len(one.text), len(other.text)) > 1
+        for one, other in pairwise(tokens)
+    )
+
+
+def _is_word(token: Token) -> bool:
+    low = token.low
+    if low in _LINKS:
+        return False
+    return (
+        len(low) > 3
+        or low in words.SHORT
+        or (low in words.UNITS or low in words.OTHER_UNITS)
+        and (low not in ("in",))
+        and token.spaced
+    )
+
+
+def _harmless(said: list[str]) -> bool:
+    """Whether none of these words changes a number or denies it."""
+    return not any(
+        x in words.CHANGES or x in words.NEGATIONS or x.endswith("n't") for x in said
+    ) and not {"least", "most"} & set(said)
+
+
+def _sentence(tokens: list[Token]) -> Reading:
+    """The one formula of a sentence, or its words, or nothing that is understood."""
+    tokens = _behind_subject(tokens)
+    if tokens is None:
+        return Reading("", known=False)
+    pieces = _pieces(tokens)
+    formulas = [k for k, (kind, _) in enumerate(pieces) if kind == "math"]
+    if not formulas:
+        said = " ".join(x.low for x in tokens if x.kind == "word")
+        return Reading(said, wordy=True)
+    whole = Reading(text_of(tokens), known=False)
+    said = [x.low for kind, piece in pieces if kind == "words" for x in piece]
+    first, last = formulas[0], formulas[-1]
+    between = pieces[first + 1 : last]
+    if any(kind == "words" and [x.low for x in p] != ["and"] for kind, p in between):
+        return _same_noun(pieces) or whole
+    before = [x.low for _, piece in pieces[:first] for x in piece]
+    behind = [x.low for _, piece in pieces[last + 1 :] for x in piece]
+    if not _states(said, before, behind):
+        return whole
+    if last + 1 < len(pieces) and not _counts(pieces[last][1], pieces[last + 1][1]):
+        return whole
+    texts = [text_of(pieces[k][1]) for k in formulas]
+    unit = words.UNITS.get(behind[0], "") if len(behind) == 1 else ""
+    return Reading(_formula(", ".join(texts)).formula, unit=unit)
+
+
+def _behind_subject(tokens: list[Token]) -> list[Token] | None:
+    """What follows `The total is` or `Answer:`; None where the subject denies it."""
+    for k in reversed(range(len(tokens) - 1)):
+        if tokens[k].low not in words.COPULAS and tokens[k].text not in ("=", ":"):
+            continue
+        subject = tokens[:k]
+        if any(x.kind == "number" or x.text in "=<>:" for x in subject):
+            continue
+        if tokens[k].text == ":" and not subject:
+            continue
+        follows = k + 1
+        while follows < len(tokens) and tokens[follows].low in words.ABOUT | {":", "="}:
+            follows += 1
+        if follows == len(tokens):
+            return tokens
+        if any(x.low in words.NEGATIONS or x.low.endswith("n't") for x in subject):
+            return None
+        rest = tokens[follows:]
+        first = 1 if rest[0].text == "-" and len(rest) > 1 else 0
+        if _is_math(rest[first], rest, first) or not _any_math(rest):
+            return rest
+    return tokens
+
+
+def _any_math(tokens: list[Token]) -> bool:
+    return any(_is_math(x, tokens, k) for k, x in enumerate(tokens))
+
+
+def _is_math(token: Token, tokens: list[Token], k: int) -> bool:
+    """Whether a token of a sentence belongs to a formula in it."""
+    if token.kind == "number" or token.text.startswith("\\"):
+        return True
+    if token.kind == "word":
+        if len(token.text) > 1:
+            return False
+        article = token.low in ("a", "i")
+        beside = tokens[k + 1 : k + 2]
+        return not (article and (not beside or beside[0].kind == "word"))
+    return token.text not in _PUNCTUATION
+
+
+def _pieces(tokens: list[Token]) -> list[tuple[str, list[Token]]]:
+    """Runs of words and of formulas, in turn, without the punctuation around formulas."""
+    runs = []
+    for k, token in enumerate(tokens):
+        word = token.kind == "word" and not _is_math(token, tokens, k)
+        kind = "words" if word else "math"
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
+        runs[-1][1].append(token)
+    pieces = []
+    for kind, run in runs:
+        if kind == "math":
+            run = _trimmed(run)
+            if not any(_MATH.search(x.text) for x in run):
+                if any(x.text not in _PUNCTUATION + "()[]" for x in run):
+                    pieces.append(("math", run))
+                continue
+        if pieces and kind == "words" and pieces[-1][0] == "words":
+            pieces[-1][1].extend(run)
+        else:
+            pieces.append((kind, run))
+    return pieces
+
+
+def _trimmed(run: list[Token]) -> list[Token]:
+    """A formula without punctuation, and without brackets that open or close in words."""
+    while run and (run[-1].text in ",.;:?'\"`* " or _unbalanced(run, -1)):
+        run = run[:-1]
+    while run and (run[0].text in ",;:.?'\"`* " or _unbalanced(run, 0)):
+        run = run[1:]
+    return run
+
+
+def _unbalanced(run: list[Token], at: int) -> bool:
+    depth = sum((x.text == "(") - (x.text == ")") for x in run)
+    return run[at].text == ("(" if at == 0 else ")") and depth == (1 if at == 0 else -1)
+
+
+def _states(said: list[str], before: list[str], behind: list[str]) -> bool:
+    """Whether a sentence with these words around its formula just states it."""
+    if any(x in words.NEGATIONS or x == "than" or x.endswith("n't") for x in said):
+        return False
+    for pair in pairwise(said):
+        if pair in (("at", "least"), ("at", "most"), ("and", "more"), ("no", "more")):
+            return False
+    if "and" in (before[-1:] + behind[:1]):  # something else belongs to it
+        return False
+    if before[-2:] == ["total", "of"]:
+        before = before[:-1]
+    if behind[-2:] == ["left", "over"]:
+        behind = behind[:-1]
+    near = before[-3:] + behind
+    if behind[:1] == ["times"] and (len(behind) == 1 or behind[1] in ("a", "per")):
+        near = before[-3:] + behind[1:]
+    if any(x in words.CHANGES - words.HARMLESS for x in near):
+        return False
+    return not any(x in words.CHANGES for x in before[-1:])
+
+
+def _counts(formula: list[Token], noun: list[Token]) -> bool:
+    """Whether the words behind a formula may name what it counts or measures."""
+    if noun[0].spaced or noun[0].low in ("st", "nd", "rd", "th"):
+        return True
+    name = re.match("[a-z]*", noun[0].low)[0]
+    return name in words.UNITS or name in words.OTHER_UNITS
+
+
+def _same_noun(pieces: list[tuple[str, list[Token]]]) -> Reading | None:
+    """The list of `3 cm and 4 cm`; None where things differ."""
+    formulas = [text_of(piece) for kind, piece in pieces if kind == "math"]
+    nouns = [[x.low for x in piece] for kind, piece in pieces if kind == "words"]
+    if pieces[0][0] == "words" or pieces[-1][0] == "math":
+        return None
+    plain = [[x for x in noun if x not in _LINKS] for noun in nouns]
+    unit = words.UNITS.get(plain[0][0]) if len(plain[0]) == 1 else None
+    if unit is None or any(noun != plain[0] for noun in plain):
+        return None
+    return Reading(", ".join(formulas), unit=unit)

@@ -1,0 +1,137 @@
+"""The words that `prose` knows: numbers, operators, units, and those that change a number.
+
+All in lower case.
+"""
+
+import re
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+SMALL = {
+    word: value
+    for value, word in enumerate(
+        _words(
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen "
+            "fourteen fifteen sixteen seventeen eighteen nineteen"
+        )
+    )
+}
+TENS = {
+    word: 10 * value
+    for value, word in enumerate(
+        _words("twenty thirty forty fifty sixty seventy eighty ninety"), start=2
+    )
+}
+SCALES = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
+SCALES |= {f"{word}s": value for word, value in SCALES.items()}
+_ORDINALS = _words("third fourth fifth sixth seventh eighth ninth tenth")
+PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
+PARTS |= {word: value for value, word in enumerate(_ORDINALS, start=3)}
+PARTS |= {f"{word}s": value for value, word in enumerate(_ORDINALS, start=3)}
+PARTS |= {"eleventh": 11, "elevenths": 11, "twelfth": 12, "twelfths": 12}
+PARTS |= {"twentieth": 20, "twentieths": 20}
+PARTS |= {"hundredth": 100, "hundredths": 100, "thousandth": 1000, "thousandths": 1000}
+
+# What a sentence may say before its one number without a word about the number itself.
+COPULAS = frozenset(
+    _words(
+        "is are was were be been being equals equal makes make gives give yields costs cost "
+        "becomes become remains gets get"
+    )
+)
+ABOUT = frozenset(_words("about approximately around roughly exactly only just simply"))
+
+# One of these anywhere in a sentence, and it does not just state its number.
+NEGATIONS = frozenset(
+    _words(
+        "not no never none nor neither cannot nothing nobody without except but unless if "
+        "whether however instead rather false wrong incorrect unknown undefined impossible "
+        "undetermined unsure maybe perhaps or either"
+    )
+)
+# One of these beside the number, and it is another number.
+CHANGES = frozenset(
+    _words(
+        "than less fewer below under above over between within beyond past up upwards "
+        "exceeding exceeds exceed almost nearly half double doubled twice triple tripled "
+        "thrice quadruple negative minus plus times divided multiplied subtracted added "
+        "multiply divide subtract add decreased increased reduced sum product difference "
+        "quotient ratio remainder factorial squared cubed root roots power powers mod modulo "
+        "log logarithm base choose multiple multiples factor factors divisor divisors "
+        "divisible divides reciprocal inverse opposite some any every all to through until "
+        "minimum maximum first third fourth fifth sixth seventh eighth ninth tenth nth "
+        "order degree cube percentage points dividing congruent greater smaller larger "
+        "higher lower bigger of from starting infinity infinite per cent"
+    )
+)
+# But behind it these do not: 12 of them, miles per hour, 12 in all, 12 every day.
+HARMLESS = frozenset(_words("any of per from to all every"))
+# Short words of English; longer ones need no list.
+SHORT = frozenset(
+    _words(
+        "a an the he she it we i you they his her its our my us them him me so to of in on at "
+        "by as is am are was were be has had have do does did get got gets ran run eat ate "
+        "buy sold sell pay paid win won now all and or not no yes for off out old new too via "
+        "per up ans tom amy bob ben tim sam joe sue ann max dan kim ali can may will must need "
+        "day days men man boy boys girl kid kids car cars way ways pie pies cup cups egg eggs "
+        "pen pens toy toys cat cats dog dogs bag bags box hat hats bus ago age ages end each "
+        "left more most than then thus hence both here there their with who how why let one "
+        "two if but since part see use used say said sum"
+    )
+)
+
+# A unit in one of its spellings; those in one line are the same unit.
+_SAME_UNITS = (
+    "mm millimeter millimeters millimetre millimetres",
+    "cm centimeter centimeters centimetre centimetres",
+    "m meter meters metre metres",
+    "km kilometer kilometers kilometre kilometres",
+    "in inch inches",
+    "ft foot feet",
+    "yd yard yards",
+    "mi mile miles",
+    "mg milligram milligrams",
+    "g gram grams gm",
+    "kg kilogram kilograms kilo kilos",
+    "lb lbs pound pounds",
+    "oz ounce ounces",
+    "s sec secs second seconds",
+    "min mins minute minutes",
+    "h hr hrs hour hours",
+    "day days",
+    "week weeks wk wks",
+    "month months mo",
+    "year years yr yrs",
+    "ml milliliter milliliters millilitre millilitres",
+    "l liter liters litre litres",
+    "dollar dollars usd bucks",
+    "cent cents",
+    "euro euros eur",
+    "mph",
+    "kmh kph kmph",
+)
+UNITS = {word: row.split()[0] for row in _SAME_UNITS for word in row.split()}
+OTHER_UNITS = frozenset(
+    _words(
+        "cup cups gallon gallons gal quart quarts pint pints acre acres hectare hectares ton "
+        "tons tonne tonnes unit units square cubic sq cu deg degree degrees rad radian radians "
+        "gbp inr rs rupee rupees yen yuan pence newton newtons joule joules watt watts volt "
+        "volts ampere amperes hertz hz khz mhz kw kwh pa kpa mol cc am pm celsius fahrenheit "
+        "kelvin"
+    )
+)
+# Symbols that stand behind a number with or without a space.
+SYMBOL = re.compile(
+    "mm|cm|dm|km|mi|ft|yd|in|mg|kg|lbs?|oz|ml|mL|min|hrs?|secs?|mph|kmh|kph|Hz|kHz|kW"
+    "|kWh|kPa|Pa|mol|cc|rad|deg|[mgshLlNJWVAKCF]"
+)
