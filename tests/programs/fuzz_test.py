@@ -94,7 +94,23 @@ def test_any_records(rows):
 
 
 @pytest.mark.parametrize(
-    "unit", ["\\boxed{", "{", "final answer: ", "<|aaa", "$", "1,"]
+    "unit",
+    [
+        *("\\boxed{", "{", "final answer: ", "<|aaa", "$", "1,", "^(", "\\sqrt(", "1 "),
+        *(
+            "five ",
+            "half ",
+            "and ",
+            "is ",
+            "answer is ",
+            "a: ",
+            "1.1",
+            "1/",
+            "(A) ",
+            "a ",
+        ),
+        *("\\text{a}", "x, ", "1 and ", "12 km/h ", ". B", "\n", "\\dot 1", '"1",'),
+    ],
 )
 def test_long_answers_take_linear_time(unit, monkeypatch):
     monkeypatch.setattr(pool, "_pool", texts.NoWorkers())

@@ -30,6 +30,20 @@ _ANSWER_PIECES = (
     *(" ", "  ", "\\,", "{,}", "\\%", "\\$", "€", "½", "²", "₈", "π", "√", "−", "٣"),
     *("x", "y=", "i", " or ", " and ", "is ", "meters", " cm", "\\pm ", "<", "\\le"),
     *("(", ")", "[", "]", "\\{", "\\}", "\\begin{cases}", "&", "\\end{cases}", ";"),
+    *(
+        "five ",
+        "hundred ",
+        "million",
+        "half ",
+        "dozen",
+        "-",
+        "minus ",
+        "times ",
+        " of ",
+    ),
+    *("squared", "at least ", "not ", "She has ", "apples", " km", "m/s", "answer is "),
+    *("...", "\\ldots", "\\dot ", "\\approx ", "\\equiv ", "\\in ", "B. ", "(B) ", ":"),
+    *("US$", "k", "°C", '["', '", "', '"]', "：", "\n$$\n", "```\n", "exp(", "sqrt("),
     *("\\overline{", "an ", "a ", "square", "mbox", "frac", "sqrt", "\ud800", "\x00"),
     *tags.TAGS,
 )
@@ -202,6 +216,8 @@ def answer_seeds() -> list[bytes]:
         (r"so \boxed{\frac{1}{2}} cm", "0.5"),
         ("Final Answer: $x \\le 3$", "(-\\infty, 3]"),
         ("**Final Answer:** 3 meters<|im_end|>", "3"),
+        ("Final Answer: two and a half million", "2500000"),
+        ("**Final Answer:**\nShe has 5 times 2 apples", '["10"]'),
     ]
     seeds = []
     for response, reference in pairs:
