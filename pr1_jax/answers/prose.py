@@ -69,7 +69,9 @@ def label(text: str) -> tuple[str, str] | None:
 
 def read(text: str) -> Reading:
     """What `text`, as `spelling.plain` writes it, says."""
-    text = _said(text)
+    whole, text = text, _said(text)
+    if text is None:
+        return Reading(whole, known=False)
     if remark := _REMARK.search(text):
         inner = read(remark[1])
         outer = text[: remark.start()]
@@ -81,12 +83,21 @@ def read(text: str) -> Reading:
     return _sentence(tokens)
 
 
-def _said(text: str) -> str:
-    """`text` behind the last `answer is`, or behind words and a colon."""
-    for start in _STATES.finditer(text):
-        text_behind = _NEXT_SENTENCE.split(text[start.end() :], maxsplit=1)[0]
-    if _STATES.search(text) and text_behind.strip():
-        return text_behind.rstrip(" .")
+def _said(text: str) -> str | None:
+    """`text` behind its one `answer is`, or behind words and a colon.
+
+    None where more is said that may take it back.
+    """
+    starts = list(_STATES.finditer(text))
+    if len(starts) == 1 and text[starts[0].end() :].strip():
+        before = re.split(r"[.!?]\s", text[: starts[0].start()])[-1]
+        said, *more = _NEXT_SENTENCE.split(text[starts[0].end() :], maxsplit=1)
+        if not _harmless(before.lower().split()) or (
+            more
+            and (re.search("[0-9]", more[0]) or not _harmless(more[0].lower().split()))
+        ):
+            return None
+        return said.rstrip(" .")
     if (named := _NAMED.match(text)) and _harmless(named[0].lower().split()):
         text = text[named.end() :]
     return text.removeprefix("\\approx").strip()
@@ -130,7 +141,8 @@ def _is_word(token: Token) -> bool:
 def _harmless(said: list[str]) -> bool:
     """Whether none of these words changes a number or denies it."""
     return not any(
-        x in words.CHANGES or x in words.NEGATIONS or x.endswith("n't") for x in said
+        x in words.CHANGES or x in words.NEGATIONS or x.endswith("n't")
+        for x in (word.strip(_PUNCTUATION) for word in said)
     ) and not {"least", "most"} & set(said)
 
 

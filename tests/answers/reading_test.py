@@ -218,6 +218,10 @@ WRONG = {
         ("1 and all even primes", "1"),
         ("5 below zero", "5"),
         ("nearly 5", "5"),
+        ("It is not true that the answer is 5", "5"),
+        ("The answer is 5 or the answer is 6", "6"),
+        ("The answer is 5. Actually it is 6.", "5"),
+        ("The answer is 5. No, that is wrong.", "5"),
     ],
     "values": [
         (r"\frac{1}{2^{97}}", r"\frac{1}{2^{98}}"),
