@@ -24,6 +24,7 @@ _WRITTEN = {
     "config.json",
     "generation_config.json",
     "problems.jsonl",
+    "run.json",
     "traces.jsonl",
 }
 
