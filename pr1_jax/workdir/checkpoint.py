@@ -107,8 +107,8 @@ class Checkpoints:
             return {}
 
     def latest(self) -> Position | None:
-        """Position of the newest checkpoint."""
-        number = self._manager.latest_step()
+        """Position of the newest checkpoint; all processes must call this alike."""
+        number = processes.of_first(self._manager.latest_step)  # who may see it first
         return None if number is None else Position(*divmod(number, STAGE_SIZE))
 
     def has(self, position: Position) -> bool:
@@ -289,7 +289,9 @@ def digest(state: epath.Path) -> str:
     Raises:
       OSError: they cannot be read.
     """
-    base = f"{state}/" if "://" in str(state) else f"file://{state}/"
+    base: Any = f"{state}/"
+    if "://" not in base:  # not as an address, in which some characters have a meaning
+        base = {"driver": "file", "path": base}
     began = time.time()
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     names = [key.decode() for key in store.list().result()]

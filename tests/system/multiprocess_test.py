@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
+import jax
 import pytest
 
 from pr1_jax.system import processes
@@ -164,6 +166,23 @@ def test_fields_that_differ_between_processes_are_named(monkeypatch):
     assert "seed=1, but None at process 0" in processes.difference({"rl.steps": 3})
     told({"rl.steps": 3})
     assert processes.difference({"rl.steps": 3}) == ""
+
+
+def test_a_process_that_says_nothing_is_waited_for_in_vain_and_named(monkeypatch):
+    def get(key, milliseconds):
+        assert milliseconds <= 2000
+        if key.endswith("/1"):
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: 2 s are over")
+        return '"yes"'
+
+    client = types.SimpleNamespace(
+        key_value_set=lambda key, text: None, blocking_key_value_get=get
+    )
+    monkeypatch.setattr(processes.distributed.global_state, "client", client)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(TimeoutError, match="process 1 of 2 has said nothing for 2 s"):
+        processes.exchange("yes", patience_sec=2)
 
 
 def test_half_of_the_flags_are_refused():

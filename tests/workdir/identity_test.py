@@ -228,8 +228,10 @@ def test_parameters_are_told_apart_and_copies_are_not(tmp_path):
 
     checkpoint_test.saved(tmp_path / "a", Position(0, 2))
     first = digest(tmp_path / "a")
-    (tmp_path / "a").rename(tmp_path / "moved")
+    (tmp_path / "mo[").mkdir()
+    (tmp_path / "a").rename(tmp_path / "mo[" / "v]ed %20 #?")
     checkpoint_test.saved(tmp_path / "again", Position(0, 2))
-    assert digest(tmp_path / "moved") == digest(tmp_path / "again") == first
+    assert digest(tmp_path / "mo[" / "v]ed %20 #?") == first
+    assert digest(tmp_path / "again") == first
     checkpoint_test.saved(tmp_path / "other", Position(0, 1), Position(0, 2))
     assert digest(tmp_path / "other") != first
