@@ -85,11 +85,15 @@ def _wrapped(
     try:
         if folder and (rows := _rows(folder)):
             unused_tokens.drop(fast, rows)
-        return Tokenizer(fast, eos_ids=_eos_ids(folder, fast) if folder else ())
+        made = Tokenizer(fast, eos_ids=_eos_ids(folder, fast) if folder else ())
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ValueError(
             f"cannot use the tokenizer {name}: {first_line(error)}"
         ) from error
+    if len(made.eos_ids) > 1:
+        named = ", ".join(map(repr, fast.convert_ids_to_tokens(made.eos_ids)))
+        logging.info("any of %s ends a response", named)
+    return made
 
 
 def _rows(folder: Path) -> int | None:

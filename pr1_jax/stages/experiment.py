@@ -193,6 +193,7 @@ class Experiment:
                 "tokenizer": self.tokenizer.fingerprint,
                 "vocabulary": self.tokenizer.vocabulary,
                 "tags": self.tokenizer.tag_ids,
+                "eos": self.tokenizer.eos_ids,
                 "variant": self.config.variant,
                 "model": {n: value for n, value in model.items() if n not in how},
             }

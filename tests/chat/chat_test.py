@@ -223,8 +223,10 @@ def test_a_run_and_its_export_are_the_same_model(run_chat, exported):
 def test_a_folder_is_asked_as_it_says_or_by_a_guess(exported, tmp_path):
     file = shutil.copytree(exported, tmp_path / "copy") / usage.FILE
     said = json.loads(file.read_text())
+    assert said.pop("bos") == "auto" and usage.read(file.parent).bos == "auto"
     said["template"], said["sampling"]["num_paths"] = "instruction", 3
     file.write_text(json.dumps(said))
+    assert usage.read(file.parent).bos == "no"  # as older versions did
     asked = load(file.parent)
     assert asked.template == "instruction" and asked.settings.num_paths == 3
     said = f"template instruction, structured, 3 paths, up to 92 tokens: as {file} says"
@@ -243,6 +245,7 @@ def test_a_folder_is_asked_as_it_says_or_by_a_guess(exported, tmp_path):
     "field, value, words",
     [
         ("template", "poem", "template='poem' is not one of"),
+        ("bos", "never", "bos='never' is not one of"),
         ("sampling", [], r"sampling=\[\] is not an object"),
         ("num_paths", "3", "num_paths='3' is not of type int"),
         ("num_paths", 99, "num_paths=99 must be from 2 to 8"),

@@ -1,46 +1,22 @@
 """Tokenizers of Llama-2's kind, which put a space before each piece of a text."""
 
-import json
-
 import numpy as np
 import pytest
 import tokenizers
 import transformers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from pr1_jax import tags
 from pr1_jax.data import tokenizer_files, traces
 from pr1_jax.data.prompts import prompt_tokens
+from tests.helpers.llama_tokenizer import ALWAYS, PREPEND, REPLACE, SPACE, write
 
-SPACE = "\u2581"
-PREPEND, REPLACE = normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)
-ALWAYS = pre_tokenizers.Metaspace(SPACE, "always", split=False)
 TRACE = (
     "ab<Parallel><Path>ab a</Path><Path> ab</Path></Parallel>\n"
     "<Summary>b\n</Summary>\n\nab é"
 )
 TEXTS = [TRACE, "", " ", "ab", " ab", "  a", f"{SPACE}", "\n", "<Path>ab", " <Path>a"]
 TEXTS += ["x <Path>", "<Path> <Path> ab</Path>", "🙂 ab"]
-
-
-def write(folder, steps=(PREPEND, REPLACE), spaces=None):
-    """A tokenizer.json with merges of letters; bytes spell what else there is."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += [SPACE, "a", "b", "ab", f"{SPACE}a", f"{SPACE}ab"]
-    merges = [("a", "b"), (SPACE, "a"), (f"{SPACE}a", "b"), (SPACE, "ab")]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True)
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.Sequence([*steps]) if steps else None
-    if spaces:
-        backend.pre_tokenizer = spaces
-    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
-    backend.add_special_tokens(pieces[:3])
-    backend.save(str(folder / "tokenizer.json"))
-    named = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(named))
-    return folder
 
 
 @pytest.fixture(

@@ -100,6 +100,7 @@ def test_several_eos_ids_stay_from_folder_to_folder(run, tmp_path):
     made = experiment.build(config)
     assert made.vocab.eos_ids == (5, 1)
     assert made.policy(sampling=True).special_ids == made.vocab.special_ids
+    assert made.about["eos"] == [5, 1]
     weights.save_params(second, made.initial_params(), made.model, made.tokenizer)
     for name in ("config.json", "generation_config.json"):
         assert files.read_json(second / name, {})["eos_token_id"] == [5, 1]

@@ -41,4 +41,9 @@ TARGETS = {
     "tokenizer": lambda: Target(
         folders.check_tokenizer, folders.tokenizer_seeds(), json=True
     ),
+    "eos_ids": lambda: Target(folders.check_eos_ids, folders.EOS_SEEDS, json=True),
+    "spaces": lambda: Target(folders.check_spaces, [b"\x00\x00\x03\x0a\x02\x05"]),
+    "chat_template": lambda: Target(
+        folders.check_chat_template, folders.TEMPLATE_SEEDS
+    ),
 }
