@@ -70,7 +70,8 @@ def read_json(path: str | os.PathLike[str], default: Any) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        text = f"{path} is not JSON: {error}; put a copy of it back, or delete it"
+        raise ValueError(text) from error
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import rl_alternating
@@ -13,6 +14,7 @@ from pr1_jax.stages.run import Run
 from pr1_jax.training.state import from_params
 from pr1_jax.workdir import metrics
 from pr1_jax.workdir.checkpoint import Position
+from pr1_jax.workdir.folder import RefusedError
 
 
 class Watcher:
@@ -75,6 +77,19 @@ def test_metrics_count_the_records_that_were_kept_and_dropped(made):
         "data/dropped_prompt_too_long": 1.0,
         "data/dropped_prompt_empty": 1.0,
     }
+
+
+def test_a_reference_that_is_gone_is_not_made_of_later_parameters(made, tmp_path):
+    with Run(made, tmp_path) as run:
+        run.position = Position(run.experiment.config.stages.index("rl"), 1)
+        with pytest.raises(RefusedError, match="checkpoints_reference is not there"):
+            run.reference(run.params)
+        run.position = None
+        run.reference(run.params)
+        run.position = Position(run.experiment.config.stages.index("rl"), 1)
+        later = jax.tree.map(lambda x: 2 * x, run.params)
+        kept = run.reference(later)
+        jax.tree.map(np.testing.assert_array_equal, kept, run.params)
 
 
 @pytest.mark.parametrize("name", ["a[/b]", "a[bold]b", ":smile:"])
