@@ -63,7 +63,9 @@ def _model(c: ml_collections.ConfigDict) -> None:
     c.model.num_kv_heads = 2  # key and value heads; they divide num_heads
     c.model.head_dim = 32  # [numbers] a head's vector
     c.model.mlp_width = 512  # [numbers] the vector inside an MLP
-    c.model.dtype = "float32"  # of activations, or "bfloat16"; parameters are float32
+    # Of activations: or "bfloat16"; without training also "float16". Parameters and the
+    # optimizer's moments are float32.
+    c.model.dtype = "float32"
     c.model.scan_layers = False  # compile one layer for all, with stacked parameters
     c.model.remat = False  # recompute layers in the backward pass: less memory, slower
     c.model.remat_policy = "nothing"  # what remat keeps: or "dots", matrix products
@@ -171,6 +173,10 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.rl.clip_low = 0.2  # probability ratios are clipped below 1 − clip_low
     c.rl.clip_high = 0.2  # probability ratios are clipped above 1 + clip_high
     c.rl.kl_coef = 0.0  # weight of the KL divergence from the stage's first policy
+    # Old log-probs are the trainer's, by one more forward pass a step, and not those that
+    # the sampler recorded. They always are in the causal variant, with train_on_forced,
+    # and with rollout.shortcut. Of use in bfloat16, where the two differ.
+    c.rl.recompute_logps = False
     # Where old log-probs are recomputed, a token's loss is weighted by the ratio of
     # trained to sampled probability, at most this; 0 = no correction.
     c.rl.importance_cap = 0.0

@@ -1,5 +1,6 @@
 """Suite of the GRPO update: speed, share of the matmul peak, memory."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -81,6 +82,7 @@ class Update:
           shares: compute it once for them.
         """
         shape, prompt = bench.shape, round(tokens * prompt_share)
+        model = dataclasses.replace(shape.model, param_dtype="float32")
         self.rows, self.tokens, self._states = rows, tokens, states
         self.trained = tokens - prompt  # of a row
         self.computes = group_rows if shares else 1  # rows with one prompt
@@ -94,19 +96,19 @@ class Update:
         )
         update = functools.partial(
             grpo_update,
-            backend=choose(shape.model, bench.kernels, training=True),
+            backend=choose(model, bench.kernels, training=True),
             optimizer=optimizer,
             policy=policy,
             grpo=GrpoSettings(),
         )
 
         def init() -> TrainState:
-            params = unbox(init_params(shape.model, jax.random.key(0)))
+            params = unbox(init_params(model, jax.random.key(0)))
             return TrainState(jnp.int32(0), params, optimizer.init(params))
 
         self._init = jax.jit(init)
         sizes = {"prompt": prompt, "group_rows": group_rows}
-        vocab_size = shape.model.vocab_size
+        vocab_size = model.vocab_size
         self._batch = make_batch(vocab_size, rows, tokens, micro_batch, **sizes)
         jitted = jax.jit(update, donate_argnums=0)
         self._program = jitted.lower(jax.eval_shape(init), self._batch).compile()

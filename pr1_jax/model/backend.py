@@ -1,5 +1,6 @@
 """Which backend computes a model: XLA, or kernels in C++ on CPU."""
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 
@@ -26,6 +27,7 @@ def choose(
     Raises:
       ValueError: `cpu` cannot run here, and why.
     """
+    _set_precision(config.dtype)
     if kernels == "xla":
         return Xla(config)
     from pr1_jax.model import cpu  # the one place that knows of it
@@ -38,3 +40,14 @@ def choose(
     what = "compute updates" if training else "decode"
     logging.info("XLA's kernels %s: %s", what, reason)
     return Xla(config)
+
+
+def _set_precision(dtype: str) -> None:
+    """Makes products of float32 exact to float32 in this process.
+
+    TPUs round their operands to bfloat16 by default, and GPUs to TF32. Who has set
+    JAX_DEFAULT_MATMUL_PRECISION gets what it says.
+    """
+    chosen = jax.config.jax_default_matmul_precision
+    if dtype == "float32" and chosen is None and jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")

@@ -16,7 +16,7 @@ import ml_collections
 
 from pr1_jax import layout, losses, rewards
 from pr1_jax.data import prompts, sources, tasks, tokenizer
-from pr1_jax.defaults import flat
+from pr1_jax.defaults import flat, get_config
 from pr1_jax.kernels import attention
 from pr1_jax.model.backend import KERNELS
 from pr1_jax.model.config import REMAT_POLICIES
@@ -24,7 +24,7 @@ from pr1_jax.sampler.settings import Settings
 from pr1_jax.system import hub
 from pr1_jax.system.mesh import batch_shards, local_mesh, make_mesh
 from pr1_jax.training.optimizer import SCHEDULES
-from pr1_jax.workdir import checkpoint, sinks
+from pr1_jax.workdir import checkpoint, old_fields, sinks
 
 MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
 SHORTCUTS = ("", "causal_after_block")  # of sampling, in RL
@@ -102,6 +102,7 @@ def check(
     stages = tuple(config.stages)
     _holds_only(config, "stages", STAGES)
     need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
+    _check_numbers(config)
     sinks.check(field(config, "metrics.sinks"))
     tasks.make(field(config, "data.task"))
     _check_benchmarks(config)
@@ -109,6 +110,35 @@ def check(
     _check_mesh(config, devices)
     _check_lengths(config)
     _check_paths(config)
+
+
+def recomputes(config: ml_collections.ConfigDict) -> bool:
+    """Whether RL takes the trainer's log-probs as old ones, not the sampler's."""
+    rl, forced = config.rl, config.rl.train_on_forced or config.rollout.shortcut
+    return bool(rl.recompute_logps or config.variant == "causal" or forced)
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    known = flat(get_config().to_dict())
+    for name, value in flat(config.to_dict()).items():
+        if name not in known:
+            said = old_fields.hint(name) or "Take it out of the config file."
+            raise ValueError(f"{name}={value!r} is not a field of a config. {said}")
+    trains = {"sft", "rl"} & {*config.stages}
+    need(
+        config,
+        "model.dtype",
+        not trains or config.model.dtype != "float16",
+        "cannot train: gradients below 6e-8 vanish in it, and those above 65504 are "
+        "infinite; take bfloat16 or float32",
+    )
+    need(
+        config,
+        "rl.importance_cap",
+        "rl" not in trains or not config.rl.importance_cap or recomputes(config),
+        "corrects old log-probs that the trainer recomputes, and here they are the "
+        "sampler's own: set rl.recompute_logps=True",
+    )
 
 
 def _check_benchmarks(config: ml_collections.ConfigDict) -> None:

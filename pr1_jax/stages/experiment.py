@@ -334,6 +334,7 @@ def build(
 
 def reopen(config: ml_collections.ConfigDict, device: jax.Device) -> Experiment:
     """The experiment of a run on one device, whatever machine the run was on."""
+    config.stages = ()  # nothing is trained; what only training refuses may be there
     config.checkpoint.init = ""
     config.kernels = "auto"
     config.mesh.update(data=1, fsdp=1, tensor=1)

@@ -63,7 +63,9 @@ class Run(contextlib.AbstractContextManager):
         self.summary = files.read_json(self.workdir / "summary.json", {})
         self.summary.setdefault("evaluations", {})
         self._compilations = CompilationCounter().start()
-        limits = alarms.Limits(alarms.LOGP_GAPS[config.variant], **config.alarms)
+        model = experiment.model
+        gap = alarms.largest_logp_gap(config.variant, model.dtype, model.num_layers)
+        limits = alarms.Limits(gap, **config.alarms)
         self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
         self._checkpoints = checkpoint.Checkpoints(
             config.checkpoint.folder or self.workdir,

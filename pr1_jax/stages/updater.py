@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from pr1_jax import losses
+from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh, processes
@@ -18,17 +19,12 @@ from pr1_jax.training.update import GrpoSettings, grpo_update
 from pr1_jax.trajectory import Batch, Trajectory
 
 
-def _recomputes(c: Any) -> bool:
-    """Whether the sampler's log-probs will not do as old log-probs."""
-    return c.variant == "causal" or c.rl.train_on_forced or bool(c.rollout.shortcut)
-
-
 def _abstract_batch(experiment: Experiment) -> Batch:
     """A mini-batch, as jax.ShapeDtypeStruct."""
     c = experiment.config
     rows = c.rl.prompts_per_step * c.rl.group_size // c.rl.mini_batches
     batch = experiment.abstract_batch(rows, c.rl.micro_batch_size)
-    if _recomputes(c) and c.rl.importance_cap > 0:
+    if checks.recomputes(c) and c.rl.importance_cap > 0:
         batch = batch.replace(importance=batch.old_logps)
     return batch
 
@@ -66,7 +62,7 @@ class Updater:
         threads: ThreadPoolExecutor,
     ):
         c = experiment.config
-        self._experiment, self.recomputes = experiment, _recomputes(c)
+        self._experiment, self.recomputes = experiment, checks.recomputes(c)
         self.shortcut = c.rollout.shortcut
         self._reference = run.reference(params) if c.rl.kl_coef else None
         self._update = threads.submit(lower_update(experiment).compile)

@@ -62,6 +62,16 @@ def make_optimizer(
     forever = jnp.iinfo(jnp.int32).max
     chain = optax.apply_if_finite(optax.chain(*parts), max_consecutive_errors=forever)
 
+    def init(params):
+        for path, x in jax.tree_util.tree_leaves_with_path(params):
+            dtype = getattr(x, "dtype", jnp.float32)  # optax inits with placeholders
+            if dtype != jnp.float32:
+                name = jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"parameter {name} is {dtype}; only float32 is trained"
+                )
+        return chain.init(params)
+
     def update(gradients, state, params=None):
         # Finite numbers may have a norm that is not: clipped by it, they would be 0.
         is_usable = jnp.isfinite(optax.tree.norm(gradients))
@@ -69,7 +79,7 @@ def make_optimizer(
         gradients = jax.tree.map(usable, gradients)
         return chain.update(gradients, state, params, skipped=state.total_notfinite)
 
-    return optax.GradientTransformation(chain.init, update)
+    return optax.GradientTransformation(init, update)
 
 
 def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:

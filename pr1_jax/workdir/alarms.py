@@ -33,7 +33,21 @@ class Limits:
     max_skipped: int = 10  # updates in a row with a non-finite gradient
 
 
-LOGP_GAPS = {"structured": 1e-2, "causal": 1e-1}  # by variant
+LOGP_GAPS = {"structured": 1e-2, "causal": 1e-1}  # by variant, in float32
+# In types of 16 bits, the bound of one layer; it grows with the fourth root of their
+# number. Twice the largest gap that was measured (docs/measurements.md).
+_ROUGH_LOGP_GAP = 0.25
+
+
+def largest_logp_gap(variant: str, dtype: str, num_layers: int) -> float:
+    """The bound of the log-prob gap's alarm.
+
+    Args:
+      variant, dtype, num_layers: of the run's model.
+    """
+    if dtype == "float32":
+        return LOGP_GAPS[variant]
+    return _ROUGH_LOGP_GAP * num_layers**0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +79,8 @@ ALARMS = {
         "The sampler and the trainer give a token different log-probs, so the update "
         "corrects a policy that did not write these responses.",
         "Look at the gap's curve: a jump points at this step, a high start at "
-        "model.dtype. Try model.dtype=float32, and report it.",
+        "model.dtype. Try model.dtype=float32, and report it. rl.recompute_logps and "
+        "rl.importance_cap correct for it.",
     ),
     "entropy_collapse": Alarm(
         "policy/entropy",

@@ -26,7 +26,7 @@ DROPPED = (
     *("alarms.min_entropy", "alarms.min_length", "report.every_sec"),
 )
 # Newer than some runs, with the values that such a run had without them.
-ADDED: Mapping[str, Any] = {"data.strict": False}
+ADDED: Mapping[str, Any] = {"data.strict": False, "rl.recompute_logps": False}
 # Defaults that changed and mean the same for the runs that had them: old and new.
 WIDENED: Mapping[str, tuple[Any, Any]] = {
     "data.columns.question": (  # such runs had one of the first four columns
@@ -43,6 +43,8 @@ def today(old: Mapping[str, Any]) -> dict[str, Any]:
     fields = {**ADDED, **{name: x for name, x in old.items() if not hint(name)}}
     fields |= later(old)
     fields |= {new: old[name] for name, new in RENAMED.items() if name in old}
+    if not _recomputed(old):  # then it was without effect, and now it is refused
+        fields |= {"rl.importance_cap": 0.0} if "rl.importance_cap" in old else {}
     for name, (was, now) in WIDENED.items():
         if fields.get(name) == was:
             fields[name] = now
@@ -51,6 +53,12 @@ def today(old: Mapping[str, Any]) -> dict[str, Any]:
     if any(name.startswith(_BENCHMARKS) for name in old):
         fields["data.eval"] = _benchmarks(old)
     return fields
+
+
+def _recomputed(old: Mapping[str, Any]) -> bool:
+    """Whether a run of this version, or of an older one, recomputes old log-probs."""
+    switches = ("rl.recompute_logps", "rl.train_on_forced", "rollout.shortcut")
+    return old.get("variant") == "causal" or any(old.get(name) for name in switches)
 
 
 def later(old: Mapping[str, Any]) -> dict[str, Any]:

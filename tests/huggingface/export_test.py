@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import rl_alternating
@@ -20,6 +21,7 @@ from pr1_jax.huggingface.config import read_config
 from pr1_jax.huggingface.weights import load_params
 from pr1_jax.stages import curriculum, experiment
 from pr1_jax.system import files
+from pr1_jax.training.state import from_params
 from pr1_jax.workdir.checkpoint import Position
 from tests.helpers import small_run
 
@@ -70,6 +72,31 @@ def test_dtype_of_the_weights(run, tmp_path):
     assert params["embedding"].dtype == jnp.bfloat16
     expected = made.initial_params()["embedding"].astype(jnp.bfloat16)
     np.testing.assert_array_equal(params["embedding"], 2 * expected)
+
+
+def float_dtypes(tree):
+    return {
+        x.dtype for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)
+    }
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_16_bits_are_trained_in_float32(run, tmp_path, dtype):
+    """Whatever activations are: a parameter moves at a small learning rate."""
+    export.export(run[0], tmp_path / "out", dtype=dtype)
+    config = rl_alternating.get_config("smoke")
+    config.model.path, config.model.dtype = str(tmp_path / "out"), "bfloat16"
+    config.rl.update(lr=1e-6, lr_schedule="constant")
+    made = experiment.build(config)
+    optimizer, _ = made.optimizer("rl")
+    state = from_params(made.initial_params(), optimizer, made.mesh)
+    assert float_dtypes(state) == {jnp.dtype("float32")}
+    params = jax.device_get(state.params)
+    gradients = jax.tree.map(lambda x: jnp.full_like(x, 1e-5), state.params)
+    updates, _ = jax.jit(optimizer.update)(gradients, state.opt_state, state.params)
+    moved = optax.apply_updates(params, jax.device_get(updates))
+    same = [np.mean(a == b) for a, b in zip(*map(jax.tree.leaves, (params, moved)))]
+    assert max(same) < 0.1  # some norm's scale may be so large that it stays
 
 
 def test_serves_as_the_model_of_another_run(run, tmp_path, caplog):

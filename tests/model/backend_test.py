@@ -52,6 +52,27 @@ def test_kernels_are_chosen_where_they_run(dtype, sizes, training, reason):
         assert chosen("cpu") == Cpu(config)
 
 
+@pytest.mark.parametrize(
+    "platform, dtype, before, after",
+    [
+        ("gpu", "float32", None, "highest"),
+        ("tpu", "float32", None, "highest"),
+        ("gpu", "float32", "tensorfloat32", "tensorfloat32"),  # as the user has said
+        ("gpu", "bfloat16", None, None),
+        ("cpu", "float32", None, None),
+    ],
+)
+def test_products_of_float32_are_exact(platform, dtype, before, after, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    name = "jax_default_matmul_precision"
+    jax.config.update(name, before)
+    try:
+        choose(dataclasses.replace(CONFIG, dtype=dtype), "xla")
+        assert getattr(jax.config, name) == after
+    finally:
+        jax.config.update(name, None)
+
+
 @needs_kernels
 @pytest.mark.parametrize(
     "changes",

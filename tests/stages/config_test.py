@@ -268,6 +268,8 @@ WRONG = [
         "kernels=cpu: updates run on one device, and the mesh has 8 devices",
     ),
     ({"model.length_buckets": (0, 108)}, "model.length_buckets=(0, 108)"),
+    ({"model.dtype": "float16"}, "model.dtype=float16 cannot train: gradients below"),
+    ({"rl.importance_cap": 2.0}, "rl.importance_cap=2.0 corrects old log-probs that"),
     (
         {"rollout.shortcut": "causal_after_block", "variant": "causal"},
         "rollout.shortcut=causal_after_block",
@@ -294,6 +296,37 @@ def test_a_wrong_value_is_named_before_anything_compiles(given, nothing_compiles
 @pytest.mark.parametrize("fields, named", WRONG, ids=[named for _, named in WRONG])
 def test_values_that_do_not_go_together_are_named(fields, named, nothing_compiles):
     assert named in refused(fields)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("model.param_dtype", "and always 'float32'"),
+        ("model.kernels", "It is kernels now"),
+        ("rl.stepz", "Take it out of the config file"),
+    ],
+)
+def test_what_a_file_adds_to_the_config_is_refused(name, said, nothing_compiles):
+    config = get_config("rl_alternating", "smoke").unlock()
+    group, _, leaf = name.partition(".")
+    config[group][leaf] = "float16"
+    with pytest.raises(ValueError, match=f"{name}='float16' is not a field.*{said}"):
+        curriculum.prepare(config)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model.dtype": "float16", **BENCHMARK, "data.eval": "a=embedded:easy"},
+        {"rl.importance_cap": 2.0, "rl.recompute_logps": True},
+        {"rl.importance_cap": 2.0, "variant": "causal"},
+        {"rl.importance_cap": 2.0, "rl.train_on_forced": True},
+        {"rl.importance_cap": 2.0, "rollout.shortcut": "causal_after_block"},
+    ],
+    ids=str,
+)
+def test_what_is_refused_elsewhere_is_taken_where_it_works(fields, nothing_compiles):
+    curriculum.prepare(changed(**fields))
 
 
 def test_prompts_that_are_too_long_are_named(tmp_path, nothing_compiles):

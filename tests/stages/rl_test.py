@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import rl_alternating
-from pr1_jax import rewards
+from pr1_jax import rewards, trajectory
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, Result
 from pr1_jax.stages import experiment, rl, rollout
 from pr1_jax.stages.run import Run
@@ -122,6 +122,31 @@ def test_forced_tokens_are_trained_on_when_asked(rl_steps, plain):
     assert line["rollout/logp_gap_max"] < 1e-4
     assert line["loss/grpo"] != pytest.approx(other["loss/grpo"], abs=1e-6)
     assert difference(moved, plain[2]) > 1e-6
+
+
+def test_old_log_probs_are_recomputed_when_asked(rl_steps, plain, monkeypatch):
+    """As if the sampler were less exact: its noise is in the gap, and not in ratios."""
+    noise, real = np.random.default_rng(0), trajectory.pack
+
+    def inexact(*args, **kwargs):
+        batch = real(*args, **kwargs)
+        wrong = noise.normal(0, 0.1, batch.old_logps.shape).astype(np.float32)
+        return batch.replace(old_logps=batch.old_logps + wrong * batch.loss_mask)
+
+    monkeypatch.setattr(trajectory, "pack", inexact)
+    (line,), _, _ = rl_steps({})
+    assert line["policy/ratio_max_error"] > 0.1 < line["rollout/logp_gap_max"]
+    (line,), sampled, moved = rl_steps({"recompute_logps": True})
+    assert line["policy/ratio_max_error"] < 1e-4
+    assert line["rollout/logp_gap_max"] > 0.1
+    assert "policy/importance_mean" not in line
+    assert sampled == plain[1]
+    assert difference(moved, plain[2]) < 0.01 * np.abs(moved["embedding"]).max()
+    switches = {"recompute_logps": True, "importance_cap": 1.05}
+    (line,), _, corrected = rl_steps(switches)
+    assert line["policy/importance_min"] < 0.9
+    assert 0.9 < line["policy/importance_mean"] < 1
+    assert difference(moved, corrected) > 0
 
 
 @pytest.mark.slow

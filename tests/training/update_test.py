@@ -478,3 +478,23 @@ def test_the_schedule_goes_on_where_an_update_is_skipped(wrong, clip_norm):
     np.testing.assert_allclose(course, expected, rtol=1e-5)
     _, state = optimize(gradients[:4], **settings)
     assert (int(state.total_notfinite), int(state.notfinite_count)) == (2, 2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_parameters_than_float32_are_refused(dtype):
+    params = {"a": jnp.ones(2), "b": {"kernel": jnp.ones(2, dtype)}}
+    with pytest.raises(ValueError, match=rf"parameter \['b'\]\['kernel'\] is {dtype};"):
+        OPTIMIZER.init(params)
+
+
+def test_a_parameter_moves_at_a_small_learning_rate():
+    settings = OptimizerSettings(lr=1e-6, steps=100)
+    optimizer = make_optimizer(settings)
+    params = {"kernel": jnp.full(4, 0.02)}
+    state = optimizer.init(params)
+    assert {x.dtype for x in jax.tree.leaves(optax.tree.get(state, "mu"))} == {
+        jnp.dtype("float32")
+    }
+    updates, _ = optimizer.update({"kernel": jnp.full(4, 1e-5)}, state, params)
+    moved = optax.apply_updates(params, updates)["kernel"]
+    np.testing.assert_allclose(0.02 - moved, 1e-6, rtol=0.01)

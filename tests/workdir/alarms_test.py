@@ -77,6 +77,17 @@ def test_an_alarm_of_several_steps_goes_on_after_a_restart():
     assert alarms.Alarms(LIMITS).check("rl", 11, little)["alarm/little_signal"] == 0.0
 
 
+def test_the_bound_of_the_log_prob_gap_is_that_of_the_model():
+    """In bfloat16, no gap that was measured rings (docs/measurements.md)."""
+    bound = alarms.largest_logp_gap
+    for layers in (1, 36):
+        assert bound("structured", "float32", layers) == 1e-2
+        assert bound("causal", "float32", layers) == 1e-1
+    for layers, largest in ((1, 0.14), (4, 0.16), (16, 0.20), (32, 0.22)):
+        assert largest < bound("structured", "bfloat16", layers) < 3 * largest
+    assert bound("causal", "bfloat16", 36) == bound("structured", "bfloat16", 36) < 0.7
+
+
 def test_metrics_that_a_stage_lacks_ring_nothing():
     assert alarms.Alarms(LIMITS).check("sft", 1, {"optim/skipped": 0.0}) == {
         "alarm/skipped": 0.0

@@ -80,13 +80,32 @@ MINE = {"mine": {"source": "/m.jsonl", "samples": 2}}
             {"data__eval": "held_out=embedded:hard,mine=/m.jsonl@2"}
             | {"stages": ("rl", "benchmark")},
         ),
+        (  # without effect then, and refused now
+            rl_alternating.get_config,
+            {"rl__importance_cap": 2.0},
+            {},
+        ),
+        (
+            rl_alternating.get_config,
+            {"variant": "causal", "rl__importance_cap": 2.0},
+            {"variant": "causal", "rl.importance_cap": 2.0},
+        ),
         (  # what only concerns the machine and what is shown
             rl_alternating.get_config,
             {"report__every_sec": 5.0, "alarms__min_entropy": 0.5},
             {},
         ),
     ],
-    ids=["kernels", "task", "sequential", "benchmarks", "both", "shown"],
+    ids=[
+        "kernels",
+        "task",
+        "sequential",
+        "benchmarks",
+        "both",
+        "cap",
+        "ratio",
+        "shown",
+    ],
 )
 def test_fields_are_those_of_today(tmp_path, get_config, old, new):
     config = get_config("smoke")
