@@ -30,7 +30,7 @@ _LOST = re.compile(
     re.IGNORECASE,
 )
 _HEARTBEAT_SEC = 30  # a process that is silent for so long is dead, and all stop
-_PATIENCE_SEC = 600.0  # for one that lives, and perhaps reads a large checkpoint
+_PATIENCE_SEC = 1800.0  # for one that lives, and downloads or reads what is large
 _rounds = itertools.count()
 
 

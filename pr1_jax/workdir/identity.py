@@ -1,6 +1,7 @@
 """Whose a folder is, and what its run began with: kept in `run.json`, and compared.
 
-In the workdir, `run.json` holds the run's id and its `Origin`: responses, evaluations,
+In the workdir, `run.json` holds the run's id, where its checkpoints are, and its
+`Origin`: responses, evaluations,
 checkpoints and the reference of the KL term all follow from those first parameters, and
 none may be mixed with what follows from others. In `checkpoint.folder`, where that is
 another folder, it holds the id, the workdir and the config: the checkpoints there are
@@ -85,11 +86,14 @@ def check(
     is_apart = "://" in str(folder) or not _same_folder(folder, workdir)
 
     def look() -> dict[str, Any]:
+        mine = _read(epath.Path(workdir))
+        before = mine.get("checkpoints", str(folder))
         return {
-            "workdir": _read(epath.Path(workdir)),
+            "workdir": mine,
             "folder": _read(folder) if is_apart else {},
             "config": files.read_json(workdir / CONFIG, None),
-            "holds": is_apart and bool(checkpoint.numbers(folder)),
+            "holds": bool(checkpoint.numbers(folder)),
+            "held": bool(checkpoint.numbers(checkpoint.absolute(before))),
         }
 
     try:
@@ -99,6 +103,12 @@ def check(
     mine = dict(there["workdir"])
     if is_apart:
         _check_owner(workdir, folder, config, there)
+    if there["held"] and not there["holds"]:
+        raise RefusedError(
+            f"the checkpoints of the run in {workdir} are in {mine['checkpoints']}, and "
+            f"there is none in {folder}: give that as checkpoint.folder again, or move "
+            f"its checkpoints and {RUN} first"
+        )
     began_with = mine.get("origin")
     if began_with:
         _check_origin(workdir, began_with, origin)
@@ -112,7 +122,8 @@ def check(
         "weights": (began_with or {}).get("weights") or origin.digest(),
         "about": dict(origin.about),
     }
-    contents = {epath.Path(workdir): {"id": name, "origin": said}}
+    mine = {"id": name, "checkpoints": str(folder), "origin": said}
+    contents = {epath.Path(workdir): mine}
     if is_apart:
         held = {"workdir": str(workdir), "config": files.plain(config.to_dict())}
         contents[folder] = {"id": name, **held}
@@ -128,10 +139,12 @@ def _check_owner(
     """Raises RefusedError unless a folder for checkpoints is free, or this run's."""
     name, owner = f"checkpoint.folder={folder}", there["folder"]
     if not owner:
-        if there["holds"] and not there["config"] and not there["workdir"]:
+        is_ours = there["workdir"].get("checkpoints") == str(folder)
+        is_older = there["config"] and not there["workdir"]  # nothing was written then
+        if there["holds"] and not is_ours and not is_older:
             raise RefusedError(
-                f"{name} holds checkpoints, of another run than the new one in "
-                f"{workdir}: take another checkpoint.folder"
+                f"{name} holds checkpoints, of another run than the one in {workdir}: "
+                "take another checkpoint.folder"
             )
         return
     if owner.get("id") != there["workdir"].get("id"):

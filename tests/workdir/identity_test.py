@@ -148,6 +148,28 @@ def test_checkpoints_of_nobody_knows_whom_are_refused_by_a_new_run(tmp_path):
     begin(tmp_path / "old", c)  # of before, when nothing was written there
     with pytest.raises(RefusedError, match=f"is of the run in {tmp_path}/old"):
         begin(tmp_path / "new", c)
+    # Killed when its own folder alone had been written.
+    (kept / "run.json").unlink()
+    begin(tmp_path / "old", c)
+    (kept / "run.json").unlink()
+    begin(tmp_path / "third")
+    with pytest.raises(
+        RefusedError, match="kept holds checkpoints, of another run tha"
+    ):
+        begin(tmp_path / "third", c)
+
+
+def test_a_run_does_not_begin_anew_where_its_checkpoints_are_elsewhere(tmp_path):
+    first = config(folder=str(tmp_path / "kept"))
+    begin(tmp_path / "run", first)
+    begin(tmp_path / "run")  # there is none yet
+    begin(tmp_path / "run", first)
+    checkpoint_test.saved(tmp_path / "kept", Position(0, 2))
+    named = f"are in {tmp_path}/kept, and there is none in {tmp_path}/run: give"
+    with pytest.raises(RefusedError, match=named):
+        begin(tmp_path / "run")
+    (tmp_path / "kept").rename(tmp_path / "moved")
+    begin(tmp_path / "run", config(folder=str(tmp_path / "moved")))
 
 
 def test_a_run_whose_workdir_is_lost_goes_on_in_a_new_one(tmp_path):
