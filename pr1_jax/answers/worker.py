@@ -33,10 +33,10 @@ def decide(answer: str, reference: str) -> tuple[str, str]:
     except equality.Unclear:
         return "undecided", "whether they are equal is beyond the verifier"
     except Exception as error:  # noqa: BLE001 (SymPy raises anything)
-        return "undecided", f"math-verify failed: {type(error).__name__}"
+        return "undecided", f"the verifier failed: {type(error).__name__}"
     if same:
-        return "correct", "math-verify finds it equivalent"
-    return "incorrect", "math-verify finds it different"
+        return "correct", "the values are equal"
+    return "incorrect", "the values differ"
 
 
 def _speed_up() -> None:
