@@ -49,7 +49,7 @@ def main() -> None:
         except MemoryError:
             reply = {"error": f"it needs more memory than {memory / 2**30:g} GiB"}
         except Exception as error:  # noqa: BLE001 (a template raises anything)
-            reply = {"error": str(error).strip() or type(error).__name__}
+            reply = {"error": str(error).strip()[:1000] or type(error).__name__}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=replies, flush=True)

@@ -94,7 +94,8 @@ def render(
                 if not again:
                     raise ValueError("it ended the process that renders it") from error
     if error := reply.get("error"):
-        raise ValueError(error)
+        shown = (char if char.isprintable() else " " for char in error)
+        raise ValueError("".join(shown))  # it may be the template's own words
     return reply["text"]
 
 

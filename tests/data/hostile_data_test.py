@@ -81,13 +81,17 @@ def test_an_empty_held_out_prompt_is_refused(by_bytes):
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('no system role') }}", "{{ messages[0] + 1 }}", "{% if %}"],
+    [
+        "{{ raise_exception('no \x1b[2J role\nat all') }}",
+        "{{ messages[0] + 1 }}",
+        "{% if %}",
+    ],
 )
 def test_a_chat_template_that_fails_is_one_line(by_bytes, monkeypatch, template):
     monkeypatch.setattr(by_bytes.hf_tokenizer, "chat_template", template)
     with pytest.raises(ValueError, match="does not take messages of .*'user'") as error:
         prompts.prompt_tokens("q", by_bytes, template="own")
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
 
 
 def test_chat_templates_have_limits_of_time_memory_and_length(by_bytes, monkeypatch):
