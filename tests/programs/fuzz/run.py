@@ -103,6 +103,8 @@ def measure(name: str, number: int) -> dict[str, str]:
         status = subprocess.call(
             command, stdout=output, stderr=output, env=_environment(), cwd=base.ROOT
         )
+    with open(log, "a") as output:
+        output.write(f"exit status {status}\n")
     text = log.read_text(errors="replace")
     covered = [int(x) for x in re.findall(r"\bcov: (\d+)", text)] or [0]
     stats = json.loads((BUILD / f"{name}.stats").read_text())
