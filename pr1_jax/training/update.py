@@ -60,7 +60,11 @@ def grpo_update(
     policy: PolicySettings,
     grpo: GrpoSettings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One GRPO step on a mini-batch with leading axes [micro-batches, B]."""
+    """One GRPO step on a mini-batch with leading axes [micro-batches, B].
+
+    It is skipped where an old log-prob of a trained token is not finite: its sampler had
+    no distribution.
+    """
 
     def loss_fn(params, batch, weights, ref_logps, *, shared):
         logps, entropies = policy_logps(backend, params, batch, policy, shared)
@@ -75,6 +79,8 @@ def grpo_update(
             kl_coef=grpo.kl_coef,
             importance=batch.importance,
         )
+        is_known = jnp.isfinite(jnp.where(batch.loss_mask, batch.old_logps, 0.0)).all()
+        loss = loss * jnp.where(is_known, 1.0, jnp.nan)  # and so the gradient
         gap = jnp.where(batch.loss_mask, jnp.abs(logps - batch.old_logps), 0.0)
         count = jnp.maximum(all_tokens, 1)
         metrics |= {
