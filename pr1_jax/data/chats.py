@@ -2,16 +2,22 @@
 
 A chat comes as `[{"role": "user", "content": "…"}, …]` or, as ShareGPT wrote them,
 `[{"from": "human", "value": "…"}, …]`. A content may be a list of parts that are all
-text.
+text. Both may be written as JSON in a column of text.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-USER, ASSISTANT = "user", "assistant"
-_ROLES = {"human": USER, "gpt": ASSISTANT, "model": ASSISTANT}  # under other names
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+_ROLES = {  # their names, in small letters, by what they are called here
+    USER: ("human", "prompter"),
+    ASSISTANT: ("gpt", "chatgpt", "bing", "bard", "bot", "chatbot", "ai", "model"),
+    SYSTEM: (),
+}
+_ROLES = {name: role for role, names in _ROLES.items() for name in (role, *names)}
 
 Message = dict[str, str]  # role, content, and other texts
 
@@ -21,9 +27,27 @@ def read(value: Any) -> list[Message]:
 
     What is neither role nor content and no text is left out.
     """
-    listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
-    messages = [_message(item) for item in listed]
+    messages = [_message(item) for item in _items(value)]
     return messages if all(messages) else []
+
+
+def fault(value: Any) -> str:
+    """Which message makes a list of messages no chat; "" if the value is no such list."""
+    items = _items(value)
+    if not any(isinstance(x, Mapping) and {"role", "from"} & {*x} for x in items):
+        return ""
+    wrong = [number for number, item in enumerate(items, 1) if not _message(item)]
+    return f"message {wrong[0]} has no role with a content of text" if wrong else ""
+
+
+def _items(value: Any) -> list[Any]:
+    """The items of a list, or of one that is written as JSON; else none."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    return list(value) if isinstance(value, list | tuple | np.ndarray) else []
 
 
 def _message(item: Any) -> Message:
@@ -38,7 +62,7 @@ def _message(item: Any) -> Message:
     if not isinstance(role, str) or content is None:
         return {}
     others = {name: x for name, x in rest.items() if isinstance(x, str)}
-    return {"role": _ROLES.get(role, role), "content": content} | others
+    return {"role": _ROLES.get(role.lower(), role), "content": content} | others
 
 
 def _text(content: Any) -> str | None:
@@ -64,10 +88,15 @@ def before_solution(messages: Sequence[Message]) -> list[Message]:
 
 
 def without_solution(messages: Sequence[Message]) -> list[Message]:
-    """The messages without the turns of the assistant at their end."""
+    """The messages without the turns of the assistant at their end.
+
+    Nor with what a system says behind these, to which nobody answered.
+    """
     end = len(messages)
-    while end and messages[end - 1]["role"] == ASSISTANT:
-        end -= 1
+    for i in reversed(range(len(messages))):
+        if messages[i]["role"] not in (ASSISTANT, SYSTEM):
+            break
+        end = i if messages[i]["role"] == ASSISTANT else end
     return list(messages[:end])
 
 

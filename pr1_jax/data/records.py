@@ -23,6 +23,7 @@ NO_QUESTION, NO_ANSWER, NO_RESPONSE = (f"no_{field}" for field in COLUMNS)
 _MISSING = object()
 # A number with separators of thousands, its currency before or per cent behind it.
 _GROUPED = re.compile(r"[-−+]?(\\?\$|€|£)?[-−+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(\\?%)?")
+_HEADING = re.compile(r"#{1,6}\s*[*_]*(the )?(final )?answer[\s*_:]*", re.IGNORECASE)
 
 
 def read_record(
@@ -95,10 +96,14 @@ class _Cells:
         values = {name: _lookup(self.content, name) for name in names}
         there = [name for name in names if values[name] is not _MISSING]
         if there:
-            blank = isinstance(values[there[0]], str | bytes)
-            text = (
-                f"{there[0]!r} is {'blank' if blank else 'null'}, expected the {field}"
-            )
+            match _one(values[there[0]]):
+                case str() | bytes():
+                    found = "blank"
+                case list() | tuple() | dict():
+                    found = "empty"
+                case _:
+                    found = "null"
+            text = f"{there[0]!r} is {found}, expected the {field}"
             raise Dropped(f"no_{field}", f"{self.where}: {text}")
         wanted = " or ".join(map(repr, names))
         raise Dropped(
@@ -109,10 +114,11 @@ class _Cells:
 
     def text(self, cell: _Cell) -> str:
         """The text of a cell; raises `Dropped` if it is something else."""
-        text = _text(cell.value)
-        if text is None:
+        text, fault = _text(cell.value), chats.fault(cell.value)
+        if text is None or fault:
             kind = type(cell.value).__name__
-            detail = f"{self.where}: {cell.column!r} is {kind}, expected text"
+            what = f"a chat, but {fault}" if fault else f"{kind}, expected text"
+            detail = f"{self.where}: {cell.column!r} is {what}"
             raise Dropped(UNREADABLE, detail)
         return text
 
@@ -149,6 +155,8 @@ def _read_trace(cells: _Cells) -> Record:
                 return record | {"response": solution}
             chat = cell.column if messages else chat
     if not chat:
+        for cell in cells.all("question"):
+            cells.text(cell)  # a chat that cannot be read may have had one
         cells.first("response")  # says that there is none
     detail = f"{cells.where}: the chat in {chat!r} has no solution"
     raise Dropped(NO_RESPONSE, detail)
@@ -171,17 +179,21 @@ def _asked(cells: _Cells, cell: _Cell, chat: Sequence[chats.Message]) -> Record:
 def reference(answer: str) -> str:
     """The reference answer in an answer with its working; "" if none follows `####`.
 
-    What stands behind the last `####` counts if nothing but it follows, as in GSM8K; a
-    plain number there loses its separators of thousands. All else stays as it is.
+    What stands behind the last `####` counts if nothing but it follows, as in GSM8K, and
+    the line below a heading `#### Answer` at the end; a plain number there loses its
+    separators of thousands. All else stays as it is.
 
         >>> reference("2 * 500 = 1000\\n#### 1,000"), reference("#### (1,2)")
         ('1000', '(1,2)')
-        >>> reference("#### Answer\\nIt is 5.")
-        '#### Answer\\nIt is 5.'
+        >>> reference("#### Answer\\nIt is 5."), reference("#### So\\nIt is 5.")
+        ('It is 5.', '#### So\\nIt is 5.')
     """
     head, mark, final = answer.rstrip().rpartition("####")
     final = final.strip()
-    if not mark or head.endswith("#") or "\n" in final:
+    *_, above, last = ["", "", *filter(None, map(str.strip, answer.split("\n")))]
+    if _HEADING.fullmatch(above) and "\\boxed" not in last:
+        final = last
+    elif not mark or head.endswith("#") or "\n" in final:
         return answer
     return final.replace(",", "") if _GROUPED.fullmatch(final) else final
 
@@ -191,7 +203,9 @@ def _lookup(row: Mapping[str, Any], name: str) -> Any:
     if name in row:
         return row[name]
     outer, dot, inner = name.partition(".")
-    inside = row.get(outer)
+    inside = row.get(outer, _MISSING)
+    if dot and inside is None:
+        return None
     return _lookup(inside, inner) if dot and isinstance(inside, Mapping) else _MISSING
 
 

@@ -34,6 +34,9 @@ def drop(fast: "PreTrainedTokenizerFast", rows: int) -> None:
     for role, token in fast.special_tokens_map.items():
         if token in beyond:
             setattr(fast, role, None)
+    named = fast.init_kwargs.get("model_specific_special_tokens", {})
+    for role in [role for role, token in named.items() if str(token) in beyond]:
+        del named[role]  # else `save` would bring it back
     others = fast.extra_special_tokens
     fast.extra_special_tokens = [token for token in others if token not in beyond]
     logging.warning(

@@ -48,6 +48,8 @@ def prompts_of(source, tokenizer, template):
         {"messages": PARTS},
         {"prompt": SOLVED},
         {"messages": [*SOLVED, *chat("a:twice")]},
+        {"messages": [*SOLVED, *chat("s:Bye.")]},
+        {"messages": json.dumps(SOLVED, indent=1)},
         {"problem": None, "messages": SOLVED},
     ],
     ids=lambda row: f"{[*row]}-{len(row[[*row][-1]])}",
@@ -64,6 +66,33 @@ def test_a_chat_is_a_question_without_its_solution(
     assert asked.endswith("[user]1+1?>") and "Think." not in asked
     held_out = streams.held_out(source, by_bytes, **SETTINGS, limit=1)
     assert (held_out[0].question, held_out[0].answer) == ("1+1?", "2")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"user": "User", "assistant": "Assistant", "system": "System"},
+        {"user": "HUMAN", "assistant": "chatgpt"},
+        {"user": "prompter", "assistant": "bard"},
+        {"assistant": "AI"},
+    ],
+    ids=lambda names: names["assistant"],
+)
+def test_a_solution_is_known_under_other_names_of_the_assistant(names):
+    told = [m | {"role": names.get(m["role"], m["role"])} for m in SOLVED]
+    assert chats.read(told) == SOLVED
+    assert chats.without_solution(chats.read(told)) == SOLVED[:2]
+
+
+@pytest.mark.parametrize("traces", [False, True])
+@pytest.mark.parametrize("written", [list, json.dumps])
+def test_of_a_chat_that_cannot_be_read_the_message_is_named(tmp_path, traces, written):
+    called = [*SOLVED[:2], {"role": "assistant", "content": None}, *SOLVED[2:]]
+    rows = [{"messages": x, "answer": "2"} for x in (SOLVED, written(called))]
+    source = open_rows(tmp_path, rows, traces=traces)
+    with pytest.raises(sources.Dropped, match=r"a.jsonl:2: .* message 3 has no") as e:
+        source[1]
+    assert e.value.reason == "unreadable"
 
 
 def test_earlier_turns_stay_where_the_data_make_the_prompt(

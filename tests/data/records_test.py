@@ -67,6 +67,13 @@ def open_rows(tmp_path, rows, kind="jsonl", **kwargs):
         ("#### First\na\n#### 1,000", "1000"),
         ("1,000", "1,000"),
         ("##### 1,000", "##### 1,000"),
+        ("so\r\n#### 1,000\r\n", "1000"),
+        ("so\n\n#### Answer\n1,000", "1000"),
+        ("#### Answer\r\n\r\n(1,2)\r\n", "(1,2)"),
+        ("### **Final Answer:**\n1, 2\n", "1, 2"),
+        ("#### Answer\nso\n#### The answer:\n3", "3"),
+        ("#### Answer\nIt is 5.\nOr 6.", "#### Answer\nIt is 5.\nOr 6."),
+        ("#### Answer 5\n6", "#### Answer 5\n6"),
         ("#### ", ""),
     ],
 )
@@ -102,6 +109,8 @@ def test_a_heading_is_no_mark_of_the_reference(answer):
         (np.array([]), "no_answer"),
         (np.float32(NAN), "no_answer"),
         ({}, "no_answer"),
+        ('[{"role": "user"}]', "unreadable"),
+        ('["34"]', '["34"]'),
     ],
 )
 def test_what_is_text_in_a_column(value, text):
@@ -123,6 +132,7 @@ BROKEN = {  # what stands in a record, and why it is dropped
     "blank_question": ({"question": " \n"}, "no_question", "'question' is blank"),
     "null_answer": ({"answer": None}, "no_answer", "'answer' is null"),
     "blank_answer": ({"answer": " "}, "no_answer", "'answer' is blank"),
+    "empty_question": ({"question": {}}, "no_question", "'question' is empty"),
     "bare_hashes": ({"answer": "#### "}, "no_answer", "nothing follows ####"),
     "wrong_type": ({"answer": {"x": "1"}}, "unreadable", "'answer' is dict"),
 }
@@ -134,7 +144,7 @@ def test_one_broken_record_is_dropped_counted_and_named(
     tmp_path, by_bytes, monkeypatch, kind, name
 ):
     broken, reason, words = BROKEN[name]
-    if kind == "parquet" and name == "wrong_type":
+    if kind == "parquet" and name in ("wrong_type", "empty_question"):
         pytest.skip("a column of a table has one type")
     rows = [WHOLE | {"question": f"{i}"} for i in range(5)]
     rows[2] |= broken
@@ -191,6 +201,13 @@ def test_of_several_columns_the_first_that_holds_something_counts(tmp_path, kind
     source = open_rows(tmp_path, rows, kind, columns=COLUMNS, strict=True)
     found = [tuple(source[i].values()) for i in range(len(source))]
     assert found == [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")]
+
+
+def test_a_column_inside_one_that_is_null_is_null(tmp_path):
+    rows = [WHOLE, {"question": "q", "given": None}]
+    source = open_rows(tmp_path, rows, columns=COLUMNS)
+    with pytest.raises(sources.Dropped, match=r"a.jsonl:2: 'given.truth' is null"):
+        source[1]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

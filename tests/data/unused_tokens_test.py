@@ -51,6 +51,7 @@ def shape(rows=ROWS) -> ModelConfig:
     [
         (["[PAD]"], {"pad_token": "[PAD]"}),
         (["[PAD]", "<|x|>"], {"pad_token": "[PAD]", "extra_special_tokens": ["<|x|>"]}),
+        (["<|x|>"], {"extra_special_tokens": {"image_token": "<|x|>"}}),
         (["<unk>"], {"unk_token": "<unk>"}),  # of which the vocabulary does not know
     ],
 )
