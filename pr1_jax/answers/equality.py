@@ -15,6 +15,7 @@ from sympy import (
     Expr,
     Float,
     I,
+    Intersection,
     Interval,
     MatrixBase,
     MatrixExpr,
@@ -29,10 +30,13 @@ from sympy import (
     Tuple,
     UnevaluatedExpr,
     Union,
+    exp,
     expand,
     nan,
+    numer,
     oo,
     simplify,
+    together,
     zoo,
 )
 from sympy.core.evalf import PrecisionExhausted
@@ -43,9 +47,12 @@ from pr1_jax.answers.formulas import items
 
 _PLACES = Rational(5, 10_000_000)
 _DIGITS = 4 * _PLACES
-_POINTS = (  # of both signs, as sqrt(x^2) is not x
-    (731, 1377, 419, 1913, 577, 1129, 263, 1641),
-    (-613, -1291, 877, -353, 1453, -1187, 941, -719),
+_POINTS = (  # times 1/97; of both signs and sizes, as sqrt(x^2) is not x
+    (71, 133, 41, 187, 57, 111, 25, 161),
+    (-61, -129, 85, -35, 143, -117, 93, -71),
+    (359, 1213, -293, 505, -777, 881, 1301, -405),
+    (-409, 301, 1117, -613, 823, -211, -997, 707),
+    (1219, -2003, 3001, 1511, -1709, 2213, 613, -2801),
 )
 _HUGE = 10**40  # numbers beyond it can hide a difference from 200 digits
 
@@ -60,6 +67,9 @@ def same(gold: Basic | MatrixBase, target: Basic | MatrixBase) -> bool:
     Raises:
       Unclear: no method here decides.
     """
+    gold, target = (
+        x.doit() if isinstance(x, Intersection) else x for x in (gold, target)
+    )
     one, other = _is_relation(gold), _is_relation(target)
     if one and other:
         return _same_relation(gold, target)
@@ -82,19 +92,18 @@ def same(gold: Basic | MatrixBase, target: Basic | MatrixBase) -> bool:
     return _same_value(gold, target)
 
 
-def near(one: Basic, other: Basic) -> bool:
-    """Whether one value may be rounded to the other: they differ by 5 % at most.
+def rounds(value: Basic, rounding: Basic, decimals: int) -> bool:
+    """Whether `rounding` is `value` rounded, or cut, to `decimals` decimals.
 
     Raises:
       Unclear: one of them is no number.
     """
-    one, other = (_value(x, _is_sum) if _is_relation(x) else x for x in (one, other))
-    if not (isinstance(one, Expr) and isinstance(other, Expr)):
+    value = _value(value, _is_sum) if _is_relation(value) else value
+    if not isinstance(value, Expr) or value.free_symbols:
         raise Unclear
-    one, other = (_exact(x.doit()) for x in (one, other))
-    if one.free_symbols or other.free_symbols:
-        raise Unclear
-    return bool(_numeric(abs(one - other)) <= _numeric(abs(one)) / 20)
+    error = _numeric(abs(_exact(value.doit()) - _exact(rounding)))
+    most = Rational(1, 10**decimals) if decimals else Rational(1, 2)
+    return bool(error <= most)
 
 
 def _same_matrix(gold: Basic, target: Basic) -> bool:
@@ -129,6 +138,11 @@ def _value(relation: Basic, named: Callable[[Basic], bool]) -> Basic | None:
     if not all(isinstance(x, Eq) for x in chain):
         return None
     name, value = chain[0].lhs, chain[-1].rhs  # 5 of x = 2 + 3 = 5
+    if isinstance(value, Symbol) and name.is_number:  # 5 = x
+        name, value = value, name
+    steps = [link.rhs for link in chain[:-1]]
+    if any(not x.free_symbols and not same(x, value) for x in steps):
+        raise Unclear
     if not named(name) and (name.free_symbols or not same(name, value)):
         raise Unclear
     return value
@@ -138,11 +152,16 @@ def _is_name(side: Basic) -> bool:
     """Whether a side is a letter, f(x), |AB|, (x, y), or letters over each other."""
     if isinstance(side, (Symbol, AppliedUndef)):
         return True
-    if isinstance(side, (Abs, Tuple, Interval)):
-        return all(map(_is_name, side.args[:2]))
-    if isinstance(side, Pow):
-        return side.exp == -1 and _is_name(side.base)
-    return isinstance(side, Mul) and all(map(_is_name, side.args))
+    if isinstance(side, (Tuple, Interval)):
+        names = [
+            str(x) for x in (side.args if isinstance(side, Tuple) else side.args[:2])
+        ]
+        return names == sorted(names) and all(map(_is_name, side.args[: len(names)]))
+    if isinstance(side, Abs):
+        return _is_name(side.args[0])
+    return isinstance(side, Mul) and all(
+        _is_name(x.base if isinstance(x, Pow) and x.exp == -1 else x) for x in side.args
+    )
 
 
 def _is_sum(side: Basic) -> bool:
@@ -218,7 +237,9 @@ def _same_range(gold: Basic, target: Basic) -> bool:
         value = _value(relation, _is_name)
         return same(numbers, value) if relation is target else same(value, numbers)
     found = _range(relation)
-    return found is not None and same(numbers, found)
+    if found is None or isinstance(numbers, Tuple) or items(numbers) is not None:
+        return False
+    return same(numbers, found)
 
 
 # --- Sets, lists, tuples, intervals ---------------------------------------------------
@@ -239,6 +260,8 @@ def _same_group(gold: Basic, target: Basic) -> bool:
     one, other = _elements(gold), _elements(target)
     if one is not None and other is not None:
         ordered = isinstance(gold, (Tuple, Interval)) or _named(one) != _named(other)
+        if _named(one) != _named(other) and not (_sorted(one) and _sorted(other)):
+            raise Unclear
         if not ordered:
             return _matched(one, other)
         return len(one) == len(other) and all(map(same, one, other))
@@ -253,6 +276,14 @@ def _named(values: Sequence[Basic]) -> bool:
     """Whether these are equations for several variables, as x = 1, y = 2."""
     names = {x.lhs for value in values for x in _chain(value)[:1] if isinstance(x, Eq)}
     return len(names) > 1
+
+
+def _sorted(values: Sequence[Basic]) -> bool:
+    """Whether the names of equations, if these are some, are in alphabetical order."""
+    names = [
+        str(x.lhs) for value in values for x in _chain(value)[:1] if isinstance(x, Eq)
+    ]
+    return names == sorted(names)
 
 
 def _elements(value: Basic) -> Sequence[Basic] | None:
@@ -333,15 +364,15 @@ def _same_value(gold: Expr, target: Expr) -> bool:
         units = [_with_imaginary_unit(x) for x in (gold, target)]
         if units != [gold, target] and _same_value(*units):
             return True
-        return _same_function(gold, target, decimals)
+        return _same_function(gold, target)
     return _same_number(gold, target, decimals)
 
 
 def _percent(value: Expr) -> Expr | None:
     """The 50 of 50 %, None of other values."""
     hundredth = UnevaluatedExpr(Rational(1, 100))
-    if isinstance(value, Mul) and hundredth in value.args:
-        return Mul(*(x for x in value.args if x != hundredth))
+    if isinstance(value, Mul) and len(value.args) == 2 and hundredth in value.args:
+        return next(x for x in value.args if x != hundredth)
     return None
 
 
@@ -403,33 +434,34 @@ def _is_zero(value: Expr) -> bool:
     return bool(proven)
 
 
-def _same_function(gold: Expr, target: Expr, decimals: bool) -> bool:
+def _same_function(gold: Expr, target: Expr) -> bool:
     """Whether two expressions agree wherever they are tried, at fractions."""
     difference = gold - target
-    if difference == 0 or expand(difference) == 0:
-        return True
-    names = sorted({x.name for x in gold.free_symbols | target.free_symbols})
+    symbols = {x: x.name for x in gold.free_symbols | target.free_symbols}
+    if difference.is_rational_function(*symbols):
+        return expand(numer(together(difference))) == 0
+    names = sorted(set(symbols.values()))
+    exact = True
     for point in _POINTS:
-        at = {
-            name: Rational(point[k % 8], 1000) + k // 8 for k, name in enumerate(names)
-        }
-        values = []
-        for part in (difference, gold):
-            values.append(part.subs({x: at[x.name] for x in part.free_symbols}))
-        found = [_digits(x) for x in values]
-        if None in found:  # no number: an integral, an unknown function
+        at = {name: Rational(point[k % 8], 97) + k // 8 for k, name in enumerate(names)}
+        value = difference.subs({x: at[name] for x, name in symbols.items()})
+        found = _digits(value)
+        if found is None:  # no number: an integral, an unknown function
             return simplify(difference) == 0
-        most = Rational(1, 10**9) * abs(found[1]) if decimals else 0
-        if abs(found[0]) > most:
+        if found != 0:
             return False
-    large = [x for x in (gold + Add(target)).atoms(Rational) if _is_huge(x)]
-    if large and simplify(difference) != 0:
+        exact = exact and value.is_Rational
+    if not exact and _may_hide(difference) and simplify(difference) != 0:
         raise Unclear
     return True
 
 
-def _is_huge(number: Rational) -> bool:
-    return max(abs(number.p), number.q) > _HUGE
+def _may_hide(value: Expr) -> bool:
+    """Whether there are numbers in it beside which a difference has 200 zeros."""
+    powers = [x.exp for x in value.atoms(Pow, exp) if x.exp.is_number]
+    return any(abs(x) > 60 for x in powers) or any(
+        max(abs(x.p), x.q) > _HUGE for x in value.atoms(Rational)
+    )
 
 
 def _digits(value: Expr) -> Expr | None:

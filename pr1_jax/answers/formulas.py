@@ -9,6 +9,7 @@ import re
 from functools import lru_cache
 
 from latex2sympy2_extended.latex2sympy2 import (
+    ConversionConfig,
     NormalizationConfig,
     convert_to_pct,
     latex2sympy,
@@ -16,13 +17,28 @@ from latex2sympy2_extended.latex2sympy2 import (
 )
 from latex2sympy2_extended.sets import FiniteSet
 from math_verify.grader import should_treat_as_complex
-from sympy import Basic, MatrixBase, Set, false, true
+from sympy import Basic, Eq, Expr, MatrixBase, Set, Symbol, false, true
 
 _SETTINGS = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
 )
+_CONVERSION = ConversionConfig(lowercase_symbols=False)
+_KNOWN = """
+alpha beta gamma Gamma delta Delta epsilon varepsilon zeta eta theta Theta vartheta iota
+kappa lambda Lambda mu nu xi Xi omicron pi Pi varpi rho varrho sigma Sigma varsigma tau
+upsilon Upsilon phi Phi varphi chi psi Psi omega Omega ell hbar infty frac sqrt binom
+choose over times cdot div pm mp sum prod int lim partial nabla log ln exp sin cos tan
+csc sec cot arcsin arccos arctan arccsc arcsec arccot sinh cosh tanh arsinh arcosh artanh
+arcsinh arccosh arctanh gcd lcm max min det floor ceil lfloor rfloor lceil rceil lvert
+rvert vert langle rangle lbrace rbrace lbrack rbrack cup cap setminus emptyset in notin
+subseteq supseteq le ge ne begin end mathbb mathcal overline bar hat vec tilde dot ddot
+boldsymbol mathbf circ degree prime to rightarrow angle triangle circle lor vee
+"""
+_COMMANDS = frozenset(_KNOWN.split())  # which the parser takes for what they are
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _UNREADABLE = re.compile(
-    r"\\ldots|\\equiv|\\in(?![A-Za-z])\s*[0-9A-Za-z.+-]|'|\"|[0-9.]\s+\.?[0-9]|[0-9]*\.[0-9]*\.|[0-9]\s*:\s*[0-9]+\s*:"
+    r"!!|[0-9)]_|\\ldots|\\equiv|\\in(?![A-Za-z])\s*[0-9A-Za-z.+-]|'|\"|[0-9.]\s+\.?[0-9]|[0-9]*\.[0-9]*\.|[0-9]\s*:\s*[0-9]+\s*:"
     r"|\b[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}\b|[0-9]/[0-9]+/[0-9]|[?@#~`]"
     r"|(?:^|[^=<>!])==+(?!=)|[+*/^]\s*$|^[*/]"
 )
@@ -32,41 +48,56 @@ _FUNCTION = re.compile(
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*\^(?:\{\\circ\}|\\circ)")
 _CASES = re.compile(r"\\begin\{cases\}(.*?)\\end\{cases\}", re.DOTALL)
 _OR = re.compile(r",?\s*(?:\bor\b|\\lor\b|\\vee\b)\s*")
+_AND = re.compile(r",?\s*\band\b\s*")
 _BELOW = r"(?:<|\\le(?![a-z]))"
 _ABOVE = r"(?:>|\\ge(?![a-z]))"
 _RANGE = re.compile(
     rf"(?:([^<>=]+?)\s*({_BELOW}))?\s*([a-zA-Z])\s*({_BELOW}|{_ABOVE})\s*([^<>=]+)"
 )
 _FLIPPED = re.compile(rf"([^<>=]+?)\s*({_BELOW}|{_ABOVE})\s*([a-zA-Z])")
+_OF_INTEGERS = re.compile(r"gcd|lcm|\\mod(?![a-z])")
 _SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _SET = re.compile(r"\\\{(.*)\\\}")
 _TIMES = re.compile(
     r"((?<![\^_0-9])[0-9]+|\))\s*(?=\()|(\)|\^(?:[0-9]+\s|\{[^{}]*\}))\s*(?=[0-9])"
 )
-_TIMES_FRACTION = re.compile(r"([0-9])\s*(?=\\frac\{([0-9]+)\}\{([0-9]+)\})")
+_TIMES_FRACTION = re.compile(r"([0-9})])\s*(?=\\frac\{([0-9]+)\}\{([0-9]+)\})")
 _PERCENT = re.compile(r"(?<=[}\])A-Za-z])\s*\\?%\s*$")
 _INDEX = re.compile(r"_([0-9A-Za-z])\s+")
-_NAME = re.compile(r"\\?[A-Za-z][A-Za-z0-9_{}\\,' ]*(?:\([A-Za-z0-9_{}\\,' ]*\))?")
+_NAME = re.compile(
+    r"(?:\\(?:overline|vec|hat|bar|tilde)\s*\{[A-Za-z]+\}|\\(?:angle|triangle)\s*[A-Z]+"
+    r"|[A-Za-z]{1,2}(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9, ]+\}))?)(?:\([A-Za-z0-9, ]*\))?"
+)
 _LETTER = re.compile(r"\\?[A-Za-z]+(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]))?")
+_DECIMAL = re.compile(r"-?\s*[0-9]*\.?[0-9]+")
 _APPROX = re.compile(r"\\approx(?![A-Za-z])")
 
 
 @lru_cache(maxsize=64)  # one reference has many answers
-def parse(text: str) -> list[Basic | MatrixBase]:
-    r"""The objects that `text` stands for, all of them the same: two for `1/3 \approx 0.33`.
+def parse(text: str) -> tuple[Basic | MatrixBase | None, Basic | None, int]:
+    r"""What `text` stands for, its rounding, and the rounding's number of decimals.
 
-    Empty where `text` is not understood from its first to its last character.
+    The first is None where `text` is not understood from its first to its last
+    character; the second is that of `1/3 \approx 0.33`, None where there is none.
     """
-    parts = [part.strip() for part in _APPROX.split(text)]
-    if len(parts) > 1 and _LETTER.fullmatch(parts[0]):  # x \approx 5
-        parts = parts[1:]
-    objects = [_parse(part) for part in parts]
-    return [] if any(x is None for x in objects) else objects
+    exact, *rounded = (part.strip() for part in _APPROX.split(text))
+    if rounded and _LETTER.fullmatch(exact):  # x \approx 5
+        exact, *rounded = rounded
+    if len(rounded) > 1:
+        return None, None, 0
+    value = _parse(exact)
+    if value is None or not rounded:
+        return value, None, 0
+    decimals = len(rounded[0].partition(".")[2])
+    rounding = _parse(rounded[0]) if _DECIMAL.fullmatch(rounded[0]) else None
+    return (None, None, 0) if rounding is None else (value, rounding, decimals)
 
 
 def _parse(text: str) -> Basic | MatrixBase | None:
     text = _TIMES.sub(r"\1\2 \\cdot ", _INDEX.sub(r"_{\1} ", text))  # 2(3), 2^5 3^2
-    if _UNREADABLE.search(text):
+    if _UNREADABLE.search(text) or _NON_ASCII.search(text):
+        return None
+    if not _COMMANDS.issuperset(_COMMAND.findall(text)):
         return None
     percent = _PERCENT.search(text) if text.count("%") == 1 else None
     if percent:
@@ -77,6 +108,8 @@ def _parse(text: str) -> Basic | MatrixBase | None:
         # Some names, such as those with a bar, are beyond it; the value need not be.
         name, _, behind = latex.partition("=")
         value = _latex(behind) if _NAME.fullmatch(name.strip()) else None
+        if isinstance(value, Expr):
+            value = Eq(Symbol(name.replace(" ", "")), value, evaluate=False)
     if percent and value is not None:
         value = convert_to_pct(value) if isinstance(value, Basic) else None
     return value
@@ -89,13 +122,18 @@ def _latex(text: str) -> Basic | MatrixBase | None:
             is_real=not should_treat_as_complex(text),
             convert_degrees=False,
             normalization_config=None,
+            conversion_config=_CONVERSION,
         )
     except RecursionError:
         raise
     except Exception:  # noqa: BLE001 (it raises bare ones)
         return None
     known = isinstance(value, (Basic, MatrixBase))
-    return value if known and value not in (true, false) else None
+    if not known or value in (true, false):
+        return None
+    if _OF_INTEGERS.search(text) and value.free_symbols:  # it takes polynomials
+        return None
+    return value
 
 
 def items(value: Basic) -> list | None:
@@ -112,9 +150,10 @@ def items(value: Basic) -> list | None:
 
 def _spelled(text: str) -> str:
     """`text` with what the parser misreads spelled so that it does not."""
-    ranges = [_interval(part) for part in _OR.split(text)]
-    if len(ranges) > 1 and all(ranges) and len({name for name, _ in ranges}) == 1:
-        return r"\cup ".join(interval for _, interval in ranges)
+    for link, sign in ((_OR, r"\cup "), (_AND, r"\cap ")):
+        ranges = [_interval(part) for part in link.split(text)]
+        if len(ranges) > 1 and all(ranges) and len({name for name, _ in ranges}) == 1:
+            return sign.join(interval for _, interval in ranges)
     text = _CASES.sub(lambda x: re.sub(r"\\\\", ", ", x[1].replace("&", "")), text)
     text = _FUNCTION.sub(r"\\\1 ", text)
     if re.search(r"\\(?:sin|cos|tan|sec|csc|cot)\b", text):
