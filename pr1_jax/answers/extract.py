@@ -12,6 +12,20 @@ _LINE = re.compile(r"[^\r\n]*")
 _DISPLAY = re.compile(r"(?P<open>\$\$|\\\[)(?P<inner>[^$]*?)(?:\$\$|\\\])")
 _FENCE = re.compile(r"(?:[\s*_`]|```\w*[\r\n])*")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
+_PRESENTS = re.compile(  # what may stand around a box without changing it
+    r"[\s$.,:;*_`()\[\]\\]*(?:(?:so|thus|hence|therefore|the|final|correct|answer|value"
+    r"|total|sum|result|solution|is|are|equals|of|we|get|have|it|dollars|units|cm|meters"
+    r"|degrees|miles|hours|minutes|days|years|people|square|cubic|text|in|all|i|hope)"
+    r"(?![A-Za-z])[\s$.,:;*_`{}()\[\]\\]*)*",
+    re.IGNORECASE,
+)
+_LINK = re.compile(r"[\s$,;&]*(?:\\text\{\s*)?(?:and|or)?[\s$,;&}]*")
+_MINUS = re.compile(r"(?:^|[\s$(=:])-\s*\\{1,2}(?:boxed|fbox)\s*\{$")
+_CHANGES = re.compile(
+    r"\s*(?:\\?%|!|\^|/|[+*]|,?[0-9]|\\(?:cdot|times|pm)|"
+    r"\$?\s*(?:hundred|thousand|million|billion|trillion|percent|dozen)\b).*"
+)
 _AFTER_ANSWER = re.compile("|".join([*TAGS, r"<\|\w{3,}\|>"]))  # as <|im_end|>
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
@@ -66,14 +80,47 @@ def extract(response: str) -> str | None:
     if markers:
         line = _LINE.match(response, markers[0].end())
         on_line = [box for box in spans if line.start() <= box[0] <= line.end()]
+        if len(on_line) == 1 and on_line[0][1] > line.end():  # a box of several lines
+            return bare(response[slice(*on_line[0])]) or None
         rest = _AFTER_ANSWER.split(line.group(), maxsplit=1)[0]
-        answer = bare(response[slice(*on_line[0])] if len(on_line) == 1 else rest)
-        if answer:
+        if answer := bare(_opened(rest)):
             return answer
         behind = [box for box in spans if box[0] > line.end()]
         if not behind and (answer := _below(response, line.end())):
             return answer
-    return bare(response[slice(*spans[-1])]) or None if spans else None
+    if not spans:
+        return None
+    return bare(_with_signs(response, *spans[-1])) or None
+
+
+def _opened(line: str) -> str:
+    r"""The content of the one box of `line`, if the rest only presents it.
+
+    Else the line without its boxes' marks: of `-\boxed{5}` that is -5.
+    """
+    spans = boxes(line)
+    outer = [x for x in spans if not any(y[0] < x[0] and x[1] < y[1] for y in spans)]
+    if not outer:
+        return line
+    parts, end = [], 0
+    for start, stop in outer:
+        head = _BOX.search(line, end, start)
+        parts += [line[end : head.start()], line[start:stop]]
+        end = stop + 1
+    around = "".join([*parts[::2], line[end:]])
+    if len(outer) == 1 and (_PRESENTS.fullmatch(around) or parts[1] in around.split()):
+        return parts[1]
+    listed = all(_LINK.fullmatch(part) for part in parts[2::2])
+    if listed and _PRESENTS.fullmatch(parts[0] + line[end:]):
+        return ", ".join(dict.fromkeys(parts[1::2]))
+    return "".join([*parts, line[end:]])
+
+
+def _with_signs(response: str, start: int, end: int) -> str:
+    """The content of a box, with a minus before it and what changes it behind it."""
+    before = _MINUS.search(response[max(0, start - 40) : start])
+    behind = _CHANGES.match(response, end + 1)
+    return ("-" if before else "") + response[start:end] + (behind[0] if behind else "")
 
 
 def _below(response: str, start: int) -> str:

@@ -169,6 +169,16 @@ class _Count:
             skipped, word = 1, _low(tokens, k + 1)
         elif word == "and" and self.value is not None:
             skipped, word = 1, _low(tokens, k + 1)
+            if (
+                self.current is None
+                and self.scaled
+                and _low(tokens, k + 1)
+                in (
+                    *("a", "one"),
+                    *words.PARTS,
+                )
+            ):
+                return 0  # a dozen and a half may be 12.5 or 18
             if part := self._and_part(tokens, k + 1):
                 return 1 + part
             if not (self.words and (self.current is None or self.current >= 100)):
@@ -278,7 +288,7 @@ def with_operators(tokens: list[Token]) -> list[Token]:
         sign = low[0] == "negative" and not (done and is_value(done[-1]))
         if (sign or low[0] == "minus") and _is_term(tokens, k + 1):
             done.append(Token("-", "other", tokens[k].spaced))
-            k += 1
+            k += 1 + (tokens[k + 1].text == "-")  # negative-five
             continue
         start = k + (low[0] == "the")
         if _low(tokens, start) in _ROOTS and _low(tokens, start + 1) == "root":

@@ -49,6 +49,8 @@ _SYMBOLS = str.maketrans(
         "\ufeff": "",
     }
 )
+_RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿⁱ]+|[₀-₉₊₋]+")
+_LEADING_DASH = re.compile("^[–—](?=[0-9.])")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _MARKS = (  # in this order
     (re.compile(r"(?<!\S)(?:\*\*|`)(?=\S)|(?<=\S)(?:\*\*|`)(?!\S)"), ""),
@@ -60,7 +62,9 @@ _MARKS = (  # in this order
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\\leq?(?:slant)?(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\geq?(?:slant)?(?![A-Za-z])|>="), r"\\ge "),
-    (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
+    (re.compile(r"\\neq(?![A-Za-z])|(?<![0-9)A-Za-z]) ?!=|(?<= )!="), r"\\ne "),
+    (re.compile(r"\^\s*-\s*([0-9]+|[A-Za-z])"), r"^{-\1}"),
+    (re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)"), r" \\times "),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"\\(?:dots[cbmio]?|ldots|cdots)(?![A-Za-z])|\.\.\.+"), r"\\ldots "),
     (re.compile(r"_\{?\s*\\(max|min)\s*\}?(?![A-Za-z])"), r"_{\1}"),
@@ -71,9 +75,16 @@ _MARKS = (  # in this order
     (
         re.compile(
             r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mathbf|mathit|mathsf|mbox"
-            r"|emph|operatorname\*?)\s*\{([^{}]*)\}"
+            r"|emph)\s*\{([^{}]*)\}"
         ),
         r" \1 ",
+    ),
+    (
+        re.compile(
+            r"\\operatorname\*?\s*\{\s*((?:arc)?(?:sin|cos|tan)h?|lcm|gcd|max|min|log|ln)"
+            r"\s*\}"
+        ),
+        r"\\\1 ",
     ),
     (re.compile(r"\b(?:US|CA|AU|NZ|HK)(?=\\?\$)"), ""),
 )
@@ -104,6 +115,7 @@ _SCIENTIFIC = re.compile(
 _REPEATING = re.compile(
     r"([0-9]{0,15})\.([0-9]{0,15})\\(?:overline|bar)\s*\{([0-9]{1,15})\}(?![0-9])"
 )
+_BRACKETED = re.compile(r"([0-9]{0,15})\.([0-9]{0,15})\(([0-9]{1,15})\)(?![0-9.])")
 _DOTTED = re.compile(
     r"([0-9]{0,15})\.([0-9]{0,15})((?:\\dot\s*(?:\{[0-9]\}|[0-9])[0-9]{0,12}){1,2})(?![0-9])"
 )
@@ -124,8 +136,8 @@ def plain(answer: str) -> str:
     r"""`answer` in ASCII, without LaTeX that only shapes it, numbers in one notation."""
     text = _without_boxes(bare(answer))
     if not text.isascii():
+        text = _RAISED.sub(lambda x: _script(x[0]), _LEADING_DASH.sub("-", text))
         text = _NON_ASCII.sub(lambda x: _ascii(x[0]), text.translate(_SYMBOLS))
-        text = text.replace("}^{", "") if "^{" in text else text
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
     elif _DOUBLE_ESCAPED.fullmatch(text):
@@ -149,6 +161,7 @@ def _numbers(text: str) -> str:
     if not bracketed or _CLEAR_LIST.search(text):
         text = _THOUSANDS.sub(lambda x: x[0].replace(",", ""), text)
     text = _REPEATING.sub(lambda x: _fraction(*x.groups()), text)
+    text = _BRACKETED.sub(lambda x: _fraction(*x.groups()), text)
     text = _DOTTED.sub(_dotted, text)
     text = _GOES_ON.sub(_going_on, text)
     text = _ORDINAL.sub("", text)
@@ -159,18 +172,23 @@ def _numbers(text: str) -> str:
     return text.replace("**", "^")
 
 
+def _script(chars: str) -> str:
+    """Raised or lowered characters as one power or index."""
+    form = unicodedata.decomposition(chars[0]).split()[0]
+    plain = unicodedata.normalize("NFKC", chars).replace("−", "-")
+    return ("^" if form == "<super>" else "_") + f"{{{plain}}}"
+
+
 def _ascii(char: str) -> str:
     """LaTeX or ASCII for a digit, letter or power outside ASCII, else `char`."""
-    form, *codes = unicodedata.decomposition(char).split() or [""]
-    if form in ("<super>", "<sub>"):
-        plain = "".join(chr(int(code, 16)) for code in codes)
-        return ("^" if form == "<super>" else "_") + f"{{{plain}}}"
+    form, *_ = unicodedata.decomposition(char).split() or [""]
     if form == "<fraction>":
         return r"\frac{{{}}}{{{}}}".format(
             *unicodedata.normalize("NFKC", char).split("⁄")
         )
     if form.startswith("<"):
-        return unicodedata.normalize("NFKC", char)
+        simple = unicodedata.normalize("NFKC", char)
+        return simple if len(simple) == 1 else char
     greek = re.fullmatch(
         r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)", unicodedata.name(char, "")
     )

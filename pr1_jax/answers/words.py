@@ -31,16 +31,20 @@ SCALES = {
     "million": 10**6,
     "billion": 10**9,
     "trillion": 10**12,
+    "quadrillion": 10**15,
     "dozen": 12,
 }
-SCALES |= {f"{word}s": value for word, value in SCALES.items()}
 _ORDINALS = _words("third fourth fifth sixth seventh eighth ninth tenth")
 PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 PARTS |= {word: value for value, word in enumerate(_ORDINALS, start=3)}
 PARTS |= {f"{word}s": value for value, word in enumerate(_ORDINALS, start=3)}
-PARTS |= {"eleventh": 11, "elevenths": 11, "twelfth": 12, "twelfths": 12}
-PARTS |= {"twentieth": 20, "twentieths": 20}
-PARTS |= {"hundredth": 100, "hundredths": 100, "thousandth": 1000, "thousandths": 1000}
+_TEENTHS = _words("thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+_PARTS = {"eleventh": 11, "twelfth": 12, "twentieth": 20, "hundredth": 100}
+_PARTS |= {f"{word}th": SMALL[word] for word in _TEENTHS}
+_PARTS |= {f"{word[:-1]}ieth": value for word, value in TENS.items()}
+_PARTS |= {f"{word}th": value for word, value in SCALES.items() if word != "dozen"}
+SCALES |= {f"{word}s": value for word, value in SCALES.items()}
+PARTS |= _PARTS | {f"{word}s": value for word, value in _PARTS.items()}
 
 # What a sentence may say before its one number without a word about the number itself.
 COPULAS = frozenset(
@@ -56,7 +60,10 @@ NEGATIONS = frozenset(
     _words(
         "not no never none nor neither cannot nothing nobody without except but unless if "
         "whether however instead rather false wrong incorrect unknown undefined impossible "
-        "undetermined unsure maybe perhaps or either"
+        "undetermined unsure maybe perhaps or either isnt arent wasnt werent dont doesnt didnt "
+        "cant couldnt wont wouldnt shouldnt hasnt havent hadnt fails failed fail invalid "
+        "rejected reject rejects excluded exclude excludes excluding incorrectly wrongly "
+        "falsely hardly barely scarcely absurd contradiction discard discarded"
     )
 )
 # One of these beside the number, and it is another number.
@@ -65,17 +72,49 @@ CHANGES = frozenset(
         "than less fewer below under above over between within beyond past up upwards "
         "exceeding exceeds exceed almost nearly half double doubled twice triple tripled "
         "thrice quadruple negative minus plus times divided multiplied subtracted added "
-        "multiply divide subtract add decreased increased reduced sum product difference "
+        "multiply divide subtract add halved tripling doubling halving quadrupled inverted "
+        "negated repeating recurring imaginary onward onwards upward downward downwards lakh "
+        "crore grand gross score tens ones couple max min most least bound bounded bounds "
+        "capped limit limited surpass surpasses surpassed near point sine cosine tangent square "
+        "decreased increased reduced sum product difference "
         "quotient ratio remainder factorial squared cubed root roots power powers mod modulo "
         "log logarithm base choose multiple multiples factor factors divisor divisors "
         "divisible divides reciprocal inverse opposite some any every all to through until "
         "minimum maximum first third fourth fifth sixth seventh eighth ninth tenth nth "
-        "order degree cube percentage points dividing congruent greater smaller larger "
+        "order degree cube percentage dividing congruent greater smaller larger "
         "higher lower bigger of from starting infinity infinite per cent"
     )
 )
 # But behind it these do not: 12 of them, miles per hour, 12 in all, 12 every day.
-HARMLESS = frozenset(_words("any of per from to all every"))
+HARMLESS = frozenset(_words("any of per from to all every square cube most least near"))
+# Before a colon, an equals sign or `is` these are more than the name of a quantity.
+ALTERS = frozenset(
+    _words(
+        "squared cubed halved doubled tripled quadrupled inverted negated minus plus less "
+        "divided multiplied times log sine cosine tangent bound bounds limit inverse "
+        "reciprocal negative opposite half twice"
+    )
+)
+# A sentence may be one of these and a number.
+LEADS = frozenset(
+    _words(
+        "so thus hence therefore then ans answer answers total altogether overall finally "
+        "only about approximately around roughly exactly just simply get gives equals "
+        "makes is are be was were result solution value cost price the a an all"
+    )
+)
+# `of` may stand between one of these and its number.
+QUANTITIES = frozenset(
+    _words(
+        "total length height width depth sum cost price area perimeter volume value speed "
+        "distance average number age weight score amount profit rate diameter radius "
+        "probability temperature salary balance remainder maximum minimum"
+    )
+)
+# A sentence about quantities may go up with one of these.
+RAISED = frozenset(
+    _words("picked ended end ends added adding grew came wound used gave")
+)
 # Short words of English; longer ones need no list.
 SHORT = frozenset(
     _words(
