@@ -6,6 +6,7 @@ docs/method.md, section 5.
 """
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -19,7 +20,7 @@ _FRACTION = re.compile(
     r"([+-]?) ?([0-9]*)(?:(?<![0-9])([0-9]+)/([0-9]+)|\\frac\{(-?[0-9]+)\}\{([0-9]+)\})"
 )
 _DECIMAL_COMMA = re.compile(r"([+-]?[0-9]+),([0-9]+)")
-_IN_BASE = re.compile(r"([0-9A-Za-z]+)_(?:([0-9])|\{([0-9]{1,2})\})")
+_IN_BASE = re.compile(r"([0-9][0-9A-Z]*)_(?:([0-9])|\{([0-9]{1,2})\})")
 _SYMBOL = rf"(?:{words.SYMBOL.pattern})(?:\s*\^\{{?-?[123]\}}?)?"
 _UNIT = re.compile(
     r"(?P<value>.*(?:[0-9})\]!]|\\pi))\s*(?P<unit>"
@@ -38,6 +39,15 @@ _STRING = re.compile(r'"((?:[^"\\]|\\.)+)"|\'((?:[^\'\\]|\\.)+)\'')
 _STRINGS = re.compile(
     rf"\[\s*(?:{_STRING.pattern})(?:\s*,\s*(?:{_STRING.pattern}))*\s*\]"
 )
+_CURRENCY = re.compile(r"\\\$|[$€£¥₹¢]")
+_CURRENCIES = {
+    "$": "dollar",
+    "€": "euro",
+    "£": "gbp",
+    "¥": "yen",
+    "₹": "rs",
+    "¢": "cent",
+}
 _PLACES = Fraction(5, 10_000_000)
 
 
@@ -60,6 +70,7 @@ def quick(answer: str, reference: str) -> Result | tuple[str, str]:
     if result := _same_choice(text, wanted):
         return result
     one, other = _readings(text, wanted)
+    one, other = _paid(one, answer), _paid(other, reference)
     if one.unit and other.unit and one.unit != other.unit:
         return Result(UNDECIDED, f"{one.unit} and {other.unit} are not converted")
     if _spelling(one.formula) == _spelling(other.formula) != "" and (
@@ -90,7 +101,8 @@ def _plain_reference(reference: str) -> str:
 def _spelling(text: str) -> str:
     """`text` without what changes only how its formulas look; words without case."""
     text = _SPACING.sub("", _ONE_CHARACTER.sub(r"\1\2", text))
-    return text.casefold() if text.isalpha() and len(text) > 1 else text
+    word = text.isalpha() and (len(text) > 2 or text.lower() == "no")
+    return text.casefold() if word else text  # AB is not ab
 
 
 def _same_choice(answer: str, reference: str) -> Result | None:
@@ -98,9 +110,11 @@ def _same_choice(answer: str, reference: str) -> Result | None:
     one, other = prose.label(answer), prose.label(reference)
     if one is None or other is None:
         return None
-    if one[0] == other[0]:
-        return Result(CORRECT, "the choices are the same")
-    return Result(INCORRECT, f"choice {one[0]} is not {other[0]}")
+    if one[0] != other[0]:
+        return Result(INCORRECT, f"choice {one[0]} is not {other[0]}")
+    if one[1] and other[1] and _spelling(one[1].lower()) != _spelling(other[1].lower()):
+        return Result(UNDECIDED, "the choice has another text")
+    return Result(CORRECT, "the choices are the same")
 
 
 def _readings(answer: str, reference: str) -> tuple[Reading, Reading]:
@@ -114,6 +128,14 @@ def _readings(answer: str, reference: str) -> tuple[Reading, Reading]:
     return _measured(one, other), _measured(other, one)
 
 
+def _paid(reading: Reading, answer: str) -> Reading:
+    """`reading` with the currency that a sign in `answer` names."""
+    sign = _CURRENCY.search(answer)
+    if reading.unit or not sign or sign[0] == "$" and answer.count("$") % 2 == 0:
+        return reading
+    return replace(reading, unit=_CURRENCIES[sign[0].lstrip("\\")])
+
+
 def _measured(reading: Reading, beside: Reading) -> Reading:
     """`reading` without the unit, or the k for a thousand, behind its number."""
     if not reading.known or reading.wordy or not beside.known:
@@ -125,11 +147,11 @@ def _measured(reading: Reading, beside: Reading) -> Reading:
             return Reading(rf"{thousands['value']} \cdot 1000")
         return reading
     other = _UNIT.fullmatch(beside.formula)
-    unit = words.UNITS.get(match["unit"].lower(), "")
+    unit = words.unit([match["unit"].replace(" ", "")])
     same = other and _spelling(other["unit"]) == _spelling(match["unit"])
     worded = beside.unit and beside.unit == unit
-    both = other and (unit, words.UNITS.get(other["unit"].lower(), ""))
-    measures = both and all(both) and both != (match["unit"], other["unit"])
+    both = other and (unit, words.unit([other["unit"].replace(" ", "")]))
+    measures = both and all(both) and any(len(x) > 1 and "/" not in x for x in both)
     if same or worded or measures or not _has_letters(beside.formula):
         return Reading(match["value"].strip(), unit=unit)
     return reading

@@ -18,18 +18,25 @@ from pr1_jax.answers.numerals import (
     with_operators,
 )
 
+_ANSWERS = frozenset(("answer", "it", "this", "result", "solution", "correct"))
 _LINKS = frozenset(("and", "or", "&"))
 _JOINED = re.compile(r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*")
 _LABEL = re.compile(
-    r"(?:[A-Za-z ,']*\b(?:is|are|be|option|choice|answer)\b[ :]*)?"
+    r"(?:(?:(?:so|thus|hence|therefore),? )?(?:the |it is |it's )?"
+    r"(?:(?:correct|right|best|final) )?(?:answer|option|choice)?(?: is| would be)?[ :]*)?"
     r"(?P<open>[(\[{]\s*)?(?P<letter>[A-J])(?P<close>\s*[)\]}])?"
     r"(?P<delimiter>\s*[.:)])?(?P<rest>\s.*)?",
     re.IGNORECASE | re.DOTALL,
 )
-_OTHER_LETTER = re.compile(r"(?<![A-Za-z\\])[B-J](?![A-Za-z])|\bor\b|\band\b|\bnot\b")
+_OTHER_CHOICE = re.compile(
+    r"(?<![A-Za-z\\])(?:[B-J](?![A-Za-z'])|A(?! [a-z]|[A-Za-z']))|^(?:or|and|not)\b"
+    r"|^(?:is|isn't|was|can|cannot|could|may|might|does|doesn't|seems|looks|fails|if)\b"
+)
 _BOUND = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
+_OR = re.compile(r"(?<=[)\]])\s*\bor\b\s*(?=[(\[])")
 _STATES = re.compile(r"\banswer\s*(?:is:?|=|:)\s*", re.IGNORECASE)
-_NEXT_SENTENCE = re.compile(r"(?<=\S)\.?\s+(?=[A-Z][a-z]*\s+[a-z])")
+_NEXT_SENTENCE = re.compile(r"(?<=\S)[.!]\s+(?=[A-Z])")
+_HOPE = re.compile(r"I hope (?:it|this|that) is (?:correct|right|clear|helpful)[.! ]*")
 _NAMED = re.compile(r"[A-Za-z ,']*[A-Za-z]{3}\s*:\s+(?=[^A-Za-z\s])")
 _REMARK = re.compile(r"(?<=\S)\s+\(([A-Za-z][A-Za-z ,'.-]*)\)$")
 _PUNCTUATION = ",.;:!?'\"`*- "
@@ -62,7 +69,7 @@ def label(text: str) -> tuple[str, str] | None:
     rest = (match["rest"] or "").strip()
     if rest and not (match["close"] or match["delimiter"]):
         return None
-    if _OTHER_LETTER.search(rest):
+    if _OTHER_CHOICE.search(rest):
         return None
     return match["letter"], rest
 
@@ -75,9 +82,19 @@ def read(text: str) -> Reading:
     if remark := _REMARK.search(text):
         inner = read(remark[1])
         outer = text[: remark.start()]
-        if not (inner.known and not inner.wordy and inner.formula != outer):
-            text = outer if _harmless(remark[1].lower().split()) else text
+        if not (inner.known and not inner.wordy and inner.formula != outer) and (
+            re.search("[0-9]", outer)
+        ):
+            text = outer if _harmless(remark[1].split()) else text
     tokens = with_operators(with_numbers(tokens_of(text)))
+    if any(
+        len(one.text) > 1
+        and one.kind == "word"
+        and other.text == "("
+        and not other.spaced
+        for one, other in pairwise(tokens)
+    ):  # a function that nobody knows
+        return Reading(whole, known=False)
     if not _has_prose(tokens):
         return _formula(text_of(tokens))
     return _sentence(tokens)
@@ -92,19 +109,18 @@ def _said(text: str) -> str | None:
     if len(starts) == 1 and text[starts[0].end() :].strip():
         before = re.split(r"[.!?]\s", text[: starts[0].start()])[-1]
         said, *more = _NEXT_SENTENCE.split(text[starts[0].end() :], maxsplit=1)
-        if not _harmless(before.lower().split()) or (
-            more
-            and (re.search("[0-9]", more[0]) or not _harmless(more[0].lower().split()))
-        ):
+        if not _harmless(before.split()) or more and not _HOPE.fullmatch(more[0]):
             return None
         return said.rstrip(" .")
-    if (named := _NAMED.match(text)) and _harmless(named[0].lower().split()):
+    if (named := _NAMED.match(text)) and _names(named[0].split()):
         text = text[named.end() :]
     return text.removeprefix("\\approx").strip()
 
 
 def _formula(text: str) -> Reading:
-    if not _BOUND.search(text):  # there, `or` joins ranges
+    if "\\infty" in text:
+        text = _OR.sub(r"\\cup ", text)
+    if not _BOUND.search(text):  # there, words join ranges
         text = _JOINED.sub(", ", text)
     return Reading(text.strip().removeprefix("=").strip())
 
@@ -138,12 +154,27 @@ def _is_word(token: Token) -> bool:
     )
 
 
+def _plain(said: list[str]) -> list[str]:
+    return [word.strip(_PUNCTUATION + "()").lower() for word in said]
+
+
 def _harmless(said: list[str]) -> bool:
     """Whether none of these words changes a number or denies it."""
-    return not any(
-        x in words.CHANGES or x in words.NEGATIONS or x.endswith("n't")
-        for x in (word.strip(_PUNCTUATION) for word in said)
-    ) and not {"least", "most"} & set(said)
+    return not any(x in words.CHANGES or _denies(x) for x in _plain(said))
+
+
+def _names(said: list[str]) -> bool:
+    """Whether these words may name a quantity, as those before `is` do."""
+    said = _plain(said)
+    bound = {("at", "least"), ("at", "most"), ("upper", "bound"), ("lower", "bound")}
+    return not (
+        any(x in words.ALTERS or _denies(x) for x in said)
+        or bound & set(pairwise(said))
+    )
+
+
+def _denies(word: str) -> bool:
+    return word in words.NEGATIONS or word.endswith("n't")
 
 
 def _sentence(tokens: list[Token]) -> Reading:
@@ -155,6 +186,8 @@ def _sentence(tokens: list[Token]) -> Reading:
     formulas = [k for k, (kind, _) in enumerate(pieces) if kind == "math"]
     if not formulas:
         said = " ".join(x.low for x in tokens if x.kind == "word")
+        if said in ("all real numbers", "all reals"):
+            return Reading(r"(-\infty, \infty)")
         return Reading(said, wordy=True)
     whole = Reading(text_of(tokens), known=False)
     said = [x.low for kind, piece in pieces if kind == "words" for x in piece]
@@ -169,7 +202,7 @@ def _sentence(tokens: list[Token]) -> Reading:
     if last + 1 < len(pieces) and not _counts(pieces[last][1], pieces[last + 1][1]):
         return whole
     texts = [text_of(pieces[k][1]) for k in formulas]
-    unit = words.UNITS.get(behind[0], "") if len(behind) == 1 else ""
+    unit = words.unit(behind)
     return Reading(_formula(", ".join(texts)).formula, unit=unit)
 
 
@@ -188,11 +221,13 @@ def _behind_subject(tokens: list[Token]) -> list[Token] | None:
             follows += 1
         if follows == len(tokens):
             return tokens
-        if any(x.low in words.NEGATIONS or x.low.endswith("n't") for x in subject):
+        if not _names([x.low for x in subject]):
             return None
         rest = tokens[follows:]
         first = 1 if rest[0].text == "-" and len(rest) > 1 else 0
-        if _is_math(rest[first], rest, first) or not _any_math(rest):
+        if _is_math(rest[first], rest, first):
+            return rest
+        if not _any_math(rest) and subject[-1].low in _ANSWERS:
             return rest
     return tokens
 
@@ -254,21 +289,28 @@ def _unbalanced(run: list[Token], at: int) -> bool:
 
 def _states(said: list[str], before: list[str], behind: list[str]) -> bool:
     """Whether a sentence with these words around its formula just states it."""
-    if any(x in words.NEGATIONS or x == "than" or x.endswith("n't") for x in said):
+    if "than" in said or any(map(_denies, said)):
         return False
     for pair in pairwise(said):
         if pair in (("at", "least"), ("at", "most"), ("and", "more"), ("no", "more")):
             return False
-    if "and" in (before[-1:] + behind[:1]):  # something else belongs to it
-        return False
-    if before[-2:] == ["total", "of"]:
+    if "and" in (before[-1:] + behind[:1]) or behind[:1] == ["to"]:
+        return False  # something else belongs to it
+    if len(before) == 1 and before[0] not in words.LEADS:
+        return False  # sine 30, point 5
+    ends = before[-2:]
+    if len(ends) == 2 and (
+        ends[1] == "of"
+        and ends[0] in words.QUANTITIES
+        or ends[1] == "up"
+        and ends[0] in words.RAISED
+    ):
         before = before[:-1]
     if behind[-2:] == ["left", "over"]:
         behind = behind[:-1]
-    near = before[-3:] + behind
     if behind[:1] == ["times"] and (len(behind) == 1 or behind[1] in ("a", "per")):
-        near = before[-3:] + behind[1:]
-    if any(x in words.CHANGES - words.HARMLESS for x in near):
+        behind = behind[1:]
+    if any(x in words.CHANGES - words.HARMLESS for x in before[-3:] + behind):
         return False
     return not any(x in words.CHANGES for x in before[-1:])
 

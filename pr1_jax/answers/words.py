@@ -86,7 +86,9 @@ CHANGES = frozenset(
     )
 )
 # But behind it these do not: 12 of them, miles per hour, 12 in all, 12 every day.
-HARMLESS = frozenset(_words("any of per from to all every square cube most least near"))
+HARMLESS = frozenset(
+    _words("any of per from all every square cube most least near min")
+)
 # Before a colon, an equals sign or `is` these are more than the name of a quantity.
 ALTERS = frozenset(
     _words(
@@ -158,6 +160,16 @@ _SAME_UNITS = (
     "euro euros eur",
     "mph",
     "kmh kph kmph",
+    "degree degrees deg",
+    "radian radians rad",
+    "am",
+    "pm",
+    "kw",
+    "w watt watts",
+    "pa",
+    "kpa",
+    "hz hertz",
+    "khz",
 )
 UNITS = {word: row.split()[0] for row in _SAME_UNITS for word in row.split()}
 OTHER_UNITS = frozenset(
@@ -174,3 +186,25 @@ SYMBOL = re.compile(
     "mm|cm|dm|km|mi|ft|yd|in|mg|kg|lbs?|oz|ml|mL|min|hrs?|secs?|mph|kmh|kph|Hz|kHz|kW"
     "|kWh|kPa|Pa|mol|cc|rad|deg|[mgshLlNJWVAKCF]"
 )
+
+
+def unit(said: list[str]) -> str:
+    """The unit that these words are, as `m^2` of `square meters`; "" for other words."""
+    power, names = "", []
+    for word in said:
+        name, _, raised = word.replace("{", "").replace("}", "").partition("^")
+        if word in ("square", "sq", "cubic", "cu"):
+            power = "^2" if word in ("square", "sq") else "^3"
+        elif word in ("per", "an", "a"):
+            names.append("/")
+        elif all(x in UNITS or SYMBOL.fullmatch(x) for x in name.split("/")):
+            named = "/".join(UNITS.get(x, x) for x in name.split("/"))
+            names.append(named + (f"^{raised}" if raised else power))
+            power = ""
+        else:
+            return ""
+    text = re.sub("/+", "/", "".join(names))
+    return _SHORT_UNITS.get(text, text)
+
+
+_SHORT_UNITS = {"mph": "mi/h", "kmh": "km/h", "degree": "degree"}
