@@ -64,13 +64,18 @@ def quick(answer: str, reference: str) -> Result | tuple[str, str]:
         return Result(UNDECIDED, "the reference is blank")
     if result := _same_numbers(answer, reference):
         return result
+    paid = [_currency(x) for x in (answer, reference)]
+    if all(paid) and paid[0] != paid[1]:
+        return Result(UNDECIDED, f"{paid[0]} and {paid[1]} are not converted")
     text, wanted = spelling.plain(answer), _plain_reference(reference)
     if _spelling(text) == _spelling(wanted):
         return Result(CORRECT, "the answer is spelled as the reference")
     if result := _same_choice(text, wanted):
         return result
     one, other = _readings(text, wanted)
-    one, other = _paid(one, answer), _paid(other, reference)
+    one, other = (
+        replace(x, unit=x.unit or currency) for x, currency in zip((one, other), paid)
+    )
     if one.unit and other.unit and one.unit != other.unit:
         return Result(UNDECIDED, f"{one.unit} and {other.unit} are not converted")
     if _spelling(one.formula) == _spelling(other.formula) != "" and (
@@ -128,12 +133,12 @@ def _readings(answer: str, reference: str) -> tuple[Reading, Reading]:
     return _measured(one, other), _measured(other, one)
 
 
-def _paid(reading: Reading, answer: str) -> Reading:
-    """`reading` with the currency that a sign in `answer` names."""
+def _currency(answer: str) -> str:
+    """The currency that a sign in `answer` names; dollars around a formula are none."""
     sign = _CURRENCY.search(answer)
-    if reading.unit or not sign or sign[0] == "$" and answer.count("$") % 2 == 0:
-        return reading
-    return replace(reading, unit=_CURRENCIES[sign[0].lstrip("\\")])
+    if not sign or sign[0] == "$" and answer.count("$") % 2 == 0:
+        return ""
+    return _CURRENCIES[sign[0].lstrip("\\")]
 
 
 def _measured(reading: Reading, beside: Reading) -> Reading:
@@ -147,7 +152,8 @@ def _measured(reading: Reading, beside: Reading) -> Reading:
             return Reading(rf"{thousands['value']} \cdot 1000")
         return reading
     other = _UNIT.fullmatch(beside.formula)
-    unit = words.unit([match["unit"].replace(" ", "")])
+    degrees = "\\" in match["unit"] and match["unit"][-1] not in "CF"
+    unit = "degree" if degrees else words.unit([match["unit"].replace(" ", "")])
     same = other and _spelling(other["unit"]) == _spelling(match["unit"])
     worded = beside.unit and beside.unit == unit
     both = other and (unit, words.unit([other["unit"].replace(" ", "")]))

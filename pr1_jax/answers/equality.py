@@ -52,6 +52,8 @@ _POINTS = (  # times 1/97; of both signs and sizes, as sqrt(x^2) is not x
     (-61, -129, 85, -35, 143, -117, 93, -71),
     (359, 1213, -293, 505, -777, 881, 1301, -405),
     (-409, 301, 1117, -613, 823, -211, -997, 707),
+    (97, 291, -194, 485, 679, -388, 582, 776),  # whole numbers
+    (13580, 19400, -15229, 24250, 17073, -29488, 21340, 33077),
     (1219, -2003, 3001, 1511, -1709, 2213, 613, -2801),
 )
 _HUGE = 10**40  # numbers beyond it can hide a difference from 200 digits
@@ -174,9 +176,9 @@ def _same_relation(gold: Basic, target: Basic) -> bool:
     if all(isinstance(x, Eq) for x in one + other):
         ends = [(x[0].lhs, x[-1].rhs) for x in (one, other)]
         if all(isinstance(name, (Symbol, AppliedUndef)) for name, _ in ends):
-            (name, value), (other_name, other_value) = ends
+            (name, _), (other_name, _) = ends
             if name == other_name:
-                return same(value, other_value)
+                return same(_value(gold, _is_name), _value(target, _is_name))
         if any(isinstance(end, (Set, Tuple)) for pair in ends for end in pair):
             return False
     for relation, numbers in ((gold, target), (target, gold)):
@@ -210,7 +212,12 @@ def _same_link(gold: Basic, target: Basic) -> bool:
     if kind != other_kind or other == 0 or one == 0:
         return False
     ratio = simplify(one / other)
-    if ratio.free_symbols or ratio in (nan, zoo, oo, -oo) or ratio.is_zero:
+    if (
+        not ratio.is_number
+        or ratio.has(AppliedUndef)
+        or ratio in (nan, zoo, oo, -oo)
+        or ratio.is_zero
+    ):
         return False
     return isinstance(gold, (Eq, Ne)) or bool(ratio.is_positive)
 
@@ -235,6 +242,9 @@ def _same_range(gold: Basic, target: Basic) -> bool:
     chain = _chain(relation)
     if all(isinstance(x, Eq) for x in chain):
         value = _value(relation, _is_name)
+        listed = isinstance(numbers, Tuple) or items(numbers) is not None
+        if isinstance(value, Interval) and listed:
+            return False
         return same(numbers, value) if relation is target else same(value, numbers)
     found = _range(relation)
     if found is None or isinstance(numbers, Tuple) or items(numbers) is not None:

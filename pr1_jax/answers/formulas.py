@@ -35,7 +35,7 @@ subseteq supseteq le ge ne begin end mathbb mathcal overline bar hat vec tilde d
 boldsymbol mathbf circ degree prime to rightarrow angle triangle circle lor vee
 """
 _COMMANDS = frozenset(_KNOWN.split())  # which the parser takes for what they are
-_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_COMMAND = re.compile(r"(?<!\\)\\([A-Za-z]+)")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _UNREADABLE = re.compile(
     r"!!|[0-9)]_|\\ldots|\\equiv|\\in(?![A-Za-z])\s*[0-9A-Za-z.+-]|'|\"|[0-9.]\s+\.?[0-9]|[0-9]*\.[0-9]*\.|[0-9]\s*:\s*[0-9]+\s*:"
@@ -55,7 +55,7 @@ _RANGE = re.compile(
     rf"(?:([^<>=]+?)\s*({_BELOW}))?\s*([a-zA-Z])\s*({_BELOW}|{_ABOVE})\s*([^<>=]+)"
 )
 _FLIPPED = re.compile(rf"([^<>=]+?)\s*({_BELOW}|{_ABOVE})\s*([a-zA-Z])")
-_OF_INTEGERS = re.compile(r"gcd|lcm|\\mod(?![a-z])")
+_OF_INTEGERS = re.compile(r"\\?(?:gcd|lcm)|\\mod(?![a-z])")
 _SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _SET = re.compile(r"\\\{(.*)\\\}")
 _TIMES = re.compile(
@@ -68,7 +68,7 @@ _NAME = re.compile(
     r"(?:\\(?:overline|vec|hat|bar|tilde)\s*\{[A-Za-z]+\}|\\(?:angle|triangle)\s*[A-Z]+"
     r"|[A-Za-z]{1,2}(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9, ]+\}))?)(?:\([A-Za-z0-9, ]*\))?"
 )
-_LETTER = re.compile(r"\\?[A-Za-z]+(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]))?")
+_LETTER = re.compile(r"[A-Za-z]{1,2}(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]))?")
 _DECIMAL = re.compile(r"-?\s*[0-9]*\.?[0-9]+")
 _APPROX = re.compile(r"\\approx(?![A-Za-z])")
 
@@ -99,6 +99,8 @@ def _parse(text: str) -> Basic | MatrixBase | None:
         return None
     if not _COMMANDS.issuperset(_COMMAND.findall(text)):
         return None
+    if _OF_INTEGERS.search(text) and re.search("[A-Za-z]", _OF_INTEGERS.sub("", text)):
+        return None  # it takes the greatest common divisor of polynomials
     percent = _PERCENT.search(text) if text.count("%") == 1 else None
     if percent:
         text = text[: percent.start()]
@@ -131,8 +133,6 @@ def _latex(text: str) -> Basic | MatrixBase | None:
     known = isinstance(value, (Basic, MatrixBase))
     if not known or value in (true, false):
         return None
-    if _OF_INTEGERS.search(text) and value.free_symbols:  # it takes polynomials
-        return None
     return value
 
 
@@ -161,9 +161,13 @@ def _spelled(text: str) -> str:
     text = re.sub(r"\bI_", "J_", text)  # with a subscript it is no root of -1
     text = re.sub(r"^f\s*\(\s*x\s*\)\s*=", "y=", text)
     text = _TIMES_FRACTION.sub(
-        lambda x: x[0] if int(x[2]) < int(x[3]) else x[1] + r" \cdot ", text
+        lambda x: x[0] if _is_mixed(*x.groups()) else x[1] + r" \cdot ", text
     )
     return _both_signs(re.sub(r"(?<!\\);", ",", text))
+
+
+def _is_mixed(whole: str, over: str, under: str) -> bool:
+    return whole.isdigit() and int(over) < int(under)
 
 
 def _interval(text: str) -> tuple[str, str] | None:

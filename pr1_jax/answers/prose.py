@@ -19,6 +19,8 @@ from pr1_jax.answers.numerals import (
 )
 
 _ANSWERS = frozenset(("answer", "it", "this", "result", "solution", "correct"))
+_BOUNDS = {("at", "least"), ("at", "most"), ("and", "more"), ("no", "more")}
+_LETTERS = [[letter] for letter in "ABCDEFGHIJ"]
 _LINKS = frozenset(("and", "or", "&"))
 _JOINED = re.compile(r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*")
 _LABEL = re.compile(
@@ -112,7 +114,8 @@ def _said(text: str) -> str | None:
         if not _harmless(before.split()) or more and not _HOPE.fullmatch(more[0]):
             return None
         return said.rstrip(" .")
-    if (named := _NAMED.match(text)) and _names(named[0].split()):
+    named = _NAMED.match(text)
+    if named and _names(named[0].split()) and _labels(named[0].split()):
         text = text[named.end() :]
     return text.removeprefix("\\approx").strip()
 
@@ -160,7 +163,9 @@ def _plain(said: list[str]) -> list[str]:
 
 def _harmless(said: list[str]) -> bool:
     """Whether none of these words changes a number or denies it."""
-    return not any(x in words.CHANGES or _denies(x) for x in _plain(said))
+    return not any(
+        x in words.CHANGES or x in words.PARTS or _denies(x) for x in _plain(said)
+    )
 
 
 def _names(said: list[str]) -> bool:
@@ -171,6 +176,13 @@ def _names(said: list[str]) -> bool:
         any(x in words.ALTERS or _denies(x) for x in said)
         or bound & set(pairwise(said))
     )
+
+
+def _labels(said: list[str]) -> bool:
+    """Whether these words before a colon only name what follows it."""
+    said = _plain(said)
+    changes = words.CHANGES - words.QUANTITIES - words.NOUNS
+    return not any(x in changes or x in words.SCALES or x in words.PARTS for x in said)
 
 
 def _denies(word: str) -> bool:
@@ -190,6 +202,8 @@ def _sentence(tokens: list[Token]) -> Reading:
             return Reading(r"(-\infty, \infty)")
         return Reading(said, wordy=True)
     whole = Reading(text_of(tokens), known=False)
+    if len(tokens) > 1 and [x.text for x in pieces[formulas[0]][1]] in _LETTERS:
+        return whole  # not every sentence about B chooses it
     said = [x.low for kind, piece in pieces if kind == "words" for x in piece]
     first, last = formulas[0], formulas[-1]
     between = pieces[first + 1 : last]
@@ -212,7 +226,7 @@ def _behind_subject(tokens: list[Token]) -> list[Token] | None:
         if tokens[k].low not in words.COPULAS and tokens[k].text not in ("=", ":"):
             continue
         subject = tokens[:k]
-        if any(x.kind == "number" or x.text in "=<>:" for x in subject):
+        if any(x.kind == "number" or x.text[0] in "=<>:^+-*/!\\" for x in subject):
             continue
         if tokens[k].text == ":" and not subject:
             continue
@@ -221,10 +235,14 @@ def _behind_subject(tokens: list[Token]) -> list[Token] | None:
             follows += 1
         if follows == len(tokens):
             return tokens
-        if not _names([x.low for x in subject]):
+        said = [x.low for x in subject]
+        if not _names(said) or tokens[k].text == ":" and not _labels(said):
             return None
         rest = tokens[follows:]
         first = 1 if rest[0].text == "-" and len(rest) > 1 else 0
+        choice = len(rest) == 1 and rest[0].kind == "word" and subject[-1:] != []
+        if choice and subject[-1].low not in _ANSWERS:
+            continue
         if _is_math(rest[first], rest, first):
             return rest
         if not _any_math(rest) and subject[-1].low in _ANSWERS:
@@ -289,22 +307,19 @@ def _unbalanced(run: list[Token], at: int) -> bool:
 
 def _states(said: list[str], before: list[str], behind: list[str]) -> bool:
     """Whether a sentence with these words around its formula just states it."""
-    if "than" in said or any(map(_denies, said)):
+    if any(x == "than" or x in words.PARTS or _denies(x) for x in said):
         return False
-    for pair in pairwise(said):
-        if pair in (("at", "least"), ("at", "most"), ("and", "more"), ("no", "more")):
-            return False
+    if _BOUNDS & set(pairwise(said)) or {"at", "least"} <= set(behind):
+        return False
     if "and" in (before[-1:] + behind[:1]) or behind[:1] == ["to"]:
         return False  # something else belongs to it
     if len(before) == 1 and before[0] not in words.LEADS:
         return False  # sine 30, point 5
-    ends = before[-2:]
-    if len(ends) == 2 and (
-        ends[1] == "of"
-        and ends[0] in words.QUANTITIES
-        or ends[1] == "up"
-        and ends[0] in words.RAISED
-    ):
+    if behind and not _is_counted(behind):
+        return False
+    *_, article, noun, link = ["", "", "", *before]
+    named = noun in words.QUANTITIES or article in ("a", "an", "the")
+    if (link == "of" and named) or (link == "up" and noun in words.RAISED):
         before = before[:-1]
     if behind[-2:] == ["left", "over"]:
         behind = behind[:-1]
@@ -313,6 +328,19 @@ def _states(said: list[str], before: list[str], behind: list[str]) -> bool:
     if any(x in words.CHANGES - words.HARMLESS for x in before[-3:] + behind):
         return False
     return not any(x in words.CHANGES for x in before[-1:])
+
+
+def _is_counted(behind: list[str]) -> bool:
+    """Whether these words go on about what a number counts, as red apples do."""
+    if behind in (["square"], ["cubic"]):
+        return False
+    unit = behind[0] in words.UNITS or behind[0] in words.OTHER_UNITS
+    if unit or behind[0] in words.BEHIND or not behind[0].isalpha():
+        return True
+    nouns = behind[:4]
+    return any(
+        x.endswith("s") and not x.endswith("ss") or x in words.BEHIND for x in nouns
+    )
 
 
 def _counts(formula: list[Token], noun: list[Token]) -> bool:

@@ -50,7 +50,7 @@ _SYMBOLS = str.maketrans(
     }
 )
 _RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿⁱ]+|[₀-₉₊₋]+")
-_LEADING_DASH = re.compile("^[–—](?=[0-9.])")
+_LEADING_DASH = re.compile("(?:(?<=^)|(?<==)|(?<== ))[–—](?=[0-9.])")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _MARKS = (  # in this order
     (re.compile(r"(?<!\S)(?:\*\*|`)(?=\S)|(?<=\S)(?:\*\*|`)(?!\S)"), ""),
@@ -63,6 +63,7 @@ _MARKS = (  # in this order
     (re.compile(r"\\leq?(?:slant)?(?![A-Za-z])|<="), r"\\le "),
     (re.compile(r"\\geq?(?:slant)?(?![A-Za-z])|>="), r"\\ge "),
     (re.compile(r"\\neq(?![A-Za-z])|(?<![0-9)A-Za-z]) ?!=|(?<= )!="), r"\\ne "),
+    (re.compile(r"(?<=[0-9)])!="), "! ="),
     (re.compile(r"\^\s*-\s*([0-9]+|[A-Za-z])"), r"^{-\1}"),
     (re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)"), r" \\times "),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),

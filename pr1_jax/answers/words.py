@@ -63,6 +63,9 @@ NEGATIONS = frozenset(
         "undetermined unsure maybe perhaps or either isnt arent wasnt werent dont doesnt didnt "
         "cant couldnt wont wouldnt shouldnt hasnt havent hadnt fails failed fail invalid "
         "rejected reject rejects excluded exclude excludes excluding incorrectly wrongly "
+        "rule ruled too aint avoid avoids differ differs besides bar cease ceases refuse refuses pretend suppose "
+        "supposing assume assuming unlikely doubt doubts doubtful untrue mistake mistaken "
+        "inaccurate inaccurately erroneous erroneously guess bad outnumber outnumbers anything "
         "falsely hardly barely scarcely absurd contradiction discard discarded"
     )
 )
@@ -74,7 +77,8 @@ CHANGES = frozenset(
         "thrice quadruple negative minus plus times divided multiplied subtracted added "
         "multiply divide subtract add halved tripling doubling halving quadrupled inverted "
         "negated repeating recurring imaginary onward onwards upward downward downwards lakh "
-        "crore grand gross score tens ones couple max min most least bound bounded bounds "
+        "mille followed absolute exclusive inclusive rooted greater more fraction portion share "
+        "conjugate zillion googol thou hundredweight crore grand gross score tens ones couple max min most least bound bounded bounds "
         "capped limit limited surpass surpasses surpassed near point sine cosine tangent square "
         "decreased increased reduced sum product difference "
         "quotient ratio remainder factorial squared cubed root roots power powers mod modulo "
@@ -87,7 +91,7 @@ CHANGES = frozenset(
 )
 # But behind it these do not: 12 of them, miles per hour, 12 in all, 12 every day.
 HARMLESS = frozenset(
-    _words("any of per from all every square cube most least near min")
+    _words("any of per from all every square cube most least near min more share")
 )
 # Before a colon, an equals sign or `is` these are more than the name of a quantity.
 ALTERS = frozenset(
@@ -95,6 +99,14 @@ ALTERS = frozenset(
         "squared cubed halved doubled tripled quadrupled inverted negated minus plus less "
         "divided multiplied times log sine cosine tangent bound bounds limit inverse "
         "reciprocal negative opposite half twice"
+    )
+)
+# Nouns that name a quantity before a colon, though they change a number beside them.
+NOUNS = frozenset(
+    _words(
+        "sum product difference quotient ratio remainder percentage degree order first third "
+        "fourth fifth minimum maximum max min of to from all per root square score power "
+        "base every any multiple factor tens ones limit share"
     )
 )
 # A sentence may be one of these and a number.
@@ -111,6 +123,18 @@ QUANTITIES = frozenset(
         "total length height width depth sum cost price area perimeter volume value speed "
         "distance average number age weight score amount profit rate diameter radius "
         "probability temperature salary balance remainder maximum minimum"
+    )
+)
+# These words behind a number are about what it counts; nouns in the plural are, too.
+BEHIND = frozenset(
+    _words(
+        "is are was were has have had left remain remains in on at by per of each every "
+        "total altogether overall more other different such cup day hour minute year people "
+        "persons children men women feet mice geese teeth sheep fish deer oxen dice staff "
+        "sq cu square cubic way as for with who that which since because so when where "
+        "times back old long tall wide deep high away later earlier today tomorrow now here there "
+        "all percent am pm o'clock cm km mm and were can will would could should may might "
+        "st nd rd th"
     )
 )
 # A sentence about quantities may go up with one of these.
@@ -189,16 +213,21 @@ SYMBOL = re.compile(
 
 
 def unit(said: list[str]) -> str:
-    """The unit that these words are, as `m^2` of `square meters`; "" for other words."""
+    """The unit that these words are, as `m^2` of `square meters`; "" for other words.
+
+    A lone noun is its own unit: 5 apples are not 5 oranges.
+    """
     power, names = "", []
+    if len(said) == 1 and said[0].isalpha() and said[0] not in UNITS:
+        return said[0].removesuffix("s")
     for word in said:
         name, _, raised = word.replace("{", "").replace("}", "").partition("^")
         if word in ("square", "sq", "cubic", "cu"):
             power = "^2" if word in ("square", "sq") else "^3"
         elif word in ("per", "an", "a"):
             names.append("/")
-        elif all(x in UNITS or SYMBOL.fullmatch(x) for x in name.split("/")):
-            named = "/".join(UNITS.get(x, x) for x in name.split("/"))
+        elif all(_is_unit(x) for x in name.split("/")):
+            named = "/".join(UNITS.get(x, x.removesuffix("s")) for x in name.split("/"))
             names.append(named + (f"^{raised}" if raised else power))
             power = ""
         else:
@@ -207,4 +236,8 @@ def unit(said: list[str]) -> str:
     return _SHORT_UNITS.get(text, text)
 
 
-_SHORT_UNITS = {"mph": "mi/h", "kmh": "km/h", "degree": "degree"}
+def _is_unit(name: str) -> bool:
+    return name in UNITS or name in OTHER_UNITS or bool(SYMBOL.fullmatch(name))
+
+
+_SHORT_UNITS = {"mph": "mi/h", "kmh": "km/h"}
