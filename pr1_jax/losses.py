@@ -111,7 +111,8 @@ def grpo_loss(
         "ratio_max_error": jnp.max(jnp.abs(ratio - 1.0)),
     }
     if kl_coef:
-        kl = jnp.sum(weights * k3_kl(logps, jnp.where(keep, ref_logps, logps)))
+        kept = lambda x: jnp.where(keep, x, 0.0)
+        kl = jnp.sum(weights * k3_kl(kept(logps), kept(ref_logps)))
         metrics["ref_kl"] = kl
         loss = loss + kl_coef * kl
     return loss, metrics

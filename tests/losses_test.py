@@ -217,10 +217,16 @@ def test_bounds_change_no_bit_of_ordinary_ratios():
     jax.tree.map(np.testing.assert_array_equal, got, plain)
 
 
-def test_a_masked_token_may_be_impossible():
-    logps, weights = np.float32([[-np.inf, -1.0]]), np.float32([[0, 1]])
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_a_masked_token_may_be_impossible(value):
+    logps, weights = np.float32([[value, -1.0]]), np.float32([[0, 1]])
     loss, slope = jax.value_and_grad(losses.sft_loss)(logps, weights)
     assert loss == 1 and slope.tolist() == [[0, -1]]
+    grpo = lambda x: losses.grpo_loss(
+        *(x, logps, np.ones(1), weights), ref_logps=logps, kl_coef=0.1
+    )[0]
+    loss, slope = jax.value_and_grad(grpo)(logps)
+    assert loss == -1 and slope.tolist() == [[0, -1]]
 
 
 # --- KL -----------------------------------------------------------------------------

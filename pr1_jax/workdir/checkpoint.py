@@ -10,7 +10,6 @@ step, and so need not be saved.
 
 import functools
 import importlib.util
-import json
 import math
 import os
 import pathlib
@@ -26,7 +25,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
-from pr1_jax.system import digests, processes
+from pr1_jax.system import digests, files, processes
 from pr1_jax.workdir.folder import RefusedError
 
 T = TypeVar("T")
@@ -81,6 +80,7 @@ class Checkpoints:
         )
         self._best_metric, self._about = best_metric, dict(about or {})
         self._folder = absolute(workdir) / "checkpoints"
+        processes.of_first(lambda: _put_aside_damaged_metrics(self._folder))
         self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._tidy()
 
@@ -157,7 +157,7 @@ class Checkpoints:
         about, data, saved = _all_read(
             folder,
             lambda: (
-                read_json(folder / "about"),
+                _read_object(folder / "about"),
                 read_json(folder / "data"),
                 ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree["params"],
             ),
@@ -259,6 +259,28 @@ def _all_read(folder: epath.Path, read: Callable[[], T]) -> T:
     if fault := processes.first_fault(_line(cause) if cause else ""):
         raise DamagedError(f"{folder}: {fault}") from cause
     return found
+
+
+def _read_object(item: epath.Path) -> dict[str, Any]:
+    """What `JsonSave` wrote of a mapping."""
+    file = item / "metadata"
+    return files.parse_object(file, file.read_bytes())
+
+
+def _put_aside_damaged_metrics(folder: epath.Path) -> None:
+    """Renames metrics that cannot be read; orbax opens no folder with such.
+
+    They only say which checkpoint is best.
+    """
+    for step in _steps(folder).values():
+        file = step / "metrics" / "metrics"
+        try:
+            if file.exists():
+                files.parse_object(file, file.read_bytes())
+        except (ValueError, OSError) as error:
+            aside = file.with_name("damaged")
+            logging.warning("%s; it is now %s", _line(error), aside)
+            file.rename(aside)
 
 
 def _number(position: Position) -> int:
@@ -365,12 +387,12 @@ def check_params(
         )
     try:
         saved = ocp.PyTreeCheckpointHandler().metadata(states[number]).tree["params"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        kept = states[number].parent / "about"  # none in older checkpoints
+        said = _read_object(kept) if about and kept.exists() else {}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         name = f"{field}={path}"
         raise _damaged(name, states[number].parent, _line(error)) from error
     if about:
-        file = states[number].parent / "about" / "metadata"  # none in older checkpoints
-        said = json.loads(file.read_text()) if file.exists() else {}
         check_about(said, about, f"{field}={path}")
     _check_same(saved, abstract_params, f"{field}={path}")
     return states[number]

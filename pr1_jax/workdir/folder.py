@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 from absl import logging
+from etils import epath
 
 from pr1_jax.defaults import flat, get_config
 from pr1_jax.system import files
@@ -109,7 +110,7 @@ def open_workdir(
         _check_is_new(path)
         return path
     # Weights may be moved: `identity.check` says whether they are the same.
-    may_move = {"model.path"} if _says_origin(path) else set()
+    may_move = {"model.path"} if "origin" in read_record(path) else set()
     check_config(saved, config, str(path), may_differ=may_move)
     return path
 
@@ -151,9 +152,29 @@ def check_config(
             )
 
 
-def _says_origin(workdir: pathlib.Path) -> bool:
-    """Whether a workdir says what its run began with (`identity`)."""
-    return "origin" in files.read_json(workdir / RUN, {})
+_ORIGIN = {"field", "path", "checkpoint", "weights", "about"}  # of `identity.Origin`
+
+
+def read_record(folder: epath.Path | pathlib.Path) -> dict[str, Any]:
+    """The content of `run.json`; {} where there is none.
+
+    Raises:
+      ValueError: it is no whole record; names the file, and the way out.
+    """
+    file = folder / RUN
+    if not file.exists():
+        return {}
+    way_out = "put a copy of it back, or delete it"
+    try:
+        record = files.parse_object(file, file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{error}; {way_out}") from error
+    origin = record.get("origin", dict.fromkeys(_ORIGIN) | {"about": {}})
+    is_whole = isinstance(origin, dict) and {*origin} >= _ORIGIN
+    is_whole = is_whole and isinstance(origin["about"], dict)
+    if not is_whole or not isinstance(record.get("checkpoints", ""), str):
+        raise ValueError(f"{file} is not the record of a run; {way_out}")
+    return record
 
 
 def _saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:

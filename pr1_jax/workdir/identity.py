@@ -23,7 +23,7 @@ from etils import epath
 from pr1_jax.defaults import flat
 from pr1_jax.system import files, processes
 from pr1_jax.workdir import checkpoint
-from pr1_jax.workdir.folder import CONFIG, RUN, RefusedError, check_config
+from pr1_jax.workdir.folder import CONFIG, RUN, RefusedError, check_config, read_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Identity:
         fault = ""
         if jax.process_index() == 0:
             for folder, content in self.contents.items():
-                if _read(folder) != content:
+                if read_record(folder) != content:
                     _write(folder, content)
-                if _read(folder).get("id") != content["id"]:
+                if read_record(folder).get("id") != content["id"]:
                     fault = f"{folder} is taken by another run just now"
         if fault := processes.first_fault(fault):
             raise RefusedError(fault)
@@ -86,11 +86,11 @@ def check(
     is_apart = "://" in str(folder) or not _same_folder(folder, workdir)
 
     def look() -> dict[str, Any]:
-        mine = _read(epath.Path(workdir))
+        mine = read_record(epath.Path(workdir))
         before = mine.get("checkpoints", str(folder))
         return {
             "workdir": mine,
-            "folder": _read(folder) if is_apart else {},
+            "folder": read_record(folder) if is_apart else {},
             "config": files.read_json(workdir / CONFIG, None),
             "holds": bool(checkpoint.numbers(folder)),
             "held": bool(checkpoint.numbers(checkpoint.absolute(before))),
@@ -119,7 +119,7 @@ def check(
         "field": origin.field,
         "path": origin.path,
         "checkpoint": origin.number,
-        "weights": (began_with or {}).get("weights") or origin.digest(),
+        "weights": (began_with or {}).get("weights") or _digest(origin),
         "about": dict(origin.about),
     }
     mine = {"id": name, "checkpoints": str(folder), "origin": said}
@@ -128,6 +128,14 @@ def check(
         held = {"workdir": str(workdir), "config": files.plain(config.to_dict())}
         contents[folder] = {"id": name, **held}
     return Identity(contents)
+
+
+def _digest(origin: Origin) -> str:
+    """The digest of a run's first weights; RefusedError where they cannot be read."""
+    try:
+        return origin.digest()
+    except OSError as error:
+        raise RefusedError(f"{origin} cannot be read: {error}") from error
 
 
 def _check_owner(
@@ -166,7 +174,7 @@ def _check_origin(
     """Raises RefusedError unless a run began with these very weights."""
     checkpoint.check_about(began_with["about"], origin.about, f"the run in {workdir}")
     same_field = began_with["field"] == origin.field
-    digest = origin.digest() if same_field else ""
+    digest = _digest(origin) if same_field else ""
     if not same_field or began_with["weights"] != digest:
         first = (
             began_with[name] for name in ("field", "path", "checkpoint", "weights")
@@ -213,12 +221,6 @@ def _in_words(field: str, path: str, number: int | None, weights: str) -> str:
 
 def _same_folder(folder: epath.Path, workdir: pathlib.Path) -> bool:
     return os.path.realpath(folder) == os.path.realpath(workdir)
-
-
-def _read(folder: epath.Path) -> dict[str, Any]:
-    """The content of `run.json`; {} where there is none. ValueError where it is torn."""
-    file = folder / RUN
-    return files.parse_object(file, file.read_bytes()) if file.exists() else {}
 
 
 def _write(folder: epath.Path, content: Mapping[str, Any]) -> None:

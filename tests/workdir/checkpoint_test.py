@@ -192,6 +192,29 @@ def test_a_damaged_checkpoint_to_start_from_is_named(tmp_path):
         checkpoint.restore_params(tmp_path, abstract(PARAMS))
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]"])
+def test_what_a_damaged_checkpoint_goes_with_is_named(tmp_path, text):
+    saved(tmp_path, Position(0, 4))
+    (tmp_path / "checkpoints/00000004/about/metadata").write_bytes(text)
+    named = f"checkpoint.init={tmp_path}: checkpoint 4 is damaged; name another, or "
+    with pytest.raises(RefusedError, match=named):
+        checkpoint.check_params(tmp_path, abstract(PARAMS), about={"variant": "x"})
+    with opened(tmp_path) as checkpoints, pytest.raises(DamagedError):
+        checkpoints.restore(Position(0, 4), abstract(made_state()))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]"])
+def test_damaged_metrics_cost_no_checkpoint(tmp_path, text):
+    with opened(tmp_path, **BEST) as checkpoints:
+        checkpoints.save(Position(0, 4), made_state(), {}, {"rollout/accuracy": 0.5})
+    (tmp_path / "checkpoints/00000004/metrics/metrics").write_bytes(text)
+    for _ in range(2):
+        with opened(tmp_path, **BEST) as checkpoints:
+            assert checkpoints.latest() == Position(0, 4)
+    state, _ = checkpoints.restore(Position(0, 4), abstract(made_state()))
+    assert_same(state, made_state())
+
+
 @pytest.mark.parametrize("lost", ["_CHECKPOINT_METADATA", "state", "metrics"])
 def test_a_half_deleted_checkpoint_is_deleted(tmp_path, lost):
     """As after a kill while an old one was being deleted; the best one stays."""

@@ -197,11 +197,31 @@ def test_a_folder_of_checkpoints_is_held_like_the_workdir(tmp_path):
     assert named in other.stderr.decode()
 
 
-def test_a_torn_record_is_named(tmp_path):
-    begin(tmp_path)
-    (tmp_path / "run.json").write_text('{"id": "7')
-    with pytest.raises(ValueError, match=f"{tmp_path}/run.json is not JSON"):
-        begin(tmp_path)
+@pytest.mark.parametrize(
+    "text",
+    ['{"id": "7', "", "null", "7", "[" * 100_000, '{"origin": 3}', '{"checkpoints": 3}']
+    + ['{"id": "7", "origin": {"field": "", "weights": ""}}'],
+)
+def test_a_torn_record_is_named(tmp_path, text):
+    c = config(folder=str(tmp_path / "kept"))
+    begin(tmp_path / "a", c)
+    for folder in ("kept", "a"):
+        (tmp_path / folder / "run.json").write_text(text)
+        named = f"{tmp_path}/{folder}/run.json .*; put a copy of it back, or delete it"
+        with pytest.raises(ValueError, match=named):
+            begin(tmp_path / "a", c)
+
+
+def test_first_weights_that_cannot_be_read_are_named(tmp_path):
+    def digest():
+        raise OSError("process 1 of 2: the disk is gone")
+
+    begin(tmp_path / "went on", origin=FIRST)
+    for name in ("went on", "new"):
+        with pytest.raises(
+            RefusedError, match=r"init=/runs/a \(.*\) cannot be .* gone"
+        ):
+            begin(tmp_path / name, origin=dataclasses.replace(FIRST, digest=digest))
 
 
 # --- Digests ----------------------------------------------------------------------------
