@@ -270,7 +270,7 @@ def _same_group(gold: Basic, target: Basic) -> bool:
     one, other = _elements(gold), _elements(target)
     if one is not None and other is not None:
         ordered = isinstance(gold, (Tuple, Interval)) or _named(one) != _named(other)
-        if _named(one) != _named(other) and not (_sorted(one) and _sorted(other)):
+        if _named(other) and not _named(one) and not _sorted(other):
             raise Unclear
         if not ordered:
             return _matched(one, other)
@@ -451,17 +451,24 @@ def _same_function(gold: Expr, target: Expr) -> bool:
     if difference.is_rational_function(*symbols):
         return expand(numer(together(difference))) == 0
     names = sorted(set(symbols.values()))
-    exact = True
+    exact, tried = True, 0
     for point in _POINTS:
         at = {name: Rational(point[k % 8], 97) + k // 8 for k, name in enumerate(names)}
-        value = difference.subs({x: at[name] for x, name in symbols.items()})
-        found = _digits(value)
-        if found is None:  # no number: an integral, an unknown function
+        value, side = (
+            x.subs({x: at[name] for x, name in symbols.items()})
+            for x in (difference, gold)
+        )
+        found, size = _digits(value), _digits(side)
+        if found is None or size is None:  # no number: an integral, an unknown function
             return simplify(difference) == 0
+        if size.has(I) and not gold.has(I):  # roots of negative numbers have branches
+            continue
+        tried += 1
         if found != 0:
             return False
         exact = exact and value.is_Rational
-    if not exact and _may_hide(difference) and simplify(difference) != 0:
+    seen = tried >= 2 and (exact or not _may_hide(difference))
+    if not seen and simplify(difference) != 0:
         raise Unclear
     return True
 

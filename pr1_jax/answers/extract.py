@@ -3,6 +3,7 @@
 import re
 from collections import deque
 
+from pr1_jax.answers.words import NEGATIONS
 from pr1_jax.tags import TAGS
 
 MAX_CHARS = 2000  # of an answer; a longer one is undecided
@@ -13,19 +14,22 @@ _DISPLAY = re.compile(r"(?P<open>\$\$|\\\[)(?P<inner>[^$]*?)(?:\$\$|\\\])")
 _FENCE = re.compile(r"(?:[\s*_`]|```\w*[\r\n])*")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
-_PRESENTS = re.compile(  # what may stand around a box without changing it
-    r"[\s$.,:;*_`()\[\]\\]*(?:(?:so|thus|hence|therefore|the|final|correct|answer|value"
-    r"|total|sum|result|solution|is|are|equals|of|we|get|have|it|dollars|units|cm|meters"
-    r"|degrees|miles|hours|minutes|days|years|people|square|cubic|text|in|all|i|hope)"
-    r"(?![A-Za-z])[\s$.,:;*_`{}()\[\]\\]*)*",
-    re.IGNORECASE,
+_LINK = re.compile(r"[^.!?]*(?:[,;&]|\b(?:and|or)\b|\\text\{ *(?:and|or))[^.!?]*|\s*")
+_BEFORE = re.compile(  # a formula goes on up to here, or words change what follows
+    r"(?:[-+*/^_<>|!~0-9}\])]|(?<![A-Za-z])[A-Za-z]|\\(?!in\b|quad|implies|Rightarrow)[A-Za-z]+"
+    r"|\b(?:not|or|than|least|most|over|under|below|above|between|within|minus|plus|times"
+    r"|negative|half|twice|triple|double|except|but|never|no|cannot|n't|isn't))[\s{(]*$"
 )
-_LINK = re.compile(r"[\s$,;&]*(?:\\text\{\s*)?(?:and|or)?[\s$,;&}]*")
-_MINUS = re.compile(r"(?:^|[\s$(=:])-\s*\\{1,2}(?:boxed|fbox)\s*\{$")
-_CHANGES = re.compile(
-    r"\s*(?:\\?%|!|\^|/|[+*]|,?[0-9]|\\(?:cdot|times|pm)|"
-    r"\$?\s*(?:hundred|thousand|million|billion|trillion|percent|dozen)\b).*"
+_BEHIND = re.compile(
+    r"[\s$}]*(?:\\[)\]])?[\s}]*(?:[-+*/^_!%<>|0-9{]|,[0-9]|\\(?:%|cdot|times|pm|div|le|ge)"
+    r"|(?:hundred|thousand|million|billion|trillion|dozen|percent|squared|cubed|factorial"
+    r"|times|plus|minus|over|or|to)\b)"
 )
+_SIGNS = re.compile(
+    r"\s*(?:\\?%|!|\^|/|[+*]|,?[0-9]|\\(?:cdot|times|pm)).*|"
+    r"[\s$]*(?:hundred|thousand|million|billion|trillion|percent|dozen)\b"
+)
+_MINUS = re.compile(r"(?:^|[\s$(=:])-\s*$")
 _AFTER_ANSWER = re.compile("|".join([*TAGS, r"<\|\w{3,}\|>"]))  # as <|im_end|>
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
@@ -94,33 +98,49 @@ def extract(response: str) -> str | None:
 
 
 def _opened(line: str) -> str:
-    r"""The content of the one box of `line`, if the rest only presents it.
+    r"""The content of the last box of `line`, or of several that make one list.
 
-    Else the line without its boxes' marks: of `-\boxed{5}` that is -5.
+    The line without its boxes' marks where a formula or words go on around them: of
+    `-\boxed{5}` that is -5.
     """
     spans = boxes(line)
     outer = [x for x in spans if not any(y[0] < x[0] and x[1] < y[1] for y in spans)]
     if not outer:
         return line
-    parts, end = [], 0
-    for start, stop in outer:
-        head = _BOX.search(line, end, start)
-        parts += [line[end : head.start()], line[start:stop]]
-        end = stop + 1
-    around = "".join([*parts[::2], line[end:]])
-    if len(outer) == 1 and (_PRESENTS.fullmatch(around) or parts[1] in around.split()):
-        return parts[1]
-    listed = all(_LINK.fullmatch(part) for part in parts[2::2])
-    if listed and _PRESENTS.fullmatch(parts[0] + line[end:]):
-        return ", ".join(dict.fromkeys(parts[1::2]))
-    return "".join([*parts, line[end:]])
+    heads = [
+        next(_BOX.finditer(line, end, start))
+        for end, (start, _) in zip([0, *(stop + 1 for _, stop in outer)], outer)
+    ]
+    first = len(outer) - 1
+    while first and _LINK.fullmatch(
+        line[outer[first - 1][1] + 1 : heads[first].start()]
+    ):
+        first -= 1
+    before = line[: heads[first].start()].rstrip(" $&(").removesuffix("\\[")
+    before = before.removesuffix("\\(").rstrip()
+    contents = [line[slice(*span)] for span in outer[first:]]
+    behind = line[outer[-1][1] + 1 :]
+    repeated = (
+        before.endswith(contents[0]) and before.removesuffix(contents[0])[-1:] in " "
+    )
+    alone = repeated or not _BEFORE.search(before)
+    said = re.findall("[A-Za-z']+", re.split(r"[.!?](?:\s|$)", behind)[0].lower())
+    if alone and not _BEHIND.match(behind) and not NEGATIONS.intersection(said):
+        return ", ".join(dict.fromkeys(contents))
+    marks = sorted(
+        [(x.start(), x.end()) for x in heads] + [(y, y + 1) for _, y in outer]
+    )
+    for start, end in reversed(marks):
+        line = line[:start] + line[end:]
+    return line
 
 
 def _with_signs(response: str, start: int, end: int) -> str:
     """The content of a box, with a minus before it and what changes it behind it."""
-    before = _MINUS.search(response[max(0, start - 40) : start])
-    behind = _CHANGES.match(response, end + 1)
-    return ("-" if before else "") + response[start:end] + (behind[0] if behind else "")
+    head = response[max(0, start - 40) : start]
+    minus = _MINUS.search(head[: head.rfind("\\")].rstrip("\\"))
+    behind = _SIGNS.match(response, end + 1)
+    return ("-" if minus else "") + response[start:end] + (behind[0] if behind else "")
 
 
 def _below(response: str, start: int) -> str:

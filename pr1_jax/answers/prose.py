@@ -92,6 +92,7 @@ def read(text: str) -> Reading:
     if any(
         len(one.text) > 1
         and one.kind == "word"
+        and one.low not in _LINKS
         and other.text == "("
         and not other.spaced
         for one, other in pairwise(tokens)

@@ -95,7 +95,7 @@ _MULTIPLES_OF_MONEY = re.compile(
 )
 _MULTIPLES = {"k": "thousand", "m": "million", "b": "billion", "t": "trillion"}
 _CURRENCY = re.compile(r"\\?\$|[€£¥₹¢]")
-_SPACES = re.compile(r"(?<!\\)\\[,:; ]|\\q?quad(?![A-Za-z])|[~\u00a0\u2009\u202f]")
+_SPACES = re.compile(r"(?<!\\)\\[,:; ]|\\q?quad|[~\u00a0\u2009\u202f]")
 _SEPARATOR = r"(?:\{,\}|\\,|\\!,\\! ?|,\\! ?|\\ |[~\u00a0\u2009\u202f])"
 _GROUPED = re.compile(
     rf"(?<![0-9.,])[1-9][0-9]{{0,2}}(?:{_SEPARATOR}[0-9]{{3}})+(?!\d)"

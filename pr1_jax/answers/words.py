@@ -128,7 +128,7 @@ QUANTITIES = frozenset(
 # These words behind a number are about what it counts; nouns in the plural are, too.
 BEHIND = frozenset(
     _words(
-        "is are was were has have had left remain remains in on at by per of each every "
+        "any is are was were has have had left remain remains in on at by per of each every "
         "total altogether overall more other different such cup day hour minute year people "
         "persons children men women feet mice geese teeth sheep fish deer oxen dice staff "
         "sq cu square cubic way as for with who that which since because so when where "
