@@ -74,10 +74,10 @@ def _without_stop(answer: str) -> str:
 def extract(response: str) -> str | None:
     r"""Returns the answer that `response` gives, None if it gives none.
 
-    That is the rest of the last `Final Answer:` line (of its one `\boxed{}`, if it
-    has one). Where the rest of that line is blank, it is the last `\boxed{}` with
-    balanced braces behind it, else the next line or displayed formula; without any of
-    these, and without such a line, it is the last `\boxed{}`.
+    That is the rest of the last `Final Answer:` line (of its last `\boxed{}`, if that
+    stands alone there). Where the rest of that line is blank, it is the last `\boxed{}`
+    with balanced braces below, else the next line or displayed formula. Without such a
+    line it is the last `\boxed{}`, with a minus before it and what changes it behind it.
     """
     spans = boxes(response)
     markers = deque(_MARKER.finditer(response), maxlen=1)
@@ -103,36 +103,40 @@ def _opened(line: str) -> str:
     The line without its boxes' marks where a formula or words go on around them: of
     `-\boxed{5}` that is -5.
     """
-    spans = boxes(line)
-    outer = [x for x in spans if not any(y[0] < x[0] and x[1] < y[1] for y in spans)]
-    if not outer:
+    found = []  # the outer ones: where each begins, its content, and where it ends
+    for start, end in boxes(line):
+        if not found or start > found[-1][2]:
+            head = _BOX.search(line, found[-1][2] if found else 0)
+            found.append((head.start(), line[start:end], end + 1))
+    if not found:
         return line
-    heads = [
-        next(_BOX.finditer(line, end, start))
-        for end, (start, _) in zip([0, *(stop + 1 for _, stop in outer)], outer)
-    ]
-    first = len(outer) - 1
-    while first and _LINK.fullmatch(
-        line[outer[first - 1][1] + 1 : heads[first].start()]
-    ):
+    first = len(found) - 1
+    while first and _links(line[found[first - 1][2] : found[first][0]]):
         first -= 1
-    before = line[: heads[first].start()].rstrip(" $&(").removesuffix("\\[")
-    before = before.removesuffix("\\(").rstrip()
-    contents = [line[slice(*span)] for span in outer[first:]]
-    behind = line[outer[-1][1] + 1 :]
-    repeated = (
-        before.endswith(contents[0]) and before.removesuffix(contents[0])[-1:] in " "
-    )
-    alone = repeated or not _BEFORE.search(before)
-    said = re.findall("[A-Za-z']+", re.split(r"[.!?](?:\s|$)", behind)[0].lower())
-    if alone and not _BEHIND.match(behind) and not NEGATIONS.intersection(said):
+    contents = [content for _, content, _ in found[first:]]
+    if _stands_alone(line[: found[first][0]], contents[0], line[found[-1][2] :]):
         return ", ".join(dict.fromkeys(contents))
-    marks = sorted(
-        [(x.start(), x.end()) for x in heads] + [(y, y + 1) for _, y in outer]
+    ends = [0, *(end for _, _, end in found)]
+    parts = [line[k:head] + text for k, (head, text, _) in zip(ends, found)]
+    return "".join([*parts, line[ends[-1] :]])
+
+
+def _links(gap: str) -> bool:
+    """Whether what stands between two boxes makes them a list."""
+    return len(gap) <= 60 and bool(_LINK.fullmatch(gap))
+
+
+def _stands_alone(before: str, content: str, behind: str) -> bool:
+    """Whether no formula goes on around a box, and no word denies it."""
+    before = (
+        before[-200:].rstrip(" $&(").removesuffix("\\[").removesuffix("\\(").rstrip()
     )
-    for start, end in reversed(marks):
-        line = line[:start] + line[end:]
-    return line
+    repeated = before.endswith(content) and before.removesuffix(content)[-1:] in " "
+    if not repeated and _BEFORE.search(before):
+        return False
+    sentence = re.split(r"[.!?](?:\s|$)", behind[:1000], maxsplit=1)[0]
+    said = re.findall("[A-Za-z']+", sentence.lower())
+    return not _BEHIND.match(behind) and not NEGATIONS.intersection(said)
 
 
 def _with_signs(response: str, start: int, end: int) -> str:

@@ -110,13 +110,19 @@ def test_any_records(rows):
             "a ",
         ),
         *("\\text{a}", "x, ", "1 and ", "12 km/h ", ". B", "\n", "\\dot 1", '"1",'),
+        *("\\boxed{1}", "\\boxed{1} and ", "-\\boxed{1}/"),
     ],
 )
 def test_long_answers_take_linear_time(unit, monkeypatch):
     monkeypatch.setattr(pool, "_pool", texts.NoWorkers())
     long, answer = unit * (200_000 // len(unit)), unit * (1990 // len(unit))
     begin = time.process_time()
-    for response, reference in ((long, "1"), (f"Final Answer: {answer}", answer)):
+    pairs = (
+        (long, "1"),
+        (f"Final Answer: {long}", "1"),
+        (f"Final Answer: {answer}", answer),
+    )
+    for response, reference in pairs:
         check(response, reference)
         published.check(response, reference)
     assert time.process_time() - begin < 2
