@@ -153,7 +153,10 @@ class Tokenizer:
         `yes` every prompt has it; by `no` none gets it.
         """
         bos = self._bos if self._bos_in_chats or not is_chat else []
-        return ids if ids[: len(bos)] == bos else bos + ids
+        at = ids.index(bos[0]) if bos and is_chat and bos[0] in ids else 0
+        if self._backend.decode(ids[:at], skip_special_tokens=False).strip():
+            at = 0  # it is in the text; only blanks may a template write before it
+        return ids if ids[at : at + len(bos)] == bos else bos + ids
 
     def _find_newline(self) -> int:
         text = f"{tags.END_PARALLEL}\n{tags.SUMMARY}"

@@ -181,6 +181,17 @@ def test_a_chat_template_writes_its_own_bos_or_none(write, template, writes_bos)
     assert prompt_tokens("<|begin|>a", t, template="plain").tolist().count(BEGIN) == 1
 
 
+@pytest.mark.parametrize(
+    "written, count",
+    [("\n\n{{ bos_token }}", 1), (" ", 1), ("a{{ bos_token }}", 2)],
+)
+def test_bos_behind_blanks_of_a_chat_template_is_there_once(write, written, count):
+    files = {"tokenizer_config": {"bos_token": "<|begin|>"}}
+    t = tokenizer_files.load(write(chat_template=written + CHATTY, **files))
+    t.use_bos("yes")
+    assert prompt_tokens("hi", t, template="own").tolist().count(BEGIN) == count
+
+
 def test_bos_of_tokenizers_without_one(write):
     t = tokenizer_files.load(write())
     with pytest.raises(ValueError, match=r"data\.bos=yes, but .* has no BOS token"):

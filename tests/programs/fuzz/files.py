@@ -124,6 +124,7 @@ def jsonl_seeds() -> list[bytes]:
     block = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>s</Summary>"
     made = [*_ROWS, {"question": "q", "answer": 1e3, "response": block}]
     made += [{"question": None, "prompt": _SHAREGPT, "answer": float("nan")}]
+    made += [{"prompt": json.dumps(_SHAREGPT), "answer": "#### Answer\n(1,2)"}]
     lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(made)]
     return [line.encode() for line in ("\n".join(lines), *lines, '{"question": "\\ud8')]
 
