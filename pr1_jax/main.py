@@ -81,7 +81,7 @@ def _prepare(
     from pr1_jax.stages import curriculum
     from pr1_jax.system import files, processes
     from pr1_jax.workdir import identity
-    from pr1_jax.workdir.folder import only_run, open_workdir
+    from pr1_jax.workdir.folder import not_shared, only_run, open_workdir
 
     path, prepared, finished, wrong = None, None, False, ""
     try:
@@ -95,11 +95,17 @@ def _prepare(
         wrong = f"--workdir={workdir}: {error}" if has_no_words else str(error)
     if wrong := processes.first_fault(wrong):
         cli.stop(wrong)
-    # The newest checkpoint of a run that goes on may differ, too.
-    mine = {"checkpoint.init, its checkpoint": prepared[0].origin.number}
+    # What is in the folders may differ, too.
+    mine = {
+        "checkpoint.init, its checkpoint": prepared[0].origin.number,
+        "--workdir, whether its run has finished": finished,
+    }
     if wrong := processes.difference(flat(files.plain(config.to_dict())) | mine):
         cli.stop(wrong)
     if not finished:
+        missing = not_shared(workdir, config.checkpoint.folder)
+        if wrong := processes.first_fault(missing):
+            cli.stop(wrong)
         return prepared
     identity.check(path, config, prepared[0].origin)
     return None

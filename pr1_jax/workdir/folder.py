@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import re
+import time
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
@@ -15,10 +16,11 @@ from absl import logging
 from etils import epath
 
 from pr1_jax.defaults import flat, get_config
-from pr1_jax.system import files
+from pr1_jax.system import files, processes
 from pr1_jax.workdir import old_fields
 
 CONFIG, RUN = "config.json", "run.json"
+_LOCK = "run.lock"
 
 
 class RefusedError(ValueError):
@@ -43,39 +45,84 @@ def only_run(
     if jax.process_index():
         yield
         return
-    paths = {"--workdir": workdir}
+    with contextlib.ExitStack() as held:
+        for name, path in _to_hold(workdir, checkpoint_folder).items():
+            held.enter_context(_held(name, path))
+        yield
+
+
+def not_shared(
+    workdir: str | os.PathLike[str],
+    checkpoint_folder: str = "",
+    patience_sec: float = 30.0,
+) -> str:
+    """Says which folder of a run this process does not share with process 0; "" = none.
+
+    All processes call this alike while process 0 is in `only_run`. Checkpoints, which
+    all write together, would wait for ever in two folders.
+
+    Args:
+      patience_sec: a network's folder may show late what others write.
+    """
+    paths = _to_hold(workdir, checkpoint_folder)
+    holders = processes.of_first(
+        lambda: {name: _holder(path) for name, path in paths.items()}
+    )
+    until = time.monotonic() + patience_sec
+    for name, holder in holders.items():
+        path = pathlib.Path(workdir if name == "--workdir" else checkpoint_folder)
+        while _holder(path) != holder:
+            if time.monotonic() > until:
+                return (
+                    f"{name}={path} is not the folder that process 0 has under this "
+                    "name: name one that all processes see"
+                )
+            time.sleep(0.5)
+    return ""
+
+
+def _to_hold(
+    workdir: str | os.PathLike[str], checkpoint_folder: str
+) -> dict[str, pathlib.Path]:
+    """The folders of a run by the setting that names them, without buckets."""
+    paths = {"--workdir": pathlib.Path(workdir)}
     apart = checkpoint_folder and "://" not in checkpoint_folder
     if apart and os.path.realpath(checkpoint_folder) != os.path.realpath(workdir):
-        paths["checkpoint.folder"] = checkpoint_folder
-    with contextlib.ExitStack() as held:
-        for name, path in paths.items():
-            held.enter_context(_held(name, pathlib.Path(path)))
-        yield
+        paths["checkpoint.folder"] = pathlib.Path(checkpoint_folder)
+    return paths
+
+
+def _holder(folder: pathlib.Path) -> str:
+    """Who holds a folder, or has held it last; "" = nobody."""
+    with contextlib.suppress(OSError):
+        return (folder.absolute() / _LOCK).read_text(errors="replace").strip()
+    return ""
 
 
 @contextlib.contextmanager
 def _held(name: str, folder: pathlib.Path) -> Iterator[None]:
-    path = folder.absolute() / "run.lock"
+    path = folder.absolute() / _LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            file.seek(0)
             raise ValueError(
-                f"{name}={folder} is in use by {file.read().strip()}; wait for "
+                f"{name}={folder} is in use by {_holder(folder)}; wait for "
                 f"it, stop it, or take another {name}"
             ) from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
         file.flush()
+        os.fsync(file.fileno())  # other hosts look for it
         yield
 
 
 # Groups of fields that may change when a run goes on.
 _FREE = ("alarms", "checkpoint", "mesh", "metrics", "report")
 # What may lie in the folder of a run that has not begun: our own files, and logs.
-_OWN = ("run.lock", "run.json", "run.json.tmp", "config.json.tmp", "lost+found")
+_OWN = (_LOCK, "run.json", "run.json.tmp", "config.json.tmp", "lost+found")
 _LOGS = re.compile(r"(log.*|.*\.(log|out|err))", re.IGNORECASE)
 
 

@@ -12,7 +12,7 @@ from configs import rl_alternating
 from pr1_jax.system import digests, files
 from pr1_jax.workdir import checkpoint, identity
 from pr1_jax.workdir.checkpoint import Position
-from pr1_jax.workdir.folder import RefusedError, only_run, open_workdir
+from pr1_jax.workdir.folder import RefusedError, not_shared, only_run, open_workdir
 from pr1_jax.workdir.identity import Origin
 from tests.workdir import checkpoint_test
 
@@ -195,6 +195,23 @@ def test_a_folder_of_checkpoints_is_held_like_the_workdir(tmp_path):
         )
     named = f"checkpoint.folder={kept} is in use by process "
     assert named in other.stderr.decode()
+
+
+def test_folders_that_other_processes_do_not_share_are_named(tmp_path, monkeypatch):
+    here, other, kept = tmp_path / "here", tmp_path / "other", str(tmp_path / "kept")
+    (tmp_path / "link").symlink_to(here)
+    with only_run(here, kept):
+        assert not_shared(tmp_path / "link", kept) == ""
+    holder = (here / "run.lock").read_text().strip()
+    holders = {"--workdir": holder, "checkpoint.folder": "process 7 on another"}
+    stand_in = types.SimpleNamespace(of_first=lambda look: holders)
+    monkeypatch.setattr("pr1_jax.workdir.folder.processes", stand_in)
+    named = f"checkpoint.folder={kept} is not the folder that process 0 has"
+    assert named in not_shared(here, kept, 0)
+    other.mkdir()
+    assert f"--workdir={other} is not" in not_shared(other, kept, 0)
+    (other / "run.lock").write_text("process 7 on another")
+    assert f"--workdir={other} is not" in not_shared(other, kept, 0)
 
 
 @pytest.mark.parametrize(
