@@ -259,7 +259,10 @@ def check_tensors(
     expected = {t.name: t for tensors in table.values() for t in tensors}
     for name, tensor in expected.items():
         if name not in found:
-            raise ValueError(f"tensor {name} is missing from {folder}")
+            text = f"tensor {name} is missing from {folder}"
+            if name == _NAMES["head"][0]:
+                text += ": if it is to be the embedding, say tie_word_embeddings=true"
+            raise ValueError(text)
         file, shape = found[name]
         if shape != tensor.hf_shape:
             raise ValueError(

@@ -108,6 +108,17 @@ def test_a_head_of_another_shape_is_named(tmp_path):
         weights.load_params(folder, read_config(folder))
 
 
+def test_a_missing_head_is_named_with_the_way_out(tmp_path):
+    folder = shutil.copytree(REFERENCE / "llama", tmp_path / "in")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    del tensors[HEAD]
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head.* missing .*tie_word_embeddings="):
+        weights.load_params(folder, read_config(folder))
+    say_tied(folder)
+    assert "head" not in weights.load_params(folder, read_config(folder))
+
+
 def test_weights_that_cannot_be_read_are_told_by_whoever_reads_them(tmp_path):
     folder = tied_folder(tmp_path / "in")
     file = folder / "model.safetensors"
