@@ -4,6 +4,7 @@ import dataclasses
 import decimal
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ COLUMNS = {  # of each field, where no others are named
 # Reasons to drop a record: nothing stands where the field is looked for.
 NO_QUESTION, NO_ANSWER, NO_RESPONSE = (f"no_{field}" for field in COLUMNS)
 _MISSING = object()
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories: controls, formats, spaces
 # A number with separators of thousands, its currency before or per cent behind it.
 _GROUPED = re.compile(r"[-−+]?(\\?\$|€|£)?[-−+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(\\?%)?")
 _HEADING = re.compile(r"#{1,6}\s*[*_]*(the )?(final )?answer[\s*_:]*", re.IGNORECASE)
@@ -128,7 +130,7 @@ def _read_problem(cells: _Cells) -> Record:
     record = _asked(cells, question, chats.read(question.value))
     cell = cells.first("answer")
     record["answer"] = reference(cells.text(cell))
-    if not record["answer"]:
+    if _is_nothing(record["answer"]):
         detail = f"{cells.where}: nothing follows #### in {cell.column!r}"
         raise Dropped(NO_ANSWER, detail)
     return record
@@ -223,7 +225,9 @@ def _one(value: Any) -> Any:
 def _is_nothing(value: Any) -> bool:
     """Whether a value is null (NaN is, too), blank or empty."""
     match value:
-        case str() | bytes():
+        case str():
+            return all(unicodedata.category(char) in _INVISIBLE for char in value)
+        case bytes():
             return not value.strip()
         case float() | np.floating():
             return bool(np.isnan(value))
