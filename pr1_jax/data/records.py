@@ -25,7 +25,10 @@ _MISSING = object()
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories: controls, formats, spaces
 # A number with separators of thousands, its currency before or per cent behind it.
 _GROUPED = re.compile(r"[-−+]?(\\?\$|€|£)?[-−+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(\\?%)?")
+# A heading of an answer, and what the line below may not have: `\boxed`, which is found
+# in a text as well, or the bullet of a list, which could be a minus.
 _HEADING = re.compile(r"#{1,6}\s*[*_]*(the )?(final )?answer[\s*_:]*", re.IGNORECASE)
+_NOT_BELOW = re.compile(r".*\\boxed|([-−–+*•]|\d+[.)])\s")
 
 
 def read_record(
@@ -193,7 +196,7 @@ def reference(answer: str) -> str:
     head, mark, final = answer.rstrip().rpartition("####")
     final = final.strip()
     *_, above, last = ["", "", *filter(None, map(str.strip, answer.split("\n")))]
-    if _HEADING.fullmatch(above) and "\\boxed" not in last:
+    if _HEADING.fullmatch(above) and not _NOT_BELOW.match(last):
         final = last
     elif not mark or head.endswith("#") or "\n" in final:
         return answer

@@ -74,6 +74,9 @@ def open_rows(tmp_path, rows, kind="jsonl", **kwargs):
         ("#### Answer\nso\n#### The answer:\n3", "3"),
         ("#### Answer\nIt is 5.\nOr 6.", "#### Answer\nIt is 5.\nOr 6."),
         ("#### Answer 5\n6", "#### Answer 5\n6"),
+        ("#### Answer\n- 5", "#### Answer\n- 5"),
+        ("#### Answer\n1. 5", "#### Answer\n1. 5"),
+        ("#### Answer\n-5", "-5"),
         ("#### ", ""),
     ],
 )
