@@ -8,7 +8,10 @@ from pr1_jax.tags import TAGS
 
 MAX_CHARS = 2000  # of an answer; a longer one is undecided
 
-_MARKER = re.compile(r"final answer[*_` ]*[:：]", re.IGNORECASE)
+_MARKER = re.compile(  # or a heading of Markdown
+    r"final answer[*_` ]*[:：]|^[ \t]*[#*_]+[ \t]*(?:the )?final answer[*_ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _LINE = re.compile(r"[^\r\n]*")
 _DISPLAY = re.compile(r"(?P<open>\$\$|\\\[)(?P<inner>[^$]*?)(?:\$\$|\\\])")
 _FENCE = re.compile(r"(?:[\s*_`]|```\w*[\r\n])*")

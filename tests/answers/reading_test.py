@@ -371,6 +371,8 @@ RESPONSES = [  # what stands below the marker
     ("Final Answer:\n$$\n5\n$$\nI am sure.", "5"),
     ("Final Answer:\n\\[x = \\frac{1}{3}\\]", "1/3"),
     ("Final Answer：5", "5"),
+    ("### Final Answer\n\n17", "17"),
+    ("**Final Answer**\n$17$", "17"),
     ("**Final Answer:**\n\nThe answer is **42**.", "42"),
     ("Final Answer:\nSo we have it.\n\\boxed{5}", "5"),
 ]
