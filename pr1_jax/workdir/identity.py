@@ -4,8 +4,8 @@ In the workdir, `run.json` holds the run's id, where its checkpoints are, and it
 `Origin`: responses, evaluations,
 checkpoints and the reference of the KL term all follow from those first parameters, and
 none may be mixed with what follows from others. In `checkpoint.folder`, where that is
-another folder, it holds the id, the workdir and the config: the checkpoints there are
-this run's alone.
+another folder, it holds the id, the `Origin`, the workdir and the config: the
+checkpoints there are this run's alone.
 """
 
 import dataclasses
@@ -126,7 +126,7 @@ def check(
     contents = {epath.Path(workdir): mine}
     if is_apart:
         held = {"workdir": str(workdir), "config": files.plain(config.to_dict())}
-        contents[folder] = {"id": name, **held}
+        contents[folder] = {"id": name, "origin": said, **held}
     return Identity(contents)
 
 

@@ -136,6 +136,17 @@ def test_a_run_of_another_config_with_the_same_id_is_refused(tmp_path):
         begin(tmp_path / "b", other.lock())
 
 
+def test_a_run_whose_workdir_is_lost_goes_on_with_its_own_weights(tmp_path):
+    kept = tmp_path / "kept"
+    c = config(folder=str(kept))
+    begin(tmp_path / "a", c, FIRST)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "run.json").write_bytes((kept / "run.json").read_bytes())
+    with pytest.raises(RefusedError, match="began with checkpoint.init=/runs/a"):
+        begin(tmp_path / "b", c, SECOND)
+    begin(tmp_path / "b", c, FIRST)
+
+
 def test_checkpoints_of_nobody_knows_whom_are_refused_by_a_new_run(tmp_path):
     kept = tmp_path / "kept"
     checkpoint_test.saved(kept, Position(0, 2))
