@@ -126,7 +126,7 @@ def _explained(workdir: str) -> Iterator[None]:
         text = f"interrupted: what was saved in {workdir} is there; {again}"
         print(text, file=sys.stderr, flush=True)
         os._exit(130)  # at exit, threads would be waited for
-    except (FloatingPointError, RefusedError) as error:
+    except (FloatingPointError, RefusedError, files.DamagedFileError) as error:
         cli.stop(error)
     except Exception as error:
         reason = files.write_error(error)

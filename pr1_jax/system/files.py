@@ -14,6 +14,10 @@ import numpy as np
 _CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 
 
+class DamagedFileError(ValueError):
+    """A file that is ours does not hold what was written; another start meets it again."""
+
+
 def replace_file(
     path: str | os.PathLike[str], data: bytes, *, durable: bool = False
 ) -> None:
@@ -62,16 +66,23 @@ def read_json(path: str | os.PathLike[str], default: Any) -> Any:
     """The JSON value in a file, or `default` where there is no file.
 
     Raises:
-      ValueError: the file is not JSON, as where it was not written whole; names it.
+      DamagedFileError: the file is not JSON, as where it was not written whole, or is
+        of another type than the default; names it.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return default
+    way_out = "put a copy of it back, or delete it"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        text = f"{path} is not JSON: {error}; put a copy of it back, or delete it"
-        raise ValueError(text) from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not JSON: {error}; {way_out}") from error
+    if default is not None and not isinstance(value, type(default)):
+        kinds = type(value).__name__, type(default).__name__
+        raise DamagedFileError(
+            "{} holds a {}, not a {}; {}".format(path, *kinds, way_out)
+        )
+    return value
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads JSON lines, without a half-written last one; no file is no lines.
 
     Raises:
-      ValueError: a line is not JSON; names the file and the line.
+      DamagedFileError: a line is not a JSON object; names the file and the line.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -129,8 +140,14 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {line!r}") from error
+            wrong = "" if isinstance(records[-1], dict) else "not an object"
+        except (ValueError, RecursionError):
+            wrong = "not JSON"
+        if wrong:
+            raise DamagedFileError(
+                f"{path}, line {number}: {wrong}: {line[:80]!r}; put a copy of the file "
+                "back, or take the line out"
+            )
     return records
 
 

@@ -85,7 +85,22 @@ def test_what_is_no_config_is_named(tmp_path, text):
             read(tmp_path)
 
 
-def test_other_files_that_were_not_written_whole_are_named(tmp_path):
-    (tmp_path / "summary.json").write_text('{"evalua')
-    with pytest.raises(ValueError, match=f"{tmp_path}/summary.json is not JSON: "):
-        files.read_json(tmp_path / "summary.json", {})
+@pytest.mark.parametrize("text", ['{"evalua', "", "null", "[]", "[" * 100_000])
+def test_other_files_that_were_not_written_whole_are_named(tmp_path, text):
+    path = tmp_path / "summary.json"
+    path.write_text(text)
+    with pytest.raises(files.DamagedFileError, match=f"{path} .* or delete it"):
+        files.read_json(path, {})
+
+
+@pytest.mark.parametrize(
+    "line", ["\0\0", "null", "3", "{", "x" * 10_000, "[" * 100_000]
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(
+        files.DamagedFileError, match=f"{path}, line 2: not .*: b'"
+    ) as e:
+        files.read_json_lines(path)
+    assert len(str(e.value)) < 400 + len(str(path))
