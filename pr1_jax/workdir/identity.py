@@ -63,7 +63,9 @@ class Identity:
         fault = ""
         if jax.process_index() == 0:
             for folder, content in self.contents.items():
-                if read_record(folder) != content:
+                there = read_record(folder)
+                is_ours = there.get("id", content["id"]) == content["id"]
+                if is_ours and there != content:
                     _write(folder, content)
                 if read_record(folder).get("id") != content["id"]:
                     fault = f"{folder} is taken by another run just now"

@@ -136,6 +136,21 @@ def test_a_run_of_another_config_with_the_same_id_is_refused(tmp_path):
         begin(tmp_path / "b", other.lock())
 
 
+def test_of_two_runs_that_begin_at_once_one_has_the_folder(tmp_path):
+    """As in a bucket, which cannot be held."""
+    kept = tmp_path / "kept"
+    c = config(folder=str(kept))
+    first, second = (
+        identity.check(open_workdir(tmp_path / name, c), c, RANDOM) for name in "ab"
+    )
+    first.keep()
+    written = (kept / "run.json").read_text()
+    with pytest.raises(RefusedError, match=f"{kept} is taken by another run just now"):
+        second.keep()
+    assert (kept / "run.json").read_text() == written
+    first.keep()
+
+
 def test_a_run_whose_workdir_is_lost_goes_on_with_its_own_weights(tmp_path):
     kept = tmp_path / "kept"
     c = config(folder=str(kept))
