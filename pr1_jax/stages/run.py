@@ -57,7 +57,7 @@ class Run(contextlib.AbstractContextManager):
         self._stages = config.stages
         self._main = jax.process_index() == 0
         self.workdir = open_workdir(workdir, config)
-        identity.check(self.workdir, config, experiment.origin).keep()
+        ours = identity.check(self.workdir, config, experiment.origin)
         if self._main:
             files.write_json(self.workdir / "config.json", config.to_dict())
         self.summary = files.read_json(self.workdir / "summary.json", {})
@@ -95,6 +95,7 @@ class Run(contextlib.AbstractContextManager):
                 f"{self.position.step}"
             )
             self.params = self._left[0].params
+        ours.keep()  # weights that could not be read are not what it began with
         self._resume_metrics()
 
     def __exit__(self, *exc_info) -> None:

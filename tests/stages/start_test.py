@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -113,3 +114,25 @@ def test_a_workdir_goes_on_with_the_weights_that_it_began_with(
     (runs / first).rename(runs / "moved")
     begin(runs / "moved")
     (runs / "moved").rename(runs / first)
+
+
+def test_first_weights_that_were_damaged_may_be_repaired(runs, tmp_path):
+    """What could not be read is not what the run began with."""
+    good, init = runs / "a", tmp_path / "init"
+
+    def begin():
+        shutil.copytree(good, init, dirs_exist_ok=True)
+        if damaged:
+            state = max((init / "checkpoints").iterdir()) / "state"
+            part = max(state.rglob("d/*"), key=lambda path: path.stat().st_size)
+            part.write_bytes(bytes(255 - x for x in part.read_bytes()))
+        config = evaluate.get_config("smoke")
+        with Run(built(config, **{"checkpoint.init": str(init)}), tmp_path / "run"):
+            pass
+
+    damaged = True
+    with pytest.raises(RefusedError, match="is damaged"):
+        begin()
+    damaged = False
+    begin()
+    assert (tmp_path / "run" / "run.json").exists()
