@@ -146,6 +146,8 @@ def _measured(reading: Reading, beside: Reading) -> Reading:
     if not reading.known or reading.wordy or not beside.known:
         return reading
     match = _UNIT.fullmatch(reading.formula)
+    if _THOUSANDS.fullmatch(reading.formula):
+        match = None
     if not match or _ANGLE.search(match["value"]):
         thousands = _THOUSANDS.fullmatch(reading.formula)
         if thousands and not _has_letters(beside.formula):

@@ -3,9 +3,10 @@
 import re
 from collections import deque
 
-from pr1_jax.answers.words import NEGATIONS
+from pr1_jax.answers import prose, words
 from pr1_jax.tags import TAGS
 
+_ANY = "7777"  # stands for the content of a box in a sentence
 MAX_CHARS = 2000  # of an answer; a longer one is undecided
 
 _MARKER = re.compile(  # or a heading of Markdown
@@ -18,16 +19,11 @@ _FENCE = re.compile(r"(?:[\s*_`]|```\w*[\r\n])*")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
 _LINK = re.compile(r"[^.!?]*(?:[,;&]|\b(?:and|or)\b|\\text\{ *(?:and|or))[^.!?]*|\s*")
-_BEFORE = re.compile(  # a formula goes on up to here, or words change what follows
-    r"(?:[-+*/^_<>|!~0-9}\])]|(?<![A-Za-z])[A-Za-z]|\\(?!in\b|quad|implies|Rightarrow)[A-Za-z]+"
-    r"|\b(?:not|or|than|least|most|over|under|below|above|between|within|minus|plus|times"
-    r"|negative|half|twice|triple|double|except|but|never|no|cannot|n't|isn't))[\s{(]*$"
-)
-_BEHIND = re.compile(
-    r"[\s$}]*(?:\\[)\]])?[\s}]*(?:[-+*/^_!%<>|0-9{]|,[0-9]|\\(?:%|cdot|times|pm|div|le|ge)"
-    r"|(?:hundred|thousand|million|billion|trillion|dozen|percent|squared|cubed|factorial"
-    r"|times|plus|minus|over|or|to)\b)"
-)
+_OPENING = " $&~(["
+_TAIL = re.compile(r"[A-Za-z', ]*$")
+_CLOSING = re.compile(r"(?:[\s$}]|\\[)\]])*")
+_WORDS = re.compile(r"(?:\\(?:text|mathrm)\s*\{)?\s*[A-Za-z]{2}")
+_UNTIL = re.compile(r"[.!?](?:\s|$)|[$\\]|,\s")
 _SIGNS = re.compile(
     r"\s*(?:\\?%|!|\^|/|[+*]|,?[0-9]|\\(?:cdot|times|pm)).*|"
     r"[\s$]*(?:hundred|thousand|million|billion|trillion|percent|dozen)\b"
@@ -130,16 +126,37 @@ def _links(gap: str) -> bool:
 
 
 def _stands_alone(before: str, content: str, behind: str) -> bool:
-    """Whether no formula goes on around a box, and no word denies it."""
-    before = (
-        before[-200:].rstrip(" $&(").removesuffix("\\[").removesuffix("\\(").rstrip()
-    )
+    """Whether no formula goes on around a box, and no word changes or denies it."""
+    before = re.split(r"[.!?]\s", before[-400:])[-1].rstrip(_OPENING)
+    before = before.removesuffix("\\").rstrip(_OPENING)
     repeated = before.endswith(content) and before.removesuffix(content)[-1:] in " "
-    if not repeated and _BEFORE.search(before):
+    return (repeated or _presents(before)) and _goes_on_in_words(behind[:1000])
+
+
+def _presents(before: str) -> bool:
+    """Whether a box may follow: an equals sign, a colon, or words that state it."""
+    if re.search(r"\bor\b", before[-60:]):
         return False
-    sentence = re.split(r"[.!?](?:\s|$)", behind[:1000], maxsplit=1)[0]
-    said = re.findall("[A-Za-z']+", sentence.lower())
-    return not _BEHIND.match(behind) and not NEGATIONS.intersection(said)
+    if not before or before[-1] == ":" or re.search(r"[^<>!:=]=$", before):
+        return True
+    tail = _TAIL.search(before)[0]
+    if tail.strip(", ") == "":  # a comma behind words, or a sign
+        return bool(re.fullmatch("[A-Za-z ,']*", before))
+    return prose.read(f"{tail} {_ANY}").formula == _ANY
+
+
+def _goes_on_in_words(behind: str) -> bool:
+    """Whether words about the content of a box follow, a full stop, or nothing."""
+    behind = behind[_CLOSING.match(behind).end() :]
+    said = re.findall("[A-Za-z']+", behind.lower())
+    if re.search("[0-9]", behind) or words.NEGATIONS.intersection(said):
+        return False
+    if not behind or behind[0] in ".,;)" or behind.startswith(("\\\\", "\\end", "&")):
+        return not re.match(r"[,;]?\s*(?:and|or)\b", behind)
+    if not _WORDS.match(behind):
+        return False
+    behind = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}?", r"\1 ", behind)
+    return prose.read(f"{_ANY} {_UNTIL.split(behind)[0]}").formula == _ANY
 
 
 def _with_signs(response: str, start: int, end: int) -> str:

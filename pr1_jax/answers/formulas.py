@@ -39,7 +39,7 @@ _COMMAND = re.compile(r"(?<!\\)\\([A-Za-z]+)")
 _NON_ASCII = re.compile(r"[^\x00-\x7f]")
 _UNREADABLE = re.compile(
     r"!!|[0-9)]_|\\ldots|\\equiv|\\in(?![A-Za-z])\s*[0-9A-Za-z.+-]|'|\"|[0-9.]\s+\.?[0-9]|[0-9]*\.[0-9]*\.|[0-9]\s*:\s*[0-9]+\s*:"
-    r"|\b[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}\b|[0-9]/[0-9]+/[0-9]|[?@#~`]"
+    r"|\b[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}\b|\b[0-9]{1,2}/[0-9]{1,2}/(?:19|20)[0-9]{2}\b|\^\s*\{?\s*(?:T|\\top)\b|[?@#~`]"
     r"|(?:^|[^=<>!])==+(?!=)|[+*/^]\s*$|^[*/]"
 )
 _FUNCTION = re.compile(
@@ -55,6 +55,18 @@ _RANGE = re.compile(
     rf"(?:([^<>=]+?)\s*({_BELOW}))?\s*([a-zA-Z])\s*({_BELOW}|{_ABOVE})\s*([^<>=]+)"
 )
 _FLIPPED = re.compile(rf"([^<>=]+?)\s*({_BELOW}|{_ABOVE})\s*([a-zA-Z])")
+_CALLS = re.compile(  # a function with its index and power, but no bracket behind it
+    r"\\(?:ln|log|(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot)(?![A-Za-z])\s*"
+    r"(?:_\s*(?:\{[^{}]*\}|[0-9A-Za-z])\s*)?(?:\^\s*(?:\{[^{}]*\}|[0-9A-Za-z])\s*)?"
+    r"(?:_\s*(?:\{[^{}]*\}|[0-9A-Za-z])\s*)?(?!\s*(?:\(|[_^]))"
+)
+_GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+_FACTORS = re.compile(
+    rf"(?:\s|[0-9A-Za-z.!]|\^\s*(?:{_GROUP}|\\circ|[0-9A-Za-z])|_\s*(?:{_GROUP}|[0-9A-Za-z])"
+    rf"|{_GROUP}|\\(?:frac\s*{_GROUP}\s*{_GROUP}|sqrt(?:\[[^\[\]]*\])?\s*{_GROUP}"
+    r"|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|omega|phi|varphi|psi|pi|tau|rho"
+    r"|sigma|infty|circ)(?![A-Za-z]))*"
+)
 _OF_INTEGERS = re.compile(r"\\?(?:gcd|lcm)|\\mod(?![a-z])")
 _SIGN = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _SET = re.compile(r"\\\{(.*)\\\}")
@@ -94,7 +106,8 @@ def parse(text: str) -> tuple[Basic | MatrixBase | None, Basic | None, int]:
 
 
 def _parse(text: str) -> Basic | MatrixBase | None:
-    text = _TIMES.sub(r"\1\2 \\cdot ", _INDEX.sub(r"_{\1} ", text))  # 2(3), 2^5 3^2
+    text = _called(_FUNCTION.sub(r"\\\1 ", _INDEX.sub(r"_{\1} ", text)))
+    text = _TIMES.sub(r"\1\2 \\cdot ", text)  # 2(3), 2^5 3^2
     if _UNREADABLE.search(text) or _NON_ASCII.search(text):
         return None
     if not _COMMANDS.issuperset(_COMMAND.findall(text)):
@@ -155,7 +168,6 @@ def _spelled(text: str) -> str:
         if len(ranges) > 1 and all(ranges) and len({name for name, _ in ranges}) == 1:
             return sign.join(interval for _, interval in ranges)
     text = _CASES.sub(lambda x: re.sub(r"\\\\", ", ", x[1].replace("&", "")), text)
-    text = _FUNCTION.sub(r"\\\1 ", text)
     if re.search(r"\\(?:sin|cos|tan|sec|csc|cot)\b", text):
         text = _DEGREES.sub(r"\\frac{\1\\pi}{180}", text)
     text = re.sub(r"\bI_", "J_", text)  # with a subscript it is no root of -1
@@ -168,6 +180,19 @@ def _spelled(text: str) -> str:
 
 def _is_mixed(whole: str, over: str, under: str) -> bool:
     return whole.isdigit() and int(over) < int(under)
+
+
+def _called(text: str) -> str:
+    r"""`\sin 2x \cdot 3` with `\sin (2x)`: the parser takes all factors for one argument."""
+    done, end = [], 0
+    for match in _CALLS.finditer(text):
+        if match.start() < end:
+            continue
+        argument = _FACTORS.match(text, match.end())
+        if argument[0].strip():
+            done += [text[end : match.end()], f"({argument[0].strip()}) "]
+            end = argument.end()
+    return "".join([*done, text[end:]])
 
 
 def _interval(text: str) -> tuple[str, str] | None:

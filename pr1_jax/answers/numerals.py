@@ -13,7 +13,7 @@ _TOKEN = re.compile(
     r"\\begin\s*\{array\}\s*\{[clr| ]*\}"
     r"|\\(?:begin|end|overline|mathbb|mathcal|hat|vec|bar|boxed)\*?\s*\{[^{}]*\}"
     r"|\\[A-Za-z]+|\\.|[_^]\s*\{[A-Za-z0-9+\- ]*\}"
-    r"|(?P<word>[A-Za-z]+(?:'[A-Za-z]+)*)|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\S",
+    r"|(?P<word>[tT]-[a-z]{3,}|[A-Za-z]+(?:'[A-Za-z]+)*)|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\S",
     re.DOTALL,
 )
 _UNIT_SIGN = re.compile(rf"\^[123]|/(?:{words.SYMBOL.pattern})")
@@ -123,7 +123,7 @@ def _number_at(tokens: list[Token], k: int) -> tuple[Fraction, bool, int] | None
     elif tokens[k].kind == "number" and "\\" not in tokens[k].text:
         if k and tokens[k - 1].text in ("/", ".", ","):
             return None
-        count.current = Fraction(tokens[k].text)
+        count.current, count.spelled = Fraction(tokens[k].text), False
         k += 1
         over = [x.text for x in tokens[k : k + 2]]
         if over[:1] == ["/"] and over[1:] and tokens[k + 1].kind == "number":
@@ -152,7 +152,7 @@ class _Count:
 
     def __init__(self) -> None:
         self.total, self.current, self.words, self.ended = Fraction(0), None, 0, False
-        self.scaled = False
+        self.scaled, self.multiplied, self.spelled = False, False, True
 
     @property
     def value(self) -> Fraction | None:
@@ -162,22 +162,23 @@ class _Count:
 
     def step(self, tokens: list[Token], k: int) -> int:
         """How many tokens from `k` on belong to the number: it takes them in."""
-        if self.ended:
-            return 0
         word, skipped = tokens[k].low, 0
+        if self.ended:  # two and a half million
+            if word not in words.SCALES or self.multiplied:
+                return 0
+            self.current, self.total = self.value * words.SCALES[word], Fraction(0)
+            self.multiplied = True
+            return 1
+        if word == "," and self.scaled and self.current is None and self.spelled:
+            word, skipped = _low(tokens, k + 1), 1  # one thousand, two hundred
+            if word not in words.SMALL and word not in words.TENS:
+                return 0
         if word == "-" and self.words and not tokens[k].spaced:
             skipped, word = 1, _low(tokens, k + 1)
         elif word == "and" and self.value is not None:
             skipped, word = 1, _low(tokens, k + 1)
-            if (
-                self.current is None
-                and self.scaled
-                and _low(tokens, k + 1)
-                in (
-                    *("a", "one"),
-                    *words.PARTS,
-                )
-            ):
+            follows = _low(tokens, k + 1), _low(tokens, k + 2)
+            if self.current is None and self.scaled and words.PARTS.keys() & {*follows}:
                 return 0  # a dozen and a half may be 12.5 or 18
             if part := self._and_part(tokens, k + 1):
                 return 1 + part
@@ -203,8 +204,9 @@ class _Count:
             self.current = (self.current or Fraction(0)) + value
             return 1
         if word in words.SCALES:
-            if self.current is None and self.scaled:
-                return 0
+            bare = self.current is None and not self.words
+            if self.current is None and self.scaled or bare and word.endswith("s"):
+                return 0  # hundreds of people are no number
             scale = words.SCALES[word]
             value = (1 if self.current is None else self.current) * scale
             self.scaled = True

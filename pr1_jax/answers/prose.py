@@ -7,6 +7,7 @@ never stands for a part of itself.
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 from pr1_jax.answers import words
@@ -25,10 +26,14 @@ _LINKS = frozenset(("and", "or", "&"))
 _JOINED = re.compile(r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*")
 _LABEL = re.compile(
     r"(?:(?:(?:so|thus|hence|therefore),? )?(?:the |it is |it's )?"
-    r"(?:(?:correct|right|best|final) )?(?:answer|option|choice)?(?: is| would be)?[ :]*)?"
+    r"(?:(?:correct|right|best|final) )?(?:answer|option|choice)?(?: is| would be)?"
+    r"(?: option| choice)?[ :]*)?"
     r"(?P<open>[(\[{]\s*)?(?P<letter>[A-J])(?P<close>\s*[)\]}])?"
     r"(?P<delimiter>\s*[.:)])?(?P<rest>\s.*)?",
     re.IGNORECASE | re.DOTALL,
+)
+_CORRECT = re.compile(
+    r"^\s+is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$"
 )
 _OTHER_CHOICE = re.compile(
     r"(?<![A-Za-z\\])(?:[B-J](?![A-Za-z'])|A(?! [a-z]|[A-Za-z']))|^(?:or|and|not)\b"
@@ -36,6 +41,9 @@ _OTHER_CHOICE = re.compile(
 )
 _BOUND = re.compile(r"[<>]|\\[lg]e(?![A-Za-z])")
 _OR = re.compile(r"(?<=[)\]])\s*\bor\b\s*(?=[(\[])")
+_PART_OF = re.compile(
+    r"([0-9]*)\\frac\{([0-9]+)\}\{([0-9]+)\}\s+(dozen|hundred|thousand|million|billion)\b"
+)
 _STATES = re.compile(r"\banswer\s*(?:is:?|=|:)\s*", re.IGNORECASE)
 _NEXT_SENTENCE = re.compile(r"(?<=\S)[.!]\s+(?=[A-Z])")
 _HOPE = re.compile(r"I hope (?:it|this|that) is (?:correct|right|clear|helpful)[.! ]*")
@@ -68,7 +76,7 @@ def label(text: str) -> tuple[str, str] | None:
         return None
     if match["close"] and not match["open"] and match["close"].strip() != ")":
         return None
-    rest = (match["rest"] or "").strip()
+    rest = _CORRECT.sub("", match["rest"] or "").strip()
     if rest and not (match["close"] or match["delimiter"]):
         return None
     if _OTHER_CHOICE.search(rest):
@@ -88,6 +96,7 @@ def read(text: str) -> Reading:
             re.search("[0-9]", outer)
         ):
             text = outer if _harmless(remark[1].split()) else text
+    text = _PART_OF.sub(_multiplied, text)
     tokens = with_operators(with_numbers(tokens_of(text)))
     if any(
         len(one.text) > 1
@@ -101,6 +110,15 @@ def read(text: str) -> Reading:
     if not _has_prose(tokens):
         return _formula(text_of(tokens))
     return _sentence(tokens)
+
+
+def _multiplied(match: re.Match) -> str:
+    """`2\\frac{1}{2} million` as 2500000."""
+    whole, over, under, scale = match.groups()
+    if int(under) == 0 or whole and int(over) >= int(under):
+        return match[0]
+    value = (int(whole or 0) + Fraction(int(over), int(under))) * words.SCALES[scale]
+    return str(value) if value.denominator == 1 else match[0]
 
 
 def _said(text: str) -> str | None:
@@ -212,7 +230,8 @@ def _sentence(tokens: list[Token]) -> Reading:
         return _same_noun(pieces) or whole
     before = [x.low for _, piece in pieces[:first] for x in piece]
     behind = [x.low for _, piece in pieces[last + 1 :] for x in piece]
-    if not _states(said, before, behind):
+    number = text_of(pieces[last][1])
+    if not _states(said, before, behind, number):
         return whole
     if last + 1 < len(pieces) and not _counts(pieces[last][1], pieces[last + 1][1]):
         return whole
@@ -227,7 +246,7 @@ def _behind_subject(tokens: list[Token]) -> list[Token] | None:
         if tokens[k].low not in words.COPULAS and tokens[k].text not in ("=", ":"):
             continue
         subject = tokens[:k]
-        if any(x.kind == "number" or x.text[0] in "=<>:^+-*/!\\" for x in subject):
+        if any(x.kind == "number" or _computes(x.text) for x in subject):
             continue
         if tokens[k].text == ":" and not subject:
             continue
@@ -251,6 +270,14 @@ def _behind_subject(tokens: list[Token]) -> list[Token] | None:
     return tokens
 
 
+def _computes(text: str) -> bool:
+    return (
+        text[0] in "=<>:^*/!"
+        or text[0] == "\\"
+        and text not in ("\\angle", "\\triangle")
+    )
+
+
 def _any_math(tokens: list[Token]) -> bool:
     return any(_is_math(x, tokens, k) for k, x in enumerate(tokens))
 
@@ -264,6 +291,13 @@ def _is_math(token: Token, tokens: list[Token], k: int) -> bool:
             return False
         article = token.low in ("a", "i")
         beside = tokens[k + 1 : k + 2]
+        around = [*tokens[max(0, k - 1) : k], *beside]
+        if (
+            token.text.isupper()
+            and len(around) == 2
+            and (all(x.kind == "word" and len(x.text) > 1 for x in around))
+        ):  # Building C has
+            return False
         return not (article and (not beside or beside[0].kind == "word"))
     return token.text not in _PUNCTUATION
 
@@ -306,7 +340,7 @@ def _unbalanced(run: list[Token], at: int) -> bool:
     return run[at].text == ("(" if at == 0 else ")") and depth == (1 if at == 0 else -1)
 
 
-def _states(said: list[str], before: list[str], behind: list[str]) -> bool:
+def _states(said: list[str], before: list[str], behind: list[str], number: str) -> bool:
     """Whether a sentence with these words around its formula just states it."""
     if any(x == "than" or x in words.PARTS or _denies(x) for x in said):
         return False
@@ -316,11 +350,13 @@ def _states(said: list[str], before: list[str], behind: list[str]) -> bool:
         return False  # something else belongs to it
     if len(before) == 1 and before[0] not in words.LEADS:
         return False  # sine 30, point 5
-    if behind and not _is_counted(behind):
+    if behind and not _is_counted(behind, number):
         return False
     *_, article, noun, link = ["", "", "", *before]
     named = noun in words.QUANTITIES or article in ("a", "an", "the")
-    if (link == "of" and named) or (link == "up" and noun in words.RAISED):
+    sums_up = link == "to" and noun in ("comes", "came", "amounts", "adds", "out")
+    raised = link == "up" and noun in words.RAISED
+    if (link == "of" and named) or raised or sums_up:
         before = before[:-1]
     if behind[-2:] == ["left", "over"]:
         behind = behind[:-1]
@@ -331,8 +367,12 @@ def _states(said: list[str], before: list[str], behind: list[str]) -> bool:
     return not any(x in words.CHANGES for x in before[-1:])
 
 
-def _is_counted(behind: list[str]) -> bool:
+def _is_counted(behind: list[str], number: str) -> bool:
     """Whether these words go on about what a number counts, as red apples do."""
+    if (number == "1" or number.startswith(("0.", "\\frac"))) and (
+        behind[0] not in words.CHANGES
+    ):  # one apple
+        return True
     if behind in (["square"], ["cubic"]):
         return False
     unit = behind[0] in words.UNITS or behind[0] in words.OTHER_UNITS

@@ -24,6 +24,7 @@ _SYMBOLS = str.maketrans(
         "±": r"\pm ",
         "∓": r"\mp ",
         "√": r"\sqrt ",
+        "∛": r"\sqrt[3] ",
         "°": r"^{\circ}",
         "≤": r"\le ",
         "≥": r"\ge ",
@@ -127,6 +128,10 @@ _WORD_FUNCTION = re.compile(
     r"|csc|cot|sinh|cosh|tanh|gcd|lcm|sec(?=\s*[\^(\\]|\s+[a-z](?![a-z])))(?![A-Za-z])"
 )
 _ROOT_OF_ONE = re.compile(r"\\sqrt\s*([0-9]+|[A-Za-z](?![A-Za-z]))")
+_FACTORIAL_POWER = re.compile(r"([0-9]+)!\s*\^")
+_TAKES = {"\\frac": 2, "\\binom": 2, "\\sqrt": 1}
+_TAKING = re.compile(r"\\(?:frac|binom|sqrt)(?![A-Za-z])(?:\[[^\[\]]*\])?")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
 _CALL = re.compile(r"\\sqrt\s*\(|\^\s*\(")
 _BASE_E = re.compile(r"\\exp\s*\(")
 _DOUBLE_ESCAPED = re.compile(r"(?:[^\\]|\\\\)*\\\\[A-Za-z](?:[^\\]|\\\\)*")
@@ -145,6 +150,7 @@ def plain(answer: str) -> str:
         text = text.replace("\\\\", "\\")
     for pattern, form in _MARKS:
         text = pattern.sub(form, text)
+    text = _with_arguments(text)
     text = _MULTIPLES_OF_MONEY.sub(
         lambda x: f"{x[2]} {_MULTIPLES[x[3][0].lower()]} ", text
     )
@@ -170,6 +176,7 @@ def _numbers(text: str) -> str:
     text = _MIXED.sub(_mixed, text)
     text = _WORD_FUNCTION.sub(r"\\\1 ", text).replace("\\infinity", "\\infty")
     text = _with_braces(_ROOT_OF_ONE.sub(r"\\sqrt{\1}", text))
+    text = _FACTORIAL_POWER.sub(r"(\1!)^", text)
     return text.replace("**", "^")
 
 
@@ -261,3 +268,45 @@ def _with_braces(text: str) -> str:
         text = text[: call.start()] + head + inner + "}" + text[end:]
         start = call.start() + len(head)
     return text
+
+
+def _with_arguments(text: str) -> str:
+    r"""`\frac\pi6`, `\frac{a}b` and `\binom nk` with their arguments in braces."""
+    done, end = [], 0
+    for match in _TAKING.finditer(text):
+        if match.start() < end:
+            continue
+        form, stop = _argument(text, match.start(), 0)
+        done += [text[end : match.start()], form]
+        end = stop
+    return "".join([*done, text[end:]])
+
+
+def _argument(text: str, start: int, depth: int) -> tuple[str, int]:
+    """The command, group or character at `start`, with its arguments, and its end."""
+    command = _TAKING.match(text, start) or _COMMAND.match(text, start)
+    if not command:
+        return text[start], start + 1
+    form, end = command[0], command.end()
+    for _ in range(_TAKES.get(form.partition("[")[0], 0)):
+        while end < len(text) and text[end] == " ":
+            end += 1
+        if end >= len(text) or text[end] in "{(" or depth > 20:
+            stop = _group_end(text, end)
+            form, end = form + text[end:stop], stop
+            continue
+        inner, end = _argument(text, end, depth + 1)
+        form += f"{{{inner}}}"
+    return form, end
+
+
+def _group_end(text: str, start: int) -> int:
+    """Where the group in braces that begins at `start` ends; `start` without one."""
+    if text[start : start + 1] != "{":
+        return start
+    depth = 0
+    for k in range(start, len(text)):
+        depth += (text[k] == "{") - (text[k] == "}")
+        if depth == 0:
+            return k + 1
+    return len(text)

@@ -32,6 +32,8 @@ SCALES = {
     "billion": 10**9,
     "trillion": 10**12,
     "quadrillion": 10**15,
+    "lakh": 10**5,
+    "crore": 10**7,
     "dozen": 12,
 }
 _ORDINALS = _words("third fourth fifth sixth seventh eighth ninth tenth")
@@ -91,7 +93,7 @@ CHANGES = frozenset(
 )
 # But behind it these do not: 12 of them, miles per hour, 12 in all, 12 every day.
 HARMLESS = frozenset(
-    _words("any of per from all every square cube most least near min more share")
+    _words("any of per from to all every square cube most least near min more share")
 )
 # Before a colon, an equals sign or `is` these are more than the name of a quantity.
 ALTERS = frozenset(
@@ -114,7 +116,7 @@ LEADS = frozenset(
     _words(
         "so thus hence therefore then ans answer answers total altogether overall finally "
         "only about approximately around roughly exactly just simply get gives equals "
-        "makes is are be was were result solution value cost price the a an all"
+        "makes is are be was were it's that's result solution value cost price the a an all"
     )
 )
 # `of` may stand between one of these and its number.
@@ -128,7 +130,7 @@ QUANTITIES = frozenset(
 # These words behind a number are about what it counts; nouns in the plural are, too.
 BEHIND = frozenset(
     _words(
-        "any is are was were has have had left remain remains in on at by per of each every "
+        "a an remaining together last next this due so during any is are was were has have had left remain remains in on at by per of each every "
         "total altogether overall more other different such cup day hour minute year people "
         "persons children men women feet mice geese teeth sheep fish deer oxen dice staff "
         "sq cu square cubic way as for with who that which since because so when where "
