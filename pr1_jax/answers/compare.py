@@ -39,15 +39,10 @@ _STRING = re.compile(r'"((?:[^"\\]|\\.)+)"|\'((?:[^\'\\]|\\.)+)\'')
 _STRINGS = re.compile(
     rf"\[\s*(?:{_STRING.pattern})(?:\s*,\s*(?:{_STRING.pattern}))*\s*\]"
 )
-_CURRENCY = re.compile(r"\\\$|[$€£¥₹¢]")
-_CURRENCIES = {
-    "$": "dollar",
-    "€": "euro",
-    "£": "gbp",
-    "¥": "yen",
-    "₹": "rs",
-    "¢": "cent",
-}
+_CURRENCY = re.compile(r"\\\$|[$€£¥₹¢]|\b(?:USD|EUR|GBP|INR|Rs)\b")
+_CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee"}
+_CURRENCIES |= {"¢": "cent", "USD": "dollar", "EUR": "euro", "GBP": "gbp"}
+_CURRENCIES |= {"INR": "rupee", "Rs": "rupee"}
 _PLACES = Fraction(5, 10_000_000)
 
 
@@ -160,6 +155,7 @@ def _measured(reading: Reading, beside: Reading) -> Reading:
     worded = beside.unit and beside.unit == unit
     both = other and (unit, words.unit([other["unit"].replace(" ", "")]))
     measures = both and all(both) and any(len(x) > 1 and "/" not in x for x in both)
+    same = same or both and both[0] == both[1] != ""
     if same or worded or measures or not _has_letters(beside.formula):
         return Reading(match["value"].strip(), unit=unit)
     return reading

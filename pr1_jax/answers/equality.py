@@ -261,6 +261,9 @@ def _is_group(value: Basic) -> bool:
 
 def _same_group(gold: Basic, target: Basic) -> bool:
     """A list has no order, a tuple has one; an open interval may be a pair."""
+    gold, target = map(_lone, (gold, target))  # {5} is 5
+    if not (_is_group(gold) or _is_group(target)):
+        return same(gold, target)
     if isinstance(gold, Interval) and isinstance(target, Interval):
         ends = (gold.left_open, gold.right_open) == (
             target.left_open,
@@ -294,6 +297,12 @@ def _sorted(values: Sequence[Basic]) -> bool:
         str(x.lhs) for value in values for x in _chain(value)[:1] if isinstance(x, Eq)
     ]
     return names == sorted(names)
+
+
+def _lone(value: Basic) -> Basic:
+    """The element of a set of one, other values as they are."""
+    listed = items(value)
+    return listed[0] if listed is not None and len(listed) == 1 else value
 
 
 def _elements(value: Basic) -> Sequence[Basic] | None:

@@ -15,20 +15,17 @@ _MARKER = re.compile(  # or a heading of Markdown
 )
 _LINE = re.compile(r"[^\r\n]*")
 _DISPLAY = re.compile(r"(?P<open>\$\$|\\\[)(?P<inner>[^$]*?)(?:\$\$|\\\])")
+_MORE_OF_IT = re.compile(r"\s*(?:or\b|and\b|\(?[A-J][).]|[$(]*[a-z]\s*=)")
 _FENCE = re.compile(r"(?:[\s*_`]|```\w*[\r\n])*")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
 _LINK = re.compile(r"[^.!?]*(?:[,;&]|\b(?:and|or)\b|\\text\{ *(?:and|or))[^.!?]*|\s*")
 _OPENING = " $&~(["
 _TAIL = re.compile(r"[A-Za-z', ]*$")
+_MORE = re.compile(r"[0-9]|\\(?!text|mathrm|q?quad|end|[\\ ,;)\]])")
 _CLOSING = re.compile(r"(?:[\s$}]|\\[)\]])*")
 _WORDS = re.compile(r"(?:\\(?:text|mathrm)\s*\{)?\s*[A-Za-z]{2}")
 _UNTIL = re.compile(r"[.!?](?:\s|$)|[$\\]|,\s")
-_SIGNS = re.compile(
-    r"\s*(?:\\?%|!|\^|/|[+*]|,?[0-9]|\\(?:cdot|times|pm)).*|"
-    r"[\s$]*(?:hundred|thousand|million|billion|trillion|percent|dozen)\b"
-)
-_MINUS = re.compile(r"(?:^|[\s$(=:])-\s*$")
 _AFTER_ANSWER = re.compile("|".join([*TAGS, r"<\|\w{3,}\|>"]))  # as <|im_end|>
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
@@ -83,20 +80,19 @@ def extract(response: str) -> str | None:
     if markers:
         line = _LINE.match(response, markers[0].end())
         on_line = [box for box in spans if line.start() <= box[0] <= line.end()]
-        if len(on_line) == 1 and on_line[0][1] > line.end():  # a box of several lines
-            return bare(response[slice(*on_line[0])]) or None
+        if len(on_line) == 1 and on_line[0][1] > line.end():
+            return _boxed(response, on_line[0])
         rest = _AFTER_ANSWER.split(line.group(), maxsplit=1)[0]
         if answer := bare(_opened(rest)):
             return answer
-        behind = [box for box in spans if box[0] > line.end()]
-        if not behind and (answer := _below(response, line.end())):
+        if any(box[0] > line.end() for box in spans):
+            return _boxed(response, spans[-1])
+        if answer := _below(response, line.end()):
             return answer
-    if not spans:
-        return None
-    return bare(_with_signs(response, *spans[-1])) or None
+    return _boxed(response, spans[-1]) if spans else None
 
 
-def _opened(line: str) -> str:
+def _opened(line: str, depth: int = 4) -> str:
     r"""The content of the last box of `line`, or of several that make one list.
 
     The line without its boxes' marks where a formula or words go on around them: of
@@ -114,7 +110,10 @@ def _opened(line: str) -> str:
         first -= 1
     contents = [content for _, content, _ in found[first:]]
     if _stands_alone(line[: found[first][0]], contents[0], line[found[-1][2] :]):
-        return ", ".join(dict.fromkeys(contents))
+        if not all(map(str.strip, contents)):
+            return ""
+        listed = ", ".join(dict.fromkeys(contents))
+        return _opened(listed, depth - 1) if depth else listed
     ends = [0, *(end for _, _, end in found)]
     parts = [line[k:head] + text for k, (head, text, _) in zip(ends, found)]
     return "".join([*parts, line[ends[-1] :]])
@@ -127,7 +126,7 @@ def _links(gap: str) -> bool:
 
 def _stands_alone(before: str, content: str, behind: str) -> bool:
     """Whether no formula goes on around a box, and no word changes or denies it."""
-    before = re.split(r"[.!?]\s", before[-400:])[-1].rstrip(_OPENING)
+    before = re.split(r"[.!?]\$?\s", before[-400:])[-1].rstrip(_OPENING)
     before = before.removesuffix("\\").rstrip(_OPENING)
     repeated = before.endswith(content) and before.removesuffix(content)[-1:] in " "
     return (repeated or _presents(before)) and _goes_on_in_words(behind[:1000])
@@ -137,7 +136,7 @@ def _presents(before: str) -> bool:
     """Whether a box may follow: an equals sign, a colon, or words that state it."""
     if re.search(r"\bor\b", before[-60:]):
         return False
-    if not before or before[-1] == ":" or re.search(r"[^<>!:=]=$", before):
+    if not before or before[-1] == ":" or re.search(r"[^<>!:=]=$|\\in$", before):
         return True
     tail = _TAIL.search(before)[0]
     if tail.strip(", ") == "":  # a comma behind words, or a sign
@@ -149,27 +148,36 @@ def _goes_on_in_words(behind: str) -> bool:
     """Whether words about the content of a box follow, a full stop, or nothing."""
     behind = behind[_CLOSING.match(behind).end() :]
     said = re.findall("[A-Za-z']+", behind.lower())
-    if re.search("[0-9]", behind) or words.NEGATIONS.intersection(said):
+    if _MORE.search(behind) or words.NEGATIONS.intersection(said):
         return False
     if not behind or behind[0] in ".,;)" or behind.startswith(("\\\\", "\\end", "&")):
         return not re.match(r"[,;]?\s*(?:and|or)\b", behind)
     if not _WORDS.match(behind):
         return False
     behind = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}?", r"\1 ", behind)
-    return prose.read(f"{_ANY} {_UNTIL.split(behind)[0]}").formula == _ANY
+    return prose.follows(re.findall("[A-Za-z']+", _UNTIL.split(behind)[0].lower()))
 
 
-def _with_signs(response: str, start: int, end: int) -> str:
-    """The content of a box, with a minus before it and what changes it behind it."""
-    head = response[max(0, start - 40) : start]
-    minus = _MINUS.search(head[: head.rfind("\\")].rstrip("\\"))
-    behind = _SIGNS.match(response, end + 1)
-    return ("-" if minus else "") + response[start:end] + (behind[0] if behind else "")
+def _boxed(response: str, box: tuple[int, int]) -> str | None:
+    """What the line of a box says, or the content of a box of several lines."""
+    start, end = box
+    first = max(response.rfind("\n", 0, start), response.rfind("\r", 0, start)) + 1
+    line = _LINE.match(response, first)
+    if line.end() < end:
+        return bare(response[start:end]) or None
+    text = _AFTER_ANSWER.split(line.group()[: 8 * MAX_CHARS + start - first])
+    return bare(_opened(next(x for x in text if "box" in x))) or None
 
 
 def _below(response: str, start: int) -> str:
     """The first line, or displayed formula, of `response` behind `start`; may be ""."""
     text = _AFTER_ANSWER.split(response[start : start + 4 * MAX_CHARS], maxsplit=1)[0]
     text = text[_FENCE.match(text).end() :]
-    shown = _DISPLAY.match(text)
-    return bare(shown["inner"] if shown else _LINE.match(text).group())
+    if shown := _DISPLAY.match(text):
+        return bare(shown["inner"])
+    lines = [_LINE.match(text).group()]
+    for more in text.splitlines()[1:]:
+        if not _MORE_OF_IT.match(more):
+            break
+        lines.append(more)
+    return bare(", ".join(lines))

@@ -56,6 +56,11 @@ def _units(tokens: list[Token]) -> list[Token]:
     done, depth, k = [], 0, 0
     while k < len(tokens):
         token = tokens[k]
+        divides = token.text == "/" and not depth and done and is_value(done[-1])
+        if divides and k + 1 < len(tokens) and _is_unit(tokens[k + 1]):  # $15/hr
+            done.append(Token(f"/{tokens[k + 1].text}", "word", True))
+            k += 2
+            continue
         depth += (token.text in "([{") - (token.text in ")]}")
         done.append(token)
         k += 1
@@ -67,7 +72,10 @@ def _units(tokens: list[Token]) -> list[Token]:
             follows = tokens[k + 1] if k + 1 < len(tokens) else None
             if re.fullmatch(r"\^\s*\{[123]\}", sign):
                 text, k = text + sign, k + 1
-            elif follows and _UNIT_SIGN.fullmatch(sign + follows.text):
+            elif follows and (
+                _UNIT_SIGN.fullmatch(sign + follows.text)
+                or (sign == "/" and words.is_unit(follows.low))
+            ):
                 text, k = text + sign + follows.text, k + 2
             else:
                 break
@@ -77,8 +85,7 @@ def _units(tokens: list[Token]) -> list[Token]:
 
 def _is_unit(token: Token) -> bool:
     """Whether a token names a unit by more than one letter."""
-    low = token.low
-    return len(low) > 1 and (low in words.UNITS or low in words.OTHER_UNITS)
+    return token.kind == "word" and words.is_unit(token.low)
 
 
 def text_of(tokens: list[Token]) -> str:
@@ -153,6 +160,7 @@ class _Count:
     def __init__(self) -> None:
         self.total, self.current, self.words, self.ended = Fraction(0), None, 0, False
         self.scaled, self.multiplied, self.spelled = False, False, True
+        self.inner = False  # the half of two and a half
 
     @property
     def value(self) -> Fraction | None:
@@ -186,6 +194,10 @@ class _Count:
                 return 0
             if word not in words.SMALL and word not in words.TENS:
                 return 0
+        more = tokens[k].kind == "number" and self.scaled and self.current is None
+        if more and _low(tokens, k + 1) in words.SCALES:  # 3 million 200 thousand
+            self.current = Fraction(tokens[k].text)
+            return 1
         taken = self._take_word(word, tokens, k + skipped)
         self.words += bool(taken)
         return skipped + taken if taken else 0
@@ -228,7 +240,7 @@ class _Count:
         gap = 0
         while gap < 2 and follows[gap] in ("of", "a"):
             gap += 1
-        scaled = gap < 3 and follows[gap] in words.SCALES and words.SCALES[follows[gap]]
+        scaled = not self.inner and words.SCALES.get(follows[gap])
         if alone and word == "quarter" and not scaled and _low(tokens, k - 1) != "a":
             return 0
         if not alone and not word.endswith("s") and self.value != 1:
@@ -243,6 +255,7 @@ class _Count:
     def _and_part(self, tokens: list[Token], k: int) -> int:
         """Takes `a half` or `three quarters` behind `two and`."""
         inner = _Count()
+        inner.inner = True
         taken = 0
         if _low(tokens, k) in ("a", "one"):
             taken, inner.current = 1, Fraction(1)

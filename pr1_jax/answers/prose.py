@@ -36,6 +36,7 @@ _CORRECT = re.compile(
     r"^\s+is (?:the )?(?:correct|right|best)(?: answer| option| choice)?$"
 )
 _OTHER_CHOICE = re.compile(
+    r"^(?:wrong|incorrect|perhaps|maybe|never)\b|"
     r"(?<![A-Za-z\\])(?:[B-J](?![A-Za-z'])|A(?! [a-z]|[A-Za-z']))|^(?:or|and|not)\b"
     r"|^(?:is|isn't|was|can|cannot|could|may|might|does|doesn't|seems|looks|fails|if)\b"
 )
@@ -48,6 +49,7 @@ _STATES = re.compile(r"\banswer\s*(?:is:?|=|:)\s*", re.IGNORECASE)
 _NEXT_SENTENCE = re.compile(r"(?<=\S)[.!]\s+(?=[A-Z])")
 _HOPE = re.compile(r"I hope (?:it|this|that) is (?:correct|right|clear|helpful)[.! ]*")
 _NAMED = re.compile(r"[A-Za-z ,']*[A-Za-z]{3}\s*:\s+(?=[^A-Za-z\s])")
+_TWICE = re.compile(r"([A-Za-z0-9 .-]+) \(([A-Za-z0-9 .-]+)\)")
 _REMARK = re.compile(r"(?<=\S)\s+\(([A-Za-z][A-Za-z ,'.-]*)\)$")
 _PUNCTUATION = ",.;:!?'\"`*- "
 _MATH = re.compile(r"[0-9A-Za-z\\]")
@@ -89,6 +91,10 @@ def read(text: str) -> Reading:
     whole, text = text, _said(text)
     if text is None:
         return Reading(whole, known=False)
+    if twice := _TWICE.fullmatch(text):  # twelve (12)
+        one, other = map(read, twice.groups())
+        if one.known and one == other:
+            return one
     if remark := _REMARK.search(text):
         inner = read(remark[1])
         outer = text[: remark.start()]
@@ -185,6 +191,21 @@ def _harmless(said: list[str]) -> bool:
     return not any(
         x in words.CHANGES or x in words.PARTS or _denies(x) for x in _plain(said)
     )
+
+
+def follows(said: list[str]) -> bool:
+    """Whether these words may follow a number, and leave it as it is."""
+    if not said:
+        return True
+    if (
+        said[0] in ("and", "or", "to", "of", "in", "out")
+        or len(said[0]) < 3
+        and (said[0] not in words.UNITS and said[0] not in words.BEHIND)
+    ):
+        return False
+    near = {*said[:5]}
+    changed = words.CHANGES - words.HARMLESS | words.PARTS.keys() | words.SCALES.keys()
+    return not near & changed and not _BOUNDS & set(pairwise(said))
 
 
 def _names(said: list[str]) -> bool:
@@ -350,13 +371,17 @@ def _states(said: list[str], before: list[str], behind: list[str], number: str) 
         return False  # something else belongs to it
     if len(before) == 1 and before[0] not in words.LEADS:
         return False  # sine 30, point 5
+    before = [
+        x
+        for last, x in zip(["", *before], before)
+        if not (x == "up" and last in words.RAISED)
+    ]
     if behind and not _is_counted(behind, number):
         return False
     *_, article, noun, link = ["", "", "", *before]
     named = noun in words.QUANTITIES or article in ("a", "an", "the")
     sums_up = link == "to" and noun in ("comes", "came", "amounts", "adds", "out")
-    raised = link == "up" and noun in words.RAISED
-    if (link == "of" and named) or raised or sums_up:
+    if (link == "of" and named) or sums_up:
         before = before[:-1]
     if behind[-2:] == ["left", "over"]:
         behind = behind[:-1]

@@ -88,6 +88,12 @@ _MARKS = (  # in this order
         ),
         r"\\\1 ",
     ),
+    (re.compile(r"\b(?:USD|EUR|GBP|INR|CAD|AUD|Rs\.?)\s?(?=[0-9])"), ""),
+    (re.compile(r"\\degree(?![A-Za-z])"), r"^{\\circ}"),
+    (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
+    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
+    (re.compile(r"\\mathbb\s+([A-Z])"), r"\\mathbb{\1}"),
+    (re.compile(r"\\underline\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\b(?:US|CA|AU|NZ|HK)(?=\\?\$)"), ""),
 )
 _MULTIPLES_OF_MONEY = re.compile(
@@ -164,9 +170,8 @@ def _numbers(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     if spaced := _SPACED.match(text):
         text = spaced[1].replace(" ", "") + text[spaced.end() :]
-    bracketed = text[:1] in "([" or text.startswith("\\{")
-    if not bracketed or _CLEAR_LIST.search(text):
-        text = _THOUSANDS.sub(lambda x: x[0].replace(",", ""), text)
+    clear = _CLEAR_LIST.search(text)
+    text = _THOUSANDS.sub(lambda x: _without_commas(x, bool(clear)), text)
     text = _REPEATING.sub(lambda x: _fraction(*x.groups()), text)
     text = _BRACKETED.sub(lambda x: _fraction(*x.groups()), text)
     text = _DOTTED.sub(_dotted, text)
@@ -185,6 +190,14 @@ def _script(chars: str) -> str:
     form = unicodedata.decomposition(chars[0]).split()[0]
     plain = unicodedata.normalize("NFKC", chars).replace("−", "-")
     return ("^" if form == "<super>" else "_") + f"{{{plain}}}"
+
+
+def _without_commas(match: re.Match, clear: bool) -> str:
+    """A number without its separators; (12,345) is a pair, unless commas say else."""
+    start, end = match.span()
+    around = match.string[max(0, start - 1) : start] + match.string[end : end + 1]
+    bracketed = any(char in "([{)]}\\" for char in around)
+    return match[0] if bracketed and not clear else match[0].replace(",", "")
 
 
 def _ascii(char: str) -> str:

@@ -84,7 +84,7 @@ CHANGES = frozenset(
         "capped limit limited surpass surpasses surpassed near point sine cosine tangent square "
         "decreased increased reduced sum product difference "
         "quotient ratio remainder factorial squared cubed root roots power powers mod modulo "
-        "log logarithm base choose multiple multiples factor factors divisor divisors "
+        "log logarithm base complement supplement basis multiple multiples factor factors divisor divisors "
         "divisible divides reciprocal inverse opposite some any every all to through until "
         "minimum maximum first third fourth fifth sixth seventh eighth ninth tenth nth "
         "order degree cube percentage dividing congruent greater smaller larger "
@@ -192,6 +192,17 @@ _SAME_UNITS = (
     "pm",
     "kw",
     "w watt watts",
+    "newton newtons n",
+    "joule joules j",
+    "volt volts v",
+    "mole moles mol",
+    "gallon gallons gal",
+    "quart quarts qt",
+    "teaspoon teaspoons tsp",
+    "tablespoon tablespoons tbsp",
+    "celsius c",
+    "fahrenheit f",
+    "kelvin k",
     "pa",
     "kpa",
     "hz hertz",
@@ -229,13 +240,25 @@ def unit(said: list[str]) -> str:
         elif word in ("per", "an", "a"):
             names.append("/")
         elif all(_is_unit(x) for x in name.split("/")):
-            named = "/".join(UNITS.get(x, x.removesuffix("s")) for x in name.split("/"))
+            named = "/".join(_unit_name(x) for x in name.split("/"))
             names.append(named + (f"^{raised}" if raised else power))
             power = ""
         else:
             return ""
-    text = re.sub("/+", "/", "".join(names))
+    text = re.sub("/+", "/", "".join(names)).replace("degreecelsius", "celsius")
+    text = text.replace("degreefahrenheit", "fahrenheit")
     return _SHORT_UNITS.get(text, text)
+
+
+def _unit_name(name: str) -> str:
+    """The first spelling of a unit: m of meters, newton of N; 5 M are no meters."""
+    symbol = name if name.islower() or name not in "LNJWVCFK" else name.lower()
+    return UNITS.get(symbol, name.removesuffix("s") if len(name) > 1 else name)
+
+
+def is_unit(name: str) -> bool:
+    """Whether this is a unit of more than one letter, in lower case."""
+    return len(name) > 1 and (name in UNITS or name in OTHER_UNITS)
 
 
 def _is_unit(name: str) -> bool:
