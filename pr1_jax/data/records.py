@@ -22,6 +22,9 @@ COLUMNS = {  # of each field, where no others are named
 # Reasons to drop a record: nothing stands where the field is looked for.
 NO_QUESTION, NO_ANSWER, NO_RESPONSE = (f"no_{field}" for field in COLUMNS)
 _MISSING = object()
+_EMPTY = re.compile(  # marks around an answer, and no answer
+    r"(?:\\(?:boxed|fbox|text|mathrm|left|right|[,;! ])|[\s{}\[\]()$\"'.,:;*_-])*"
+)
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories: controls, formats, spaces
 # A number with separators of thousands, its currency before or per cent behind it.
 _GROUPED = re.compile(r"[-−+]?(\\?\$|€|£)?[-−+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?(\\?%)?")
@@ -135,6 +138,9 @@ def _read_problem(cells: _Cells) -> Record:
     record["answer"] = reference(cells.text(cell))
     if _is_nothing(record["answer"]):
         detail = f"{cells.where}: nothing follows #### in {cell.column!r}"
+        raise Dropped(NO_ANSWER, detail)
+    if _EMPTY.fullmatch(record["answer"]):
+        detail = f"{cells.where}: {cell.column!r} is {clipped(record['answer'])}, blank"
         raise Dropped(NO_ANSWER, detail)
     return record
 

@@ -135,6 +135,8 @@ BROKEN = {  # what stands in a record, and why it is dropped
     "blank_question": ({"question": " \n"}, "no_question", "'question' is blank"),
     "null_answer": ({"answer": None}, "no_answer", "'answer' is null"),
     "blank_answer": ({"answer": " "}, "no_answer", "'answer' is blank"),
+    "empty_box": ({"answer": r"$\boxed{ }$"}, "no_answer", r"'answer' is"),
+    "empty_list": ({"answer": '[""]'}, "no_answer", r"'answer' is"),
     "invisible_answer": ({"answer": "\ufeff\u200b"}, "no_answer", "'answer' is blank"),
     "invisible_behind": ({"answer": "a\n#### \u200b"}, "no_answer", "follows ####"),
     "empty_question": ({"question": {}}, "no_question", "'question' is empty"),
