@@ -99,8 +99,8 @@ def _data(c: ml_collections.ConfigDict) -> None:
     # Whether prompts begin with the tokenizer's BOS: "auto" (as it encodes text by itself;
     # a chat template writes its own, or none), "yes" or "no". It is never there twice.
     c.data.bos = "auto"
-    # Whether a record ends the run if its question, answer or trace is null, blank or
-    # unreadable; otherwise it is left out, counted and named in the log (docs/data.md).
+    # Whether a record ends the run if its question, answer or response is null, blank
+    # or unreadable; otherwise it is left out, counted and named in the log (docs/data.md).
     c.data.strict = False
     # Columns of the data. Of several names the first that is neither null nor blank in a
     # record is read from it.

@@ -78,9 +78,10 @@ def rounds(value: Basic, rounding: Basic, decimals: int) -> bool:
     value = _value(value, _is_sum) if _is_relation(value) else value
     if not isinstance(value, Expr) or value.free_symbols:
         raise Unclear
-    error = numeric(abs(exact(value.doit()) - exact(rounding)))
-    most = Rational(1, 10**decimals) if decimals else Rational(1, 2)
-    return bool(error <= most)
+    value, rounding = exact(value.doit()), exact(rounding)
+    error = numeric(abs(value) - abs(rounding))  # positive where it is cut
+    unit = Rational(1, 10**decimals)
+    return bool(-unit / 2 <= error < unit) and bool(numeric(value) * rounding >= 0)
 
 
 def _same_matrix(gold: Basic, target: Basic) -> bool:

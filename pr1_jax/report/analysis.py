@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pr1_jax import tags
-from pr1_jax.answers.extract import extract
+from pr1_jax.answers.extract import bare, boxes, extract
 from pr1_jax.data import tasks
 
 Record = Mapping[str, Any]
@@ -188,8 +188,9 @@ def conclusion(text: str) -> str | None:
     """
     if (reached := tasks.conclusion(text)) is not None:
         return reached
-    answer = extract(text)
-    if answer is not None:
+    spans = boxes(text)
+    answer = bare(text[slice(*spans[-1])]) if spans else extract(text)
+    if answer:
         number = _NUMBER.fullmatch(answer)
         return _plain(number.group()) if number else "".join(answer.split())
     number = _last(_NUMBER, text)
