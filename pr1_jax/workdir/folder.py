@@ -21,6 +21,9 @@ from pr1_jax.workdir import old_fields
 
 CONFIG, RUN = "config.json", "run.json"
 _LOCK = "run.lock"
+# What this process wrote into the locks that it holds. Reading one would give it up: a
+# POSIX lock ends as soon as its process closes the file, by whatever handle.
+_HELD: dict[str, str] = {}
 
 
 class RefusedError(ValueError):
@@ -94,8 +97,11 @@ def _to_hold(
 
 def _holder(folder: pathlib.Path) -> str:
     """Who holds a folder, or has held it last; "" = nobody."""
+    path = folder.absolute() / _LOCK
+    if (held := _HELD.get(os.path.realpath(path))) is not None:
+        return held
     with contextlib.suppress(OSError):
-        return (folder.absolute() / _LOCK).read_text(errors="replace").strip()
+        return path.read_text(errors="replace").strip()
     return ""
 
 
@@ -113,10 +119,15 @@ def _held(name: str, folder: pathlib.Path) -> Iterator[None]:
             ) from error
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {platform.node()} since {since}\n")
+        holder = f"process {os.getpid()} on {platform.node()} since {since}"
+        file.write(f"{holder}\n")
         file.flush()
         os.fsync(file.fileno())  # other hosts look for it
-        yield
+        _HELD[os.path.realpath(path)] = holder
+        try:
+            yield
+        finally:
+            del _HELD[os.path.realpath(path)]
 
 
 # Groups of fields that may change when a run goes on.

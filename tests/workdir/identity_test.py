@@ -212,6 +212,9 @@ def test_a_run_whose_workdir_is_lost_goes_on_in_a_new_one(tmp_path):
 def test_a_folder_of_checkpoints_is_held_like_the_workdir(tmp_path):
     kept = str(tmp_path / "kept")
     with only_run(tmp_path / "a", kept):
+        assert (
+            not_shared(tmp_path / "a", kept) == ""
+        )  # a look at it does not give it up
         code = (
             "from pr1_jax.workdir.folder import only_run\n"
             f"with only_run({str(tmp_path / 'b')!r}, {kept!r}): pass"
