@@ -269,7 +269,7 @@ def _behind_subject(tokens: list[Token]) -> list[Token] | None:
         subject = tokens[:k]
         if any(x.kind == "number" or _computes(x.text) for x in subject):
             continue
-        if tokens[k].text == ":" and not subject:
+        if not subject:
             continue
         follows = k + 1
         while follows < len(tokens) and tokens[follows].low in words.ABOUT | {":", "="}:

@@ -1,12 +1,15 @@
 """The check of responses: the answer is extracted, compared, and if need be verified."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pr1_jax.answers.compare import quick
 from pr1_jax.answers.extract import boxes, extract
 from pr1_jax.answers.pool import NUM_WORKERS, ask
-from pr1_jax.answers.verdicts import INCORRECT, Result
+from pr1_jax.answers.verdicts import INCORRECT, UNDECIDED, Result
+
+FAILED = "the answer check failed"
 
 
 def check(response: str, reference: str, *, timeout_sec: float = 3.0) -> Result:
@@ -34,8 +37,12 @@ def check_many(
         )
     if timeout_sec <= 0:
         raise ValueError(f"timeout_sec is {timeout_sec}, expected more than 0")
-    pairs = [_pair(text, wanted) for text, wanted in zip(responses, references)]
-    decided = {pair: quick(*pair) for pair in pairs if pair}  # equal pairs once
+    pairs = [_safely(_pair, *texts) for texts in zip(responses, references)]
+    decided = {  # equal pairs once
+        pair: pair if isinstance(pair, Result) else _safely(quick, *pair)
+        for pair in pairs
+        if pair
+    }
     decided[None] = Result(INCORRECT, "the response gives no answer")
     slow = {x for x in decided.values() if not isinstance(x, Result)}
     if slow:
@@ -44,6 +51,14 @@ def check_many(
             found = dict(zip(slow, results))
         decided = {pair: found.get(x, x) for pair, x in decided.items()}
     return [decided[pair] for pair in pairs]
+
+
+def _safely(decide: Callable[..., Any], *texts: str) -> Any:
+    """What `decide` returns; a fault of ours in it is no fault of the training run."""
+    try:
+        return decide(*texts)
+    except Exception as error:  # noqa: BLE001
+        return Result(UNDECIDED, f"{FAILED}: {type(error).__name__}")
 
 
 def _pair(response: str, reference: str) -> tuple[str, str] | None:

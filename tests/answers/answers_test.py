@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pr1_jax.answers.extract import extract
 from pr1_jax.answers.pool import _Worker
 from pr1_jax.answers.verdicts import Result
-from pr1_jax.answers.verify import check, check_many
+from pr1_jax.answers.verify import FAILED, check, check_many
 from pr1_jax.system import files
 
 _ROOT = Path(__file__).parents[2]
@@ -222,6 +222,7 @@ HOSTILE = {
     "nested fractions": "Final Answer: " + r"\frac{1}{" * 150 + "1" + "}" * 150,
     "unbalanced braces": "Final Answer: " + "{" * 1900,
     "dollars": "Final Answer: " + "$" * 1999,
+    "an equals sign": "Final Answer: =She has     She has US$",
     "null bytes": "Final Answer: \x00\x00",
     "control characters": "Final Answer: \x1b[31m\x7f\u202e\u2028",
     "code": "Final Answer: __import__('os').abort()",
@@ -263,6 +264,13 @@ def test_hostile_input_is_decided_in_time(kind):
     assert result.reason.isascii()
 
 
+def test_a_fault_in_the_check_is_no_fault_of_the_run(monkeypatch):
+    monkeypatch.setattr("pr1_jax.answers.verify.quick", lambda *_: 1 / 0)
+    found = check_many(["Final Answer: 1", "none"], ["1", "1"])
+    assert [x.verdict for x in found] == ["undecided", "incorrect"]
+    assert found[0].reason == f"{FAILED}: ZeroDivisionError"
+
+
 def test_overrun_is_undecided_and_the_next_answer_is_decided():
     result = check(HOSTILE["tower of powers"], "17", timeout_sec=0.3)
     assert result == Result("undecided", "no verdict within 0.3 s")
@@ -277,6 +285,7 @@ def test_never_raises(text):
         assert answer is None or answer == answer.strip() != ""
         result = check(response, "17", timeout_sec=0.5)
         assert result.verdict in ("correct", "incorrect", "undecided")
+        assert FAILED not in result.reason
         assert answer is not None or result.verdict == "incorrect"
 
 

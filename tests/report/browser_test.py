@@ -1,8 +1,10 @@
 """The report in a real browser: it opens, answers, and asks the network for nothing."""
 
 import json
+import time
 
 import pytest
+from selenium.common.exceptions import ElementClickInterceptedException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -60,7 +62,12 @@ def test_it_opens_on_the_trained_state_and_compares_it_with_sft(see):
 
 
 def _press(chrome, selector):
-    chrome.find_element(By.CSS_SELECTOR, selector).click()
+    for _ in range(20):  # what is laid out anew may move away from under the click
+        try:
+            return chrome.find_element(By.CSS_SELECTOR, selector).click()
+        except ElementClickInterceptedException:
+            time.sleep(0.1)
+    return chrome.find_element(By.CSS_SELECTOR, selector).click()
 
 
 def _count(texts):
