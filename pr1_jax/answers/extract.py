@@ -73,7 +73,7 @@ def extract(response: str) -> str | None:
     That is the rest of the last `Final Answer:` line (of its last `\boxed{}`, if that
     stands alone there). Where the rest of that line is blank, it is the last `\boxed{}`
     with balanced braces below, else the next line or displayed formula. Without such a
-    line it is the last `\boxed{}`, with a minus before it and what changes it behind it.
+    line, the line of the last `\boxed{}` is read by the same rule for boxes.
     """
     spans = boxes(response)
     markers = deque(_MARKER.finditer(response), maxlen=1)

@@ -157,7 +157,7 @@ def _formula(text: str) -> Reading:
 
 
 def _has_prose(tokens: list[Token]) -> bool:
-    """Whether some letters are words and no product of variables."""
+    """Whether some letters are words, rather than a product of variables."""
     runs = [x for x in tokens if x.kind == "word" and len(x.text) > 1]
     if any(_is_word(x) for x in runs):
         return True
@@ -170,16 +170,11 @@ def _has_prose(tokens: list[Token]) -> bool:
 
 
 def _is_word(token: Token) -> bool:
+    """Whether these letters are a word of English or a unit, whatever is beside them."""
     low = token.low
     if low in _LINKS:
         return False
-    return (
-        len(low) > 3
-        or low in words.SHORT
-        or (low in words.UNITS or low in words.OTHER_UNITS)
-        and (low not in ("in",))
-        and token.spaced
-    )
+    return len(low) > 3 or low in words.SHORT or (words.is_unit(low) and token.spaced)
 
 
 def _plain(said: list[str]) -> list[str]:
@@ -211,10 +206,9 @@ def follows(said: list[str]) -> bool:
 def _names(said: list[str]) -> bool:
     """Whether these words may name a quantity, as those before `is` do."""
     said = _plain(said)
-    bound = {("at", "least"), ("at", "most"), ("upper", "bound"), ("lower", "bound")}
     return not (
         any(x in words.ALTERS or _denies(x) for x in said)
-        or bound & set(pairwise(said))
+        or _BOUNDS & set(pairwise(said))
     )
 
 
@@ -254,7 +248,7 @@ def _sentence(tokens: list[Token]) -> Reading:
     number = text_of(pieces[last][1])
     if not _states(said, before, behind, number):
         return whole
-    if last + 1 < len(pieces) and not _counts(pieces[last][1], pieces[last + 1][1]):
+    if last + 1 < len(pieces) and not _counts(pieces[last + 1][1]):
         return whole
     texts = [text_of(pieces[k][1]) for k in formulas]
     unit = words.unit(behind)
@@ -281,7 +275,7 @@ def _behind_subject(tokens: list[Token]) -> list[Token] | None:
             return None
         rest = tokens[follows:]
         first = 1 if rest[0].text == "-" and len(rest) > 1 else 0
-        choice = len(rest) == 1 and rest[0].kind == "word" and subject[-1:] != []
+        choice = len(rest) == 1 and rest[0].kind == "word"
         if choice and subject[-1].low not in _ANSWERS:
             continue
         if _is_math(rest[first], rest, first):
@@ -400,8 +394,8 @@ def _is_counted(behind: list[str], number: str) -> bool:
         return True
     if behind in (["square"], ["cubic"]):
         return False
-    unit = behind[0] in words.UNITS or behind[0] in words.OTHER_UNITS
-    if unit or behind[0] in words.BEHIND or not behind[0].isalpha():
+    known = words.is_unit(behind[0]) or behind[0] in words.BEHIND
+    if known or not behind[0].isalpha():
         return True
     nouns = behind[:4]
     return any(
@@ -409,12 +403,14 @@ def _is_counted(behind: list[str], number: str) -> bool:
     )
 
 
-def _counts(formula: list[Token], noun: list[Token]) -> bool:
-    """Whether the words behind a formula may name what it counts or measures."""
-    if noun[0].spaced or noun[0].low in ("st", "nd", "rd", "th"):
+def _counts(noun: list[Token]) -> bool:
+    """Whether the words behind a formula may name what it counts or measures.
+
+    A word without a space before it may be a product of letters.
+    """
+    if noun[0].spaced:
         return True
-    name = re.match("[a-z]*", noun[0].low)[0]
-    return name in words.UNITS or name in words.OTHER_UNITS
+    return words.is_unit(re.match("[a-z]*", noun[0].low)[0])
 
 
 def _same_noun(pieces: list[tuple[str, list[Token]]]) -> Reading | None:

@@ -220,7 +220,10 @@ def _ascii(char: str) -> str:
 
 
 def _without_boxes(text: str) -> str:
-    """The last boxes of `text` that make one list, if there are several boxes."""
+    """The last boxes of `text` that make one list, if there are several boxes.
+
+    Only references come with boxes here: `extract` has opened those of answers.
+    """
     spans, listed = boxes(text), []
     if len(spans) < 2:
         return text

@@ -7,6 +7,7 @@ import re
 
 
 def _words(text: str) -> list[str]:
+    """The words of a list that is written as text."""
     return text.split()
 
 
@@ -51,8 +52,8 @@ PARTS |= _PARTS | {f"{word}s": value for word, value in _PARTS.items()}
 # What a sentence may say before its one number without a word about the number itself.
 COPULAS = frozenset(
     _words(
-        "is are was were be been being equals equal makes make gives give yields costs cost "
-        "becomes become remains gets get"
+        "is are was were be been being equals equal makes make gives give yields "
+        "costs cost becomes become remains gets get"
     )
 )
 ABOUT = frozenset(_words("about approximately around roughly exactly only just simply"))
@@ -60,35 +61,39 @@ ABOUT = frozenset(_words("about approximately around roughly exactly only just s
 # One of these anywhere in a sentence, and it does not just state its number.
 NEGATIONS = frozenset(
     _words(
-        "not no never none nor neither cannot nothing nobody without except but unless if "
-        "whether however instead rather false wrong incorrect unknown undefined impossible "
-        "undetermined unsure maybe perhaps or either isnt arent wasnt werent dont doesnt didnt "
-        "cant couldnt wont wouldnt shouldnt hasnt havent hadnt fails failed fail invalid "
-        "rejected reject rejects excluded exclude excludes excluding incorrectly wrongly "
-        "rule ruled too aint avoid avoids differ differs besides bar cease ceases refuse refuses pretend suppose "
-        "supposing assume assuming unlikely doubt doubts doubtful untrue mistake mistaken "
-        "inaccurate inaccurately erroneous erroneously guess bad outnumber outnumbers anything "
-        "falsely hardly barely scarcely absurd contradiction discard discarded"
+        "not no never none nor neither cannot nothing nobody without except but "
+        "unless if whether however instead rather false wrong incorrect unknown "
+        "undefined impossible undetermined unsure maybe perhaps or either isnt arent "
+        "wasnt werent dont doesnt didnt cant couldnt wont wouldnt shouldnt hasnt "
+        "havent hadnt fails failed fail invalid rejected reject rejects excluded "
+        "exclude excludes excluding incorrectly wrongly rule ruled too aint avoid "
+        "avoids differ differs besides bar cease ceases refuse refuses pretend "
+        "suppose supposing assume assuming unlikely doubt doubts doubtful untrue "
+        "mistake mistaken inaccurate inaccurately erroneous erroneously guess bad "
+        "outnumber outnumbers anything falsely hardly barely scarcely absurd "
+        "contradiction discard discarded"
     )
 )
 # One of these beside the number, and it is another number.
 CHANGES = frozenset(
     _words(
         "than less fewer below under above over between within beyond past up upwards "
-        "exceeding exceeds exceed almost nearly half double doubled twice triple tripled "
-        "thrice quadruple negative minus plus times divided multiplied subtracted added "
-        "multiply divide subtract add halved tripling doubling halving quadrupled inverted "
-        "negated repeating recurring imaginary onward onwards upward downward downwards lakh "
-        "mille followed absolute exclusive inclusive rooted greater more fraction portion share "
-        "conjugate zillion googol thou hundredweight crore grand gross score tens ones couple max min most least bound bounded bounds "
-        "capped limit limited surpass surpasses surpassed near point sine cosine tangent square "
-        "decreased increased reduced sum product difference "
-        "quotient ratio remainder factorial squared cubed root roots power powers mod modulo "
-        "log logarithm base complement supplement basis multiple multiples factor factors divisor divisors "
-        "divisible divides reciprocal inverse opposite some any every all to through until "
-        "minimum maximum first third fourth fifth sixth seventh eighth ninth tenth nth "
-        "order degree cube percentage dividing congruent greater smaller larger "
-        "higher lower bigger of from starting infinity infinite per cent"
+        "exceeding exceeds exceed almost nearly half double doubled twice triple "
+        "tripled thrice quadruple negative minus plus times divided multiplied "
+        "subtracted added multiply divide subtract add halved tripling doubling "
+        "halving quadrupled inverted negated repeating recurring imaginary onward "
+        "onwards upward downward downwards mille followed absolute exclusive "
+        "inclusive rooted greater more fraction portion share conjugate zillion "
+        "googol thou hundredweight crore grand gross score tens ones couple max min "
+        "most least bound bounded bounds capped limit limited surpass surpasses "
+        "surpassed near point sine cosine tangent square decreased increased reduced "
+        "sum product difference quotient ratio remainder factorial squared cubed root "
+        "roots power powers mod modulo log logarithm base complement supplement basis "
+        "multiple multiples factor factors divisor divisors divisible divides "
+        "reciprocal inverse opposite some any every all to through until minimum "
+        "maximum first third fourth fifth sixth seventh eighth ninth tenth nth order "
+        "degree cube percentage dividing congruent smaller larger higher lower bigger "
+        "of from starting infinity infinite per cent"
     )
 )
 # But behind it these do not: 12 of them, miles per hour, 12 in all, 12 every day.
@@ -98,45 +103,47 @@ HARMLESS = frozenset(
 # Before a colon, an equals sign or `is` these are more than the name of a quantity.
 ALTERS = frozenset(
     _words(
-        "squared cubed halved doubled tripled quadrupled inverted negated minus plus less "
-        "divided multiplied times log sine cosine tangent bound bounds limit inverse "
-        "reciprocal negative opposite half twice"
+        "squared cubed halved doubled tripled quadrupled inverted negated minus plus "
+        "less divided multiplied times log sine cosine tangent bound bounds limit "
+        "inverse reciprocal negative opposite half twice"
     )
 )
 # Nouns that name a quantity before a colon, though they change a number beside them.
 NOUNS = frozenset(
     _words(
-        "sum product difference quotient ratio remainder percentage degree order first third "
-        "fourth fifth minimum maximum max min of to from all per root square score power "
-        "base every any multiple factor tens ones limit share"
+        "sum product difference quotient ratio remainder percentage degree order "
+        "first third fourth fifth minimum maximum max min of to from all per root "
+        "square score power base every any multiple factor tens ones limit share"
     )
 )
 # A sentence may be one of these and a number.
 LEADS = frozenset(
     _words(
-        "so thus hence therefore then ans answer answers total altogether overall finally "
-        "only about approximately around roughly exactly just simply get gives equals "
-        "makes is are be was were it's that's result solution value cost price the a an all"
+        "so thus hence therefore then ans answer answers total altogether overall "
+        "finally only about approximately around roughly exactly just simply get "
+        "gives equals makes is are be was were it's that's result solution value cost "
+        "price the a an all"
     )
 )
 # `of` may stand between one of these and its number.
 QUANTITIES = frozenset(
     _words(
-        "total length height width depth sum cost price area perimeter volume value speed "
-        "distance average number age weight score amount profit rate diameter radius "
-        "probability temperature salary balance remainder maximum minimum"
+        "total length height width depth sum cost price area perimeter volume value "
+        "speed distance average number age weight score amount profit rate diameter "
+        "radius probability temperature salary balance remainder maximum minimum"
     )
 )
 # These words behind a number are about what it counts; nouns in the plural are, too.
 BEHIND = frozenset(
     _words(
-        "a an remaining together last next this due so during any is are was were has have had left remain remains in on at by per of each every "
-        "total altogether overall more other different such cup day hour minute year people "
-        "persons children men women feet mice geese teeth sheep fish deer oxen dice staff "
-        "sq cu square cubic way as for with who that which since because so when where "
-        "times back old long tall wide deep high away later earlier today tomorrow now here there "
-        "all percent am pm o'clock cm km mm and were can will would could should may might "
-        "st nd rd th"
+        "a an remaining together last next this due so during any is are was were has "
+        "have had left remain remains in on at by per of each every total altogether "
+        "overall more other different such cup day hour minute year people persons "
+        "children men women feet mice geese teeth sheep fish deer oxen dice staff sq "
+        "cu square cubic way as for with who that which since because when where "
+        "times back old long tall wide deep high away later earlier today tomorrow "
+        "now here there all percent am pm o'clock cm km mm and can will would could "
+        "should may might"
     )
 )
 # A sentence about quantities may go up with one of these.
@@ -146,14 +153,15 @@ RAISED = frozenset(
 # Short words of English; longer ones need no list.
 SHORT = frozenset(
     _words(
-        "a an the he she it we i you they his her its our my us them him me so to of in on at "
-        "by as is am are was were be has had have do does did get got gets ran run eat ate "
-        "buy sold sell pay paid win won now all and or not no yes for off out old new too via "
-        "per up ans tom amy bob ben tim sam joe sue ann max dan kim ali can may will must need "
-        "day days men man boy boys girl kid kids car cars way ways pie pies cup cups egg eggs "
-        "pen pens toy toys cat cats dog dogs bag bags box hat hats bus ago age ages end each "
-        "left more most than then thus hence both here there their with who how why let one "
-        "two if but since part see use used say said sum"
+        "a an the he she it we i you they his her its our my us them him me so to of "
+        "in on at by as is am are was were be has had have do does did get got gets "
+        "ran run eat ate buy sold sell pay paid win won now all and or not no yes for "
+        "off out old new too via per up ans tom amy bob ben tim sam joe sue ann max "
+        "dan kim ali can may will must need day days men man boy boys girl kid kids "
+        "car cars way ways pie pies cup cups egg eggs pen pens toy toys cat cats dog "
+        "dogs bag bags box hat hats bus ago age ages end each left more most than "
+        "then thus hence both here there their with who how why let one two if but "
+        "since part see use used say said sum"
     )
 )
 
@@ -211,11 +219,11 @@ _SAME_UNITS = (
 UNITS = {word: row.split()[0] for row in _SAME_UNITS for word in row.split()}
 OTHER_UNITS = frozenset(
     _words(
-        "cup cups gallon gallons gal quart quarts pint pints acre acres hectare hectares ton "
-        "tons tonne tonnes unit units square cubic sq cu deg degree degrees rad radian radians "
-        "gbp inr rs rupee rupees yen yuan pence newton newtons joule joules watt watts volt "
-        "volts ampere amperes hertz hz khz mhz kw kwh pa kpa mol cc am pm celsius fahrenheit "
-        "kelvin"
+        "cup cups gallon gallons gal quart quarts pint pints acre acres hectare "
+        "hectares ton tons tonne tonnes unit units square cubic sq cu deg degree "
+        "degrees rad radian radians gbp inr rs rupee rupees yen yuan pence newton "
+        "newtons joule joules watt watts volt volts ampere amperes hertz hz khz mhz "
+        "kw kwh pa kpa mol cc am pm celsius fahrenheit kelvin"
     )
 )
 # Symbols that stand behind a number with or without a space.
