@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 
 from pr1_jax.system import processes
 from pr1_jax.workdir import metrics
-from tests.helpers import compiling
+from tests.helpers import compiling, pair
 
 ROOT = pathlib.Path(__file__).parents[2]
 SWITCHES = (
@@ -127,28 +126,16 @@ def test_when_one_dies_all_stop_and_another_number_goes_on(alone, tmp_path):
 @pytest.mark.parametrize("wrong", ["rollout.num_paths=99", "rl.stepz=3"])
 def test_a_config_that_is_wrong_at_one_process_ends_all(tmp_path, wrong):
     """With one line, and the exit code at which no launcher starts them again."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
     job = [sys.executable, "-m", "pr1_jax.main", *SWITCHES, f"--workdir={tmp_path}/run"]
-    job += [f"--coordinator={address}", "--num_processes=2"]
-    jobs = [
-        subprocess.Popen(
-            [*job, f"--process_id={i}", *([f"--config.{wrong}"] if i else [])],
-            cwd=ROOT,
-            env=compiling.on_one_device(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        said = [job.communicate(timeout=100)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == [2, 2], said
+    ended = pair.run(
+        lambda i, address: [
+            *(*job, f"--coordinator={address}", "--num_processes=2"),
+            *(f"--process_id={i}", *([f"--config.{wrong}"] if i else [])),
+        ],
+        timeout_sec=100,
+    )
+    said = [errors for _, _, errors in ended]
+    assert [code for code, _, _ in ended] == [2, 2], said
     for text in said:
         (line,) = [line for line in text.splitlines() if line.startswith("error:")]
         assert wrong in line and "Traceback" not in text
