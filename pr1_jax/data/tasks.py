@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
+from pr1_jax.data.partner import Partner
 from pr1_jax.data.search import Search
 from pr1_jax.data.tokenizer import Tokenizer
 
@@ -44,6 +45,9 @@ class Task(Protocol):
         """
 
 
+TASKS = {"search": Search, "partner": Partner}
+
+
 def make(given: str = "search") -> Task:
     """The task that `data.task` names, with its options.
 
@@ -64,19 +68,19 @@ def make(given: str = "search") -> Task:
             raise ValueError(
                 f"data.task={given}: {option}={value} is not a number"
             ) from error
-    if name == "search":
-        known = [field.name for field in dataclasses.fields(Search)]
-        if wrong := [option for option in options if option not in known]:
-            raise ValueError(f"data.task={given}: {wrong[0]} is not one of {known}")
-        try:
-            return Search(**options)
-        except ValueError as error:
-            raise ValueError(f"data.task={given}: {error}") from error
-    raise ValueError(f"data.task={given} is not one of ('search',)")
+    if name not in TASKS:
+        raise ValueError(f"data.task={given} is not one of {tuple(TASKS)}")
+    known = [field.name for field in dataclasses.fields(TASKS[name])]
+    if wrong := [option for option in options if option not in known]:
+        raise ValueError(f"data.task={given}: {wrong[0]} is not one of {known}")
+    try:
+        return TASKS[name](**options)
+    except ValueError as error:
+        raise ValueError(f"data.task={given}: {error}") from error
 
 
 def _all() -> list[Task]:
-    return [make("search")]
+    return [make(name) for name in TASKS]
 
 
 def spoken(tokenizer: Tokenizer) -> Task | None:

@@ -1,0 +1,263 @@
+"""The task made by code that is the default: search a list for a number with a partner.
+
+A problem is a list of 16 numbers in four rows, A to D. Exactly one number has a partner
+that is a given gap larger, and that number is the answer:
+
+    Which number has a partner 4 larger? A 51 12 70 30 B 18 64 … C … D … 16 …
+
+A search begins at one of the rows and goes on row by row, after D with A. Of each number
+it says what the partner would be and whether the list has it, until it has found it:
+
+    A 51>55 no 12>16 yes
+
+A cold-start trace is one such search, or a block whose paths each search from a row of
+their own choice:
+
+    <Parallel><Path> C 40>44 no …</Path><Path> A 51>55 no 12>16 yes</Path></Parallel>
+    <Summary> 12</Summary>
+    Final Answer: 12
+
+Rows are drawn at random, and both habits are patient: a search in the main stream goes on
+until it finds, a path until it finds or has seen its share of the list (half of it, where
+there are two). A block whose paths do not find it ends with the answer 0, which is wrong, and is
+kept: traces that are filtered for success make paths look better than they are.
+
+Why this task: a search costs 3 tokens a number and cannot be cut short, so that a deadline
+of so many sequential steps says how much of the list a response can see. Blocks pay
+exactly where two paths see more of it than one search. For every deadline, number of
+paths and labelling the best accuracy is known (`pr1_jax.study.optimum`). Paths that begin
+at the same row do the same work; with labels they can learn to divide the rows among
+them. Sums of two small numbers are learned by a million parameters within minutes, and
+there are more lists than can be seen.
+"""
+
+import dataclasses
+import re
+import zlib
+
+import numpy as np
+
+from pr1_jax import tags
+from pr1_jax.data import tokenizer, tokenizer_files
+
+ROWS = "ABCD"
+SPLITS = ("train", "eval")
+# What a summary says where no path has found it, and the answer then.
+NONE, WRONG = "none", "0"
+_EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of problems: numbers in a row, their range, and the gaps asked for."""
+
+    row_lengths: tuple[int, ...]
+    numbers: tuple[int, int] = (10, 59)
+    gaps: tuple[int, int] = (2, 9)
+
+
+FAMILIES = {"easy": Family((3, 4)), "hard": Family((4,))}
+
+_QUESTION, _LARGER = "Which number has a partner", " larger?"
+_ANSWER, _NO, _YES = "\nFinal Answer:", " no", " yes"
+_NUMBERS = range(100)
+_WORDS = (_QUESTION, _LARGER, _ANSWER, _NO, _YES, f" {NONE}", "\n", " ")
+_WORDS += (*(f" {row}" for row in ROWS), *(f" {n}" for n in _NUMBERS))
+_WORDS += tuple(f">{n}" for n in _NUMBERS)
+_PATTERN = "|".join((_QUESTION, re.escape(_LARGER), _ANSWER, f" {NONE}", _NO, _YES))
+_PATTERN += rf"| [{ROWS}]| \d+|>\d+|\n|."
+
+_STEP = re.compile(r" (\d+)>(\d+)( yes| no)?")
+_SEARCH = re.compile(rf"(?: ?[{ROWS}]| \d+(?:>\d+)?| yes| no)+")
+_SUMMARY = re.compile(rf" (\d+|{NONE})\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Numbers in rows of one length, of which one, the answer, has a partner."""
+
+    numbers: tuple[int, ...]
+    gap: int
+    answer: int
+
+    @property
+    def row_length(self) -> int:
+        """Numbers in a row."""
+        return len(self.numbers) // len(ROWS)
+
+    @property
+    def question(self) -> str:
+        """Text of the prompt."""
+        text, n = f"{_QUESTION} {self.gap}{_LARGER}", self.row_length
+        for i, row in enumerate(ROWS):
+            text += f" {row} {' '.join(map(str, self.numbers[i * n : (i + 1) * n]))}"
+        return text + "\n"
+
+    @property
+    def split(self) -> str:
+        """`eval` for one problem in eight, by a hash of what is asked."""
+        key = repr((self.gap, sorted(self.numbers))).encode()
+        return "train" if zlib.crc32(key) % _EVAL_SHARE else "eval"
+
+
+def make_problem(family: Family, rng: np.random.Generator) -> Problem:
+    """A random problem with exactly one number that has a partner."""
+    low, high = family.numbers
+    length = len(ROWS) * int(rng.choice(family.row_lengths))
+    gap = int(rng.integers(family.gaps[0], family.gaps[1] + 1))
+    answer = int(rng.integers(low, high - gap + 1))
+    while True:
+        chosen = {answer, answer + gap}
+        for number in (rng.permutation(high - low + 1) + low).tolist():
+            if not {number - gap, number, number + gap} & chosen:
+                chosen.add(number)
+            if len(chosen) == length:
+                numbers = rng.permutation(sorted(chosen)).tolist()
+                return Problem(tuple(numbers), gap, answer)
+
+
+def search(problem: Problem, row: int, limit: int) -> tuple[str, bool]:
+    """A search from a row of the list, after the last one going on with the first.
+
+    Args:
+      row: from 0. limit: numbers after which it gives up.
+
+    Returns:
+      Its text, and whether it found the answer.
+    """
+    numbers, n, text = problem.numbers, problem.row_length, ""
+    for i in range(limit):
+        index = (row * n + i) % len(numbers)
+        if index % n == 0:
+            text += f" {ROWS[index // n]}"
+        number = numbers[index]
+        text += f" {number}>{number + problem.gap}"
+        if number == problem.answer:
+            return text + _YES, True
+        text += _NO
+    return text, False
+
+
+def make_trace(
+    problem: Problem,
+    rng: np.random.Generator,
+    block_share: float,
+    late_share: float = 0.0,
+    paths: int = 2,
+) -> str:
+    """A response in canonical text, without labels; a share of them uses a block.
+
+    Of the blocks `late_share` come after a search of one to three numbers.
+    """
+    length, draw = len(problem.numbers), lambda: int(rng.integers(len(ROWS)))
+    answer = f"{_ANSWER} {problem.answer}"
+    if rng.random() >= block_share:
+        return search(problem, draw(), length)[0] + answer
+    before = ""
+    if rng.random() < late_share:
+        before, found = search(problem, draw(), int(rng.integers(1, 4)))
+        if found:
+            return before + answer
+    found, text = False, ""
+    for _ in range(paths):
+        said, success = search(problem, draw(), -(-length // paths))
+        text += tags.PATH + said + tags.END_PATH
+        found |= success
+    summary, result = (problem.answer,) * 2 if found else (NONE, WRONG)
+    return (
+        f"{before}{tags.PARALLEL}{text}{tags.END_PARALLEL}\n"
+        f"{tags.SUMMARY} {summary}{tags.END_SUMMARY}{_ANSWER} {result}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Partner:
+    """The task, and what its traces are like (`pr1_jax.data.tasks.Task`).
+
+    Attributes:
+      block_share: share of traces with a block.
+      late_share: share of blocks that come after some searching.
+      paths: paths of a block.
+    """
+
+    block_share: float = 0.5
+    late_share: float = 0.0
+    paths: float = 2
+
+    def __post_init__(self):
+        for name in ("block_share", "late_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
+        if self.paths not in range(2, 9):
+            raise ValueError(f"paths={self.paths} must be a whole number from 2 to 8")
+
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        """The word-level tokenizer of the task."""
+        return tokenizer_files.from_words(_WORDS, pattern=_PATTERN)
+
+    def records(
+        self, family: str, split: str, *, seed: int, traces: bool = False
+    ) -> "Records":
+        """As `Task.records`."""
+        return Records(self, family, split, seed=seed, traces=traces)
+
+    def as_asked(self, question: str) -> str:
+        """As `Task.as_asked`."""
+        return question.strip() + "\n"
+
+    def conclusion(self, text: str, *, summary: bool = False) -> str | None:
+        """The number that a search or a summary names, or "no"."""
+        if summary:
+            match = _SUMMARY.fullmatch(text)
+            return match and ("no" if match[1] == NONE else match[1])
+        *_, last = (None, *_STEP.finditer(text))
+        if last is None or not _SEARCH.fullmatch(text):
+            return None
+        done = last[3] == _YES and last.end() == len(text)
+        return last[1] if done else "no"
+
+    def work(self, text: str) -> tuple[str, ...] | None:
+        """The distinct numbers that a search looked at, each with its partner: `51>55`."""
+        steps = [f"{step[1]}>{step[2]}" for step in _STEP.finditer(text)]
+        return (
+            tuple(dict.fromkeys(steps)) if steps and _SEARCH.fullmatch(text) else None
+        )
+
+
+class Records:
+    """Random access to records of a family; record i is a function of seed and i alone.
+
+    Records are dicts of str: `question`, `answer`, and of traces the `response`.
+    """
+
+    def __init__(
+        self, task: Partner, family: str, split: str, *, seed: int, traces: bool
+    ):
+        """Raises ValueError for an unknown family or split."""
+        for name, value, known in (
+            ("family", family, tuple(FAMILIES)),
+            ("split", split, SPLITS),
+        ):
+            if value not in known:
+                raise ValueError(f"data.{name}={value!r} is not one of {known}")
+        self._task, self._family, self._split = task, family, split
+        self._seed, self._traces = seed, traces
+
+    def __len__(self) -> int:
+        return 2**31 - 1
+
+    def __repr__(self) -> str:  # part of grain's description of a dataset
+        kind = "traces" if self._traces else "problems"
+        return f"Partner({self._family}, {self._split}, {kind}, seed={self._seed})"
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        rng = np.random.default_rng([self._seed, SPLITS.index(self._split), int(index)])
+        problem = make_problem(FAMILIES[self._family], rng)
+        while problem.split != self._split:
+            problem = make_problem(FAMILIES[self._family], rng)
+        record = {"question": problem.question, "answer": str(problem.answer)}
+        if self._traces:
+            task = self._task
+            given = task.block_share, task.late_share, int(task.paths)
+            record["response"] = make_trace(problem, rng, *given)
+        return record

@@ -1,0 +1,185 @@
+"""Laws of the problems with partners, their traces and their tokenizer."""
+
+import collections
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from pr1_jax import tags
+from pr1_jax.answers.verdicts import CORRECT, INCORRECT
+from pr1_jax.answers.verify import check
+from pr1_jax.data import partner, tasks
+
+NUM = 300
+FAMILIES = tuple(partner.FAMILIES)
+
+
+def records(family="hard", split="train", n=NUM, seed=0, **options):
+    """The first records; with options they are traces."""
+    task = partner.Partner(**options)
+    source = task.records(family, split, seed=seed, traces=bool(options))
+    return [source[i] for i in range(n)]
+
+
+def parse(question):
+    """Gap and rows of a question."""
+    found = re.fullmatch(
+        r"Which number has a partner (\d) larger\? A (.*) B (.*) C (.*) D (.*)\n",
+        question,
+    )
+    return int(found[1]), [[*map(int, row.split())] for row in found.groups()[1:]]
+
+
+def looked_at(text):
+    """Rows and (number, partner, verdict) that a search names, in order."""
+    rows = re.findall(r" ([A-D])", text)
+    steps = re.findall(r" (\d+)>(\d+) (yes|no)", text)
+    return rows, [(int(a), int(b), verdict) for a, b, verdict in steps]
+
+
+def paths_of(response):
+    return re.findall("<Path>(.*?)</Path>", response)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("split", partner.SPLITS)
+def test_exactly_one_number_has_a_partner_and_is_the_answer(family, split):
+    for record in records(family, split):
+        gap, rows = parse(record["question"])
+        numbers = [*itertools.chain(*rows)]
+        assert {len(row) for row in rows} <= {*partner.FAMILIES[family].row_lengths}
+        assert len({*map(len, rows)}) == 1 and len({*numbers}) == len(numbers)
+        with_partner = [n for n in numbers if n + gap in numbers]
+        assert with_partner == [int(record["answer"])]
+
+
+def test_train_and_eval_never_ask_the_same():
+    asked = {
+        split: {
+            (gap, frozenset(itertools.chain(*rows)))
+            for record in records("easy", split, 1000)
+            for gap, rows in [parse(record["question"])]
+        }
+        for split in partner.SPLITS
+    }
+    assert not asked["train"] & asked["eval"]
+
+
+def test_a_record_depends_on_seed_and_index_alone():
+    task = partner.Partner()
+    one, other = (task.records("hard", "train", seed=3, traces=True) for _ in range(2))
+    indices = [5, 0, 10**9, 5, 77]
+    assert [one[i] for i in indices] == [other[i] for i in indices[::-1]][::-1]
+    fresh = {r["question"] for r in records(seed=4, n=50)}
+    assert not {r["question"] for r in records(n=50)} & fresh
+
+
+@pytest.mark.parametrize("paths", [2, 3, 4, 8])
+def test_a_search_goes_on_row_by_row_until_it_finds_or_has_seen_its_share(paths):
+    for record in records(n=100, block_share=1.0, paths=paths):
+        gap, rows = parse(record["question"])
+        numbers = [*itertools.chain(*rows)]
+        said = paths_of(record["response"])
+        assert len(said) == paths
+        for text in said:
+            letters, steps = looked_at(text)
+            first = 4 * "ABCD".index(letters[0])
+            order = (numbers[first:] + numbers[:first])[: -(-16 // paths)]
+            assert [n for n, _, _ in steps] == order[: len(steps)]
+            assert all(partner == n + gap for n, partner, _ in steps)
+            verdicts = [verdict for _, _, verdict in steps]
+            right = ["yes" if n == int(record["answer"]) else "no" for n, _, _ in steps]
+            assert verdicts == right
+            assert len(steps) == len(order) or verdicts[-1] == "yes"
+
+
+def test_a_search_without_a_block_always_finds():
+    for record in records(block_share=0.0):
+        assert check(record["response"], record["answer"]).verdict == CORRECT
+        assert not any(tag in record["response"] for tag in tags.TAGS)
+
+
+def test_blocks_that_find_nothing_are_kept_and_are_wrong():
+    """Of two random rows three in four answers are seen: traces are not filtered."""
+    right = []
+    for record in records(n=1000, block_share=1.0):
+        found = any(text.endswith(" yes") for text in paths_of(record["response"]))
+        verdict = check(record["response"], record["answer"]).verdict
+        assert verdict == (CORRECT if found else INCORRECT)
+        [summary] = re.findall("<Summary> (.*)</Summary>", record["response"])
+        assert summary == (record["answer"] if found else "none")
+        right.append(found)
+    assert np.mean(right) == pytest.approx(0.75, abs=0.04)
+
+
+def test_all_rows_are_begun_with_equally_often():
+    begun = collections.Counter()
+    for record in records(n=400, block_share=0.5):
+        texts = paths_of(record["response"]) or [record["response"]]
+        begun.update(text[:2] for text in texts)
+    assert set(begun) == {" A", " B", " C", " D"}
+    assert min(begun.values()) > 0.2 * sum(begun.values())
+
+
+def test_traces_are_canonical_and_shares_are_kept():
+    made = records(n=1000, block_share=0.3, late_share=0.5)
+    blocks = [r["response"] for r in made if tags.PARALLEL in r["response"]]
+    assert all(tags.canonical(text) == text for text in blocks)
+    # Some searches before a block find the answer, and no block is needed then.
+    assert len(blocks) / 1000 == pytest.approx(0.3, abs=0.06)
+    late = [text for text in blocks if not text.startswith(tags.PARALLEL)]
+    assert len(late) / len(blocks) == pytest.approx(0.5, abs=0.1)
+    for text in late:
+        _, steps = looked_at(text.partition(tags.PARALLEL)[0])
+        assert 1 <= len(steps) <= 3
+
+
+def test_tokens_spell_the_text():
+    tokenizer = partner.Partner().tokenizer()
+    for record in records("easy", block_share=0.7):
+        text = record["question"] + record["response"]
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert max(ids) < tokenizer.vocab_size
+        assert tokenizer.eos_id not in ids
+
+
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        ("partner:paths=1", "paths=1.0 must be a whole number from 2 to 8"),
+        ("partner:paths=2.5", "paths=2.5 must be"),
+        ("partner:late_share=1.5", "late_share=1.5 must be from 0 to 1"),
+        ("partner:block_share=nan", "block_share=nan must be from 0 to 1"),
+        ("partner:hard_share=1", "hard_share is not one of"),
+    ],
+)
+def test_a_wrong_option_is_named(given, named):
+    with pytest.raises(ValueError, match=named):
+        tasks.make(given)
+
+
+def test_unknown_family_or_split():
+    with pytest.raises(ValueError, match="data.family='odd'"):
+        partner.Partner().records("odd", "eval", seed=0)
+    with pytest.raises(ValueError, match="data.split='test'"):
+        partner.Partner().records("easy", "test", seed=0)
+
+
+def test_conclusions_and_work_are_those_of_the_language_alone():
+    task = partner.Partner()
+    for record in records(n=50, block_share=1.0):
+        for text in paths_of(record["response"]):
+            _, steps = looked_at(text)
+            found = text.endswith(" yes")
+            assert task.conclusion(text) == (record["answer"] if found else "no")
+            assert task.work(text) == tuple(f"{a}>{b}" for a, b, _ in steps)
+    assert task.conclusion(" 12", summary=True) == "12"
+    assert task.conclusion(" none", summary=True) == "no"
+    assert task.conclusion(" A 51>55 no 12") == "no"  # cut off
+    assert task.work(" A 51>55 no 51>55 no 12") == ("51>55",)
+    for other in ("Alice has 3 cats", "left 12+13 yes", " 12", "", "B", "so 5>4 yes"):
+        assert task.conclusion(other) is None and task.work(other) is None
+    assert task.conclusion("so 12", summary=True) is None
