@@ -9,6 +9,7 @@ outside a block and summaries that are never closed.
 """
 
 import re
+from collections.abc import Sequence
 
 PARALLEL, END_PARALLEL = "<Parallel>", "</Parallel>"
 PATH, END_PATH = "<Path>", "</Path>"
@@ -103,6 +104,23 @@ def check_format(text: str) -> list[str]:
         checker.read(match.group(), match.start())
     checker.finish(len(text))
     return checker.faults
+
+
+def _has_label(text: str, label: str, start: int = 0) -> bool:
+    """Whether a label stands at `start`, and no letter or digit goes on with it."""
+    behind = text[start + len(label) : start + len(label) + 1]
+    goes_on = label[-1].isalnum() and behind.isalnum()
+    return text.startswith(label, start) and not goes_on
+
+
+def unlabelled(text: str, labels: Sequence[str], index: int) -> str:
+    """Returns the text of a block's path number `index`, from 0, without its label.
+
+    >>> unlabelled(" 2 from the right", (" 1", " 2"), 1)
+    ' from the right'
+    """
+    label = labels[index] if index < len(labels) else ""
+    return text[len(label) :] if label and _has_label(text, label) else text
 
 
 def canonical(text: str) -> str:

@@ -59,6 +59,7 @@ _PATTERN = r"Which two add to |Final Answer: |left |right |both | no | yes|\? |\
 
 _SEARCH = re.compile(r"\s*(?:left|right)\b")  # how a search begins
 _FOUND = re.compile(r"([0-9]{1,3})\+([0-9]{1,3}) yes\s*")
+_STEP = re.compile(r"[0-9]{1,3}\+[0-9]{1,3}")  # of work: a number, and what it needs
 _SUMMARY = re.compile(r"(?:left|right|both) ([0-9]{1,3})\+([0-9]{1,3})\s*")
 
 
@@ -206,6 +207,13 @@ class Search:
         else:
             match = None
         return "+".join(sorted(match.groups(), key=int)) if match else None
+
+    def work(self, text: str) -> tuple[str, ...] | None:
+        """The numbers that a search looked at, each with what it needs: `12+13`."""
+        if not (start := _SEARCH.match(text)):
+            return None
+        steps = tuple(dict.fromkeys(_STEP.findall(text)))
+        return steps if steps or not text[start.end() :].strip() else None
 
 
 class Records:

@@ -44,6 +44,12 @@ class Task(Protocol):
         Equal conclusions are equal texts; None for a text in another language.
         """
 
+    def work(self, text: str) -> tuple[str, ...] | None:
+        """The distinct steps of work of a path, in order, so that paths can be compared.
+
+        Equal steps are equal texts; None for a text in another language.
+        """
+
 
 TASKS = {"search": Search, "partner": Partner}
 
@@ -94,3 +100,9 @@ def conclusion(text: str, *, summary: bool = False) -> str | None:
     """Returns `Task.conclusion` of the first task that can read the text; None if none can."""
     read = (task.conclusion(text, summary=summary) for task in _all())
     return next((reached for reached in read if reached is not None), None)
+
+
+def work(text: str) -> tuple[str, ...] | None:
+    """Returns `Task.work` of the first task that can read the text; None if none can."""
+    read = (task.work(text) for task in _all())
+    return next((steps for steps in read if steps is not None), None)

@@ -1,8 +1,7 @@
 r"""What blocks are used for, read off the text of responses (docs/method.md, section 8).
 
 The functions take rollout records, the dicts in `rollouts/*.jsonl`. Whatever a model
-wrote is read as far as it goes: a path that was never closed ends where the next tag of
-its block begins, and a path outside a block is not counted.
+wrote is read as far as it goes (`diversity.read_blocks`).
 
 A *conclusion* is what two texts are compared by: the answer in a path's `\boxed{}` or
 `Final Answer:` line, else its last number; in the language of a task made by code what
@@ -21,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import tags
+from pr1_jax import diversity, tags
 from pr1_jax.answers.extract import bare, boxes, extract
 from pr1_jax.data import tasks
+from pr1_jax.diversity import Block
 
 Record = Mapping[str, Any]
 
-_TAG = re.compile("|".join(tags.TAGS))
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]])-)?"  # a minus, not a difference
     r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,12}(?![0-9])|[0-9]{1,40})(?:\.[0-9]{1,40})?"
@@ -40,65 +39,23 @@ _VERIFIES = re.compile(
 _LEAD = 200  # characters that announce a block
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A block as it stands in a response.
-
-    Attributes:
-      start: where its `<Parallel>` is, as a share of the response.
-      lead: the main stream before it, since the last tag.
-      paths: texts between `<Path>` and `</Path>`, as written.
-      summary: text of its summary, "" where there is none.
-    """
-
-    start: float
-    lead: str
-    paths: tuple[str, ...]
-    summary: str
-
-
 def read_blocks(record: Record) -> list[Block]:
     """The blocks of a response in order, well formed or not.
 
-    The share is one of tokens where the record has a trace, else of characters.
+    Where the record has a trace, they start at a share of its tokens, else of its
+    characters.
 
         >>> read_blocks({"response": "So: <Parallel><Path>1</Path><Path>2</Path>"
         ...              "</Parallel>\\n<Summary>It is 2.</Summary> Thus 2."})
         [Block(start=0.044..., lead='So: ', paths=('1', '2'), summary='It is 2.')]
     """
-    text = record["response"]
-    blocks: list[tuple[int, str, list[str], list[str]]] = []  # last, the summary
-    into: list[str] | None = None  # what the text goes to
-    where, end = "main", 0  # or in a "block", "joined" after one
-    for match in _TAG.finditer(text):
-        between = text[end : match.start()]
-        if into is not None:
-            into.append(between)
-        tag, end, into = match.group(), match.end(), None
-        if tag == tags.PARALLEL:
-            blocks.append((match.start(), between, [], []))
-            where = "block"
-        elif tag == tags.PATH and where == "block":
-            into = blocks[-1][2]
-        elif tag == tags.END_PARALLEL and where == "block":
-            where = "joined"
-        elif tag == tags.SUMMARY and where == "joined":
-            into, where = blocks[-1][3], "main"
-    if into is not None:
-        into.append(text[end:])
-    shares = _starts(record, [start for start, *_ in blocks])
-    return [
-        Block(share, lead, tuple(paths), "".join(summary))
-        for share, (_, lead, paths, summary) in zip(shares, blocks, strict=True)
-    ]
-
-
-def _starts(record: Record, offsets: Sequence[int]) -> list[float]:
+    blocks = diversity.read_blocks(record["response"])
     pieces = (record.get("trace") or {}).get("pieces", [])
     tokens = [i for i, piece in enumerate(pieces) if piece == tags.PARALLEL]
-    if len(tokens) == len(offsets):
-        return [i / len(pieces) for i in tokens]
-    return [offset / len(record["response"]) for offset in offsets]
+    if len(tokens) != len(blocks):
+        return blocks
+    starts = [i / len(pieces) for i in tokens]
+    return [dataclasses.replace(b, start=x) for b, x in zip(blocks, starts)]
 
 
 def _blocks(records: Iterable[Record]) -> Iterable[Block]:

@@ -8,9 +8,10 @@ from typing import Any, Self
 import numpy as np
 from absl import logging
 
-from pr1_jax import losses, rewards, tags
+from pr1_jax import diversity, losses, rewards, tags
 from pr1_jax.answers import published
 from pr1_jax.answers.verdicts import CORRECT, UNDECIDED, Result
+from pr1_jax.data import tasks
 from pr1_jax.data.prompts import Problem
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.system import files, processes
@@ -33,6 +34,8 @@ class Response:
       total_tokens: of the response, EOS included.
       sequential_steps: decode steps on the critical path.
       string_correct: what the published string checker says, for comparison.
+      identical_paths, path_likeness, work_division: figures of each block with two or
+        more paths (`diversity.Diversity`), to four places; () in older records.
       trajectory: its tokens; None where only the record is known.
     """
 
@@ -47,13 +50,27 @@ class Response:
     total_tokens: int
     sequential_steps: int
     string_correct: bool
+    identical_paths: tuple[bool, ...] = ()
+    path_likeness: tuple[float, ...] = ()
+    work_division: tuple[float, ...] = ()
     trajectory: Trajectory | None = None
 
     @classmethod
     def of(
-        cls, problem: Problem, trajectory: Trajectory, text: str, result: Result
+        cls,
+        problem: Problem,
+        trajectory: Trajectory,
+        text: str,
+        result: Result,
+        *,
+        labels: Sequence[str] = (),
     ) -> Self:
-        """The response to a problem, by its tokens, its text and its verdict."""
+        """The response to a problem, by its tokens, its text and its verdict.
+
+        Args:
+          labels: those of paths, `rollout.path_labels`.
+        """
+        blocks = diversity.of_response(text, tasks.work, labels)
         return cls(
             question=problem.question,
             response=text,
@@ -66,13 +83,18 @@ class Response:
             total_tokens=len(trajectory.tokens),
             sequential_steps=trajectory.sequential_steps,
             string_correct=published.check(text, problem.answer),
+            identical_paths=tuple(b.identical for b in blocks),
+            path_likeness=tuple(round(b.likeness, 4) for b in blocks),
+            work_division=tuple(round(b.division, 4) for b in blocks),
             trajectory=trajectory,
         )
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Self:
         """The response of a record; what else is in the record is left out."""
-        return cls(**{name: record[name] for name in _RECORD})
+        fields = {name: record[name] for name in _RECORD if name not in OF_BLOCKS}
+        figures = {name: tuple(record.get(name, ())) for name in OF_BLOCKS}
+        return cls(**fields, **figures)
 
     def record(self) -> dict[str, Any]:
         """What is written of it as JSON."""
@@ -93,6 +115,7 @@ class Response:
         )
 
 
+OF_BLOCKS = ("identical_paths", "path_likeness", "work_division")
 _RECORD = [f.name for f in dataclasses.fields(Response) if f.name != "trajectory"]
 _TEXTS = {name: "" for name in ("question", "response", "answer", "reason")}
 
@@ -126,11 +149,15 @@ def everyones(responses: Sequence[Response], samples: int) -> list[Response]:
 
 
 def describe(responses: Sequence[Response]) -> dict[str, float]:
-    """Means over responses, the same for a training step and an evaluation."""
+    """Means over responses, the same for a training step and an evaluation.
+
+    Figures of paths are means over blocks, and are left out where no block has any.
+    """
 
     def mean(of: Callable[[Response], float]) -> float:
         return float(np.mean([float(of(r)) for r in responses]))
 
+    blocks = {n: [x for r in responses for x in getattr(r, n)] for n in OF_BLOCKS}
     total = mean(lambda r: r.total_tokens)
     steps = mean(lambda r: r.sequential_steps)
     return {
@@ -143,6 +170,7 @@ def describe(responses: Sequence[Response]) -> dict[str, float]:
         "total_tokens": total,
         "sequential_steps": steps,
         "self_parallelism": total / max(steps, 1e-9),
+        **{name: float(np.mean(of)) for name, of in blocks.items() if of},
     }
 
 

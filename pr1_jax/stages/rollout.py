@@ -26,11 +26,17 @@ def score(
     tokenizer: Tokenizer,
     *,
     timeout_sec: float,
+    labels: Sequence[str] = (),
 ) -> Response:
-    """Verifies a response to a problem; `timeout_sec` is that of `answers.check`."""
+    """Verifies a response to a problem.
+
+    Args:
+      timeout_sec: that of `answers.check`.
+      labels: those of paths, `rollout.path_labels`.
+    """
     text = tokenizer.decode(trajectory.tokens, continues=True)
     result = check(text, problem.answer, timeout_sec=timeout_sec)
-    return Response.of(problem, trajectory, text, result)
+    return Response.of(problem, trajectory, text, result, labels=labels)
 
 
 def sample_and_score(
@@ -72,6 +78,7 @@ def sample_and_score(
             trajectory,
             experiment.tokenizer,
             timeout_sec=experiment.config.reward.timeout_sec,
+            labels=experiment.config.rollout.get("path_labels", ()),
         )
 
     try:

@@ -25,6 +25,9 @@ class Limits:
     min_length: float = 2.0  # mean tokens of a response
     min_parallel_ratio: float = 0.01
     max_parallel_ratio: float = 1.0  # never: traces with a block teach just that
+    # Two paths that toss a coin between two ways divide 0.5 of their work, and four that
+    # choose among four ways 0.6: with less than that, paths do not even differ by chance.
+    min_division: float = 0.3  # mean of ten steps
     # Verdicts that the verifier could not give; what an untrained model writes is
     # understood in two of three cases.
     max_undecided: float = 0.5
@@ -100,7 +103,8 @@ ALARMS = {
         "In nearly every group all rewards are equal, so all advantages are 0 and "
         "nothing is learned.",
         "Look at accuracy: near 100 % the problems are too easy, near 0 % too hard. "
-        "Change data.rl, a larger rl.group_size, or rl.dynamic_sampling.",
+        "Harder or easier problems (data.rl), a larger rl.group_size, or "
+        "rl.dynamic_sampling helps.",
     ),
     "little_signal": Alarm(
         "rollout/degenerate_groups",
@@ -136,6 +140,18 @@ ALARMS = {
         "Always blocks",
         "Nearly every response has a block, also where none is of use.",
         "Look at the accuracy of evaluations with blocks banned; see reward.schedule.",
+    ),
+    "collapsed_paths": Alarm(
+        "rollout/work_division",
+        lambda x, limits: x < limits.min_division,
+        "Collapsed paths",
+        "For ten steps, the paths of most blocks have done the same work: a block costs "
+        "more tokens than one path and finds no more.",
+        "Compare the paths of some responses in the report. Labels (rollout.path_labels) "
+        "tell paths apart, which without them only sampling does. SFT traces whose paths "
+        "differ, a higher rollout.temperature, or a deadline that leaves no time for the "
+        "same work twice (rollout.max_sequential_steps) teach paths to differ.",
+        steps=10,
     ),
     "undecided": Alarm(
         "rollout/undecided",

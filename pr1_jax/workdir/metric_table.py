@@ -78,6 +78,24 @@ METRICS = {
     "rollout/parallel_ratio": _share(
         "Parallel ratio", "Responses with a block.", short="parallel"
     ),
+    "rollout/work_division": _share(
+        "Distinct work",
+        "Of the steps of work in a block's paths, those that one path alone did.",
+        "more",
+        "distinct",
+    ),
+    "rollout/identical_paths": _share(
+        "Identical paths",
+        "Blocks in which two paths are the same text.",
+        "less",
+        "identical",
+    ),
+    "rollout/path_likeness": _share(
+        "Likeness of paths",
+        "Word pairs that two paths of a block share; 100 % for the same text.",
+        "less",
+        "likeness",
+    ),
     "rollout/num_blocks": _number("Blocks", "Mean number of blocks in a response."),
     "analysis/relative_position": _share(
         "Relative position of blocks", "Where a block begins in its response."

@@ -32,6 +32,8 @@ _SHOWN = (
     "eval/accuracy",
     "rollout/parallel_ratio",
     "eval/parallel_ratio",
+    "rollout/work_division",
+    "eval/work_division",
     "coldstart/kept",
     "coldstart/traces",
     "policy/entropy",

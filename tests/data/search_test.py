@@ -253,6 +253,17 @@ def test_conclusions_are_those_of_the_language_alone():
     assert tasks.conclusion("So it is 12+13", summary=True) is None
 
 
+def test_work_is_what_a_search_looked_at():
+    for record in records("hard", block_share=1.0, n=100):
+        for path in paths_of(record["response"]):
+            named, _ = tried(path)
+            assert tasks.work(path) == tuple(f"{a}+{b}" for a, b in named)
+    assert tasks.work("left 1+6 no 2+5 no 1+6 no 3+") == ("1+6", "2+5")
+    assert tasks.work(" right ") == tasks.work("left") == ()
+    for other in ("", "So 12+13 is 25", "left over are 5 apples", "leftmost 1+2"):
+        assert tasks.work(other) is None
+
+
 def test_a_model_is_known_to_speak_the_task_by_its_tokenizer(by_bytes):
     assert tasks.spoken(tasks.make().tokenizer()) == tasks.make()
     assert tasks.spoken(by_bytes) is None

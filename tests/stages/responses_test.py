@@ -16,6 +16,7 @@ from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
 from pr1_jax.stages import evaluation, rollout
 from pr1_jax.stages.responses import (
+    OF_BLOCKS,
     Response,
     describe,
     group_advantages,
@@ -131,6 +132,39 @@ def test_describe_by_hand():
     assert found["sequential_steps"] == pytest.approx(tokens - path)
     speed_up = tokens / (tokens - path)
     assert found["self_parallelism"] == pytest.approx(speed_up)
+
+
+SAME = BLOCK.replace("right 4+3 yes", "left 1+6 no ")
+
+
+def test_figures_of_paths_are_means_over_blocks():
+    found = describe(scored(SAME + RIGHT, BLOCK + SAME + RIGHT, RIGHT, BLOCK + WRONG))
+    assert found["identical_paths"] == found["path_likeness"] == 2 / 4
+    assert found["work_division"] == 2 / 4
+    assert not {*OF_BLOCKS} & describe(scored(RIGHT, WRONG)).keys()
+    half = "<Parallel><Path>left 1+6 no 2+5 no </Path><Path>left 1+6 no </Path></Parallel>\n"
+    (one,) = scored(half + "<Summary></Summary>")
+    assert (one.identical_paths, one.path_likeness) == ((False,), (0.8,))
+    assert one.work_division == (0.5,)
+
+
+def test_labels_of_paths_are_no_work():
+    (first,) = made(SAME.replace("<Path>left", "<Path>+left"))
+    of = lambda labels: rollout.score(
+        Problem("q", "1", PROMPT), first, TOKENIZER, timeout_sec=5.0, labels=labels
+    )
+    assert of(("+", "+")).identical_paths == (True,)
+    assert of(("+",)).identical_paths == (False,)
+
+
+def test_records_of_older_versions_are_read():
+    (found,) = scored(SAME + RIGHT)
+    old = {n: x for n, x in found.record().items() if n not in OF_BLOCKS}
+    read_back = Response.read(old)
+    assert read_back.correct and read_back.work_division == ()
+    mixed = describe([read_back, found])
+    assert mixed["identical_paths"] == 1.0 and mixed["parallel_ratio"] == 1.0
+    assert "identical_paths" not in describe([read_back])
 
 
 def test_figures_of_an_evaluation_by_hand():

@@ -28,6 +28,7 @@ FINE = {
     "policy/entropy": 0.5,
     "rollout/total_tokens": 40.0,
     "rollout/parallel_ratio": 0.5,
+    "rollout/work_division": 0.5,
     "rollout/undecided": 0.0,
     "rollout/degenerate_groups": 0.5,
     "optim/skipped": 0.0,
@@ -38,6 +39,7 @@ WRONG = [
     ("length_collapse", "rollout/total_tokens", 1.0),
     ("no_blocks", "rollout/parallel_ratio", 0.0),
     ("always_blocks", "rollout/parallel_ratio", 1.0),
+    ("collapsed_paths", "rollout/work_division", 0.1),
     ("undecided", "rollout/undecided", 0.2),
     ("no_signal", "rollout/degenerate_groups", 1.0),
     ("little_signal", "rollout/degenerate_groups", 0.9),
@@ -66,7 +68,28 @@ def test_an_alarm_rings_once_and_says_what_to_do(name, metric, value, monkeypatc
     assert found[-1] == 0.0
     (line,) = said
     assert line.startswith(f"alarm {name}: rl step {begins}: {metric}=")
-    assert len(line.split("; ", 1)[1]) > 20  # what to do
+    told = line.split("; ", 1)[1]
+    assert len(told) > 20  # what to do
+    assert all(
+        x[:1].isupper() and x.endswith(".") for x in (told, alarms.ALARMS[name].look)
+    )
+
+
+def test_collapsed_paths_are_told_from_chance():
+    """Courses of 256 blocks a step: two paths that toss a coin, and two that agree."""
+    tossed, collapsed, scarce = (alarms.Alarms(LIMITS) for _ in range(3))
+    luck = np.random.default_rng(0)
+    for step in range(1, 101):
+        other_side = luck.binomial(256, 0.5) / 256  # and the others share all work
+        found = tossed.check("rl", step, {"rollout/work_division": other_side})
+        assert found["alarm/collapsed_paths"] == 0.0
+        # As an RL run on the embedded pair search has gone, which ended at 0.1.
+        falling = {"rollout/work_division": max(0.6 - 0.05 * step, 0.1)}
+        found = collapsed.check("rl", step, falling)
+        assert found["alarm/collapsed_paths"] == (step >= 11)
+        blocks = {} if step % 2 else {"rollout/work_division": 0.0}  # every other step
+        found = scarce.check("rl", step, blocks)
+        assert found.get("alarm/collapsed_paths") == (None if step % 2 else step >= 20)
 
 
 def test_an_alarm_of_several_steps_goes_on_after_a_restart():
