@@ -146,6 +146,9 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.reward.window = 10  # [steps] in a window of the alternating schedule
     c.reward.tiered_steps = 2  # [steps] at a window's end that pay a bonus for blocks
     c.reward.scaffold_steps = 200  # [steps] that the scaffold alternates, at the start
+    # Bonus of a correct response for its short critical path, under every schedule: this
+    # times the share it saves of the longest among its group's correct ones; at most 1.
+    c.reward.latency_coef = 0.0
     c.reward.timeout_sec = 3.0  # [s] of processor time to verify an answer, at most
 
     c.sft = ml_collections.ConfigDict()

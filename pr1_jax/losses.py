@@ -47,12 +47,14 @@ def sft_loss(logps, weights):
     return -jnp.sum(weights * jnp.where(weights > 0, logps, 0.0))
 
 
-def advantages(rewards, *, normalize_std: bool = True):
+def advantages(rewards, *, normalize_std: bool = True, spread_of=None):
     """Group-relative advantages.
 
     Args:
       rewards: [groups, G] float.
       normalize_std: divide by std + 1e-6; off gives Dr. GRPO.
+      spread_of: [groups, G] float whose std divides, and 1 in a group in which they are
+        equal: `rewards` without a part that must not be blown up. None = `rewards`.
 
     Returns:
       [groups, G] float32; zero where all rewards of a group are equal, and where one of
@@ -60,10 +62,13 @@ def advantages(rewards, *, normalize_std: bool = True):
     """
     rewards = jnp.asarray(rewards, jnp.float32)
     centred = rewards - rewards.mean(axis=-1, keepdims=True)
+    all_equal = lambda x: (x == x[..., :1]).all(axis=-1, keepdims=True)
     if normalize_std:
-        centred = centred / (rewards.std(axis=-1, keepdims=True) + 1e-6)
+        of = rewards if spread_of is None else jnp.asarray(spread_of, jnp.float32)
+        std = of.std(axis=-1, keepdims=True) + 1e-6
+        centred = centred / jnp.where(all_equal(of), 1.0, std)
     # Rounding of the mean must not be blown up to ±1 by a vanishing std.
-    equal = (rewards == rewards[..., :1]).all(axis=-1, keepdims=True)
+    equal = all_equal(rewards)
     usable = jnp.isfinite(rewards + centred).all(axis=-1, keepdims=True)
     return jnp.where(equal | ~usable, 0.0, centred)
 

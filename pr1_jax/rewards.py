@@ -2,10 +2,11 @@
 
 A schedule gives the rewards of a step weights, and the reward of a response is the
 weighted sum. The paper's S1 is the schedule `accuracy`, its S2 `alternating`. Every
-schedule is pure: all responses of a step are rewarded alike.
+schedule is pure: all responses of a step are rewarded alike. Beside the schedule, and
+under each of them, `saving` may pay for a short critical path.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 REWARDS = ("accuracy", "parallel_and_accuracy", "tiered")
 SCHEDULES = (
@@ -50,6 +51,28 @@ def weighted(
     """
     facts = {"correct": correct, "num_blocks": num_blocks, "format_ok": format_ok}
     return sum(weight * reward(name, **facts) for name, weight in weights.items())
+
+
+def saving(steps: Sequence[int], paid: Sequence[bool]) -> list[float]:
+    """Returns the share of the critical path that each response of a group saves.
+
+    It is measured against the longest critical path among those that are paid: 0 for
+    that one, for each that is not paid, and where nothing is longer; always below 1.
+
+    >>> saving([40, 30, 10, 50], [True, True, True, False])
+    [0.0, 0.25, 0.75, 0.0]
+
+    ThreadWeaver (arXiv 2512.07843) pays correct responses for 1 − longest thread / all
+    tokens. That grows with every needless token in another path, so tokens do not count
+    here, and responses are compared on their steps alone, as the penalty of DC-CoT
+    (arXiv 2601.23027), which also is of correct responses only.
+
+    Args:
+      steps: on the critical path of each response, at least 1.
+      paid: the response is correct, and the reward of the step pays it.
+    """
+    longest = max((s for s, is_paid in zip(steps, paid) if is_paid), default=0)
+    return [(longest - s) / longest if p else 0.0 for s, p in zip(steps, paid)]
 
 
 def weights(

@@ -64,6 +64,18 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(losses.advantages(rewards), centred / std, rtol=1e-5)
 
 
+def test_advantages_by_the_spread_of_other_rewards():
+    rewards = [[1.5, 1.0, -1.0, -1.0], [1.5, 1.25, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    of = np.sign(rewards)
+    got = losses.advantages(rewards, spread_of=of)
+    expected = [[1.375, 0.875, -1.125, -1.125], [0.3125, 0.0625, -0.1875, -0.1875]]
+    np.testing.assert_allclose(got, [*expected, [0.0] * 4], atol=2e-6)
+    plain = losses.advantages(rewards, normalize_std=False, spread_of=of)
+    np.testing.assert_allclose(plain, got, atol=2e-6)
+    own = losses.advantages(rewards, spread_of=rewards)
+    np.testing.assert_array_equal(own, losses.advantages(rewards))
+
+
 @pytest.mark.parametrize("normalize_std", [True, False])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_a_group_with_a_reward_that_is_no_number_is_left_out(value, normalize_std):

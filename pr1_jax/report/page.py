@@ -172,11 +172,14 @@ def _stages(run: reading.Run, shown: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _rewards(run: reading.Run) -> str:
-    """The schedule, and how many steps each of its rewards was in force."""
+    """The schedule, how many steps each of its rewards was in force, and the bonus."""
     counts = collections.Counter(filter(None, run.reward_names))
     parts = [f"{name} in {n} step{'s' * (n > 1)}" for name, n in counts.items()]
-    name = str(run.config.get("reward", {}).get("schedule", ""))
-    return f"{name}: {', '.join(parts)}" if len(parts) > 1 else name
+    settings = run.config.get("reward", {})
+    name = str(settings.get("schedule", ""))
+    text = f"{name}: {', '.join(parts)}" if len(parts) > 1 else name
+    bonus = settings.get("latency_coef") or 0.0
+    return f"{text}, with {bonus:g} × the saved critical path" if bonus else text
 
 
 def _reward_in_words(name: str) -> str:
@@ -216,7 +219,11 @@ def assemble(
             name: {"title": a.title, "means": a.means, "look": a.look}
             for name, a in alarms.ALARMS.items()
         },
-        "rewards": {name: _reward_in_words(name) for name in rewards.REWARDS},
+        "rewards": {
+            **{name: _reward_in_words(name) for name in rewards.REWARDS},
+            "latency": "for a correct answer, more the fewer sequential steps it took "
+            "than the longest correct one of its group.",
+        },
         "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "runs": list(runs),
         "fields": list(config_rows),

@@ -206,6 +206,7 @@ def encode(record: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": text("verdict"),
         "reason": text("reason"),
         "reward": number("reward"),
+        "saved": number("reward_latency"),
         "blocks": number("num_blocks"),
         "tokens": number("total_tokens"),
         "steps": number("sequential_steps"),

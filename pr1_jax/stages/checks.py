@@ -72,7 +72,7 @@ _LIMITS = {
         optimizer.weight_decay optimizer.clip_norm
         reward.tiered_steps reward.scaffold_steps
     """,
-    _SHARE: "sft.warmup_share rl.warmup_share",
+    _SHARE: "sft.warmup_share rl.warmup_share reward.latency_coef",
 }
 
 

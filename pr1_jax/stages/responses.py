@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from absl import logging
@@ -174,33 +174,78 @@ def describe(responses: Sequence[Response]) -> dict[str, float]:
     }
 
 
+class Rewards(NamedTuple):
+    """Rewards of responses in their parts, all [responses] float32.
+
+    Attributes:
+      total: what the response is rewarded with, the sum of the parts.
+      schedule: by the weights of the step.
+      latency: for its short critical path (`rewards.saving`); 0 where it is not paid.
+    """
+
+    total: np.ndarray
+    schedule: np.ndarray
+    latency: np.ndarray
+
+
+def group_rewards(
+    responses: Sequence[Response],
+    weights: Mapping[str, float],
+    group_size: int,
+    latency_coef: float = 0.0,
+) -> Rewards:
+    """Rewards of responses, group-major.
+
+    Args:
+      weights: of the step's rewards; those that are not named have weight 0.
+      latency_coef: reward of saving the whole critical path, for responses that are
+        correct and that the weights reward with more than 0.
+    """
+    schedule = np.array([r.reward(weights) for r in responses], np.float32)
+    paid = [r.correct and bool(x > 0) for r, x in zip(responses, schedule)]
+    steps = [r.sequential_steps for r in responses]
+    groups = [slice(i, i + group_size) for i in range(0, len(paid), group_size)]
+    savings = [x for group in groups for x in rewards.saving(steps[group], paid[group])]
+    latency = np.array(savings, np.float32) * np.float32(latency_coef)
+    return Rewards(schedule + latency, schedule, latency)
+
+
 def group_advantages(
     responses: Sequence[Response],
     weights: Mapping[str, float],
     group_size: int,
     *,
     normalize_std: bool,
-) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """Rewards and advantages of responses, group-major, both [responses] float32.
+    latency_coef: float = 0.0,
+) -> tuple[Rewards, np.ndarray, dict[str, float]]:
+    """Rewards and advantages of responses, group-major; advantages [responses] float32.
 
     Also returns metrics of all processes' rewards, with the share of groups that have
     no signal. A reward that is not finite is named in the log and counted; its group has
     no advantages, and is in no other figure of the rewards.
 
+    Advantages are scaled by the spread of the schedule's rewards: a few steps more or
+    less must not weigh as much as right and wrong in a group that is right throughout.
+
     Args:
-      weights: of the step's rewards; those that are not named have weight 0.
+      weights, latency_coef: as `group_rewards` has them.
     """
-    mine = np.array([r.reward(weights) for r in responses], np.float32)
+    found = group_rewards(responses, weights, group_size, latency_coef)
+    mine = found.total
     for i in np.flatnonzero(~np.isfinite(mine)):
         text = "the reward %s of response %d to %r is no number; its group is left out"
         question = responses[i].question[:200]
         logging.warning(text, mine[i], i % group_size + 1, question)
     advantages = losses.advantages(
-        mine.reshape(-1, group_size), normalize_std=normalize_std
+        mine.reshape(-1, group_size),
+        normalize_std=normalize_std,
+        spread_of=found.schedule.reshape(-1, group_size),
     )
-    values = np.array(processes.gather(mine.tolist(), group_size), np.float32)
+    everyones = lambda x: np.array(processes.gather(x.tolist(), group_size), np.float32)
+    values = everyones(mine)
     groups = values.reshape(-1, group_size)
-    usable = groups[np.isfinite(groups).all(axis=1)].ravel()
+    is_usable = np.isfinite(groups).all(axis=1)
+    usable = groups[is_usable].ravel()
     without_signal = len(groups) - sum(map(has_signal, groups))
     metrics = {
         "reward/mean": float(usable.mean()) if len(usable) else 0.0,
@@ -210,7 +255,10 @@ def group_advantages(
         **{f"reward/weight_{n}": weights.get(n, 0.0) for n in rewards.REWARDS},
         "rollout/degenerate_groups": without_signal / len(groups),
     }
-    return mine, np.asarray(advantages).reshape(-1), metrics
+    if latency_coef:
+        latency = everyones(found.latency).reshape(-1, group_size)[is_usable]
+        metrics["reward/latency"] = float(latency.mean()) if len(usable) else 0.0
+    return found, np.asarray(advantages).reshape(-1), metrics
 
 
 def has_signal(rewards: Sequence[float]) -> bool:
@@ -223,6 +271,7 @@ def write_responses(
     responses: Sequence[Response],
     values: Sequence[float] | None = None,
     *,
+    latency: Sequence[float] | None = None,
     traces: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> None:
@@ -232,12 +281,14 @@ def write_responses(
 
     Args:
       values: their rewards, if they have some; null where one is not finite.
+      latency: what of them is for short critical paths, if such a reward is in force.
       traces: so many of the first records in the file get a `trace`.
       tokenizer: of these responses; needed for traces.
     """
     records = [response.record() for response in responses]
-    for record, value in zip(records, () if values is None else values):
-        record["reward"] = files.plain(round(float(value), 6))
+    for name, column in (("reward", values), ("reward_latency", latency)):
+        for record, value in zip(records, () if column is None else column):
+            record[name] = files.plain(round(float(value), 6))
     for record, response in zip(records[:traces], responses):
         record["trace"] = trace(response.trajectory, tokenizer)
     files.write_json_lines(processes.own_path(path), records)

@@ -24,6 +24,7 @@ from pr1_jax.stages.responses import (
     describe,
     everyones,
     group_advantages,
+    group_rewards,
     has_signal,
     write_responses,
 )
@@ -86,7 +87,8 @@ def _collect(
             times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
         for i in range(0, len(responses), c.rl.group_size):
             group = responses[i : i + c.rl.group_size]
-            teaches = has_signal([r.reward(weights) for r in group])
+            found = group_rewards(group, weights, len(group), c.reward.latency_coef)
+            teaches = has_signal(found.total)
             (kept if teaches or not c.rl.dynamic_sampling else spare).extend(group)
         if processes.everywhere(len(kept) >= wanted):
             break
@@ -120,18 +122,27 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             except stopping.Stopped:
                 run.leave(Position(stage, step - 1), state, data_state)
             updating = time.perf_counter()
-            values, advantages, of_rewards = group_advantages(
+            latency_coef = c.reward.latency_coef
+            found, advantages, of_rewards = group_advantages(
                 responses,
                 weights,
                 c.rl.group_size,
                 normalize_std=c.rl.normalize_std,
+                latency_coef=latency_coef,
             )
             of_all = everyones(responses, c.rl.group_size)
             metrics |= {f"rollout/{n}": x for n, x in describe(of_all).items()}
             metrics |= of_rewards
             path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
-            traces = {"traces": c.report.traces, "tokenizer": experiment.tokenizer}
-            written = writer.submit(write_responses, path, responses, values, **traces)
+            written = writer.submit(
+                write_responses,
+                path,
+                responses,
+                found.total,
+                latency=found.latency if latency_coef else None,
+                traces=c.report.traces,
+                tokenizer=experiment.tokenizer,
+            )
             keep = functools.partial(run.keep_batch, "rl")
             state, of_update = _update(updater, state, responses, advantages, keep)
             rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))
@@ -171,7 +182,8 @@ def _pace(
 
 def reward_weights(config: Any, step: int) -> dict[str, float]:
     """Weights of the step's rewards (`rewards.weights`), as the config has them."""
-    settings = {n: x for n, x in config.reward.items() if n != "timeout_sec"}
+    beside = ("latency_coef", "timeout_sec")  # the schedule
+    settings = {n: x for n, x in config.reward.items() if n not in beside}
     return rewards.weights(step=step, **settings)
 
 

@@ -181,6 +181,11 @@ METRICS = {
     "optim/skipped_in_a_row": _count(
         "Updates skipped in a row", "At the most; earlier steps count.", "less"
     ),
+    "reward/latency": _number(
+        "Reward for short critical paths",
+        "Mean of what correct responses get for fewer steps than others of their group.",
+        short="latency",
+    ),
     "reward/tiered": _count("Tiered reward in force"),
     "reward/not_finite": _count(
         "Rewards that are no number", "Their groups are left out.", "less"

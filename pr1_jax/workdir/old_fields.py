@@ -26,7 +26,11 @@ DROPPED = (
     *("alarms.min_entropy", "alarms.min_length", "report.every_sec"),
 )
 # Newer than some runs, with the values that such a run had without them.
-ADDED: Mapping[str, Any] = {"data.strict": False, "rl.recompute_logps": False}
+ADDED: Mapping[str, Any] = {
+    "data.strict": False,
+    "rl.recompute_logps": False,
+    "reward.latency_coef": 0.0,
+}
 # Defaults that changed and mean the same for the runs that had them: old and new.
 WIDENED: Mapping[str, tuple[Any, Any]] = {
     "data.columns.question": (  # such runs had one of the first four columns

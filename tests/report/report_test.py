@@ -133,6 +133,18 @@ def test_a_run_from_before_there_were_weights_has_rewards(schedule, name):
     assert run.reward_names == [name, "tiered", ""]
 
 
+def test_a_bonus_for_short_critical_paths_is_said():
+    rows = [_weights(i) for i in range(1, 11)]
+    said = lambda **reward: page.describe(_run(rows, {"reward": reward}), {})[
+        "schedule"
+    ]
+    plain = said(schedule="alternating", latency_coef=0.0)
+    assert plain == "alternating: accuracy in 8 steps, tiered in 2 steps"
+    bonus = ", with 0.2 × the saved critical path"
+    assert said(schedule="alternating", latency_coef=0.2) == plain + bonus
+    assert traces.encode({"reward": 1.1, "reward_latency": 0.1})["saved"] == 0.1
+
+
 def test_what_no_step_stands_out_by_is_a_fact():
     row = {"rollout/degenerate_groups": 0.84, "data/kept": 30, "data/dropped_other": 0}
     (dropped, dull) = events.facts(_run([row | {"data/dropped_too_long": 30}] * 3))

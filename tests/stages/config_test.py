@@ -240,6 +240,7 @@ WRONG_VALUES = """
     model.dtype='float99' model.query_chunk=0 model.attention='cudnn'
     model.logits_chunk=-1
     reward.schedule='best' reward.window=0 reward.tiered_steps=5 reward.timeout_sec=0.0
+    reward.latency_coef=-0.1 reward.latency_coef=1.5
     data.rl=embedded:medium data.template='fancy' data.task=search:late_share=-0.1
     data.task=sorting variant='both' seed=-1 kernels='cuda'
 """
@@ -248,6 +249,7 @@ WRONG = [
     # What is changed, and what the message must name.
     ({"rl.group_size": 1, "rl.micro_batch_size": 1}, "rl.group_size=1"),
     ({"sft.lr": float("nan")}, "sft.lr=nan"),
+    ({"reward.latency_coef": float("nan")}, "reward.latency_coef=nan"),
     ({"checkpoint.init": str(ROOT / "configs")}, "checkpoint.init="),
     ({"data.rl": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
     ({"data.sft": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),

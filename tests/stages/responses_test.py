@@ -9,9 +9,12 @@ import types
 import numpy as np
 import pytest
 from absl import logging
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs import rl_alternating
-from pr1_jax import evaluate, rewards
+from pr1_jax import evaluate, losses, rewards
+from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED
 from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
 from pr1_jax.stages import evaluation, rollout
@@ -20,6 +23,8 @@ from pr1_jax.stages.responses import (
     Response,
     describe,
     group_advantages,
+    group_rewards,
+    has_signal,
     write_responses,
 )
 from pr1_jax.system import files
@@ -180,10 +185,10 @@ def test_figures_of_an_evaluation_by_hand():
 
 def test_advantages_by_hand():
     responses = (RIGHT, WRONG, WRONG, WRONG, BLOCK + RIGHT, RIGHT, RIGHT, WRONG)
-    values, advantages, found = group_advantages(
+    paid, advantages, found = group_advantages(
         scored(*responses, answers=("1", "1")), {"tiered": 1.0}, 4, normalize_std=False
     )
-    np.testing.assert_allclose(values, [1, -1, -1, -1, 1.2, 1, 1, -1])
+    np.testing.assert_allclose(paid.total, [1, -1, -1, -1, 1.2, 1, 1, -1])
     expected = [1.5, -0.5, -0.5, -0.5, 0.65, 0.45, 0.45, -1.55]
     np.testing.assert_allclose(advantages, expected, rtol=1e-6)
     assert found["reward/mean"] == pytest.approx(0.025)
@@ -231,7 +236,7 @@ def test_a_reward_that_is_no_number_costs_its_group_alone(value, monkeypatch, tm
     monkeypatch.setattr(rewards, "weighted", odd)
     warn = lambda text, *args: said.append(text % args)
     monkeypatch.setattr(logging, "warning", warn)
-    values, advantages, after = ask()
+    paid, advantages, after = ask()
     np.testing.assert_array_equal(advantages[:4], before[:4])
     np.testing.assert_array_equal(advantages[4:], 0.0)
     assert (figures["reward/not_finite"], after["reward/not_finite"]) == (0, 1)
@@ -239,9 +244,105 @@ def test_a_reward_that_is_no_number_costs_its_group_alone(value, monkeypatch, tm
     assert after["rollout/degenerate_groups"] == pytest.approx(1 / 3)
     (line,) = said
     assert line.startswith(f"the reward {value} of response 1 to 'problem 2' is no")
-    write_responses(tmp_path / "r.jsonl", found, values)
+    write_responses(tmp_path / "r.jsonl", found, paid.total)
     written = [record["reward"] for record in read(tmp_path / "r.jsonl")]
     assert written == [1.0, -1.0, 1.0, -1.0, None, -1.0]
+
+
+def of_steps(*steps_and_verdicts, num_blocks=0):
+    """A group of responses that took so many steps, with these verdicts."""
+    (one,) = scored(RIGHT)
+    facts = {"num_blocks": num_blocks, "trajectory": None}
+    return [
+        dataclasses.replace(one, sequential_steps=steps, verdict=verdict, **facts)
+        for steps, verdict in steps_and_verdicts
+    ]
+
+
+GROUP = of_steps(
+    (40, CORRECT), (30, CORRECT), (10, CORRECT), (5, INCORRECT), (80, UNDECIDED)
+)
+
+
+def test_short_critical_paths_by_hand():
+    """The worked example of docs/method.md, section 5."""
+    ask = lambda group, **settings: group_advantages(
+        group, {"accuracy": 1.0}, len(group), normalize_std=True, **settings
+    )
+    paid, advantages, figures = ask(GROUP[:4], latency_coef=0.5)
+    np.testing.assert_allclose(paid.latency, [0, 0.125, 0.375, 0])
+    np.testing.assert_allclose(paid.total, [1, 1.125, 1.375, -1])
+    np.testing.assert_allclose(advantages, [0.433, 0.577, 0.866, -1.876], atol=1e-3)
+    assert figures["reward/latency"] == pytest.approx(0.125)
+    assert figures["reward/mean"] == pytest.approx(0.625)
+    paid, _, _ = ask(GROUP, latency_coef=1.0)  # of an undecided one nothing is known
+    np.testing.assert_allclose(paid.latency, [0, 0.25, 0.75, 0, 0])
+    # All are right: that alone teaches nothing, and steps weigh what they are paid.
+    paid, advantages, figures = ask(GROUP[:3], latency_coef=0.2)
+    np.testing.assert_allclose(advantages, [-1 / 15, -1 / 60, 1 / 12], atol=1e-6)
+    assert figures["rollout/degenerate_groups"] == 0.0 == 1 - has_signal(paid.total)
+    # One alone, and equal numbers of steps, save nothing.
+    for group in (GROUP[1:2] + GROUP[3:], of_steps((7, CORRECT), (7, CORRECT))):
+        np.testing.assert_array_equal(ask(group, latency_coef=1.0)[0].latency, 0.0)
+
+
+def test_without_its_coefficient_nothing_is_paid_or_logged():
+    for weights in ({"accuracy": 1.0}, {"tiered": 0.3, "accuracy": 0.6}):
+        plain = np.array([r.reward(weights) for r in GROUP], np.float32)
+        paid, advantages, figures = group_advantages(
+            GROUP, weights, len(GROUP), normalize_std=True
+        )
+        np.testing.assert_array_equal(paid.total, plain)
+        np.testing.assert_array_equal(advantages, losses.advantages([plain])[0])
+        assert "reward/latency" not in figures
+
+
+response_of_a_group = st.tuples(
+    st.integers(1, 3000),
+    st.sampled_from((CORRECT, INCORRECT, UNDECIDED)),
+    st.integers(0, 2),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    group=st.lists(response_of_a_group, min_size=2, max_size=8),
+    schedule=st.sampled_from(rewards.SCHEDULES),
+    step=st.integers(1, 300),
+    coef=st.sampled_from((0.0, 0.01, 0.2, 1.0)) | st.floats(0, 1),
+    tokens=st.integers(0, 10**6),
+    data=st.data(),
+)
+def test_a_short_path_is_paid_only_where_the_answer_is(
+    group, schedule, step, coef, tokens, data
+):
+    """Laws of the bonus, for every schedule and any group."""
+    weights = rewards.weights(schedule, step)
+    responses = [
+        dataclasses.replace(r, num_blocks=n, format_ok=ok)
+        for r, (_, _, n, ok) in zip(of_steps(*(x[:2] for x in group)), group)
+    ]
+    ask = lambda responses: group_rewards(responses, weights, len(group), coef)
+    total, plain, latency = ask(responses)
+    paid = plain > 0
+    assert not any(paid[i] and not r.correct for i, r in enumerate(responses))
+    assert (latency[~paid] == 0).all() and (total[~paid] == plain[~paid]).all()
+    assert (0 <= latency).all() and (latency <= coef).all()
+    wrong = [x for x, r in zip(total, responses) if not r.correct]
+    right = [x for x, p in zip(total, paid) if p]
+    assert max(wrong, default=-1) < min(right, default=1) and max(wrong, default=-1) < 0
+    if schedule == "accuracy":
+        assert [*paid] == [r.correct for r in responses]
+    for i, a in enumerate(responses):  # fewer steps are never paid less
+        for j, b in enumerate(responses):
+            if paid[i] and paid[j] and a.sequential_steps < b.sequential_steps:
+                assert latency[i] >= latency[j]
+    order = data.draw(st.permutations(range(len(group))))
+    np.testing.assert_array_equal(ask([responses[i] for i in order])[0], total[order])
+    # Tokens beside the critical path pay nothing, in whichever response they are.
+    longer = [dataclasses.replace(responses[0], total_tokens=tokens), *responses[1:]]
+    np.testing.assert_array_equal(ask(longer)[0], total)
 
 
 def read(path):
@@ -260,9 +361,11 @@ def test_written_responses_read_back(tmp_path):
     assert first["sequential_steps"] < first["total_tokens"]
     assert Response.read(first) == dataclasses.replace(found[0], trajectory=None)
     assert second["sequential_steps"] == second["total_tokens"]
+    write_responses(path, found, [1.25, -1.0], latency=[0.25, 0.0])
+    assert [r["reward_latency"] for r in read(path)] == [0.25, 0.0]
     write_responses(path, found[1:])
     (only,) = read(path)
-    assert "reward" not in only
+    assert "reward" not in only and "reward_latency" not in {*only, *first}
 
 
 def test_a_trace_says_what_each_token_was(tmp_path):

@@ -30,13 +30,14 @@ def rl_steps(tmp_path_factory):
         switches,
         verdict=lambda text: len(text) % 2 == 0,
         variant="structured",
+        latency_coef=0.0,
         **settings,
     ):
         config = rl_alternating.get_config("smoke")
         config.variant = variant
         config.stages = ("rl",)
         config.data.rl = config.data.eval = "embedded:easy"
-        config.reward.schedule = "accuracy"
+        config.reward.update(schedule="accuracy", latency_coef=latency_coef)
         config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
         # Room for a block nearly anywhere: a random model opens one in 100 tokens.
         config.rollout.update(min_path_tokens=3, max_path_tokens=8)
@@ -231,6 +232,27 @@ def test_dynamic_sampling_replaces_groups_without_signal(rl_steps, monkeypatch):
         group = sampled[i : i + 4]
         assert len({r["question"] for r in group}) == 1
         assert {r["reward"] for r in group} == {-1.0, 1.0}
+
+
+def test_steps_teach_where_all_are_right(rl_steps):
+    """A bonus for fewer steps is a signal for dynamic sampling, too, and recorded."""
+    always = lambda text: True
+    (line,), sampled, _ = rl_steps({"dynamic_sampling": True}, always, latency_coef=0.5)
+    assert line["rollout/sampling_rounds"] == 1
+    assert line["rollout/degenerate_groups"] == 0
+    assert line["policy/ratio_max_error"] < 1e-3 and line["optim/grad_norm"] > 0
+    saved = []
+    for group in (sampled[i : i + 4] for i in range(0, len(sampled), 4)):
+        steps = [r["sequential_steps"] for r in group]
+        saved += rewards.saving(steps, [True] * 4)
+    assert [r["reward_latency"] for r in sampled] == pytest.approx(
+        [0.5 * x for x in saved], abs=1e-6
+    )
+    assert [r["reward"] - r["reward_latency"] for r in sampled] == pytest.approx(
+        [1.0] * len(sampled), abs=2e-6
+    )
+    assert line["reward/latency"] == pytest.approx(0.5 * np.mean(saved), abs=1e-6)
+    assert line["reward/latency"] == pytest.approx(line["reward/mean"] - 1, abs=1e-6)
 
 
 @pytest.mark.slow

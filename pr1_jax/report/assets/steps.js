@@ -123,12 +123,14 @@ function why(run, row) {
 function rewardInForce(run, row) {
   if (!run.rewards[row]) return null;
   const names = run.rewards[row].split(" + ");
+  const isSaving = run.values["reward/latency"] && run.values["reward/latency"][row] !== null;
   return el("p", { class: "in-force" }, el("span", { class: "label" }, "Reward in force"),
     ...names.map((name) => {
       const weights = run.values[`reward/weight_${name}`];
       const share = names.length > 1 && weights ? ` \u00d7 ${digits(weights[row], 2)}` : "";
       return el("span", {}, el("b", {}, name + share), " ", DATA.rewards[name] || "", " ");
-    }));
+    }),
+    isSaving ? el("span", {}, el("b", {}, "+ latency"), " ", DATA.rewards.latency) : null);
 }
 
 function moved(run, row, rows) {
