@@ -119,6 +119,12 @@ def _rollout(c: ml_collections.ConfigDict) -> None:
     c.rollout.max_blocks = 4  # blocks of a response, at most
     c.rollout.max_prompt_tokens = 28  # [tokens] longer prompts are dropped
     c.rollout.max_response_tokens = 92  # [tokens] of a response, EOS included, at most
+    # [steps] on the critical path of a response, at most: a block counts as its longest
+    # path (docs/method.md, section 3). 0 = no deadline.
+    c.rollout.max_sequential_steps = 0
+    # What the runtime writes behind each `<Path>`, a text a path, as (" 1", " 2"); () =
+    # nothing, as published. Not in the loss.
+    c.rollout.path_labels = ()
     c.rollout.min_path_tokens = 10  # [tokens] a block opens if each path may have these
     c.rollout.max_path_tokens = 36  # [tokens] of a path, at most; 0 = what is left
     c.rollout.max_summary_tokens = 8  # [tokens] of a summary, at most; 0 = what is left

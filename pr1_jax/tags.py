@@ -9,7 +9,7 @@ outside a block and summaries that are never closed.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 PARALLEL, END_PARALLEL = "<Parallel>", "</Parallel>"
 PATH, END_PATH = "<Path>", "</Path>"
@@ -90,10 +90,11 @@ class _Checker:
                 )
 
 
-def check_format(text: str) -> list[str]:
+def check_format(text: str, labels: Sequence[str] = ()) -> list[str]:
     """Returns the faults of the tag sequence in `text`, none if it is well formed.
 
-    Each names the tag, its character offset and what was expected there:
+    With `labels` of paths (docs/method.md, section 3) it is a fault if a path lacks its
+    own. Each fault names the tag, its character offset and what was expected there:
 
         >>> check_format("<Parallel><Path>a</Path></Parallel>")
         ['</Parallel> at 24: expected <Path> (1 of at least 2 paths so far)',
@@ -103,14 +104,41 @@ def check_format(text: str) -> list[str]:
     for match in _TAG.finditer(text):
         checker.read(match.group(), match.start())
     checker.finish(len(text))
-    return checker.faults
+    return checker.faults + _label_faults(text, labels)
+
+
+def _label_faults(text: str, labels: Sequence[str]) -> list[str]:
+    """Says which paths lack their labels."""
+    faults = []
+    for start, path in _paths(text) if labels else ():
+        what = f"{PATH} at {start - len(PATH)}: "
+        if path >= len(labels):
+            what += f"is path {path + 1} of its block, there are {len(labels)} labels"
+            faults.append(what)
+        elif not _has_label(text, labels[path], start):
+            faults.append(f"{what}expected the label {labels[path]!r} behind it")
+    return faults
+
+
+def _paths(text: str) -> Iterator[tuple[int, int]]:
+    """Where the text of each path begins, and the path's number in its block, from 0."""
+    path = 0
+    for match in _TAG.finditer(text):
+        if match.group() == PARALLEL:
+            path = 0
+        elif match.group() == PATH:
+            yield match.end(), path
+            path += 1
 
 
 def _has_label(text: str, label: str, start: int = 0) -> bool:
     """Whether a label stands at `start`, and no letter or digit goes on with it."""
-    behind = text[start + len(label) : start + len(label) + 1]
-    goes_on = label[-1].isalnum() and behind.isalnum()
-    return text.startswith(label, start) and not goes_on
+    return text.startswith(label, start) and not _meet(label, text, start + len(label))
+
+
+def _meet(label: str, text: str, at: int) -> bool:
+    """Whether a label would run into a letter or digit at `at`."""
+    return label[-1].isalnum() and text[at : at + 1].isalnum()
 
 
 def unlabelled(text: str, labels: Sequence[str], index: int) -> str:
@@ -123,11 +151,28 @@ def unlabelled(text: str, labels: Sequence[str], index: int) -> str:
     return text[len(label) :] if label and _has_label(text, label) else text
 
 
-def canonical(text: str) -> str:
+def split_labels(text: str, labels: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Returns a text in pieces: what is no label, and labels of paths, with their numbers.
+
+    >>> split_labels("<Parallel><Path> 1 a</Path>", (" 1", " 2"))
+    [('<Parallel><Path>', None), (' 1', 0), (' a</Path>', None)]
+    """
+    pieces: list[tuple[str, int | None]] = []
+    end = 0
+    for start, path in _paths(text):
+        if path < len(labels) and _has_label(text, labels[path], start):
+            pieces += (text[end:start], None), (labels[path], path)
+            end = start + len(labels[path])
+    return [*pieces, (text[end:], None)]
+
+
+def canonical(text: str, labels: Sequence[str] = ()) -> str:
     """Returns `text` in canonical form; ValueError with the reason if it has none.
 
     Nothing stays between the structural tags of a block but one newline before
-    `<Summary>`; the text of paths, summaries and main stream is left alone:
+    `<Summary>`. A path that lacks its label, of `labels`, gets it, with a blank behind
+    it where the two would run together. The text of paths, summaries and main stream
+    is left alone:
 
         >>> canonical("A<Parallel> <Path> x</Path>\\n<Path>y</Path>\\n</Parallel>"
         ...           "<Summary>s\\n</Summary>\\n B")
@@ -149,6 +194,23 @@ def canonical(text: str) -> str:
             gap = "\n" if previous == END_PARALLEL else ""
         pieces += (gap, match.group())
         previous, end = match.group(), match.end()
+    return _with_labels("".join(pieces) + text[end:], labels)
+
+
+def _with_labels(text: str, labels: Sequence[str]) -> str:
+    """A well-formed text in which every path has its label."""
+    pieces, end = [], 0
+    for start, path in _paths(text) if labels else ():
+        if path >= len(labels):
+            raise ValueError(
+                f"text has a block of {path + 1} paths, but there are only "
+                f"{len(labels)} labels for paths"
+            )
+        label = labels[path]
+        if not _has_label(text, label, start):
+            gap = " " if _meet(label, text, start) else ""
+            pieces += text[end:start], label, gap
+            end = start
     return "".join(pieces) + text[end:]
 
 

@@ -128,6 +128,51 @@ def test_canonical_by_hand():
     )
 
 
+_labels = st.sampled_from([(" 1", " 2", " 3", " 4"), ("#1:", "a", "\n", "<b>")])
+
+
+@given(_well_formed(), _labels)
+def test_canonical_gives_paths_the_labels_that_they_lack(text, labels):
+    plain, labelled = canonical(text), canonical(text, labels)
+    assert canonical(labelled, labels) == labelled == canonical(plain, labels)
+    assert check_format(labelled, labels) == check_format(labelled) == []
+    changed = len(check_format(plain, labels))
+    assert (labelled == plain) == (changed == 0)
+    pieces = tags.split_labels(labelled, labels)
+    assert "".join(piece for piece, _ in pieces) == labelled
+    numbers = [number for _, number in pieces if number is not None]
+    old, new = (
+        re.findall("<Path>(.*?)</Path>", x, re.DOTALL) for x in (plain, labelled)
+    )
+    assert len(numbers) == len(old) == len(new)
+    for number, before, after in zip(numbers, old, new):
+        bare = tags.unlabelled(after, labels, number)
+        assert after == labels[number] + bare
+        assert after == before or bare.removeprefix(" ") == before.removeprefix(" ")
+    outside = re.compile(r"<Path>.*?</Path>", re.DOTALL)
+    assert outside.split(plain) == outside.split(labelled)
+
+
+def test_labels_by_hand():
+    labels = " 1", " 2"
+    text = f"<Parallel><Path>a</Path><Path> 2 b</Path></Parallel>\n{_S}"
+    fault = "<Path> at 10: expected the label ' 1' behind it"
+    assert check_format(text, labels) == [fault]
+    assert "<Path> 1 a</Path><Path> 2 b</Path>" in canonical(text, labels)
+    longer = text.replace(" 2", " 21")  # another number
+    assert len(check_format(longer, labels)) == 2
+    assert "<Path> 2 21 b</Path>" in canonical(longer, labels)
+    assert tags.unlabelled(" 21 b", labels, 1) == " 21 b"
+    assert tags.unlabelled(" 2 b", labels, 1) == " b"
+    assert (
+        tags.unlabelled(" 2 b", labels, 2) == tags.unlabelled(" 2 b", (), 0) == " 2 b"
+    )
+    third = text.replace("</Parallel>", "<Path>c</Path></Parallel>")
+    assert len(check_format(third, labels)) == 2
+    with pytest.raises(ValueError, match="a block of 3 paths, .* only 2 labels"):
+        canonical(third, labels)
+
+
 @pytest.mark.parametrize("place", ["<Parallel>", "</Path>", "</Parallel>"])
 def test_canonical_names_stray_text(place):
     text = _BLOCK.replace(place, f"{place} oops ")

@@ -178,8 +178,10 @@ def _known_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         kinds = (int, float) if field.type is float else (field.type,)
+        if field.type == tuple[str, ...]:
+            kinds = (list,)  # in JSON
         if type(value) not in kinds:
-            kind = field.type.__name__
+            kind = kinds[-1].__name__
             raise ValueError(f"{field.name}={value!r:.200} is not of type {kind}")
         known[field.name] = value
     return known

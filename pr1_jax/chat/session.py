@@ -237,7 +237,7 @@ class Chat:
         if settings not in self._samplers:
             sampler = Sampler(
                 None if self._decode_fn else choose(self.model, self._kernels),
-                Vocab.of(self.tokenizer),
+                Vocab.of(self.tokenizer, settings.path_labels),
                 settings,
                 Batching(rows=1, steps_per_chunk=self._steps_per_chunk, one_size=True),
                 decode_fn=self._decode_fn,

@@ -274,6 +274,35 @@ class Tokenizer:
         text = self._backend.decode([before, *ids], skip_special_tokens=False)
         return text.removeprefix(tags.END_SUMMARY)
 
+    def label_ids(self, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Ids of the labels of paths, as they stand behind `<Path>`.
+
+        Raises:
+          ValueError: a label is not spelled exactly by ordinary tokens; names it.
+        """
+        return tuple(map(self._label, labels))
+
+    def _label(self, label: str) -> tuple[int, ...]:
+        path = self.tag_ids[tags.PATH]
+        special = {*self.tag_ids.values(), *self.eos_ids} | self._dropped
+        try:
+            first, *ids = self.encode(tags.PATH + label, continues=True)
+            text = self.decode([first, *ids], continues=True)
+        except ValueError as error:
+            what = f"is no text of the tokenizer ({error})"
+        else:
+            if first != path or special & {*ids}:
+                what = "has a special token, such as a tag or EOS"
+            elif not ids or text != tags.PATH + label:
+                read = text.removeprefix(tags.PATH)
+                what = f"is read as {read!r} once it is tokens"
+            else:
+                return tuple(ids)
+        raise ValueError(
+            f"rollout.path_labels: {label!r} {what}; take labels that the tokenizer "
+            "spells exactly with ordinary tokens, or () for none"
+        )
+
     def tag_pieces(self, tag: str) -> list[int]:
         """Ids of the pieces that spell `tag` where it is not a token."""
         return self.encode(tag, allow_tags=False, continues=True)

@@ -4,22 +4,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pr1_jax import layout
+from pr1_jax import layout, tags
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.trajectory import Trajectory
 
 
 def from_text(
-    prompt: Sequence[int], response: str, tokenizer: Tokenizer, *, variant: str
+    prompt: Sequence[int],
+    response: str,
+    tokenizer: Tokenizer,
+    *,
+    variant: str,
+    labels: Sequence[str] = (),
 ) -> Trajectory:
     """A trajectory of an SFT trace in canonical text; EOS is appended.
+
+    Labels of paths are the tokens that the sampler forces, whatever follows them, and
+    `forced`. No other token is: a trace has nobody else who wrote them.
 
     Raises:
       ValueError: the trace is malformed (with the reason), in either variant; or the
         variant is unknown.
     """
     layout.check_variant(variant)
-    ids = tokenizer.encode(response, continues=True)
+    ids: list[int] = []
+    forced: list[bool] = []
+    label_ids = tokenizer.label_ids(labels) if labels else ()
+    for text, path in tags.split_labels(response, labels):
+        is_label = path is not None
+        some = label_ids[path] if is_label else tokenizer.encode(text, continues=True)
+        ids += some
+        forced += [is_label] * len(some)
     tokens = np.array([*ids, tokenizer.eos_id], np.int32)
     parsed = layout.structured(tokens, tokenizer.tag_ids, len(prompt))
     positions, block, path = (x[len(prompt) :] for x in parsed)
@@ -35,7 +50,7 @@ def from_text(
         positions=positions,
         block=block,
         path=path,
-        forced=nothing.astype(bool),
+        forced=np.array([*forced, False]),
         bans=nothing,
         logps=nothing.astype(np.float32),
         finished=True,

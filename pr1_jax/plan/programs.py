@@ -71,13 +71,15 @@ def build(
     checks.check(config, devices=devices)
     shape, num_tokens = shapes.published(path, **experiment.numerics(config.model))
     tag_ids = tuple(range(num_tokens - len(tags.TAGS), num_tokens))
+    settings = checks.decode_settings(config)
+    labels = tuple((0,) for _ in settings.path_labels)  # which ones makes no difference
     return Experiment(
         config=config,
         tokenizer=None,
         model=shape,
-        vocab=Vocab((*tag_ids, tag_ids[0] - 1), 0, num_tokens),
+        vocab=Vocab((*tag_ids, tag_ids[0] - 1), 0, num_tokens, labels),
         mesh=make_mesh(**config.mesh, devices=devices),
-        settings=checks.decode_settings(config),
+        settings=settings,
     )
 
 

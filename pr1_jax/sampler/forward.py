@@ -145,6 +145,7 @@ def rejoin(
         live=state.live | lane0,
         phase=jnp.where(joined, NEWLINE, state.phase),
         emitted=state.emitted + joined,
+        steps=state.steps + joined,
     )
 
 

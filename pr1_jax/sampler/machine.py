@@ -20,8 +20,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pr1_jax.sampler.settings import (
+    CLOSING,
     END_PARALLEL,
     END_PATH,
     END_SUMMARY,
@@ -55,6 +57,9 @@ def next_bans(state: State, vocab: Vocab, settings: Settings) -> jax.Array:
     in_path, in_summary = all_ & ~(1 << END_PATH), all_ & ~(1 << END_SUMMARY)
     left = settings.max_response_tokens - state.emitted
     fits = (left - 1 >= settings.smallest_block) & (state.blocks < settings.max_blocks)
+    if settings.max_sequential_steps:
+        steps_left = settings.max_sequential_steps - state.steps
+        fits &= steps_left - 1 >= settings.smallest_block_steps
     legal = settings.ban_illegal
     return jnp.select(
         [state.phase == PATHS, state.phase == SUMMARY],
@@ -93,9 +98,12 @@ def advance(
     block = jnp.where(path > 0, state.blocks[:, None], 0)
 
     total = state.emitted + emit.sum(axis=1)
+    steps = state.steps + emit.any(axis=1)
     left = settings.max_response_tokens - total
+    if settings.max_sequential_steps:
+        left = jnp.minimum(left, settings.max_sequential_steps - steps)
     phase, opens = _next_phase(state, token[:, 0], bans, joined, closes, left, vocab)
-    path_budget, summary_end = _budgets(state, opens, total, settings)
+    path_budget, summary_end = _budgets(state, opens, total, steps, settings)
     furthest = jnp.where(emit & (path > 0), position, 0).max(axis=1)
 
     emission = Emission(
@@ -116,6 +124,7 @@ def advance(
         count=jnp.where(fork, 1, state.count + 1),
         phase=phase,
         emitted=total,
+        steps=steps,
         blocks=state.blocks + opens,
         path_budget=path_budget,
         summary_end=summary_end,
@@ -153,9 +162,11 @@ def _forced(state: State, closes, vocab: Vocab) -> jax.Array:
     budget_over = state.count + 1 >= state.path_budget[:, None]
     wrote_eos = _is_eos(state.token, vocab)
     summary_over = (state.emitted + 1 >= state.summary_end)[:, None] | wrote_eos
+    label = _label_tokens(state, vocab)
     forced = [
         (_is_in(state, FORK), ids[PATH]),
         (closes[:, None] & lane0, ids[END_PARALLEL]),
+        *([(_is_in(state, PATHS) & (label >= 0), label)] if vocab.label_ids else []),
         (_is_in(state, PATHS) & (budget_over | wrote_eos), ids[END_PATH]),
         (_is_in(state, NEWLINE), vocab.newline_id),
         (_is_in(state, SUMMARY_TAG), ids[SUMMARY_OPEN]),
@@ -164,11 +175,22 @@ def _forced(state: State, closes, vocab: Vocab) -> jax.Array:
     return jnp.select(*map(list, zip(*forced)), -1)
 
 
+def _label_tokens(state: State, vocab: Vocab) -> jax.Array:
+    """The next token of each path's label, [B, P]; −1 = it is written, or there is none."""
+    longest = max(map(len, vocab.label_ids), default=0)
+    table = np.full((state.token.shape[1], longest + 1), -1, np.int32)
+    for lane, label in zip(table, vocab.label_ids):
+        lane[: len(label)] = label
+    # A path of `count` tokens has `<Path>` and so many of its label but one.
+    written = jnp.clip(state.count - 1, 0, longest)
+    return jnp.asarray(table)[jnp.arange(len(table)), written]
+
+
 def _next_phase(state: State, first, bans, joined, closes, left, vocab: Vocab):
     """The phase [B] of each row, by the token `first` [B] that lane 0 wrote.
 
     Args:
-      left: [B], tokens that the response may still have.
+      left: [B], tokens, and main-stream steps, that the response may still have.
 
     Returns:
       The phases, and which rows open a block, bool [B].
@@ -191,23 +213,30 @@ def _next_phase(state: State, first, bans, joined, closes, left, vocab: Vocab):
     return jnp.select(*map(list, zip(*phases)), phase), opens
 
 
-def _budgets(state: State, opens, total, settings: Settings):
+def _budgets(state: State, opens, total, steps, settings: Settings):
     """Budgets [B] of the paths when a block opens, and of the summary when it begins.
 
     Args:
-      opens: bool [B]. total: [B], tokens of the responses.
+      opens: bool [B].
+      total, steps: [B], tokens and sequential steps of the responses.
 
     Returns:
       As `State.path_budget` and `State.summary_end`.
     """
     left = settings.max_response_tokens - total
-    plan = left - 3 - settings.summary_reserve - settings.answer_reserve
-    path_budget = plan // state.token.shape[1]
+    after = CLOSING + settings.summary_reserve + settings.answer_reserve
+    path_budget = (left - after) // state.token.shape[1]
+    steps_left = settings.max_sequential_steps - steps
+    if settings.max_sequential_steps:
+        path_budget = jnp.minimum(path_budget, steps_left - after)
     if settings.max_path_tokens:
         path_budget = jnp.minimum(path_budget, settings.max_path_tokens)
     summary_end = settings.max_response_tokens - settings.answer_reserve
     if settings.max_summary_tokens:
         summary_end = jnp.minimum(summary_end, total + settings.max_summary_tokens)
+    if settings.max_sequential_steps:  # a token of the summary is a step
+        step_end = total + steps_left - settings.answer_reserve
+        summary_end = jnp.minimum(summary_end, step_end)
     begins = state.phase == SUMMARY_TAG
     return (
         jnp.where(opens, path_budget, state.path_budget),

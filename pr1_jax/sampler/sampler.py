@@ -69,7 +69,11 @@ class Sampler:
         Args:
           backend: computes the model; None where `decode_fn` needs no cache.
           decode_fn: stands in for the model (tests).
+
+        Raises:
+          ValueError: paths have no room for their labels.
         """
+        settings.check_vocab(vocab)
         self.backend, self.vocab, self.settings = backend, vocab, settings
         self.schedule = Schedule(settings, batching)
         decode_fn = decode_fn or model_decode(backend, self.schedule.readers)

@@ -1,6 +1,7 @@
 """How responses are decoded: token ids that the runtime knows, and budgets."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from pr1_jax import layout
 
@@ -16,13 +17,22 @@ class Vocab:
     special_ids: tuple[int, ...]
     newline_id: int
     num_tokens: int | None = None  # ids from here on are never written
+    label_ids: tuple[tuple[int, ...], ...] = ()  # what paths begin with; () = nothing
 
     @classmethod
-    def of(cls, tokenizer) -> "Vocab":
-        """The ids of a tokenizer."""
+    def of(cls, tokenizer, labels: Sequence[str] = ()) -> "Vocab":
+        """The ids of a tokenizer; `labels` are `Settings.path_labels`.
+
+        Raises:
+          ValueError: a label is no tokens of the tokenizer; names it.
+        """
         ids = (*tokenizer.tag_ids.values(), *tokenizer.eos_ids)
-        special_ids = tuple(int(i) for i in ids)
-        return cls(special_ids, int(tokenizer.newline_id), tokenizer.vocab_size)
+        return cls(
+            tuple(int(i) for i in ids),
+            int(tokenizer.newline_id),
+            tokenizer.vocab_size,
+            tokenizer.label_ids(labels) if labels else (),
+        )
 
     @property
     def tag_ids(self) -> tuple[int, ...]:
@@ -37,6 +47,7 @@ class Vocab:
 
 # Bits of `bans`, in the order of `Vocab.special_ids`; EOS is the first of its ids.
 PARALLEL, END_PARALLEL, PATH, END_PATH, SUMMARY_OPEN, END_SUMMARY, EOS = range(7)
+CLOSING = 3  # tokens that close a block: </Parallel>, newline, <Summary>
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +57,18 @@ class Settings:
     Budgets are planned before a fork, so a block always closes: `<Parallel>` is
     allowed only where the smallest block, a summary of `summary_reserve` and an
     answer of `answer_reserve` still fit after it. A path's budget is what remains
-    after those, divided by the paths.
+    after those, divided by the paths. `max_sequential_steps` limits the critical path
+    likewise, on which a block counts as its longest path.
     """
 
     max_prompt_tokens: int
     max_response_tokens: int
+    max_sequential_steps: int = 0  # 0 = no other limit than the tokens
     num_paths: int = 2
     max_blocks: int = 4  # 0 = `<Parallel>` is always banned (ordinary decoding)
     min_path_tokens: int = 4
     max_path_tokens: int = 0  # 0 = no other limit than the plan
+    path_labels: tuple[str, ...] = ()  # text that each path begins with; () = none
     max_summary_tokens: int = 0  # 0 = no other limit than the plan
     summary_reserve: int = 8
     answer_reserve: int = 8
@@ -65,6 +79,8 @@ class Settings:
     ban_illegal: bool = True  # ban tags, and EOS, that are illegal in a state
 
     def __post_init__(self):
+        self._check_labels()
+
         def need(name, ok, what):
             if not ok:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} {what}")
@@ -83,18 +99,74 @@ class Settings:
         need("max_summary_tokens", self.max_summary_tokens >= 0, "must not be negative")
         need("summary_reserve", self.summary_reserve >= 1, "must hold </Summary> (1)")
         need("answer_reserve", self.answer_reserve >= 0, "must not be negative")
+        steps = self.max_sequential_steps
+        need("max_sequential_steps", steps >= 0, "must not be negative")
+        need(
+            "max_sequential_steps",
+            steps == 0 or steps >= self.answer_reserve,
+            "leaves no room for an answer: it must be 0 (no limit) or at least "
+            f"rollout.answer_reserve={self.answer_reserve}",
+        )
         need("temperature", self.temperature >= 0, "must not be negative")
         need("top_k", self.top_k >= 0, "must not be negative")
         need("top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
         known = self.variant in layout.VARIANTS
         need("variant", known, f"is not one of {layout.VARIANTS}")
 
+    def _check_labels(self) -> None:
+        labels = self.path_labels
+        given = f"rollout.path_labels={labels!r}"
+        is_text = lambda label: isinstance(label, str) and label
+        if isinstance(labels, str) or not all(map(is_text, labels)):
+            raise ValueError(
+                f"{given} must hold texts, one a path, as (' 1', ' 2'); () = no labels"
+            )
+        object.__setattr__(self, "path_labels", tuple(labels))  # JSON gives a list
+        if labels and len(labels) < self.num_paths:
+            raise ValueError(
+                f"{given} has {len(labels)} labels for rollout.num_paths="
+                f"{self.num_paths}: give one for each path, or () for none"
+            )
+        if len({*labels}) < len(labels):
+            raise ValueError(
+                f"{given} has a label twice: paths must have different ones"
+            )
+
+    def check_vocab(self, vocab: Vocab) -> None:
+        """Checks that paths have room for their labels.
+
+        Raises:
+          ValueError: names rollout.min_path_tokens and what it must be.
+        """
+        labels = vocab.label_ids
+        assert not labels or len(labels) >= self.num_paths, (labels, self.num_paths)
+        assert bool(labels) == bool(self.path_labels), (labels, self.path_labels)
+        longest = max(map(len, labels), default=0)
+        if self.min_path_tokens < longest + 2:
+            raise ValueError(
+                f"rollout.min_path_tokens={self.min_path_tokens} must hold both tags and "
+                f"the longest label of rollout.path_labels={self.path_labels!r} (2 + "
+                f"{longest} tokens): set it to {longest + 2} or more, or shorten the labels"
+            )
+
     @property
     def smallest_block(self) -> int:
         """Tokens that must be left after `<Parallel>`: paths, closing tags, reserves."""
-        closing = 3  # </Parallel>, newline, <Summary>
         paths = self.num_paths * self.min_path_tokens
-        return paths + closing + self.summary_reserve + self.answer_reserve
+        return paths + CLOSING + self.summary_reserve + self.answer_reserve
+
+    @property
+    def smallest_block_steps(self) -> int:
+        """Sequential steps that must be left after `<Parallel>`: one path, not all."""
+        path = self.min_path_tokens
+        return path + CLOSING + self.summary_reserve + self.answer_reserve
+
+    @property
+    def may_open_blocks(self) -> bool:
+        """Whether a block is allowed, and the smallest fits at a response's beginning."""
+        steps = self.max_sequential_steps or self.max_response_tokens
+        fits = self.max_response_tokens > self.smallest_block
+        return bool(self.max_blocks) and fits and steps > self.smallest_block_steps
 
     @property
     def max_tokens(self) -> int:

@@ -34,6 +34,7 @@ class State:
     # Rows, [B].
     phase: jax.Array  # int32
     emitted: jax.Array  # int32, response tokens so far
+    steps: jax.Array  # int32, sequential steps so far: a block's longest path counts
     prompt_length: jax.Array  # int32
     # int32: the prompt's entry · the rows that it can have + the row's number among them.
     reader: jax.Array
@@ -99,6 +100,7 @@ def init_state(
         count=lanes,
         phase=jnp.full(B, DONE, jnp.int32),
         emitted=row,
+        steps=row,
         prompt_length=row,
         reader=row,
         blocks=row,
@@ -137,6 +139,7 @@ def admit(state: State, new, readers, lengths, last_tokens, keys) -> State:
         count=pick(0, state.count),
         phase=pick(MAIN, state.phase),
         emitted=pick(0, state.emitted),
+        steps=pick(0, state.steps),
         prompt_length=pick(lengths, state.prompt_length),
         reader=pick(readers, state.reader),
         blocks=pick(0, state.blocks),

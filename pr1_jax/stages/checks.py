@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from absl import logging
 
 from pr1_jax import layout, losses, rewards
 from pr1_jax.data import prompts, sources, tasks, tokenizer
@@ -207,6 +208,14 @@ def _check_mesh(
 
 def _check_lengths(config: ml_collections.ConfigDict) -> None:
     settings = decode_settings(config)
+    if settings.max_blocks and not settings.may_open_blocks:
+        logging.warning(
+            "no block ever opens: the smallest takes %d tokens and %d sequential steps "
+            "behind <Parallel>, and rollout.max_response_tokens=%d, "
+            "rollout.max_sequential_steps=%d; rollout.max_blocks=0 says so, too",
+            *(settings.smallest_block, settings.smallest_block_steps),
+            *(settings.max_response_tokens, settings.max_sequential_steps),
+        )
     for name in ("model.length_buckets", "rl.shared_prompt_tokens"):
         whole = all(isinstance(n, int) and n >= 1 for n in field(config, name))
         need(config, name, whole, "must hold positive whole numbers")

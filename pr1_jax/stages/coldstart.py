@@ -56,7 +56,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
         ):
             if not records:
                 continue
-            traces, reasons = select(records, needs_block=c.needs_block)
+            labels = experiment.settings.path_labels
+            traces, reasons = select(records, needs_block=c.needs_block, labels=labels)
             if jax.process_index() == 0:
                 files.write_json_lines(run.workdir / "traces.jsonl", traces)
             metrics = {f"coldstart/{r}": n / len(records) for r, n in reasons.items()}
@@ -71,13 +72,17 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
 
 
 def select(
-    records: Sequence[Mapping[str, Any]], *, needs_block: bool
+    records: Sequence[Mapping[str, Any]],
+    *,
+    needs_block: bool,
+    labels: Sequence[str] = (),
 ) -> tuple[list[dict[str, str]], Counter[str]]:
     """The first good attempt at each question, and how all attempts fared.
 
     Args:
       records: attempts, as `samples.sample` gives them.
       needs_block: whether a trace without a block is left out.
+      labels: of paths, which get those that they lack.
 
     Returns:
       Records of `question`, `response` in canonical form and `answer`; and the number
@@ -87,7 +92,7 @@ def select(
     traces: dict[str, dict[str, str]] = {}
     reasons: Counter[str] = Counter()
     for record in records:
-        reason, response = _judge(record, needs_block=needs_block)
+        reason, response = _judge(record, needs_block, labels)
         question = record["question"]
         if reason == KEPT and question in traces:
             reason = "spare"
@@ -101,7 +106,9 @@ def select(
     return list(traces.values()), reasons
 
 
-def _judge(record: Mapping[str, Any], *, needs_block: bool) -> tuple[str, str]:
+def _judge(
+    record: Mapping[str, Any], needs_block: bool, labels: Sequence[str]
+) -> tuple[str, str]:
     """Why an attempt is of no use, or `kept` and its canonical form."""
     text = record["response"]
     if not record["finished"]:
@@ -113,7 +120,7 @@ def _judge(record: Mapping[str, Any], *, needs_block: bool) -> tuple[str, str]:
     if needs_block and tags.PARALLEL not in text:
         return "no_block", ""
     try:
-        return KEPT, tags.canonical(text)
+        return KEPT, tags.canonical(text, labels)
     except ValueError:
         return "no_canonical_form", ""
 

@@ -310,13 +310,16 @@ def build(
         shape = ModelConfig(vocab_size=vocab_size, rope_base=_ROPE_BASE, **fields)
     own_tokenizer.use_bos(config.data.bos)
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
+    settings = checks.decode_settings(config)
+    vocab = Vocab.of(own_tokenizer, settings.path_labels)
+    settings.check_vocab(vocab)
     made = Experiment(
         config=config,
         tokenizer=own_tokenizer,
         model=shape,
-        vocab=Vocab.of(own_tokenizer),
+        vocab=vocab,
         mesh=mesh.make_mesh(**config.mesh, devices=devices),
-        settings=checks.decode_settings(config),
+        settings=settings,
     )
     if config.kernels == "cpu":  # whether they run, before anything compiles
         updates = {"sft", "rl"} & {*config.stages}

@@ -78,7 +78,7 @@ class Response:
             verdict=result.verdict,
             reason=result.reason,
             num_blocks=trajectory.num_blocks,
-            format_ok=not tags.check_format(text),
+            format_ok=not tags.check_format(text, labels),
             finished=trajectory.finished,
             total_tokens=len(trajectory.tokens),
             sequential_steps=trajectory.sequential_steps,

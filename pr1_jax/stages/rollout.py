@@ -78,7 +78,7 @@ def sample_and_score(
             trajectory,
             experiment.tokenizer,
             timeout_sec=experiment.config.reward.timeout_sec,
-            labels=experiment.config.rollout.get("path_labels", ()),
+            labels=experiment.settings.path_labels,
         )
 
     try:

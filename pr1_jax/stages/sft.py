@@ -25,6 +25,7 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
         max_response_tokens=c.rollout.max_response_tokens,
+        labels=experiment.settings.path_labels,
         batch_size=c.sft.batch_size // jax.process_count(),
         seed=c.data.seed,
         shuffle=not sources.is_made_by_code(c.data.sft),
@@ -60,9 +61,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             began = time.perf_counter()
             # Short and long ones apart: a micro-batch is cut to its longest.
             traces = sorted(next(stream), key=len)
-            batch = experiment.pack(
-                traces, c.sft.micro_batch_size, train_on_forced=True
-            )
+            batch = experiment.pack(traces, c.sft.micro_batch_size)
             batch = mesh.put_batch(batch, experiment.mesh)
             state, figures = update(state, batch)
             figures = {name: float(x) for name, x in figures.items()}

@@ -12,7 +12,7 @@ from pr1_jax.kernels.cpu import library
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.model.rope import Yarn
-from pr1_jax.sampler.settings import Vocab
+from pr1_jax.sampler.settings import Settings, Vocab
 
 VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
 QWEN3 = ModelConfig(
@@ -31,6 +31,16 @@ LLAMA = dataclasses.replace(
 YARN = Yarn(4.0, 16, attention_factor=1.5)  # of a context that tests go beyond
 WHY_NO_KERNELS = library.why_not("float32")
 needs_kernels = pytest.mark.skipif(bool(WHY_NO_KERNELS), reason=WHY_NO_KERNELS)
+
+
+LABELS = tuple(f" #{i}" for i in range(8))  # texts; their tokens:
+LABEL_IDS = ((5,), (6, 7, 8), (6, 6), (), (9, 9, 9), (7,), (8, 2), (3, 4, 5))
+
+
+def with_vocab(settings: Settings) -> Vocab:
+    """The tokens of a tiny model whose paths have labels where the settings say so."""
+    ids = LABEL_IDS[: len(settings.path_labels)]
+    return dataclasses.replace(VOCAB, label_ids=ids)
 
 
 @functools.cache

@@ -21,7 +21,16 @@ from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import END_PARALLEL, EOS, PARALLEL, Settings
 from pr1_jax.trajectory import pack, structured
-from tests.helpers.tiny import LLAMA, QWEN3, VOCAB, YARN, needs_kernels
+from tests.helpers.laws import assert_labels, assert_steps
+from tests.helpers.tiny import (
+    LABELS,
+    LLAMA,
+    QWEN3,
+    VOCAB,
+    YARN,
+    needs_kernels,
+    with_vocab,
+)
 
 VOCAB_SIZE = 24
 TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {2: "\n", 1: ""}
@@ -82,8 +91,9 @@ def teacher_forced(config, params, trajectories, settings, length=130):
     return batch, np.asarray(compute(params, batch))
 
 
-def make_sampler(config, settings, *, kernels="xla", vocab=VOCAB, **batching):
+def make_sampler(config, settings, *, kernels="xla", vocab=None, **batching):
     backend = choose(config, kernels)
+    vocab = vocab or with_vocab(settings)
     return Sampler(backend, vocab, settings, Batching(**batching))
 
 
@@ -93,9 +103,15 @@ def sample(config, params, settings, *, n=12, samples=2, rows=8, seed=0, **kwarg
     return sampler.sample(params, prompts, samples, jax.random.key(seed))[0]
 
 
+LABELLED = {"path_labels": LABELS, "min_path_tokens": 5}
 CASES = [
     pytest.param(QWEN3, {}, "xla", id="qwen3"),
-    pytest.param(LLAMA, {"num_paths": 3}, "xla", id="llama-3-paths"),
+    pytest.param(
+        LLAMA,
+        {"num_paths": 3, "max_sequential_steps": 34, **LABELLED},
+        "xla",
+        id="llama-3-labelled-paths",
+    ),
     pytest.param(
         dataclasses.replace(QWEN3, scan_layers=True),
         {"num_paths": 8, "max_response_tokens": 120, "max_path_tokens": 5},
@@ -118,7 +134,13 @@ CASES = [
     ),
     pytest.param(
         dataclasses.replace(QWEN3, qkv_bias=True, rope_scaling=YARN),
-        {"num_paths": 4, "max_response_tokens": 90, "max_path_tokens": 6},
+        {
+            "num_paths": 4,
+            "max_response_tokens": 90,
+            "max_path_tokens": 6,
+            "max_sequential_steps": 40,
+            **LABELLED,
+        },
         "cpu",
         id="cpu-kernels",
         marks=needs_kernels,
@@ -156,6 +178,9 @@ def test_sampled_logps_equal_teacher_forced(config, changes, kernels, variant):
     params, how = random_params(config), {"kernels": kernels, "steps_per_chunk": 7}
     trajectories = sample(config, params, settings, **how)
     assert sum(t.num_blocks for t in trajectories) >= 6  # the case is worth testing
+    for t in trajectories:
+        assert_steps(t, settings, with_vocab(settings))
+        assert_labels(t, settings, with_vocab(settings))
     batch, logps = teacher_forced(config, params, trajectories, settings)
     compared = batch.loss_mask.copy()
     if variant == "causal":  # later paths differ by design (docs/method.md, section 3)
@@ -356,15 +381,6 @@ def test_greedy_sampling_takes_the_most_likely_token():
         assert t.num_blocks == 0
 
 
-def test_sequential_steps_are_the_critical_path():
-    for t in sample(QWEN3, random_params(QWEN3), SETTINGS):
-        longest = sum(
-            np.bincount(t.path[t.block == b])[1:].max()
-            for b in range(1, t.num_blocks + 1)
-        )
-        assert t.sequential_steps == (t.path == 0).sum() + longest
-
-
 def scripted(liking):
     """A decode function without a model: random logits that like some tokens."""
 
@@ -375,6 +391,17 @@ def scripted(liking):
         return noise + jnp.asarray(liking), state.cache
 
     return decode_fn
+
+
+class Watched(Sampler):
+    """Compares the count of steps on the device with the host's after every chunk."""
+
+    def _decode(self, params, state, host, figures):
+        state = super()._decode(params, state, host, figures)
+        occupied = np.concatenate([shard.occupied for shard in host.shards])
+        steps = np.concatenate([shard.steps for shard in host.shards])[occupied]
+        np.testing.assert_array_equal(np.array(state.steps)[occupied], steps)
+        return state
 
 
 BUDGETS = [
@@ -390,6 +417,19 @@ BUDGETS = [
     },
     {"max_response_tokens": 1},
     {"max_blocks": 1, "max_response_tokens": 40, "max_path_tokens": 0},
+    # The deadline bites, not the tokens; then the tokens, not the deadline; then both.
+    {"max_response_tokens": 200, "max_sequential_steps": 21, "max_path_tokens": 0},
+    {"max_response_tokens": 45, "max_sequential_steps": 40, **LABELLED},
+    {
+        "max_response_tokens": 110,
+        "max_sequential_steps": 35,
+        "num_paths": 8,
+        "max_path_tokens": 0,
+        "max_summary_tokens": 0,
+        "summary_reserve": 1,
+        "answer_reserve": 0,
+        **LABELLED,
+    },
 ]
 
 
@@ -400,33 +440,22 @@ def test_every_trace_passes_the_format_check(changes, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
     liking = np.zeros(VOCAB_SIZE)
     liking[list(VOCAB.special_ids)] = 2.5
-    batching = Batching(rows=15, steps_per_chunk=16)
-    sampler = Sampler(None, VOCAB, settings, batching, decode_fn=scripted(liking))
+    batching, vocab = Batching(rows=15, steps_per_chunk=16), with_vocab(settings)
+    sampler = Watched(None, vocab, settings, batching, decode_fn=scripted(liking))
     traces, prompts = [], random_prompts(100)
     for seed in range(2):
         key = jax.random.key(seed)
         traces += sampler.sample(key, prompts, 2, key)[0]
-    closing = {VOCAB.special_ids[i] for i in (3, 5)}
     ids = dict(zip(tags.TAGS, VOCAB.special_ids))
     blocks = 0
     for t in traces:
         assert tags.check_format(text_of(t)) == []
         layout.structured(t.tokens, ids, len(t.prompt))
-        assert len(t.tokens) <= settings.max_response_tokens
         assert t.num_blocks <= settings.max_blocks
         blocks += t.num_blocks
-        for b in range(1, t.num_blocks + 1):
-            lengths = np.bincount(t.path[t.block == b])[1:]
-            assert len(lengths) == settings.num_paths
-            assert lengths.max() <= (settings.max_path_tokens or 10**6)
-        forced = t.tokens[t.forced]
-        allowed = {*closing, *VOCAB.special_ids[1:5], VOCAB.newline_id}
-        assert set(forced.tolist()) <= allowed
-        if t.finished:
-            assert t.tokens[-1] == VOCAB.special_ids[EOS]
-        else:
-            full = len(t.tokens) == settings.max_response_tokens
-            assert full
+        assert_steps(t, settings, vocab)
+        assert_labels(t, settings, vocab)
+        assert VOCAB.special_ids[PARALLEL] not in t.tokens[t.forced]
     if settings.max_response_tokens - 1 >= settings.smallest_block:
         assert blocks > len(traces) / 8
 

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from pr1_jax import rewards
 from pr1_jax.data import sources
-from pr1_jax.stages import curriculum
+from pr1_jax.stages import checks, curriculum
 from pr1_jax.system import files
 from tests.helpers import compiling
 
@@ -116,6 +116,7 @@ def test_variants_are_the_same_experiment(name):
 
 def test_overrides_take_the_type_of_the_field():
     config = parsed(
+        "--config.rollout.path_labels=(' 1', ' 2')",
         "--config.rl.lr=2e-6",
         "--config.rl.steps=7",
         "--config.rl.dynamic_sampling=true",
@@ -126,6 +127,7 @@ def test_overrides_take_the_type_of_the_field():
     assert config.rl.dynamic_sampling is True
     assert tuple(config.model.length_buckets) == (96, 108)
     assert config.data.rl == "embedded:easy"
+    assert config.rollout.path_labels == (" 1", " 2")
 
 
 # --- Published settings: docs/method.md, section 6 --------------------------------------
@@ -227,7 +229,8 @@ WRONG_VALUES = """
     rollout.num_paths=99 rollout.num_paths=1 rollout.max_blocks=-1 rollout.rows=0
     rollout.top_p=0.0 rollout.temperature=0.0 rollout.temperature=-1.0
     rollout.min_path_tokens=1 rollout.max_path_tokens=3 rollout.max_prompt_tokens=0
-    rollout.shortcut='fast'
+    rollout.shortcut='fast' rollout.max_sequential_steps=-1
+    rollout.max_sequential_steps=5
     rl.micro_batch_size=3 rl.micro_batch_size=0 rl.mini_batches=3
     rl.prompts_per_step=5 rl.steps=0 rl.aggregation='sum' rl.lr_schedule='linear'
     rl.importance_cap=-1.0 rl.shared_prompt_tokens=(0,) rl.shared_prompt_tokens=(8.5,)
@@ -275,6 +278,12 @@ WRONG = [
     (
         {"rollout.shortcut": "causal_after_block", "variant": "causal"},
         "rollout.shortcut=causal_after_block",
+    ),
+    ({"rollout.path_labels": ("7",)}, "rollout.path_labels=('7',) has 1 labels"),
+    ({"rollout.path_labels": ("7", "one")}, "rollout.path_labels: 'one' is no text"),
+    (
+        {"rollout.path_labels": ("7", "8 " * 5)},
+        "rollout.min_path_tokens=10 must hold both tags and the longest label",
     ),
 ]
 
@@ -342,6 +351,18 @@ def test_prompts_that_are_too_long_are_named(tmp_path, nothing_compiles):
 def test_the_nothing_compiles_fixture_would_notice(nothing_compiles):
     with pytest.raises(AssertionError, match="something compiles"):
         jax.jit(lambda x: x + 41)(1.0)
+
+
+def test_a_deadline_without_room_for_a_block_is_said(caplog):
+    config = changed(**{"rollout.max_sequential_steps": 27})
+    checks.check(config)
+    assert "no block ever opens" in caplog.text and "27" in caplog.text
+    caplog.clear()
+    config.rollout.max_sequential_steps = 28  # <Parallel>, 10 + 3 + 8, and the answer
+    checks.check(config)
+    config.rollout.max_blocks, config.rollout.max_sequential_steps = 0, 27
+    checks.check(config)
+    assert not caplog.text
 
 
 # --- The command ------------------------------------------------------------------------

@@ -1,0 +1,131 @@
+"""Labels of paths as tokens: exactly what the sampler forces, in every kind of tokenizer."""
+
+import numpy as np
+import pytest
+
+from pr1_jax import tags
+from pr1_jax.data import streams, tokenizer_files, traces
+from pr1_jax.sampler.settings import Settings, Vocab
+from tests.helpers.llama_tokenizer import ALWAYS, write
+
+WORDS = ("\n", " ", "#", " 1", " 2", *map(str, range(10)), "ab", "é")
+
+
+@pytest.fixture(params=["words", "bytes", "prepend", "metaspace"])
+def tokenizer(request, by_bytes, tmp_path):
+    if request.param == "words":
+        return tokenizer_files.from_words(WORDS, pattern=r" [12]|ab|[\s\S]")
+    if request.param == "bytes":
+        return by_bytes
+    how = {"steps": (), "spaces": ALWAYS} if request.param == "metaspace" else {}
+    return tokenizer_files.load(write(tmp_path, **how))
+
+
+LABELS = [(" 1", " 2"), ("1", "2", " ab"), ("#1 ", "#2 "), (" ", "ab"), ("é", " #")]
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_a_trace_has_the_tokens_that_the_sampler_forces(tokenizer, labels):
+    """They are told apart from what follows, although some would merge with it."""
+    paths = "<Path>ab</Path><Path> 2</Path><Path>#ab</Path><Path></Path>"
+    paths = paths[: [30, 46][len(labels) > 2]]
+    text = f"ab<Parallel>{paths}</Parallel>\n<Summary>ab</Summary>\n<Parallel>"
+    text += f"{paths}</Parallel>\n<Summary></Summary> 1"
+    vocab = Vocab.of(tokenizer, labels)
+    assert vocab.label_ids == tokenizer.label_ids(labels)
+    text = tags.canonical(text, labels)
+    how = {"variant": "structured", "labels": labels}
+    trace = traces.from_text([5], text, tokenizer, **how)
+    assert tokenizer.decode(trace.tokens, continues=True) == text
+    starts = np.flatnonzero(trace.tokens == tokenizer.tag_ids[tags.PATH])
+    assert len(starts) == 2 * min(len(labels), 3)
+    forced = np.zeros(len(trace.tokens), bool)
+    for start in starts:
+        label = vocab.label_ids[trace.path[start] - 1]
+        assert tuple(trace.tokens[start + 1 :][: len(label)]) == label
+        forced[start + 1 :][: len(label)] = True
+    np.testing.assert_array_equal(trace.forced, forced)
+
+
+def test_a_label_that_would_merge_is_kept_apart(tmp_path):
+    t = tokenizer_files.load(write(tmp_path))
+    text = "<Parallel><Path> ab</Path><Path>-a</Path></Parallel>\n<Summary></Summary>"
+    how = {"variant": "structured"}
+    merged = traces.from_text([5], text, t, **how)
+    apart = traces.from_text([5], text, t, labels=(" ", "-"), **how)
+    assert len(apart.tokens) == len(merged.tokens) + 1
+    pieces = t.pieces(apart.tokens, continues=True)
+    assert [pieces[i] for i in np.flatnonzero(apart.forced)] == [" ", "-"]
+
+
+@pytest.mark.parametrize(
+    "label, reason",
+    [
+        ("<Path>", "has a special token"),
+        (" 1</Path>", "has a special token"),
+        ("{eos}", "has a special token"),
+        ("7 or é\u0301", "is "),  # no such word; else spelled by bytes
+    ],
+)
+def test_what_is_no_label_is_named(tokenizer, label, reason):
+    label = label.replace("{eos}", tokenizer.hf_tokenizer.eos_token)
+    words = len(tokenizer.hf_tokenizer.get_vocab()) < 40
+    if reason == "is " and not words:
+        assert len(tokenizer.label_ids([label])[0]) > 1
+        return
+    with pytest.raises(ValueError, match="rollout.path_labels: ") as error:
+        Vocab.of(tokenizer, (" 1", label))
+    message = str(error.value)
+    assert repr(label) in message and reason in message and "\n" not in message
+    assert "or () for none" in message
+
+
+SETTINGS = {"max_prompt_tokens": 8, "max_response_tokens": 60}
+
+
+@pytest.mark.parametrize(
+    "labels, reason",
+    [
+        (" 12", "must hold texts"),
+        ((" 1", ""), "must hold texts"),
+        ((" 1", 2), "must hold texts"),
+        ((" 1",), "has 1 labels for rollout.num_paths=2"),
+        ((" 1", " 1"), "has a label twice"),
+    ],
+)
+def test_settings_refuse_labels_that_do_not_name_the_paths(labels, reason):
+    with pytest.raises(ValueError, match="rollout.path_labels=") as error:
+        Settings(**SETTINGS, path_labels=labels)
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_paths_must_have_room_for_their_labels(by_bytes):
+    settings = Settings(**SETTINGS, path_labels=[" 1", " no 2"], min_path_tokens=6)
+    assert settings.path_labels == (" 1", " no 2")  # JSON has lists
+    vocab = Vocab.of(by_bytes, settings.path_labels)
+    with pytest.raises(ValueError, match="min_path_tokens=6 .* set it to 7 or more"):
+        settings.check_vocab(vocab)
+
+
+def test_streams_label_what_lacks_it_and_drop_what_has_too_many_paths(by_bytes):
+    block = "<Parallel><Path>a</Path>{}<Path> 2 b</Path></Parallel><Summary></Summary>"
+    source = [
+        {"question": "x", "answer": "1", "response": block.format(more)}
+        for more in ("", "<Path>c</Path>", "")
+    ]
+    stream = streams.trace_stream(
+        source,
+        by_bytes,
+        variant="structured",
+        template="plain",
+        max_prompt_tokens=9,
+        max_response_tokens=99,
+        labels=(" 1", " 2"),
+        batch_size=2,
+        seed=0,
+        shuffle=False,
+    )
+    texts = [by_bytes.decode(t.tokens) for t in next(stream)]
+    expected = "<Parallel><Path> 1 a</Path><Path> 2 b</Path></Parallel>\n<Summary>"
+    assert texts == [f"{expected}</Summary>"] * 2
+    assert stream.counts == {"kept": 2, "malformed": 1}
