@@ -17,7 +17,7 @@ from pr1_jax import evaluate, losses, rewards
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED
 from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
-from pr1_jax.stages import evaluation, rollout
+from pr1_jax.stages import checks, evaluation, rollout
 from pr1_jax.stages.responses import (
     OF_BLOCKS,
     Response,
@@ -73,8 +73,10 @@ class Sampler:
 
 
 def test_responses_are_problem_major_whatever_ends_first():
+    config = rl_alternating.get_config("smoke")
+    settings = checks.decode_settings(config)
     experiment = types.SimpleNamespace(
-        tokenizer=TOKENIZER, config=rl_alternating.get_config("smoke")
+        tokenizer=TOKENIZER, config=config, settings=settings
     )
     problems = [Problem(f"problem {a}", a, PROMPT) for a in ("1", "2")]
     sampler = Sampler(made(RIGHT, WRONG, WRONG, RIGHT))
