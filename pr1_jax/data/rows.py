@@ -19,6 +19,8 @@ import grain
 from absl import logging
 
 _SUFFIX = re.compile(r"\.(jsonl|parquet|array_record)(-\d+-of-\d+)?$")
+# Kinds of files that data often come in and that are not read, with code for their rows.
+_OTHERS = {"json": "json.load", "csv": "csv.DictReader"}
 _TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9*]+(\.[0-9*]+){2})?")
 
 # Why no record is made of a row.
@@ -101,11 +103,39 @@ def _parse_json(line: bytes, where: str) -> dict[str, Any] | Dropped:
 
 
 def _read_jsonl(file: str) -> Iterator[Row]:
+    is_first = True
     with open(file, "rb") as lines:  # bytes: U+2028 within a text ends no line
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{file}:{number}"
-                yield _parse_json(line, where), where
+                row = _parse_json(line, where)
+                if is_first and isinstance(row, Dropped):
+                    _check_one_a_line(file)
+                is_first = False
+                yield row, where
+
+
+def _check_one_a_line(file: str) -> None:
+    """Raises ValueError if a file is an array, or begins with an object of many lines."""
+    with open(file, encoding="utf-8-sig", errors="replace") as text:
+        whole = text.read().strip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(whole)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, list) and end == len(whole):
+        raise ValueError(f"{file} is a JSON array, {_expected(file, 'json')}")
+    if isinstance(value, dict) and "\n" in whole[:end]:
+        raise ValueError(
+            f"{file} has a JSON object over several lines, expected one object a line"
+        )
+
+
+def _expected(file: str, kind: str) -> str:
+    """What is read instead of a file of another kind, and how it is made."""
+    rows = f"{_OTHERS[kind]}(open({file!r}, newline=''))"
+    command = f"import csv, json; [print(json.dumps(row)) for row in {rows}]"
+    return f'expected one JSON object a line: python -c "{command}" > NEW.jsonl'
 
 
 def _read_parquet(file: str) -> Iterator[Row]:
@@ -144,10 +174,18 @@ def _local_files(name: str) -> list[str]:
 
 
 def _readable(files: Sequence[str], name: str) -> list[str]:
-    files = sorted(file for file in files if _SUFFIX.search(file))
-    if not files:
-        raise ValueError(f"{name} has no .jsonl, .parquet or .array_record file")
-    return files
+    readable = sorted(file for file in files if _SUFFIX.search(file))
+    if readable:
+        return readable
+    for file in sorted(files):
+        kind = file.rpartition(".")[2]
+        first = next(_read_jsonl(file), (None,))[0] if kind == "json" else None
+        is_lines = isinstance(first, dict)
+        if is_lines:
+            raise ValueError(f"{file} has one JSON object a line: name it .jsonl")
+        if kind in _OTHERS:
+            raise ValueError(f"{file} is a .{kind} file, {_expected(file, kind)}")
+    raise ValueError(f"{name} has no .jsonl, .parquet or .array_record file")
 
 
 def _open_tfds(name: str, split: str) -> Sequence[dict[str, Any]]:
@@ -188,6 +226,9 @@ def _hub_files(name: str, split: str) -> list[str]:
         raise ValueError(f"hf:{name} needs the package huggingface_hub") from error
     owner, _, rest = name.partition("/")
     repo, _, inside = rest.partition("/")
+    if (kind := inside.rpartition(".")[2]) in _OTHERS:
+        file = os.path.basename(inside)
+        raise ValueError(f"hf:{name} is a .{kind} file, {_expected(file, kind)}")
     if _SUFFIX.search(inside):
         wanted = [inside]
     else:

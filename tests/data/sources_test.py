@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -117,16 +119,38 @@ def test_a_filter_chooses_records(tmp_path, kind):
             open_file(f"{tmp_path}/f.{kind}#{wrong}")
 
 
+PRETTY = json.dumps([{"problem": "q", "answer": 1}] * 20, indent=1).encode()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.jsonl", b"\xff\n", "a.jsonl:1: not JSON"),
-        ("a.jsonl", b"[1]", "a.jsonl:1: not a JSON object"),
+        ("a.jsonl", b"1", "a.jsonl:1: not a JSON object"),
+        (
+            "a.jsonl",
+            b'[{"problem": "q"}]',
+            "a.jsonl is a JSON array, expected one JSON",
+        ),
+        (
+            "a.jsonl",
+            PRETTY,
+            "a.jsonl is a JSON array, expected one JSON object a line: ",
+        ),
+        ("a.jsonl", PRETTY[2:-2], "a.jsonl has a JSON object over several lines, exp"),
         ("a.jsonl", b'{"problem": null, "answer": 1}', "1: 'problem' is null"),
         ("a.jsonl", b'{"problem": {"a": 1}, "answer": 1}', "'problem' is dict"),
         ("a.jsonl", b"\n", "holds no records"),
         ("a.parquet", b"PAR1", "cannot read .*a.parquet"),
-        ("a.csv", b"problem,answer\n", "has no .jsonl, .parquet or .array_record file"),
+        ("a.csv", b"problem,answer\n", "a.csv is a .csv file, expected one JSON obj"),
+        ("a.json", b"", "a.json is a .json file, expected one JSON object a line: "),
+        ("a.json", PRETTY, "a.json is a JSON array, expected one JSON object a line: "),
+        (
+            "a.json",
+            b'{"problem": "q"}\n{"pro',
+            "a.json has one JSON object a line: name",
+        ),
+        ("a.txt", b"q\n", "a.txt has no .jsonl, .parquet or .array_record file"),
     ],
 )
 def test_bad_files_give_one_line(tmp_path, name, content, message):
@@ -136,7 +160,29 @@ def test_bad_files_give_one_line(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_the_way_out_of_another_format_makes_what_is_read(tmp_path, name):
+    is_csv = name.endswith("csv")
+    content = b'problem,answer\nq,1\n"r, s",2\n' if is_csv else PRETTY
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        open_file(tmp_path)
+    command = str(error.value).partition("line: python ")[2]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, cwd=tmp_path)
+    made = open_file(tmp_path / "NEW.jsonl")
+    assert [r["answer"] for r in made] == (["1", "2"] if is_csv else ["1"] * 20)
+
+
+def test_a_broken_first_line_is_dropped_alone(tmp_path):
+    lines = [json.dumps(row) for row in ROWS * 5]
+    for first in ("[", '{"problem": "q",', "[1]", '["a"'):
+        (tmp_path / "a.jsonl").write_text("\n".join([first, *lines]))
+        assert len([*open_file(tmp_path / "a.jsonl")]) == len(lines), first
+
+
 def test_wrong_names_give_one_line(tmp_path):
+    with pytest.raises(ValueError, match="hf:a/b/c.csv is a .csv file, expected one"):
+        open_source("hf:a/b/c.csv", "train", seed=0)
     with pytest.raises(FileNotFoundError, match="no data at"):
         open_file(tmp_path / "nothing.jsonl")
     with pytest.raises(ValueError, match=r"data.columns has \['prompt'\]"):
