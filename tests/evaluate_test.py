@@ -1,11 +1,17 @@
 """Figures of an evaluation, against brute force and worked by hand."""
 
+import doctest
 import itertools
 
 import numpy as np
 import pytest
 
 from pr1_jax import evaluate
+
+
+def test_worked_examples_hold():
+    tried = doctest.testmod(evaluate, optionflags=doctest.ELLIPSIS)
+    assert tried.attempted == 1 and tried.failed == 0
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_correct_one():
@@ -42,8 +48,51 @@ def test_interval_holds_the_mean_and_repeats_itself():
     low, high = evaluate.interval(values)
     assert 0.0 <= low < np.mean(values) < high <= 1.0
     assert evaluate.interval(values) == (low, high)
-    assert evaluate.interval([0.75] * 9) == (0.75, 0.75)
-    assert evaluate.interval([0.75]) == (0.75, 0.75)
+
+
+@pytest.mark.parametrize("n", [1, 16, 400])
+def test_an_interval_has_a_width_where_nothing_was_correct(n):
+    """Of n problems without a success 3 / n is the bound by rule of thumb."""
+    low, high = evaluate.interval([0.0] * n)
+    assert low == 0.0 and 3 / (n + 3) < high < 4 / (n + 3)
+    assert evaluate.interval([1.0] * n) == pytest.approx((1 - high, 1.0))
+    low, high = evaluate.interval([0.75] * n)
+    assert 0 < low < 0.75 < high < 1
+
+
+def test_the_interval_of_one_sample_a_problem_is_wilsons():
+    # Newcombe, Statistics in Medicine 17, 1998, table I: 81 of 263, 15 of 148, 1 of 29.
+    for correct, n, bounds in (
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (1, 29, (0.0061, 0.1718)),
+    ):
+        found = evaluate.interval([1.0] * correct + [0.0] * (n - correct))
+        assert found == pytest.approx(bounds, abs=5.1e-5)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_small_shares_are_covered(share):
+    """Of 30 problems: a bootstrap covers 2 % in less than half of all cases."""
+    rng = np.random.default_rng(0)
+    found = [evaluate.interval(rng.random(30) < share) for _ in range(1000)]
+    assert np.mean([low <= share <= high for low, high in found]) > 0.93
+
+
+def test_the_interval_of_an_average():
+    """Of one group it is the group's; of m alike its width is that over sqrt(m)."""
+    values = [0.0, 0.25, 1.0, 1.0, 0.5]
+    low, high = evaluate.interval(values)
+    assert evaluate.interval_of_average([values]) == pytest.approx((low, high))
+    mean, four = np.mean(values), evaluate.interval_of_average([values] * 4)
+    assert four == pytest.approx((mean - (mean - low) / 2, mean + (high - mean) / 2))
+    low, high = evaluate.interval_of_average([[0.0] * 30, [0.0] * 30])
+    assert low == 0.0 < high < evaluate.interval([0.0] * 30)[1]
+    # As of all problems together, where groups are equally large and alike.
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 5, (4, 200)) / 4
+    found = evaluate.interval_of_average(groups)
+    assert found == pytest.approx(evaluate.interval(groups.ravel()), abs=0.004)
 
 
 def test_summarize_by_hand():
