@@ -28,6 +28,7 @@ class Limits:
     # Two paths that toss a coin between two ways divide 0.5 of their work, and four that
     # choose among four ways 0.6: with less than that, paths do not even differ by chance.
     min_division: float = 0.3  # mean of ten steps
+    few_blocks: float = 0.1  # with a smaller parallel ratio, too few to judge by
     # Verdicts that the verifier could not give; what an untrained model writes is
     # understood in two of three cases.
     max_undecided: float = 0.5
@@ -66,6 +67,7 @@ class Alarm:
       means: what is wrong, one sentence.
       look: what to look at, and what to change.
       steps: the value is the mean of so many steps, once there are so many.
+      is_of_blocks: the metric is one of blocks; steps with few of them do not count.
     """
 
     metric: str
@@ -74,6 +76,7 @@ class Alarm:
     means: str
     look: str
     steps: int = 1
+    is_of_blocks: bool = False
 
 
 ALARMS = {
@@ -152,6 +155,7 @@ ALARMS = {
         "differ, a higher rollout.temperature, or a deadline that leaves no time for the "
         "same work twice (rollout.max_sequential_steps) teach paths to differ.",
         steps=10,
+        is_of_blocks=True,
     ),
     "undecided": Alarm(
         "rollout/undecided",
@@ -189,8 +193,15 @@ class Alarms:
 
     def _remember(self, metrics: Mapping[str, Any]) -> None:
         for name, alarm in ALARMS.items():
-            if (value := metrics.get(alarm.metric)) is not None:
+            if (value := self._value(alarm, metrics)) is not None:
                 self._recent[name].append(value)
+
+    def _value(self, alarm: Alarm, metrics: Mapping[str, Any]) -> float | None:
+        """What an alarm watches in a step, None if there is nothing to judge by."""
+        blocks = metrics.get("rollout/parallel_ratio")
+        if alarm.is_of_blocks and (blocks or 0) < self._limits.few_blocks:
+            return None
+        return metrics.get(alarm.metric)
 
     def check(
         self, stage: str, step: int, metrics: Mapping[str, float]
@@ -200,7 +211,7 @@ class Alarms:
         self._remember(metrics)
         rings = {}
         for name, alarm in ALARMS.items():
-            if alarm.metric not in metrics:
+            if self._value(alarm, metrics) is None:
                 continue
             recent = self._recent[name]
             value = statistics.fmean(recent)

@@ -94,7 +94,7 @@ METRICS = {
         "Likeness of paths",
         "Word pairs that two paths of a block share; 100 % for the same text.",
         "less",
-        "likeness",
+        "pairs",
     ),
     "rollout/num_blocks": _number("Blocks", "Mean number of blocks in a response."),
     "analysis/relative_position": _share(
@@ -151,7 +151,9 @@ METRICS = {
     ),
     "policy/importance_min": _number("Importance weight, least"),
     "analysis/path_bleu": _share(
-        "Likeness of paths (BLEU)", "Between paths of a block; 100 % is the same text."
+        "Likeness of paths (BLEU)",
+        "Between paths of a block; 100 % is the same text.",
+        short="BLEU",
     ),
     "analysis/path_agreement": _share(
         "Agreement of paths", "Pairs of a block's paths with one result.", short="paths"

@@ -79,17 +79,21 @@ def test_collapsed_paths_are_told_from_chance():
     """Courses of 256 blocks a step: two paths that toss a coin, and two that agree."""
     tossed, collapsed, scarce = (alarms.Alarms(LIMITS) for _ in range(3))
     luck = np.random.default_rng(0)
+
+    def rings(made, step, division, parallel_ratio=1.0):
+        found = {"rollout/parallel_ratio": parallel_ratio}
+        found |= {"rollout/work_division": division} if parallel_ratio else {}
+        return made.check("rl", step, found).get("alarm/collapsed_paths")
+
     for step in range(1, 101):
         other_side = luck.binomial(256, 0.5) / 256  # and the others share all work
-        found = tossed.check("rl", step, {"rollout/work_division": other_side})
-        assert found["alarm/collapsed_paths"] == 0.0
+        assert rings(tossed, step, other_side) == 0.0
         # As an RL run on the embedded pair search has gone, which ended at 0.1.
-        falling = {"rollout/work_division": max(0.6 - 0.05 * step, 0.1)}
-        found = collapsed.check("rl", step, falling)
-        assert found["alarm/collapsed_paths"] == (step >= 11)
-        blocks = {} if step % 2 else {"rollout/work_division": 0.0}  # every other step
-        found = scarce.check("rl", step, blocks)
-        assert found.get("alarm/collapsed_paths") == (None if step % 2 else step >= 20)
+        assert rings(collapsed, step, max(0.6 - 0.05 * step, 0.1)) == (step >= 11)
+        # Ten steps with enough blocks, not any ten.
+        ratio = (0.5, 0.0, 0.09)[step % 3]
+        expected = None if ratio < 0.1 else step >= 30
+        assert rings(scarce, step, 0.0, ratio) == expected
 
 
 def test_an_alarm_of_several_steps_goes_on_after_a_restart():
