@@ -2,13 +2,13 @@
 
 Three figures of a block, read off the text of a response:
 
-  * *identical*: two of its paths are the same text, or more of them.
-  * *likeness*, 0 to 1: the mean over pairs of paths of the share of word pairs that both
+  * *Identical paths*: two of its paths are the same text, or more of them.
+  * *Path likeness*, 0 to 1: the mean over pairs of paths of the share of word pairs that both
     have. Of the sets of pairs of neighbouring words, A and B, that is
     2 |A ∩ B| / (|A| + |B|) (Dice, Ecology 26, 1945; on distinct pairs Adamson and
     Boreham, Information Storage and Retrieval 10, 1974). The beginning and the end of a
     path count as words.
-  * *division*, 0 to 1: of the distinct steps of work that its paths do, the share that
+  * *Work division*, 0 to 1: of the distinct steps of work that its paths do, the share that
     one path alone does; for texts in which no step can be read, 1 − likeness.
 
 Paths are compared without their labels. Whatever a model wrote is read as far as it
@@ -93,9 +93,12 @@ def read_blocks(text: str, labels: Sequence[str] = ()) -> list[Block]:
 class Diversity:
     """The figures of one block; see the module."""
 
-    identical: bool
-    likeness: float
-    division: float
+    identical_paths: bool
+    path_likeness: float
+    work_division: float
+
+
+FIGURES = tuple(field.name for field in dataclasses.fields(Diversity))
 
 
 def of_response(text: str, work: Work, labels: Sequence[str] = ()) -> list[Diversity]:
@@ -116,8 +119,8 @@ def of_paths(paths: Sequence[str], work: Work) -> Diversity:
 
         >>> steps = lambda path: path.replace("no", "").split()
         >>> of_paths(["4+21 no 7+18 no", "7+18 no"], steps)
-        Diversity(identical=False, likeness=0.5, division=0.5)
-        >>> of_paths(["no", "no no"], steps).division
+        Diversity(identical_paths=False, path_likeness=0.5, work_division=0.5)
+        >>> of_paths(["no", "no no"], steps).work_division
         0.0
 
     Args:

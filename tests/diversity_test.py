@@ -27,7 +27,7 @@ def labelled(*paths):
 def of(text, labels=()):
     """Identical, likeness and division of each block."""
     found = diversity.of_response(text, tasks.work, labels)
-    return [(d.identical, d.likeness, d.division) for d in found]
+    return [(d.identical_paths, d.path_likeness, d.work_division) for d in found]
 
 
 def test_worked_examples_hold():
@@ -103,8 +103,8 @@ PATHS = st.lists(WORDS.map(" ".join), min_size=2, max_size=4)
 @given(paths=PATHS)
 def test_laws(work, paths):
     found = diversity.of_paths(paths, work)
-    assert 0 <= found.likeness <= 1 and 0 <= found.division <= 1
-    assert found.identical == (len(set(paths)) < len(paths))
+    assert 0 <= found.path_likeness <= 1 and 0 <= found.work_division <= 1
+    assert found.identical_paths == (len(set(paths)) < len(paths))
     for other in itertools.permutations(paths):
         assert diversity.of_paths(other, work) == found
     same = diversity.of_paths([paths[0]] * len(paths), work)

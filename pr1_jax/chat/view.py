@@ -26,8 +26,8 @@ _MIN_PATH = 16  # columns of a path; with less the paths stand below each other
 # Names of the terminal's own palette, which fits its background; no yellow or white.
 _COLORS = ("cyan", "magenta", "green", "blue", "red")
 _FRAME = "dim"
-_UNICODE = {name: name for name in "╭╮╰╯├┬┴│▸─✓·×▌"}
-_ASCII = dict(zip(_UNICODE, "+++++++|>-*|x_"))
+_UNICODE = {name: name for name in "╭╮╰╯├┬┴│▸─✓·▌"}
+_ASCII = dict(zip(_UNICODE, "+++++++|>-*|_"))
 _CONTROLS = {
     **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
     **dict.fromkeys([*range(0x7F, 0xA0)], "\ufffd"),
@@ -45,6 +45,9 @@ class Section:
     # response they begin with the tag that opens (or, in the main stream, precedes) it.
     streams: list[list[int]]
     closed: list[bool]  # whether nothing more will be written, by stream
+    labels: list[int] = dataclasses.field(
+        default_factory=list
+    )  # tokens of paths' labels
 
 
 def sections(
@@ -56,15 +59,25 @@ def sections(
     where they mean nothing.
     """
     parts = [Section(MAIN, [[]], [False])]
-    tokens, paths = trajectory.tokens.tolist(), trajectory.path.tolist()
-    for token, path in zip(tokens, paths, strict=True):
+    fields = (trajectory.tokens, trajectory.path, trajectory.forced)
+    for token, path, forced in zip(*(x.tolist() for x in fields), strict=True):
         last = parts[-1]
         if path:
             while len(last.streams) < path:
                 last.streams.append([])
                 last.closed.append(False)
-            last.streams[path - 1].append(token)
-            last.closed[path - 1] = token == tag_ids[tags.END_PATH]
+                last.labels.append(0)
+            stream, is_end = last.streams[path - 1], token == tag_ids[tags.END_PATH]
+            # What the runtime writes behind <Path> is the path's label.
+            if (
+                stream
+                and forced
+                and not is_end
+                and len(stream) == 1 + last.labels[path - 1]
+            ):
+                last.labels[path - 1] += 1
+            stream.append(token)
+            last.closed[path - 1] = is_end
         elif last.kind == BLOCK:  # </Parallel>, newline, <Summary>
             last.closed = [True] * len(last.closed)
             if token == tag_ids[tags.SUMMARY]:
@@ -85,8 +98,11 @@ _HEADS = {MAIN: tags.END_SUMMARY, BLOCK: tags.PATH, SUMMARY: tags.SUMMARY}
 
 
 def stream_text(section: Section, number: int, tokenizer: Tokenizer) -> str:
-    """Text of one stream, without the tags around it and safe to print."""
-    text = tokenizer.decode(section.streams[number])
+    """Text of one stream, without tags around it and label, and safe to print."""
+    tokens = section.streams[number]
+    if section.kind == BLOCK:
+        tokens = [*tokens[:1], *tokens[1 + section.labels[number] :]]
+    text = tokenizer.decode(tokens)
     text = text.removeprefix(_HEADS[section.kind])
     if section.kind == BLOCK and section.closed[number]:
         text = text.removesuffix(tags.END_PATH)
@@ -157,7 +173,15 @@ class Painter:
         )
         return [self._wrapped(Text(text), width) or [Text()] for text in texts]
 
-    def _label(self, section: Section, number: int) -> Text:
+    def _name(self, section: Section, number: int) -> Text:
+        """`path 1`, with its label where that says something else."""
+        label = section.streams[number][1 : 1 + section.labels[number]]
+        text = self._tokenizer.decode(label, continues=True)
+        text = " ".join(printable(text).split())
+        own = f" ({text})" if text not in ("", str(number + 1)) else ""
+        return Text(f"path {number + 1}{own}", style=_color(number))
+
+    def _count(self, section: Section, number: int) -> Text:
         """`12 tokens`, with a mark if the path is closed."""
         count, done = len(section.streams[number]), section.closed[number]
         words = f"{count} token{'s' * (count != 1)}"
@@ -171,10 +195,10 @@ class Painter:
         """Paths side by side, each `width` columns wide."""
         texts = self._texts(section, width)
         height = max(map(len, texts))
-        names = [Text(f"path {i + 1}", style=_color(i)) for i in range(len(texts))]
+        names = [self._name(section, i) for i in range(len(texts))]
         lines = [Text(), self._rule("╭┬╮", names, width)]
         lines += [self._row(section, texts, row, width) for row in range(height)]
-        counts = [self._label(section, i) for i in range(len(texts))]
+        counts = [self._count(section, i) for i in range(len(texts))]
         # The summary hangs on the corner of a block that is closed.
         lines.append(self._rule("╰┴╯" if is_open else "├┴╯", counts, width))
         if not is_open:
@@ -188,6 +212,7 @@ class Painter:
         left, middle, right, dash = (self._glyphs[c] for c in corners + "─")
         line = Text()
         for number, label in enumerate(labels):
+            label.truncate(width - 1, overflow="ellipsis")
             line.append((middle if number else left) + dash, _FRAME)
             line.append(" ").append_text(label).append(" ")
             line.append(dash * (width - 1 - label.cell_len), _FRAME)
@@ -218,8 +243,8 @@ class Painter:
         lines = [Text()]
         for number, wrapped in enumerate(texts):
             corner = g["├" if number else "╭"] + g["─"]
-            name = Text(f"path {number + 1}", style=_color(number))
-            count = self._label(section, number)
+            name = self._name(section, number)
+            count = self._count(section, number)
             dot = f" {g['·']} "
             lines.append(Text.assemble((corner, _FRAME), " ", name, dot, count))
             if not section.closed[number]:
@@ -315,10 +340,7 @@ def figures(record: Mapping[str, Any], console: rich.console.Console) -> str:
     g = glyphs(console)
     total, steps = record["total_tokens"], record["sequential_steps"]
     parts = [f"{total} tokens in {steps} steps"]
-    if record["num_blocks"]:
-        parts.append(f"{total - steps} steps saved ({total / steps:.2f}{g['×']})")
-    else:
-        parts.append("no block")
+    parts.append(_work(record) if record["num_blocks"] else "no block")
     if record["seconds"] > 0:
         parts.append(f"{total / record['seconds']:,.0f} tokens/s")
     if record.get("stopped"):
@@ -326,6 +348,18 @@ def figures(record: Mapping[str, Any], console: rich.console.Console) -> str:
     elif not record["finished"]:
         parts.append("cut off at its limit (--max_tokens)")
     return f" {g['·']} ".join(parts)
+
+
+def _work(record: Mapping[str, Any]) -> str:
+    """What the paths of a response did apart from each other."""
+    blocks = record["num_blocks"]
+    text = f"{blocks} block{'s' * (blocks > 1)}"
+    if shares := record.get("work_division"):
+        share = sum(shares) / len(shares)
+        text += f", {100 * share:.0f}% of the paths' work distinct"
+    if same := sum(record.get("identical_paths", ())):
+        text += ", paths identical" + (f" in {same}" if blocks > 1 else "")
+    return text
 
 
 def _answer_bold(text: str) -> Text:

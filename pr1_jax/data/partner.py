@@ -67,6 +67,7 @@ _WORDS += tuple(f">{n}" for n in _NUMBERS)
 _PATTERN = "|".join((_QUESTION, re.escape(_LARGER), _ANSWER, f" {NONE}", _NO, _YES))
 _PATTERN += rf"| [{ROWS}]| \d+|>\d+|\n|."
 
+_ASKED = re.compile(rf"{_QUESTION} (\d+){re.escape(_LARGER)}(?: [{ROWS}]| \d+)+\s*")
 _STEP = re.compile(r" (\d+)>(\d+)( yes| no)?")
 _SEARCH = re.compile(rf"(?: ?[{ROWS}]| \d+(?:>\d+)?| yes| no)+")
 _SUMMARY = re.compile(rf" (\d+|{NONE})\s*")
@@ -204,6 +205,15 @@ class Partner:
     def as_asked(self, question: str) -> str:
         """As `Task.as_asked`."""
         return question.strip() + "\n"
+
+    def asked(self, question: str) -> str | None:
+        """As `Task.asked`."""
+        if not (match := _ASKED.fullmatch(question)):
+            return None
+        return (
+            f"One number in the rows {ROWS[0]} to {ROWS[-1]} has a partner there that is "
+            f"{match[1]} larger. The answer is that number."
+        )
 
     def conclusion(self, text: str, *, summary: bool = False) -> str | None:
         """The number that a search or a summary names, or "no"."""

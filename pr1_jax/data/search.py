@@ -57,6 +57,7 @@ _WORDS = ("\n", " ", "+", "? ", " no ", " yes", "left ", "right ", "both ")
 _WORDS += ("Which two add to ", "Final Answer: ", *map(str, range(100)))
 _PATTERN = r"Which two add to |Final Answer: |left |right |both | no | yes|\? |\d+|."
 
+_QUESTION = re.compile(r"Which two add to ([0-9]+)\?(?: [0-9]+)+\s*")
 _SEARCH = re.compile(r"\s*(?:left|right)\b")  # how a search begins
 _FOUND = re.compile(r"([0-9]{1,3})\+([0-9]{1,3}) yes\s*")
 _STEP = re.compile(r"[0-9]{1,3}\+[0-9]{1,3}")  # of work: a number, and what it needs
@@ -195,6 +196,15 @@ class Search:
     def as_asked(self, question: str) -> str:
         """As `Task.as_asked`."""
         return question.strip() + "\n"
+
+    def asked(self, question: str) -> str | None:
+        """As `Task.asked`."""
+        if not (match := _QUESTION.fullmatch(question)):
+            return None
+        return (
+            f"Two of the listed numbers add up to {match[1]}. The answer is their "
+            "difference."
+        )
 
     def conclusion(self, text: str, *, summary: bool = False) -> str | None:
         """The pair that a search or a summary names, ascending: `12+13`; or "no"."""

@@ -38,6 +38,9 @@ class Task(Protocol):
     def as_asked(self, question: str) -> str:
         """A question as a person types it in the form that its problems have."""
 
+    def asked(self, question: str) -> str | None:
+        """What a question asks for, in plain words; None for one in another language."""
+
     def conclusion(self, text: str, *, summary: bool = False) -> str | None:
         """What a path or a summary concludes, `NOTHING` if it says so.
 
@@ -94,6 +97,12 @@ def spoken(tokenizer: Tokenizer) -> Task | None:
     vocabulary = lambda x: x.hf_tokenizer.get_vocab()
     mine = vocabulary(tokenizer)
     return next((t for t in _all() if vocabulary(t.tokenizer()) == mine), None)
+
+
+def asked(question: str) -> str | None:
+    """Returns `Task.asked` of the first task that can read the question; None if none can."""
+    read = (task.asked(question) for task in _all())
+    return next((words for words in read if words is not None), None)
 
 
 def conclusion(text: str, *, summary: bool = False) -> str | None:

@@ -1,7 +1,8 @@
 r"""What blocks are used for, read off the text of responses (docs/method.md, section 8).
 
-The functions take rollout records, the dicts in `rollouts/*.jsonl`. Whatever a model
-wrote is read as far as it goes (`diversity.read_blocks`).
+The functions take rollout records, the dicts in `rollouts/*.jsonl`; `summarize` takes the
+labels of paths out of their texts. Whatever a model wrote is read as far as it goes
+(`diversity.read_blocks`).
 
 A *conclusion* is what two texts are compared by: the answer in a path's `\boxed{}` or
 `Final Answer:` line, else its last number; in the language of a task made by code what
@@ -270,12 +271,42 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def summarize(records: Sequence[Record]) -> dict[str, float | None]:
-    """One figure for each analysis, a mean over blocks; None where there is none."""
+def figures_of_paths(
+    record: Record, labels: Sequence[str] = ()
+) -> list[diversity.Diversity]:
+    """Whether the paths of each block did different things, in order of the blocks.
+
+    A record states it, too, but one of an older version does not.
+    """
+    return diversity.of_response(record["response"], tasks.work, labels)
+
+
+def _unlabelled(record: Record, labels: Sequence[str]) -> Record:
+    """A record whose paths have no labels in its text."""
+    pieces = tags.split_labels(record["response"], labels)
+    return {**record, "response": "".join(x for x, path in pieces if path is None)}
+
+
+def asked(question: str) -> str:
+    """What a question asks for in plain words, "" where only it says so."""
+    return tasks.asked(question) or ""
+
+
+def summarize(
+    records: Sequence[Record], labels: Sequence[str] = ()
+) -> dict[str, float | None]:
+    """One figure for each analysis, a mean over blocks; None where there is none.
+
+    Args:
+      labels: of paths, which are taken out first.
+    """
+    records = [_unlabelled(record, labels) for record in records]
+    paths = [x for record in records for x in figures_of_paths(record)]
     return {
         "relative_position": _mean(relative_positions(records)),
         "path_bleu": _mean(path_diversity(records)),
         "path_agreement": _mean(path_agreement(records)),
         "summary_follows_majority": _mean(summaries_follow_majority(records)),
         "verification_share": _mean(verifications(records)),
+        **{n: _mean([getattr(x, n) for x in paths]) for n in diversity.FIGURES},
     }

@@ -47,20 +47,25 @@ CHARTS = {
     ),
     "Shape of the thinking": (
         _chart("rollout/parallel_ratio", in_picture=True),
-        _chart("analysis/relative_position"),
+        _chart(
+            "rollout/work_division",
+            "rollout/identical_paths",
+            title="Paths",
+            in_picture=True,
+        ),
         _chart(
             "rollout/total_tokens",
             "rollout/sequential_steps",
             title="Length",
             in_picture=True,
         ),
-        _chart("rollout/self_parallelism"),
-        _chart("analysis/path_bleu"),
+        _chart("rollout/path_likeness", "analysis/path_bleu"),
         _chart(
             "analysis/path_agreement",
             "analysis/summary_follows_majority",
             title="Agreement",
         ),
+        _chart("analysis/relative_position"),
         _chart("analysis/verification_share"),
         _chart("rollout/format_ok", "rollout/finished", title="Format"),
     ),

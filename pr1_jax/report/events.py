@@ -119,7 +119,7 @@ def largest(moved: Moves, row: int, count: int = 8) -> list[tuple[str, float, fl
 def find(run: reading.Run, moved: Moves) -> list[Event]:
     """All events of a run in order; `moved` is what `moves` returned."""
     events = [*_alarms(run), *_changes(run, moved), *_boundaries(run)]
-    return sorted(events, key=lambda e: (e.row, e.kind))
+    return sorted(events, key=lambda e: (e.row, e.kind != "stage", e.kind))
 
 
 def _event(run: reading.Run, kind: str, name: str, row: int, last: int, *words):

@@ -17,6 +17,7 @@ from pr1_jax.system import files
 _RECORDS = 256  # of a file, at most …
 _CHARACTERS = 300_000  # … and so much text: paths are compared pair by pair
 PREFIX = "analysis/"
+_VERSION = 2  # of the lines; those of an older one are made again
 
 
 class History:
@@ -44,13 +45,16 @@ class History:
         until, new = time.monotonic() + limit_sec, False
         for source in reversed(run.sources):
             stamp = [[p.stat().st_size, p.stat().st_mtime_ns] for p in source.paths]
-            if self._known.get(source.name, {}).get("files") == stamp:
+            known = self._known.get(source.name, {})
+            if known.get("files") == stamp and known.get("version") == _VERSION:
                 continue
             if time.monotonic() > until:
                 break
-            means = analysis.summarize(_some(reading.read_records(source, _RECORDS)))
+            records = _some(reading.read_records(source, _RECORDS))
+            means = analysis.summarize(records, run.labels)
             figures = {PREFIX + name: x for name, x in means.items() if _is_number(x)}
-            self._known[source.name] = {"name": source.name, "files": stamp, **figures}
+            line = {"name": source.name, "version": _VERSION, "files": stamp}
+            self._known[source.name] = line | figures
             new = True
         if new:
             lines = [self._known[name] for name in sorted(self._known)]

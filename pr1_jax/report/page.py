@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pr1_jax import rewards
+from pr1_jax import diversity, rewards
 from pr1_jax.report import charts, differences, events, history, reading, traces
 from pr1_jax.system import files
 from pr1_jax.workdir import alarms, metric_table
@@ -96,9 +96,12 @@ def describe(
 ) -> dict[str, Any]:
     """A run as the page's data; arguments are those of `traces.embed`."""
     by_step = {(s.stage, s.step): analyses.get(s.name, {}) for s in run.sources}
-    rows = [{**row, **by_step.get((row["stage"], row["step"]), {})} for row in run.rows]
+    rows = [
+        _with(row, by_step.get((row["stage"], row["step"]), {}), "rollout/")
+        for row in run.rows
+    ]
     evaluations = [
-        (title, at, {**values, **analyses.get(title, {})})
+        (title, at, _with(values, analyses.get(title, {}), "eval/"))
         for title, at, values in run.evaluations
     ]
     run = dataclasses.replace(run, rows=rows, evaluations=evaluations)
@@ -117,6 +120,7 @@ def describe(
         "workdir": str(run.path),
         "experiment": str(run.config.get("name", "")),
         "variant": str(run.config.get("variant", "structured")),
+        "labels": run.labels,
         "finished": bool(run.summary.get("finished")),
         "planned": {
             stage: section["steps"]
@@ -153,6 +157,19 @@ def describe(
         "responses": responses,
         "left_out": left_out,
     }
+
+
+def _with(
+    line: Mapping[str, Any], analyses: Mapping[str, float], group: str
+) -> dict[str, Any]:
+    """A line of metrics and its analyses.
+
+    Figures of paths are metrics today; in a line that was written before, those of the
+    responses that were analysed stand for them.
+    """
+    names = {history.PREFIX + name: group + name for name in diversity.FIGURES}
+    read = {names.get(name, name): value for name, value in analyses.items()}
+    return {**line, **{name: x for name, x in read.items() if name not in line}}
 
 
 def _thinned(rows: int, keep: set[int]) -> list[int]:

@@ -74,6 +74,11 @@ class Run:
             stages.setdefault(row["stage"], []).append(i)
         return [(name, rows[0], len(rows)) for name, rows in stages.items()]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the paths of a block."""
+        return tuple(self.config.get("rollout", {}).get("path_labels", ()))
+
     @functools.cached_property
     def reward_names(self) -> list[str]:
         """The rewards that have a weight at each row, "a + b"; "" outside RL."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pr1_jax.report import reading
+from pr1_jax.report import analysis, reading
 
 BUDGET = 8_000_000  # bytes of responses in a page
 _MANY, _FEW = 16, 2  # responses of a source that is of interest, and of any other
@@ -35,9 +35,13 @@ class Shelf:
         self._chosen: dict[reading.Source, tuple[Any, Encoded]] = {}
 
     def take(
-        self, counts: Mapping[reading.Source, int]
+        self, counts: Mapping[reading.Source, int], labels: Sequence[str] = ()
     ) -> dict[reading.Source, Encoded]:
-        """So many encoded records of each source, or all; forgets other sources."""
+        """So many encoded records of each source, or all; forgets other sources.
+
+        Args:
+          labels: as `encode`.
+        """
         held, self._chosen = self._chosen, {}
         for source, count in counts.items():
             stamp = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.paths]
@@ -45,7 +49,7 @@ class Shelf:
             if source not in held or held[source][0] != stamp:
                 records = reading.read_records(source, max(_LOOK_AT, 4 * count))
                 mixed = _mixed(records, count)
-                held[source] = stamp, [_sized(encode(record)) for record in mixed]
+                held[source] = stamp, [_sized(encode(r, labels)) for r in mixed]
             self._chosen[source] = held[source]
         return {source: encoded for source, (_, encoded) in self._chosen.items()}
 
@@ -95,10 +99,10 @@ def embed(
     wanted = [s for s in _wanted(run, interesting) if s not in asked]
     others = [s for s in run.sources if s not in asked and s not in {*wanted}]
     counts = dict.fromkeys(wanted, _MANY) | dict.fromkeys(others, _FEW)
-    chosen = _fit(wanted, others, (shelf or Shelf()).take(counts), budget)
+    chosen = _fit(wanted, others, (shelf or Shelf()).take(counts, run.labels), budget)
     chosen = {source: [r for r, _ in pairs] for source, pairs in chosen.items()}
     for source in asked:
-        chosen[source] = [encode(r) for r in reading.read_records(source)]
+        chosen[source] = [encode(r, run.labels) for r in reading.read_records(source)]
     groups = [
         {"name": s.name, "stage": s.stage, "step": s.step, "records": chosen[s]}
         for s in run.sources
@@ -196,8 +200,12 @@ def _left_out(run: reading.Run, chosen: Mapping[reading.Source, Any]) -> str:
     )
 
 
-def encode(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A rollout record as the page holds it; fields of a wrong type are left empty."""
+def encode(record: Mapping[str, Any], labels: Sequence[str] = ()) -> dict[str, Any]:
+    """A rollout record as the page holds it; fields of a wrong type are left empty.
+
+    Args:
+      labels: of the paths of a block.
+    """
     text = lambda name: x if isinstance(x := record.get(name), str) else ""
     number = lambda name: x if isinstance(x := record.get(name), int | float) else None
     out = {
@@ -213,6 +221,11 @@ def encode(record: Mapping[str, Any]) -> dict[str, Any]:
         "format_ok": bool(record.get("format_ok", True)),
         "finished": bool(record.get("finished", True)),
     }
+    if asked := analysis.asked(text("question")):
+        out["asked"] = asked
+    if paths := analysis.figures_of_paths({"response": text("response")}, labels):
+        out["identical"] = [x.identical_paths for x in paths]
+        out["division"] = [round(x.work_division, 4) for x in paths]
     trace = _encode_trace(record.get("trace"))
     return out | ({"trace": trace} if trace else {"response": text("response")})
 

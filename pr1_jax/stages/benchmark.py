@@ -1,8 +1,8 @@
 """The paper's table: benchmarks by decoding modes (docs/method.md, section 7).
 
 Every response is kept in `samples/<benchmark>_<mode>.jsonl`, written a chunk of problems
-at a time; what is there already is not sampled again. The table, with 95 % intervals by
-bootstrap over problems, goes to `benchmarks.json` and `benchmarks.md`.
+at a time; what is there already is not sampled again. The table, with 95 % intervals
+over problems, goes to `benchmarks.json` and `benchmarks.md`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import evaluate
+from pr1_jax import diversity, evaluate
 from pr1_jax.data import prompts
 from pr1_jax.stages import evaluation
 from pr1_jax.stages.experiment import Experiment
@@ -20,7 +20,7 @@ from pr1_jax.stages.run import Run, evaluation_name
 from pr1_jax.stages.samples import sample
 from pr1_jax.system import files, tables
 
-_AVERAGED = (  # figures whose means over benchmarks make sense
+_AVERAGED = (  # figures whose means over benchmarks make sense, of those that have them
     "accuracy",
     "parallel_ratio",
     "total_tokens",
@@ -29,6 +29,7 @@ _AVERAGED = (  # figures whose means over benchmarks make sense
     "undecided",
     "finished",
     "seconds",
+    *diversity.FIGURES,
 )
 
 
@@ -123,14 +124,16 @@ def _average(
       shares: of each benchmark, the share of correct samples by problem.
     """
     low, high = evaluate.interval_of_average(shares)
-    means = {n: float(np.mean([f[n] for f in figures.values()])) for n in _AVERAGED}
+    known = {n: [f[n] for f in figures.values() if n in f] for n in _AVERAGED}
+    means = {n: float(np.mean(values)) for n, values in known.items() if values}
     return {**means, "accuracy_low": low, "accuracy_high": high}
 
 
 _NOTE = (
-    "Shares in per cent, with 95 % intervals by bootstrap over problems. Of a response, "
-    "on average: tokens, sequential steps, wall-clock seconds (in batches, with "
-    "verification). string: mean@k by the published string checker."
+    "Shares in per cent, with 95 % intervals over problems. distinct: of the steps of "
+    "work in a block's paths, those that one path alone did. Of a response, on average: "
+    "tokens, sequential steps, wall-clock seconds (in batches, with verification). "
+    "string: mean@k by the published string checker."
 )
 
 
@@ -154,6 +157,7 @@ def _details(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tables
             "mean@k": _interval(f, "accuracy"),
             "pass@k": _interval(f, "pass_at_k"),
             "parallel": _percent(f["parallel_ratio"]),
+            "distinct": _percent(f["work_division"]) if "work_division" in f else "",
             "tokens": f"{f['total_tokens']:.1f}",
             "steps": f"{f['sequential_steps']:.1f}",
             "sec": f"{f['seconds']:.3f}",

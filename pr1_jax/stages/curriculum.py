@@ -101,7 +101,8 @@ def _evaluate(current: Run, held_out: Any, name: str) -> None:
 
 
 def _percent(metrics: Mapping[str, float], name: str) -> str:
-    return f"{100 * metrics['eval/' + name]:.1f} %"
+    value = metrics.get(f"eval/{name}")
+    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def _report(current: Run) -> None:
@@ -113,10 +114,9 @@ def _report(current: Run) -> None:
             "95 % interval": (
                 f"{_percent(e, 'accuracy_low')} to {_percent(e, 'accuracy_high')}"
             ),
-            "blocks banned": (
-                _percent(e, "accuracy_banned") if "eval/accuracy_banned" in e else "–"
-            ),
+            "blocks banned": _percent(e, "accuracy_banned"),
             "parallel ratio": _percent(e, "parallel_ratio"),
+            "distinct work": _percent(e, "work_division"),
             "tokens": f"{e['eval/total_tokens']:.1f}",
             "steps": f"{e['eval/sequential_steps']:.1f}",
         }

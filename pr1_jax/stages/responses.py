@@ -83,22 +83,25 @@ class Response:
             total_tokens=len(trajectory.tokens),
             sequential_steps=trajectory.sequential_steps,
             string_correct=published.check(text, problem.answer),
-            identical_paths=tuple(b.identical for b in blocks),
-            path_likeness=tuple(round(b.likeness, 4) for b in blocks),
-            work_division=tuple(round(b.division, 4) for b in blocks),
+            identical_paths=tuple(b.identical_paths for b in blocks),
+            path_likeness=tuple(round(b.path_likeness, 4) for b in blocks),
+            work_division=tuple(round(b.work_division, 4) for b in blocks),
             trajectory=trajectory,
         )
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Self:
         """The response of a record; what else is in the record is left out."""
-        fields = {name: record[name] for name in _RECORD if name not in OF_BLOCKS}
-        figures = {name: tuple(record.get(name, ())) for name in OF_BLOCKS}
+        fields = {
+            name: record[name] for name in _RECORD if name not in diversity.FIGURES
+        }
+        figures = {name: tuple(record.get(name, ())) for name in diversity.FIGURES}
         return cls(**fields, **figures)
 
     def record(self) -> dict[str, Any]:
         """What is written of it as JSON."""
-        return {name: getattr(self, name) for name in _RECORD}
+        values = {name: getattr(self, name) for name in _RECORD}
+        return {n: [*x] if isinstance(x, tuple) else x for n, x in values.items()}
 
     @property
     def correct(self) -> bool:
@@ -115,7 +118,6 @@ class Response:
         )
 
 
-OF_BLOCKS = ("identical_paths", "path_likeness", "work_division")
 _RECORD = [f.name for f in dataclasses.fields(Response) if f.name != "trajectory"]
 _TEXTS = {name: "" for name in ("question", "response", "answer", "reason")}
 
@@ -157,7 +159,9 @@ def describe(responses: Sequence[Response]) -> dict[str, float]:
     def mean(of: Callable[[Response], float]) -> float:
         return float(np.mean([float(of(r)) for r in responses]))
 
-    blocks = {n: [x for r in responses for x in getattr(r, n)] for n in OF_BLOCKS}
+    blocks = {
+        n: [x for r in responses for x in getattr(r, n)] for n in diversity.FIGURES
+    }
     total = mean(lambda r: r.total_tokens)
     steps = mean(lambda r: r.sequential_steps)
     return {

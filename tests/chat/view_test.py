@@ -1,8 +1,10 @@
 """Tests of pr1_jax.chat.view: what is drawn of a response while it grows."""
 
+import dataclasses
 import io
 import re
 
+import numpy as np
 import pyte
 import pytest
 import rich.console
@@ -120,3 +122,66 @@ def test_a_response_cannot_steer_the_terminal(by_bytes):
     for code in ("\x1b[2J", "\x1b]", "\x9b", "\u202e"):
         assert code not in written
     assert sum(line.count("␛[2J␛]0;title␇") for line in lines) == 3
+
+
+def labelled(tokenizer, *paths, count):
+    """A whole response whose paths begin with labels of so many tokens."""
+    *_, whole = growing.steps(tokenizer, "2+2?", growing.text_of(*paths))
+    behind, forced = 0, whole.forced.copy()
+    for i, token in enumerate(whole.tokens.tolist()):
+        forced[i] = behind > 0
+        behind = count if token == tokenizer.tag_ids["<Path>"] else behind - 1
+    return dataclasses.replace(whole, forced=forced)
+
+
+@pytest.mark.parametrize("width", [80, 30])
+def test_labels_stand_in_headings_and_not_in_paths(by_bytes, width):
+    whole = labelled(by_bytes, " 1 east", " 2 west", count=2)
+    shown = "\n".join(drawn(by_bytes, [whole], Terminal(width))[0])
+    assert re.search(r"path 1 ", shown) and re.search(r"path 2 ", shown)
+    assert re.search("│ east", shown) and re.search("│ west", shown)
+    assert "1 east" not in shown and "(" not in shown
+    named = labelled(by_bytes, "left east", "left west", count=4)
+    shown = "\n".join(drawn(by_bytes, [named], Terminal(width))[0])
+    assert re.search(r"path 1 \(left\)", shown) and re.search(r"path 2 \(left\)", shown)
+    assert re.search("│ east", shown) and "left east" not in shown
+    unforced = dataclasses.replace(named, forced=np.zeros_like(named.forced))
+    assert "left east" in "\n".join(drawn(by_bytes, [unforced], Terminal(width))[0])
+
+
+def test_a_long_label_leaves_the_columns_straight(by_bytes):
+    whole = labelled(by_bytes, "x" * 60 + " a", "x" * 60 + " b", count=60)
+    lines = [
+        x for x in drawn(by_bytes, [whole], Terminal(80))[0] if x and x[0] in "╭│├"
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+FIGURES = {"total_tokens": 60, "sequential_steps": 40, "seconds": 0.0, "finished": True}
+APART = {"num_blocks": 1, "work_division": [0.375], "identical_paths": [False]}
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"num_blocks": 0}, "no block"),
+        ({"num_blocks": 1}, "1 block"),  # older, or malformed
+        (APART, "1 block, 38% of the paths' work distinct"),
+        (
+            {**APART, "work_division": [0.0], "identical_paths": [True]},
+            "1 block, 0% of the paths' work distinct, paths identical",
+        ),
+        (
+            {
+                "num_blocks": 2,
+                "work_division": [0.0, 1.0],
+                "identical_paths": [True, False],
+            },
+            "2 blocks, 50% of the paths' work distinct, paths identical in 1",
+        ),
+    ],
+)
+def test_what_a_response_took_claims_no_speed_up(record, said):
+    """Tokens, steps, and what share of the work was done once; no ratio of the two."""
+    shown = view.figures(FIGURES | record, Terminal().console)
+    assert shown == f"60 tokens in 40 steps · {said}"

@@ -10,6 +10,7 @@ from pr1_jax.workdir import metrics
 from pr1_jax.workdir.alarms import LOGP_GAPS, Alarms, Limits
 
 COLLAPSE = 140
+LABELS = (" 1", " 2")
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"><!--\u2028 &amp; "
 
 
@@ -17,6 +18,7 @@ def write(workdir: pathlib.Path, *, steps: int = 160, responses=range(1, 161)) -
     """Writes a workdir as training does; `responses`: steps that have rollouts."""
     config = rl_alternating.get_config("smoke")
     config.reward.window, config.reward.tiered_steps, config.rl.steps = 10, 2, steps
+    config.rollout.path_labels = LABELS
     files.write_json(workdir / "config.json", config.to_dict())
     noise = np.random.default_rng(0)
     alarms = Alarms(Limits(LOGP_GAPS[config.variant], **config.alarms))
@@ -74,6 +76,8 @@ def evaluation(accuracy: float) -> dict[str, float]:
         "eval/accuracy_low": accuracy - 0.03,
         "eval/accuracy_high": accuracy + 0.03,
         "eval/parallel_ratio": 0.6,
+        "eval/identical_paths": 0.125,
+        "eval/work_division": 0.75,
         "eval/total_tokens": 120.0,
         "eval/sequential_steps": 80.0,
         "eval/sequential_steps_banned": 70.0,
@@ -141,6 +145,21 @@ def response(paths: int = 2, tokens: int = 6, blocks: int = 1) -> dict:
     steps = max(trace["positions"]) - 9
     facts = {"total_tokens": len(trace["pieces"]), "sequential_steps": steps}
     return record(text, verdict="correct", num_blocks=blocks, trace=trace, **facts)
+
+
+def labelled() -> list[dict]:
+    """A response whose paths have labels and do the same, with a trace and without."""
+    paths = [
+        (["<Path>", label, " left", " 1+6", " no", "</Path>"], i)
+        for i, label in enumerate(LABELS, start=1)
+    ]
+    trace = traced([[(["<Parallel>"], 0)], paths, [(["</Parallel>"], 0)]])
+    trace["forced"] = [
+        int(piece[0] == "<" or piece in LABELS) for piece in trace["pieces"]
+    ]
+    text = "".join(trace["pieces"])
+    record_ = record(text, verdict="correct", num_blocks=1)
+    return [record_ | {"trace": trace}, record_]
 
 
 def traced(parts: list[list[tuple[list[str], int]]], prompt: int = 10) -> dict:

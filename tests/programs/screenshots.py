@@ -22,9 +22,14 @@ _BLOCK = """
   const picker = document.querySelector("#filter-group");
   picker.value = picker.options[1].value;  // the newest
   picker.dispatchEvent(new Event("change"));
-  document.querySelector('[data-filter="verdict"][data-value="correct"]').click();
-  document.querySelector('[data-filter="blocks"][data-value="with"]').click();
-  document.querySelector("#list button").click();
+  const choose = (name, value) =>
+    document.querySelector(`[data-filter="${name}"][data-value="${value}"]`).click();
+  const first = () => document.querySelector("#list button");
+  choose("verdict", "correct");
+  choose("blocks", "with");
+  if (!first()) choose("verdict", "");  // an untrained model is never correct
+  if (!first()) choose("blocks", "");
+  if (first()) first().click();
 """
 _RESPONSES = "document.querySelector('#responses').scrollIntoView();"
 _SHOTS = {  # name: height, what is done first

@@ -177,7 +177,12 @@ def test_summarize_by_hand():
         assert set(analysis.summarize(empty).values()) == {None}
     text = block("so 4", "it is 4 now", "or 5", summary="4") + "Final Answer: 4"
     found = analysis.summarize(records(text, "4"))
-    assert len(found) == 5
+    assert len(found) == 8
+    assert found["identical_paths"] == found["path_likeness"] == 0
+    assert found["work_division"] == 1
+    labelled = [block(" 1 so 4", " 2 so 4") + block(" 1 a", " 2 b"), ""]
+    of_labelled = analysis.summarize(records(*labelled), (" 1", " 2"))
+    assert of_labelled["identical_paths"] == of_labelled["work_division"] == 1 / 2
     assert found["relative_position"] == found["verification_share"] == 0
     assert found["path_agreement"] == pytest.approx(1 / 3)
     assert found["summary_follows_majority"] == 1

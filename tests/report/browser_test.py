@@ -1,6 +1,7 @@
 """The report in a real browser: it opens, answers, and asks the network for nothing."""
 
 import json
+import re
 import time
 
 import pytest
@@ -25,6 +26,7 @@ def report(tmp_path_factory):
     large = made_up_run.response(paths=8, tokens=93, blocks=4)
     assert len(large["trace"]["pieces"]) > 2900
     made_up_run.write_responses(workdir, "eval_2_rl", [large])
+    made_up_run.write_responses(workdir, "eval_1_sft", made_up_run.labelled())
     page.write([workdir], workdir / "report.html")
     return workdir / "report.html"
 
@@ -52,10 +54,10 @@ def see(chrome, report):
 def test_it_opens_on_the_trained_state_and_compares_it_with_sft(see):
     _, texts = see()
     assert "eval_2_rl" in texts("#response .facts")[0]
-    accuracy, *_ = texts("#headline div")
+    accuracy, blocks, identical, distinct, steps = texts("#headline div")
     assert "40.0" in accuracy and "from 55.0\u202f% after SFT" in accuracy
-    steps = texts("#headline div")[-1]
-    assert "80" in steps and "70 with blocks banned" in steps
+    assert "60.0" in blocks and "12.5" in identical and "75.0" in distinct
+    assert "80" in steps and "70 with blocks banned" in steps and "120 tokens" in steps
     dropped, signal = texts("#event-list .fact")
     assert dropped == "rl: kept 30 of 60 records read: 30 too long."
     assert "no signal (100% in the last steps)" in signal
@@ -114,6 +116,55 @@ def test_filters_change_the_count(see, chrome):
     assert 0 < _count(texts) < whole
 
 
+def test_a_filter_without_a_hit_shows_no_response(see, chrome):
+    _, texts = see()
+    _press(chrome, '[data-filter="verdict"][data-value="correct"]')
+    assert "correct" in texts("#response .judged")[0]
+    _press(chrome, '[data-filter="blocks"][data-value="without"]')
+    assert _count(texts) == 0
+    assert texts("#response") == ["No response is of this kind."]
+    _press(chrome, '[data-filter="verdict"][data-value="undecided"]')
+    assert "undecided" in texts("#response .judged")[0]
+
+
+def test_a_response_states_its_task(see, chrome):
+    _, texts = see()
+    _open(chrome, "eval_1_sft")
+    labels, words = texts("#response .question .label"), texts("#response .question p")
+    assert dict(zip(labels, words)) == {
+        "Question": "Which two add to 26? 16 6 9 17",
+        "What is asked": "Two of the listed numbers add up to 26. The answer is their "
+        "difference.",
+        "What counts as right": "A final answer equal to 8",
+    }
+
+
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_labels_stand_above_paths(see, chrome, is_traced):
+    _, texts = see()
+    _open(chrome, "eval_1_sft", 0 if is_traced else 1)
+    assert chrome.execute_script(
+        """return [...document.querySelectorAll(".paths .heads .cell")].map((cell) =>
+          [...cell.querySelectorAll(".t")].map((t) => t.textContent).join(""));"""
+    ) == [" 1", " 2"]
+    rows = texts(".paths .row:not(.heads) .cell")
+    assert rows and not any(re.search(r"> ?[12] ", row) for row in rows)
+    assert (
+        "0.0\u202f% of the work is distinct, paths are identical" in texts(".join")[0]
+    )
+    facts = texts("#response .facts")[0]
+    assert "distinct work in paths\n0.0\u202f%" in facts
+    assert "blocks with identical paths\n1 of 1" in facts
+
+
+def test_titles_of_charts_are_whole(see, chrome):
+    for width in (360, 1280):
+        see("", width)
+        cut = """return [...document.querySelectorAll(".chart:not([hidden]) h4")]
+          .filter((h) => h.scrollWidth > h.clientWidth).map((h) => h.textContent)"""
+        assert chrome.execute_script(cut) == []
+
+
 def test_why_did_step_140_collapse(see, chrome):
     _, texts = see("#step=140")
     (panel,) = texts("#step")
@@ -149,11 +200,12 @@ def test_one_step_is_read_off_all_charts_by_key(see, chrome):
     assert texts("#step h2") == ["Step 159 of rl"]
 
 
-def _open(chrome, name):
+def _open(chrome, name, number=0):
     chrome.execute_script(
         """const rows = [...document.querySelectorAll("#list button")];
-        rows.find((row) => row.textContent.includes(arguments[0])).click();""",
+        rows.filter((row) => row.textContent.includes(arguments[0]))[arguments[1]].click();""",
         name,
+        number,
     )
 
 

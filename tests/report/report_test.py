@@ -1,5 +1,6 @@
 """The report of a run: what happened, which responses, the page, the command."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from pr1_jax.data import tasks
 from pr1_jax.report import (
     differences,
     events,
@@ -145,6 +147,67 @@ def test_a_bonus_for_short_critical_paths_is_said():
     assert traces.encode({"reward": 1.1, "reward_latency": 0.1})["saved"] == 0.1
 
 
+def test_a_stage_begins_before_what_happens_at_its_first_step():
+    run = _run([{"alarm/no_signal": 1.0, "alarm/skipped": 1.0}] * 2)
+    found = [(e.row, e.kind) for e in events.find(run, events.moves(run))]
+    assert found == [(0, "stage"), (0, "alarm"), (0, "skipped")]
+
+
+def test_figures_of_paths_in_older_lines_are_those_of_the_responses():
+    analyses = {"analysis/work_division": 0.25, "analysis/path_bleu": 0.5}
+    run = _run([{"rollout/accuracy": 1.0}])
+    evaluation = ("eval_2_rl", 1, {"eval/accuracy": 1.0})
+    of = lambda *lines: page.describe(
+        dataclasses.replace(
+            run,
+            rows=[run.rows[0] | lines[0]],
+            evaluations=[(*evaluation[:2], evaluation[2] | lines[1])],
+            sources=[reading.Source("rl_000001", "rl", 1, ())],
+        ),
+        {"rl_000001": analyses, "eval_2_rl": analyses},
+    )
+    found = of({}, {})
+    assert found["values"]["rollout/work_division"] == [0.25]
+    assert found["values"]["analysis/path_bleu"] == [0.5]
+    assert "analysis/work_division" not in found["values"]
+    assert found["evaluations"][0]["values"]["eval/work_division"] == 0.25
+    new = of({"rollout/work_division": 1.0}, {"eval/work_division": 1.0})
+    assert new["values"]["rollout/work_division"] == [1.0]
+    assert new["evaluations"][0]["values"]["eval/work_division"] == 1.0
+
+
+def test_analyses_of_an_older_version_are_made_again(tmp_path):
+    made_up_run.write(tmp_path, steps=2, responses=[1])
+    run = reading.read(tmp_path)
+    history.History(tmp_path).update(run)
+    path = tmp_path / "analysis.jsonl"
+    old = [
+        {
+            n: x
+            for n, x in line.items()
+            if n not in ("version", "analysis/work_division")
+        }
+        for line in files.read_json_lines(path)
+    ]
+    files.write_json_lines(path, old)
+    found = history.History(tmp_path).update(run)
+    assert found["rl_000001"]["analysis/work_division"] == 1.0
+
+
+def test_a_response_states_its_task_and_what_its_paths_did():
+    search, partner = tasks.make("search"), tasks.make("partner")
+    for task in (search, partner):
+        question = task.records("hard", "eval", seed=0)[0]["question"]
+        asked = traces.encode({"question": question})["asked"]
+        assert asked.endswith(".") and re.search(r"\d+", question)[0] in asked
+    assert "asked" not in traces.encode({"question": "What is 2 + 2?"})
+    text = "<Parallel><Path> 1 left 1+6 no</Path><Path> 2 left 1+6 no</Path></Parallel>"
+    found = traces.encode({"response": text}, (" 1", " 2"))
+    assert (found["identical"], found["division"]) == ([True], [0.0])
+    assert traces.encode({"response": text})["identical"] == [False]
+    assert not {"identical", "division"} & traces.encode({"response": "4"}).keys()
+
+
 def test_what_no_step_stands_out_by_is_a_fact():
     row = {"rollout/degenerate_groups": 0.84, "data/kept": 30, "data/dropped_other": 0}
     (dropped, dull) = events.facts(_run([row | {"data/dropped_too_long": 30}] * 3))
@@ -172,7 +235,7 @@ def test_a_small_budget_takes_fewer_of_each_then_texts_then_fewer_steps(workdir)
     size = lambda groups: sum(dumped(r) for g in groups for r in g["records"])
     of_step = lambda groups, n: next(g["records"] for g in groups if g["step"] == n)
     whole = embed(traces.BUDGET)
-    for share in (0.9, 0.6, 0.4, 0.1):
+    for share in (0.9, 0.6, 0.5, 0.1):
         some = embed(int(share * size(whole)))
         assert size(some) <= share * size(whole)
         assert "trace" in of_step(some, 140)[0]
@@ -253,7 +316,7 @@ def test_hostile_text_cannot_leave_its_place(written):
 
 def test_the_page_is_small_and_closed(written):
     code = written.replace(re.search(r'id="data">(.*?)</script>', written)[1], "")
-    assert len(code.encode()) < 75_000
+    assert len(code.encode()) < 78_000
     assert "default-src 'none'" in code and not re.search(r"https?://(?!www\.w3)", code)
 
 
@@ -290,7 +353,7 @@ def test_of_two_lines_of_a_step_the_later_counts(tmp_path):
 def test_each_file_is_analysed_once(workdir, monkeypatch):
     run = reading.read(workdir)
     history.History(workdir).update(run)
-    monkeypatch.setattr(history.analysis, "summarize", lambda records: 1 / 0)
+    monkeypatch.setattr(history.analysis, "summarize", lambda *_: 1 / 0)
     found = history.History(workdir).update(run)
     position = found["rl_000001"]["analysis/relative_position"]
     assert position == pytest.approx(0.09, abs=0.1)

@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import rl_alternating
-from pr1_jax import evaluate, losses, rewards
+from pr1_jax import diversity, evaluate, losses, rewards
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED
 from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
 from pr1_jax.stages import checks, evaluation, rollout
 from pr1_jax.stages.responses import (
-    OF_BLOCKS,
     Response,
     describe,
     group_advantages,
@@ -148,7 +147,7 @@ def test_figures_of_paths_are_means_over_blocks():
     found = describe(scored(SAME + RIGHT, BLOCK + SAME + RIGHT, RIGHT, BLOCK + WRONG))
     assert found["identical_paths"] == found["path_likeness"] == 2 / 4
     assert found["work_division"] == 2 / 4
-    assert not {*OF_BLOCKS} & describe(scored(RIGHT, WRONG)).keys()
+    assert not {*diversity.FIGURES} & describe(scored(RIGHT, WRONG)).keys()
     half = "<Parallel><Path>left 1+6 no 2+5 no </Path><Path>left 1+6 no </Path></Parallel>\n"
     (one,) = scored(half + "<Summary></Summary>")
     assert (one.identical_paths, one.path_likeness) == ((False,), (0.8,))
@@ -156,17 +155,27 @@ def test_figures_of_paths_are_means_over_blocks():
 
 
 def test_labels_of_paths_are_no_work():
-    (first,) = made(SAME.replace("<Path>left", "<Path>+left"))
-    of = lambda labels: rollout.score(
-        Problem("q", "1", PROMPT), first, TOKENIZER, timeout_sec=5.0, labels=labels
+    trajectories = made(SAME.replace("<Path>left", "<Path>+left"))
+    experiment = types.SimpleNamespace(
+        tokenizer=TOKENIZER, config=rl_alternating.get_config("smoke")
     )
-    assert of(("+", "+")).identical_paths == (True,)
-    assert of(("+",)).identical_paths == (False,)
+    for labels, identical in ((("+", "+"), True), (("+",), False), ((), True)):
+        experiment.settings = types.SimpleNamespace(path_labels=labels)
+        (found,), _ = rollout.sample_and_score(
+            experiment,
+            Sampler(trajectories),
+            None,
+            [Problem("q", "1", PROMPT)],
+            1,
+            None,
+            first=8,
+        )
+        assert found.identical_paths == (identical,)
 
 
 def test_records_of_older_versions_are_read():
     (found,) = scored(SAME + RIGHT)
-    old = {n: x for n, x in found.record().items() if n not in OF_BLOCKS}
+    old = {n: x for n, x in found.record().items() if n not in diversity.FIGURES}
     read_back = Response.read(old)
     assert read_back.correct and read_back.work_division == ()
     mixed = describe([read_back, found])

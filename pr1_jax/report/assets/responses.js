@@ -93,7 +93,8 @@ function setFilter(change) {
   shown = entries.filter(matches);
   byId("count").textContent = `${shown.length} of ${plural(entries.length, "response")}`;
   byId("list").replaceChildren(...shown.map(listRow));
-  markRead();
+  if (reading && shown.includes(reading)) markRead();
+  else readEntry(shown[0]);
 }
 
 function listRow(entry) {
@@ -130,22 +131,35 @@ function readEntry(entry, isAsked = false) {
   byId("tip").hidden = true;
   const root = byId("response");
   root.replaceChildren();
-  if (!entry) return;
-  const { record } = entry, tokens = tokensOf(record);
-  root.append(summary(entry, tokens),
-    el("div", { class: "question" }, el("span", { class: "label" }, "Question"),
-      el("p", {}, record.question.trim()),
-      el("p", { class: "note" }, "Reference answer: ", el("b", {}, record.answer || NONE))));
+  if (!entry) {
+    root.append(el("p", { class: "note" }, "No response is of this kind."));
+    return;
+  }
+  const { record } = entry, tokens = tokensOf(record, entry.run.labels);
+  root.append(summary(entry, tokens), taskNode(record));
   const holder = el("div", {});
   root.append(tools(entry, tokens, holder), holder);
   drawTrace(tokens, holder, entry);
   if (isAsked && innerWidth < 900) scrollTo(root);
 }
 
+// What was asked, and what counts as right.
+function taskNode(record) {
+  const part = (label, ...words) => [el("span", { class: "label" }, label), el("p", {}, ...words)];
+  return el("div", { class: "question" }, ...part("Question", record.question.trim()),
+    ...(record.asked ? part("What is asked", record.asked) : []),
+    ...part("What counts as right", "A final answer equal to ", el("b", {}, record.answer || NONE)));
+}
+
+function meanOf(values) {
+  return values && values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+}
+
 function summary(entry, tokens) {
   const { record } = entry;
   const [, words] = SIGNS[record.verdict] || ["", record.verdict || "no verdict"];
   const steps = record.steps ?? tokens.steps, count = record.tokens ?? tokens.length;
+  const same = (record.identical || []).filter(Boolean).length;
   const fact = (label, value) => el("div", {}, el("span", { class: "label" }, label),
     el("b", {}, value));
   return el("header", {}, el("p", { class: "judged" }, verdictSign(record), el("b", {}, words),
@@ -154,7 +168,8 @@ function summary(entry, tokens) {
     fact("reward", record.reward === null ? NONE : digits(record.reward, record.saved ? 2 : 1)),
     record.saved ? fact("of it for few steps", digits(record.saved, 2)) : null,
     fact("blocks", record.blocks ?? NONE), fact("tokens", count), fact("sequential steps", steps),
-    fact("tokens a sequential step", steps ? digits(count / steps, 2) : NONE),
+    record.division ? fact("distinct work in paths", write(meanOf(record.division), "share")) : null,
+    same ? fact("blocks with identical paths", `${same} of ${record.identical.length}`) : null,
     record.format_ok ? null : fact("format", "faulty"),
     record.finished ? null : fact("ended", "at its budget")));
 }
@@ -200,5 +215,5 @@ function drawTrace(tokens, holder, entry) {
     : el("p", { class: "legend" }, "Text alone: words stand for tokens, steps are those of " +
       "words. Log-probs are in the file if report.traces kept them.");
   holder.replaceChildren(...(pictures.length ? [el("div", { class: "drawings" }, ...pictures)] : []),
-    legend, traceNode(tokens, rowSize ?? holder.preferred));
+    legend, traceNode(tokens, rowSize ?? holder.preferred, entry.record));
 }

@@ -23,17 +23,21 @@ function headline() {
   };
   const bounds = [v["eval/accuracy_low"], v["eval/accuracy_high"]];
   const banned = v["eval/sequential_steps_banned"];
+  const bannedRight = v["eval/accuracy_banned"];
   box("Held-out accuracy", "eval/accuracy", bounds.every(isNumber)
     && `95 % interval ${bounds.map((x) => digits(100 * x, 1)).join("\u2013")}`);
-  box("With a block", "eval/parallel_ratio");
-  box("Tokens", "eval/total_tokens", isNumber(v["eval/self_parallelism"])
-    && `${digits(v["eval/self_parallelism"], 2)} a sequential step`);
-  box("Sequential steps", "eval/sequential_steps", isNumber(banned)
-    && `${write(banned, "count")} with blocks banned`);
+  box("Responses with a block", "eval/parallel_ratio");
+  box("Blocks with identical paths", "eval/identical_paths");
+  box("Distinct work in paths", "eval/work_division");
+  box("Sequential steps", "eval/sequential_steps",
+    isNumber(banned) && `${write(banned, "count")} with blocks banned` +
+      (isNumber(bannedRight) ? `, ${write(bannedRight, "share")} right` : ""),
+    isNumber(v["eval/total_tokens"]) && `${say("eval/total_tokens", v["eval/total_tokens"])} tokens`);
 }
 
-const COLUMNS = ["accuracy", "accuracy_banned", "pass_at_k", "parallel_ratio", "total_tokens",
-  "sequential_steps", "self_parallelism", "format_ok", "undecided", "accuracy_string"];
+const COLUMNS = ["accuracy", "accuracy_banned", "pass_at_k", "parallel_ratio", "identical_paths",
+  "work_division", "total_tokens", "sequential_steps", "sequential_steps_banned", "format_ok",
+  "undecided", "accuracy_string"];
 
 // Rows of [name, values]; of an evaluation, names of values begin with `prefix`.
 function figureTable(first, rows, prefix) {
@@ -62,7 +66,7 @@ function evaluationTables() {
     root.append(figureTable(SINGLE ? "evaluation" : "run, last evaluation",
       shown.map((e) => [name(e), e.values]), "eval/"));
     root.append(el("p", { class: "note" },
-      "Small figures are 95 % intervals over problems, by bootstrap."));
+      "Small figures are 95 % intervals over problems."));
   } else {
     root.append(el("p", { class: "note" }, "Nothing has been evaluated yet."));
   }

@@ -8,9 +8,9 @@ const CHUNK = 48; // tokens of the main stream in a row, at least
 
 // --- From a record to tokens -------------------------------------------------------
 
-function tokensOf(record) {
+function tokensOf(record, labels) {
   if (record.tokens_made) return record.tokens_made;
-  const tokens = record.trace ? traced(record.trace) : fromText(record.response || "");
+  const tokens = record.trace ? traced(record.trace) : fromText(record.response || "", labels);
   let time = 0, block = 0, longest = 0, inPath = 0, path = 0;
   for (const token of tokens) {
     if (token.path) {
@@ -36,21 +36,31 @@ function traced(trace) {
   for (const [count, position, block, path, forced] of trace.spans) {
     for (let i = 0; i < count; i++) {
       const index = tokens.length;
-      tokens.push({ index, text: trace.pieces[index], surprise: trace.surprise[index] / 100,
-        position: position + i, block, path, forced });
+      const text = trace.pieces[index], before = tokens[index - 1];
+      // What the runtime writes behind <Path> is the path's label.
+      const isLabel = Boolean(path && forced && before && before.path === path &&
+        before.block === block && (isTag(before, "<Path>") || before.isLabel) && !isTag({ text }, "</Path>"));
+      tokens.push({ index, text, surprise: trace.surprise[index] / 100, position: position + i, block,
+        path, forced, isLabel });
     }
   }
   return tokens;
 }
 
 // Without a trace words stand for tokens, and tags alone tell what is a path.
-function fromText(text) {
+function fromText(text, labels) {
   const tokens = [];
   let block = 0, path = 0, isInside = false, isInPath = false;
-  const add = (piece) => tokens.push({ index: tokens.length, text: piece, surprise: null,
-    position: null, block: isInPath ? block : 0, path: isInPath ? path : 0, forced: 0 });
-  for (const piece of text.split(TAGS)) {
+  const add = (piece, isLabel = false) => tokens.push({ index: tokens.length, text: piece,
+    surprise: null, position: null, block: isInPath ? block : 0, path: isInPath ? path : 0, forced: 0,
+    isLabel });
+  for (let piece of text.split(TAGS)) {
     if (!piece) continue;
+    const label = isInPath && isTag(tokens[tokens.length - 1], "<Path>") && labels[path - 1];
+    if (label && piece.startsWith(label)) {
+      add(label, true);
+      piece = piece.slice(label.length);
+    }
     if (piece === "<Parallel>") { add(piece); block++; path = 0; isInside = true; continue; }
     if (piece === "<Path>" && isInside) { path++; isInPath = true; }
     if (piece === "</Parallel>") isInside = isInPath = false;
@@ -133,7 +143,13 @@ function mainRows(tokens, kind) {
   return rows;
 }
 
-function blockNode(part, stepsPerRow) {
+// A path's label stands in its heading, apart from what the path says.
+function labelOf(path) {
+  const label = path.filter((t) => t.isLabel);
+  return label.length ? [", label ", ...label.map(tokenNode)] : [];
+}
+
+function blockNode(part, stepsPerRow, work) {
   const { paths } = part, start = Math.min(...paths.map((p) => p[0].time));
   const longest = Math.max(...paths.map((p) => p.length));
   const all = paths.reduce((sum, p) => sum + p.length, 0);
@@ -143,17 +159,17 @@ function blockNode(part, stepsPerRow) {
   grid.style.setProperty("--paths", paths.length);
   grid.append(el("div", { class: "row heads" }, el("span", { class: "time" }),
     ...paths.map((p, i) => el("div", { class: "cell" }, el("b", {}, `path ${i + 1}`),
-      ` ${plural(p.length, "token")}`))));
+      ` ${plural(p.length, "token")}`, ...labelOf(p)))));
   for (let from = 0; from < longest; from += size) {
     const cells = paths.map((p) => {
       const tokens = p.slice(from, from + size);
       const isLast = from < p.length && from + size >= p.length;
       const kind = tokens.length ? (isLast ? "cell ends" : "cell") : "cell over";
-      return el("div", { class: kind }, ...tokens.map(tokenNode));
+      return el("div", { class: kind }, ...tokens.filter((t) => !t.isLabel).map(tokenNode));
     });
     grid.append(el("div", { class: "row" }, el("span", { class: "time" }, start + from), ...cells));
   }
-  const words = `${plural(all, "token")} in ${plural(longest, "step")}`;
+  const words = `${plural(all, "token")} in ${plural(longest, "step")}${work}`;
   return el("div", { class: "block" },
     el("div", { class: "fork" }, ...part.fork.map(tokenNode),
       el("span", {}, `fork into ${paths.length} paths`)),
@@ -162,11 +178,21 @@ function blockNode(part, stepsPerRow) {
       el("span", {}, part.join.length ? `join: ${words}` : `never joined: ${words}`)));
 }
 
-function traceNode(tokens, stepsPerRow) {
+// What the paths of a block did apart, where all blocks of a record say so.
+function workInWords(record, blocks) {
+  const { division, identical } = record;
+  if (!division || division.length !== blocks.length) return blocks.map(() => "");
+  return division.map((share, i) => `; ${write(share, "share")} of the work is distinct` +
+    (identical[i] ? ", paths are identical" : ""));
+}
+
+function traceNode(tokens, stepsPerRow, record) {
   const root = el("div", { class: "trace", tabindex: "0",
     "aria-label": "The response, token by token. Left and right arrow keys move." });
-  for (const part of partsOf(tokens)) {
-    if (part.kind === "block") root.append(blockNode(part, stepsPerRow));
+  const parts = partsOf(tokens), blocks = parts.filter((p) => p.kind === "block");
+  const work = workInWords(record, blocks);
+  for (const part of parts) {
+    if (part.kind === "block") root.append(blockNode(part, stepsPerRow, work[blocks.indexOf(part)]));
     else if (part.kind === "summary") {
       root.append(el("div", { class: "summary" }, el("span", { class: "label" }, "summary"),
         ...mainRows(part.tokens, "main")));
