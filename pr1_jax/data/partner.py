@@ -8,12 +8,12 @@ that is a given gap larger, and that number is the answer:
 A search begins at one of the rows and goes on row by row, after D with A. Of each number
 it says what the partner would be and whether the list has it, until it has found it:
 
-    A 51>55 no 12>16 yes
+    A 51>55 no 12>16 yes 12
 
 A cold-start trace is one such search, or a block whose paths each search from a row of
 their own choice:
 
-    <Parallel><Path> C 40>44 no …</Path><Path> A 51>55 no 12>16 yes</Path></Parallel>
+    <Parallel><Path> C 40>44 no …</Path><Path> A 51>55 no 12>16 yes 12</Path></Parallel>
     <Summary> 12</Summary>
     Final Answer: 12
 
@@ -59,17 +59,18 @@ class Family:
 FAMILIES = {"easy": Family((3, 4)), "hard": Family((4,))}
 
 _QUESTION, _LARGER = "Which number has a partner", " larger?"
-_ANSWER, _NO, _YES = "\nFinal Answer:", " no", " yes"
+# "yes" and the number are one token, so that who reads it later need not look back.
+_ANSWER, _NO, _YES = "\nFinal Answer:", " no", " yes "
 _NUMBERS = range(100)
-_WORDS = (_QUESTION, _LARGER, _ANSWER, _NO, _YES, f" {NONE}", "\n", " ")
+_WORDS = (_QUESTION, _LARGER, _ANSWER, _NO, f" {NONE}", "\n", " ")
 _WORDS += (*(f" {row}" for row in ROWS), *(f" {n}" for n in _NUMBERS))
-_WORDS += tuple(f">{n}" for n in _NUMBERS)
-_PATTERN = "|".join((_QUESTION, re.escape(_LARGER), _ANSWER, f" {NONE}", _NO, _YES))
-_PATTERN += rf"| [{ROWS}]| \d+|>\d+|\n|."
+_WORDS += tuple(sign + str(n) for sign in (">", _YES) for n in _NUMBERS)
+_PATTERN = "|".join((_QUESTION, re.escape(_LARGER), _ANSWER, f" {NONE}", _NO))
+_PATTERN += rf"|{_YES}\d+| [{ROWS}]| \d+|>\d+|\n|."
 
 _ASKED = re.compile(rf"{_QUESTION} (\d+){re.escape(_LARGER)}(?: [{ROWS}]| \d+)+\s*")
-_STEP = re.compile(r" (\d+)>(\d+)( yes| no)?")
-_SEARCH = re.compile(rf"(?: ?[{ROWS}]| \d+(?:>\d+)?| yes| no)+")
+_STEP = re.compile(rf" (\d+)>(\d+)({_NO}|{_YES}\d+)?")
+_SEARCH = re.compile(rf"(?: ?[{ROWS}]| \d+(?:>\d+)?|{_NO}|{_YES}\d+)+")
 _SUMMARY = re.compile(rf" (\d+|{NONE})\s*")
 
 
@@ -134,7 +135,7 @@ def search(problem: Problem, row: int, limit: int) -> tuple[str, bool]:
         number = numbers[index]
         text += f" {number}>{number + problem.gap}"
         if number == problem.answer:
-            return text + _YES, True
+            return f"{text}{_YES}{number}", True
         text += _NO
     return text, False
 
@@ -223,8 +224,8 @@ class Partner:
         *_, last = (None, *_STEP.finditer(text))
         if last is None or not _SEARCH.fullmatch(text):
             return None
-        done = last[3] == _YES and last.end() == len(text)
-        return last[1] if done else "no"
+        done = (last[3] or "").startswith(_YES) and last.end() == len(text)
+        return last[3].removeprefix(_YES) if done else "no"
 
     def work(self, text: str) -> tuple[str, ...] | None:
         """The distinct numbers that a search looked at, each with its partner: `51>55`."""

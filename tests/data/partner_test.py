@@ -105,7 +105,8 @@ def test_blocks_that_find_nothing_are_kept_and_are_wrong():
     """Of two random rows three in four answers are seen: traces are not filtered."""
     right = []
     for record in records(n=1000, block_share=1.0):
-        found = any(text.endswith(" yes") for text in paths_of(record["response"]))
+        ends = f" yes {record['answer']}"
+        found = any(text.endswith(ends) for text in paths_of(record["response"]))
         verdict = check(record["response"], record["answer"]).verdict
         assert verdict == (CORRECT if found else INCORRECT)
         [summary] = re.findall("<Summary> (.*)</Summary>", record["response"])
@@ -173,13 +174,14 @@ def test_conclusions_and_work_are_those_of_the_language_alone():
     for record in records(n=50, block_share=1.0):
         for text in paths_of(record["response"]):
             _, steps = looked_at(text)
-            found = text.endswith(" yes")
+            found = text.endswith(f" yes {record['answer']}")
             assert task.conclusion(text) == (record["answer"] if found else "no")
             assert task.work(text) == tuple(f"{a}>{b}" for a, b, _ in steps)
     assert task.conclusion(" 12", summary=True) == "12"
     assert task.conclusion(" none", summary=True) == "no"
     assert task.conclusion(" A 51>55 no 12") == "no"  # cut off
     assert task.work(" A 51>55 no 51>55 no 12") == ("51>55",)
-    for other in ("Alice has 3 cats", "left 12+13 yes", " 12", "", "B", "so 5>4 yes"):
+    assert task.work(" A 51>55 yes 51") == ("51>55",)
+    for other in ("Alice has 3 cats", "left 12+13 yes", " 12", "", "B", "so 5>4 yes 5"):
         assert task.conclusion(other) is None and task.work(other) is None
     assert task.conclusion("so 12", summary=True) is None
