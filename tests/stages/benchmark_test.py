@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import evaluate
+from pr1_jax import tags
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED
 from pr1_jax.stages import benchmark, curriculum, experiment, samples
 from pr1_jax.system import files
@@ -15,6 +16,7 @@ from pr1_jax.workdir import metrics
 
 SAMPLES, PROBLEMS, ROWS = 2, 10, 4
 CHUNK = 4 * ROWS  # responses
+DEADLINE, LABELS = 40, ("left ", "right ")  # each is one token
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,7 @@ def made():
     config.rollout.rows, config.rollout.prompts_per_prefill = ROWS, 2
     config.rollout.max_response_tokens = 60
     config.rollout.update(min_path_tokens=3, max_path_tokens=8)
+    config.rollout.update(max_sequential_steps=DEADLINE, path_labels=LABELS)
     config.eval.problems = PROBLEMS
     config.eval.samples = SAMPLES
     config.data.eval = "easy=embedded:easy,hard=embedded:hard"
@@ -125,6 +128,20 @@ def test_the_table_is_written_and_resumed(made, tmp_path):
         assert list(found) == ["easy", "hard", "average"]
         mean = np.mean([found[name]["total_tokens"] for name in ("easy", "hard")])
         assert found["average"]["total_tokens"] == pytest.approx(mean)
+    for mode in results:  # each heeds the deadline, and writes labels
+        read = lambda name: (tmp_path / "samples" / name).read_text().splitlines()
+        found = [
+            json.loads(line)
+            for name in ("easy", "hard")
+            for line in read(f"{name}_{mode}.jsonl")
+        ]
+        steps = [r["sequential_steps"] for r in found]
+        assert max(steps) == DEADLINE and max(r["total_tokens"] for r in found) <= 60
+        blocks = "".join(r["response"] for r in found).split(tags.PARALLEL)[1:]
+        assert bool(blocks) == (mode != "ordinary")
+        for block in blocks:
+            _, *paths = block.partition(tags.END_PARALLEL)[0].split(tags.PATH)
+            assert [*map(str.startswith, paths, LABELS)] == [True, True]
     text = (tmp_path / "benchmarks.md").read_text()
     assert text.startswith(
         "| mode | parallel | easy | hard | Avg. |\n| --- | --- | --- | --- | --- |\n"
