@@ -45,6 +45,17 @@ _NUM_PATHS = flags.DEFINE_integer(
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "Longest response, in tokens; as trained.", lower_bound=1
 )
+_MAX_STEPS = flags.DEFINE_integer(
+    "max_steps",
+    None,
+    "Deadline: longest response in sequential steps, 0 = none; as trained.",
+    lower_bound=0,
+)
+_NO_LABELS = flags.DEFINE_bool(
+    "no_labels",
+    False,
+    "Leaves away the labels of paths that the model was trained with.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
 _NO_PARALLEL = flags.DEFINE_bool(
     "no_parallel", False, "Bans <Parallel>: ordinary decoding."
@@ -92,6 +103,7 @@ def main(argv: list[str]) -> None:
             number=_NUMBER.value,
             template=_TEMPLATE.value,
             parallel=not _NO_PARALLEL.value,
+            labels=not _NO_LABELS.value,
             seed=_SEED.value,
             steps_per_chunk=1 if drawn else 32,
             kernels=_KERNELS.value,
@@ -99,6 +111,7 @@ def main(argv: list[str]) -> None:
             variant=_VARIANT.value,
             num_paths=_NUM_PATHS.value,
             max_response_tokens=_MAX_TOKENS.value,
+            max_sequential_steps=_MAX_STEPS.value,
             temperature=_TEMPERATURE.value,
             top_k=_TOP_K.value,
             top_p=_TOP_P.value,

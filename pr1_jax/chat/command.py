@@ -20,10 +20,21 @@ Enter alone      asks an example
 /again           asks the last question again, with new draws
 /ban             bans <Parallel>, or allows it again
 /paths N         paths of a block, 2 to 8
+/steps N         deadline: sequential steps of a response, 0 = none
+/labels          leaves labels of paths away, or takes them again
 /temperature X   of the draws, 0 = greedy
 /seed N          of the draws; begins anew
 /help, /quit     this list; the end (also Ctrl-D)
 Ctrl-C stops a response."""
+
+
+# Commands with a number: the field of the settings, "" = none, and its type.
+_NUMBERS = {
+    "/paths": ("num_paths", int),
+    "/steps": ("max_sequential_steps", int),
+    "/temperature": ("temperature", float),
+    "/seed": ("", int),
+}
 
 
 class Stopped(Exception):
@@ -180,18 +191,22 @@ class Terminal:
 def command(chat: Chat, line: str) -> str:
     """Does what a line with a slash says; returns what to say to it."""
     name, *given = line.split()
-    numbers = {"/paths": int, "/temperature": float, "/seed": int}
     if name == "/ban" and not given:
         chat.parallel = not chat.parallel
         return f"<Parallel> is {'allowed' if chat.parallel else 'banned'}"
-    if name not in numbers:
+    if name == "/labels" and not given:
+        try:
+            chat.switch_labels()
+        except ValueError as error:
+            return str(error)
+        return f"paths have {'their' if chat.settings.path_labels else 'no'} labels"
+    if name not in _NUMBERS:
         return _HELP if name == "/help" else f"{name}: no such command\n{_HELP}"
+    field, kind = _NUMBERS[name]
     try:
-        (value,) = map(numbers[name], given)
-        if name == "/paths":
-            chat.change(num_paths=value)
-        elif name == "/temperature":
-            chat.change(temperature=value)
+        (value,) = map(kind, given)
+        if field:
+            chat.change(**{field: value})
         elif not 0 <= value < 2**31:
             raise ValueError(f"--seed={value} must be from 0 to 2^31 - 1")
         else:
@@ -199,7 +214,7 @@ def command(chat: Chat, line: str) -> str:
     except ValueError as error:
         one = len(given) == 1 and "--" in str(error)
         return str(error) if one else f"{line}: needs one number"
-    return f"{name[1:]} is {value}"
+    return f"{name[1:]} is {value}{chat.too_few if name == '/steps' else ''}"
 
 
 def _wait_until(due: float, is_over: Callable[[], bool]) -> None:

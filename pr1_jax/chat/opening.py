@@ -14,7 +14,7 @@ from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import max_positions
 from pr1_jax.huggingface.config import read_config as read_shape
-from pr1_jax.sampler.settings import Settings
+from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.stages import experiment
 from pr1_jax.system import files
 from pr1_jax.workdir import checkpoint
@@ -29,6 +29,7 @@ def load(
     number: int | None = None,
     template: str | None = None,
     parallel: bool = True,
+    labels: bool = True,
     seed: int = 0,
     steps_per_chunk: int = 4,
     kernels: str = "auto",
@@ -46,12 +47,14 @@ def load(
       number: of a run's checkpoint; default the newest.
       template: of prompts, instead.
       settings: fields of `sampler.settings.Settings`, instead; None changes nothing.
+      labels: whether paths get the labels that were trained, if any were.
       parallel, seed, steps_per_chunk, kernels, notify: as of `Chat`.
 
     Raises:
       ValueError, OSError: one line that names what is wrong.
     """
     given = {name: value for name, value in settings.items() if value is not None}
+    given |= {} if labels else {"path_labels": ()}
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"--checkpoint={path}: no such folder")
@@ -69,6 +72,7 @@ def load(
         )
     else:
         opened = _open_folder(folder, given)
+    opened = dataclasses.replace(opened, labels=opened.settings.path_labels)
     if template or given:
         opened = dataclasses.replace(
             opened,
@@ -126,6 +130,7 @@ def _open_folder(folder: pathlib.Path, given: Mapping[str, Any]) -> Opened:
         template, source = trained.template, f"as {folder / usage.FILE} says"
     try:
         settings = _folder_settings(trained, given, max_positions(folder))
+        settings.check_vocab(Vocab.of(tokenizer, settings.path_labels))
     except ValueError as error:
         if trained is None or str(error).startswith("--"):
             raise

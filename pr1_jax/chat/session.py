@@ -7,6 +7,7 @@ chat.ask("Which two add to 26? 17 9 5 15")["response"]
 import dataclasses
 import functools
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,15 +41,30 @@ class Opened:
     template: str  # one of `prompts.TEMPLATES`
     source: str  # where settings and template are from, in a few words
     read_params: Callable[[], Any]
+    labels: tuple[str, ...] = ()  # of paths, as trained; the settings may have none
+
+
+_FLAGS = {
+    **{name: f"--{name}" for name in ("num_paths", "temperature", "top_k", "top_p")},
+    "max_response_tokens": "--max_tokens",
+    "max_sequential_steps": "--max_steps",
+}
 
 
 def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """Settings with some fields changed; ValueError names the flag that is wrong."""
+    paths = given.get("num_paths", settings.num_paths)
+    labels = given.get("path_labels", settings.path_labels)
+    if labels and len(labels) < paths <= 8:
+        raise ValueError(
+            f"--num_paths={paths}: the model has labels for {len(labels)} paths; take "
+            "fewer, or leave the labels away with --no_labels or /labels"
+        )
     try:
         return dataclasses.replace(settings, **given)
     except ValueError as error:
-        text = str(error).replace("rollout.max_response_tokens", "--max_tokens")
-        raise ValueError(text.replace("rollout.", "--")) from error
+        name = lambda match: _FLAGS.get(match[1], match[1])
+        raise ValueError(re.sub(r"\brollout\.(\w+)", name, str(error))) from error
 
 
 _EXAMPLE = "A train leaves at 9:40 and arrives at 13:05. How many minutes does it take?"
@@ -59,6 +75,7 @@ class Chat:
 
     Attributes:
       settings: how responses are decoded. parallel: whether blocks may be opened.
+      labels: of paths, as trained; `settings.path_labels` are those, or none.
       seed: of the draws. asked: questions so far; each draws anew.
     """
 
@@ -83,6 +100,7 @@ class Chat:
         """
         self.model, self.tokenizer = opened.model, opened.tokenizer
         self.settings, self.template = opened.settings, opened.template
+        self.labels = opened.labels
         self._source = opened.source
         self.parallel, self.seed, self.asked = parallel, seed, 0
         self._read_params, self._notify = opened.read_params, notify
@@ -109,10 +127,24 @@ class Chat:
     def about(self) -> str:
         """How the model is asked, and why so, in a few words."""
         s = self.settings
+        paths, limit = f"{s.num_paths} paths", f"up to {s.max_response_tokens} tokens"
+        if s.path_labels:
+            names = [label.strip() or repr(label) for label in s.path_labels]
+            paths += f" with the labels {', '.join(names[: s.num_paths])}"
+        elif self.labels:
+            paths += " without their labels"
+        if s.max_sequential_steps:
+            limit += f" and {s.max_sequential_steps} sequential steps{self.too_few}"
         return (
-            f"template {self.template}, {s.variant}, {s.num_paths} paths, up to "
-            f"{s.max_response_tokens} tokens: {self._source}"
+            f"template {self.template}, {s.variant}, {paths}, {limit}: {self._source}"
         )
+
+    @property
+    def too_few(self) -> str:
+        """What to say of a deadline that leaves no room for a block; else ""."""
+        s = self.settings
+        with_blocks = bool(s.max_sequential_steps and s.max_blocks)
+        return " (too few for a block)" if with_blocks and not s.may_open_blocks else ""
 
     def example(self) -> str:
         """A question that suits the model."""
@@ -124,6 +156,16 @@ class Chat:
     def change(self, **settings: Any) -> None:
         """Changes fields of `settings`; ValueError names what is wrong."""
         self.settings = changed(self.settings, settings)
+
+    def switch_labels(self) -> None:
+        """Leaves the labels of paths away, or takes those that were trained again.
+
+        Raises:
+          ValueError: there are none, or fewer than paths.
+        """
+        if not self.labels:
+            raise ValueError("the model was trained without labels of paths")
+        self.change(path_labels=() if self.settings.path_labels else self.labels)
 
     def prompt(self, question: str) -> np.ndarray:
         """Token ids of a question in its template, int32.
@@ -211,16 +253,28 @@ class Chat:
     ) -> dict[str, Any]:
         """What is known of a response, as JSON: as in a run, but for the reference.
 
-        Also `final_answer`, what it answers; `seconds` that it took; `logp`, the sum of
-        its sampled log-probs; and the `trace` of its tokens.
+        Also `final_answer`, what it answers; `cut_off`, where it did not finish: at its
+        "deadline" of sequential steps or its limit of "tokens", or null; `seconds` that
+        it took; `logp`, the sum of its sampled log-probs; and the `trace` of its tokens.
         """
         text = self.tokenizer.decode(trajectory.tokens, continues=True)
-        problem = prompts.Problem(question, "", trajectory.prompt)
-        record = Response.of(problem, trajectory, text, Result("", "")).record()
+        problem, settings = (
+            prompts.Problem(question, "", trajectory.prompt),
+            self.settings,
+        )
+        made = Response.of(
+            problem, trajectory, text, Result("", ""), labels=settings.path_labels
+        )
+        record = made.record()
         for name in ("answer", "verdict", "reason", "string_correct"):
             del record[name]
+        steps = made.sequential_steps
+        cut_off = "deadline" if steps == settings.max_sequential_steps else None
+        if made.total_tokens == settings.max_response_tokens:
+            cut_off = cut_off or "tokens"
         return record | {
             "final_answer": extract(text),
+            "cut_off": None if made.finished else cut_off,
             "seconds": round(seconds, 4),
             "logp": round(float(trajectory.logps.sum()), 3),
             "trace": trace(trajectory, self.tokenizer),

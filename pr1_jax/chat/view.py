@@ -345,6 +345,8 @@ def figures(record: Mapping[str, Any], console: rich.console.Console) -> str:
         parts.append(f"{total / record['seconds']:,.0f} tokens/s")
     if record.get("stopped"):
         parts.append("stopped")
+    elif record.get("cut_off") == "deadline":
+        parts.append(f"cut off at its deadline of {steps} steps (/steps, --max_steps)")
     elif not record["finished"]:
         parts.append("cut off at its limit (--max_tokens)")
     return f" {g['·']} ".join(parts)

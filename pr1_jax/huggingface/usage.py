@@ -8,8 +8,9 @@ programs pass over the file, and a folder without it loads as well.
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -28,12 +29,12 @@ class Usage:
       template: of prompts, one of `prompts.TEMPLATES`.
       bos: of prompts, one of `tokenizer.BOS`.
       sampling: fields of `sampler.settings.Settings` by name: variant, budgets in
-        tokens, temperature and so on.
+        tokens, deadline, labels of paths, temperature and so on.
     """
 
     template: str
     bos: str
-    sampling: Mapping[str, int | float | str | bool]
+    sampling: Mapping[str, Any]
 
     def write(self, folder: str | os.PathLike) -> None:
         """Writes the file into a folder."""
@@ -63,14 +64,24 @@ def read(folder: str | os.PathLike) -> Usage | None:
     return Usage(template, bos, sampling)
 
 
-def warn_of_other_template(folder: str | os.PathLike, template: str) -> None:
-    """Logs a warning if a folder's model was trained with another template."""
+def warn_of_other_use(
+    folder: str | os.PathLike, template: str, labels: Sequence[str]
+) -> None:
+    """Logs a warning if a folder's model was trained otherwise.
+
+    Args:
+      template: of prompts. labels: of paths, `rollout.path_labels`.
+    """
     trained = read(folder)
-    if trained is not None and trained.template != template:
-        logging.warning(
-            "data.template=%s, but the model in %s was trained with "
-            "--config.data.template=%s",
-            template,
-            folder,
-            trained.template,
-        )
+    if trained is None:
+        return
+    known = trained.sampling.get("path_labels", [])
+    known = tuple(known) if isinstance(known, list) else known
+    both = (
+        ("data.template", template, trained.template),
+        ("rollout.path_labels", tuple(labels), known),
+    )
+    for name, mine, theirs in both:
+        if mine != theirs:
+            text = "%s=%s, but the model in %s was trained with --config.%s=%s"
+            logging.warning(text, name, mine, folder, name, theirs)

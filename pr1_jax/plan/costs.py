@@ -132,6 +132,8 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     """Steps of a full batch half way through their responses.
 
     A step reads the weights, each row's own keys and values, and each group's prompt.
+    A response takes as many steps as it has tokens, or those that its deadline leaves:
+    then the rest is written beside them.
     """
     config, shape = experiment.config, sampling_shape(experiment)
     all_rows, group = shape.rows * shape.shards, config.rl.group_size
@@ -139,11 +141,14 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     cost = model_costs.decode_step(
         experiment.model, rows=all_rows, prompt=prompt, response=half
     )
-    steps = responses(experiment) / all_rows * lengths.response_tokens
+    tokens = lengths.response_tokens
+    steps = min(tokens, experiment.settings.max_sequential_steps or tokens)
+    batches = responses(experiment) / all_rows
     bytes_ = _weight_bytes(experiment)
     bytes_ += memory.cache_bytes(experiment, shape.rows, half)
     bytes_ += memory.cache_bytes(experiment, math.ceil(shape.rows / group), prompt)
-    return _work("decode", experiment, hardware, steps * cost.flops, steps * bytes_)
+    flops, bytes_ = batches * tokens * cost.flops, batches * steps * bytes_
+    return _work("decode", experiment, hardware, flops, bytes_)
 
 
 def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:

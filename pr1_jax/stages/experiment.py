@@ -269,7 +269,8 @@ class Experiment:
         if c.model.path and not c.checkpoint.init:
             folder, config = _read_folder(c.model)
             weights.check_weights(folder, config, self.tokenizer)
-            usage.warn_of_other_template(folder, c.data.template)
+            labels = self.settings.path_labels
+            usage.warn_of_other_use(folder, c.data.template, labels)
 
     def optimizer(
         self, stage: str

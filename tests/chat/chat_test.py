@@ -22,7 +22,7 @@ import pytest
 import rich.console
 
 from configs import rl_alternating
-from pr1_jax import export, tags
+from pr1_jax import tags
 from pr1_jax.chat import command, view
 from pr1_jax.chat.opening import load
 from pr1_jax.chat.session import Chat, Opened
@@ -30,8 +30,7 @@ from pr1_jax.data import traces
 from pr1_jax.huggingface import usage
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.system import files
-from pr1_jax.workdir.checkpoint import Position
-from tests.helpers import growing, small_run
+from tests.helpers import growing
 from tests.helpers.growing import LEFT, REST, RIGHT, THIRD
 
 QUESTION = "Which two add to 26? 17 9 5 15 3 8 19 4 10"
@@ -184,26 +183,6 @@ def test_sections_hold_every_token_once(by_bytes, wild):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A run with checkpoint 4, of an older version that lacked some fields."""
-    folder = tmp_path_factory.mktemp("run")
-    config, _ = small_run.write(folder, {Position(0, 4): 1.0})
-    written = config.to_dict()
-    del written["alarms"], written["model"]["remat_policy"]
-    written["mesh"]["fsdp"] = 64  # of the machine that it ran on
-    files.write_json(folder / "config.json", written)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(workdir, tmp_path_factory):
-    """The same as a Hugging Face folder."""
-    out = tmp_path_factory.mktemp("exported") / "model"
-    export.export(workdir, out)
-    return out
-
-
-@pytest.fixture(scope="module")
 def run_chat(workdir):
     """A chat with the run, without blocks: there is less to compile."""
     return load(workdir, parallel=False)
@@ -250,6 +229,10 @@ def test_a_folder_is_asked_as_it_says_or_by_a_guess(exported, tmp_path):
         ("num_paths", "3", "num_paths='3' is not of type int"),
         ("num_paths", 99, "num_paths=99 must be from 2 to 8"),
         ("top_p", float("nan"), "top_p=nan must be"),
+        ("path_labels", " 1", "path_labels=' 1' is not of type list"),
+        ("path_labels", [" 1", 2], r"path_labels=\[' 1', 2\] must hold texts"),
+        ("path_labels", [" 1", " one"], "path_labels: ' one' is no text of the tok"),
+        ("max_sequential_steps", 2, "max_sequential_steps=2 leaves no room"),
     ],
 )
 def test_a_folder_that_says_nonsense_is_named(exported, tmp_path, field, value, words):
