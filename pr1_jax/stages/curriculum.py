@@ -112,7 +112,7 @@ def _report(current: Run) -> None:
             "evaluation": name,
             "accuracy": _percent(e, "accuracy"),
             "95 % interval": (
-                f"{_percent(e, 'accuracy_low')} to {_percent(e, 'accuracy_high')}"
+                f"{100 * e['eval/accuracy_low']:.1f}–{_percent(e, 'accuracy_high')}"
             ),
             "blocks banned": _percent(e, "accuracy_banned"),
             "parallel ratio": _percent(e, "parallel_ratio"),

@@ -82,13 +82,13 @@ METRICS = {
         "Distinct work",
         "Of the steps of work in a block's paths, those that one path alone did.",
         "more",
-        "distinct",
+        "distinct work",
     ),
     "rollout/identical_paths": _share(
         "Identical paths",
         "Blocks in which two paths are the same text.",
         "less",
-        "identical",
+        "identical paths",
     ),
     "rollout/path_likeness": _share(
         "Likeness of paths",

@@ -22,16 +22,15 @@ function headline() {
       ...[from, ...notes].filter(Boolean).map((note) => el("small", {}, note))));
   };
   const bounds = [v["eval/accuracy_low"], v["eval/accuracy_high"]];
-  const banned = v["eval/sequential_steps_banned"];
-  const bannedRight = v["eval/accuracy_banned"];
+  const banned = (metric) => isNumber(v[`${metric}_banned`]) &&
+    `${say(metric, v[`${metric}_banned`])} with blocks banned`;
   box("Held-out accuracy", "eval/accuracy", bounds.every(isNumber)
-    && `95 % interval ${bounds.map((x) => digits(100 * x, 1)).join("\u2013")}`);
+    && `95 % interval ${bounds.map((x) => digits(100 * x, 1)).join("\u2013")}`,
+  banned("eval/accuracy"));
   box("Responses with a block", "eval/parallel_ratio");
   box("Blocks with identical paths", "eval/identical_paths");
   box("Distinct work in paths", "eval/work_division");
-  box("Sequential steps", "eval/sequential_steps",
-    isNumber(banned) && `${write(banned, "count")} with blocks banned` +
-      (isNumber(bannedRight) ? `, ${write(bannedRight, "share")} right` : ""),
+  box("Sequential steps", "eval/sequential_steps", banned("eval/sequential_steps"),
     isNumber(v["eval/total_tokens"]) && `${say("eval/total_tokens", v["eval/total_tokens"])} tokens`);
 }
 
