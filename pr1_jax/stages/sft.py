@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh
 from pr1_jax.training.update import sft_update
-from pr1_jax.trajectory import Trajectory
+from pr1_jax.trajectory import Batch, Trajectory
 from pr1_jax.workdir.checkpoint import Position
 
 
@@ -32,6 +33,13 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def pack(experiment: Experiment, traces: Sequence[Trajectory]) -> Batch:
+    """A batch of traces; labels of paths, which are forced, have no loss."""
+    # Short and long ones apart: a micro-batch is cut to its longest.
+    ordered = sorted(traces, key=len)
+    return experiment.pack(ordered, experiment.config.sft.micro_batch_size)
 
 
 def lower_update(experiment: Experiment) -> jax.stages.Lowered:
@@ -59,10 +67,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     with run.display("sft", c.sft.steps) as progress:
         for step in range(start + 1, c.sft.steps + 1):
             began = time.perf_counter()
-            # Short and long ones apart: a micro-batch is cut to its longest.
-            traces = sorted(next(stream), key=len)
-            batch = experiment.pack(traces, c.sft.micro_batch_size)
-            batch = mesh.put_batch(batch, experiment.mesh)
+            traces = next(stream)
+            batch = mesh.put_batch(pack(experiment, traces), experiment.mesh)
             state, figures = update(state, batch)
             figures = {name: float(x) for name, x in figures.items()}
             if figures["skipped"]:

@@ -9,7 +9,8 @@ import pytest
 
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.settings import END_SUMMARY, PARALLEL, SUMMARY_OPEN, Settings
+from pr1_jax.sampler.settings import PARALLEL, Settings
+from tests.helpers.laws import in_summary
 from tests.helpers.tiny import VOCAB
 
 VOCAB_SIZE = 24
@@ -21,16 +22,6 @@ SETTINGS = Settings(
     summary_reserve=3,
     answer_reserve=3,
 )
-
-
-def in_summary(t):
-    """Which tokens stand between a `<Summary>` and the `</Summary>` that closes it."""
-    ids, inside, out = VOCAB.special_ids, False, []
-    for token, path, forced in zip(t.tokens, t.path, t.forced, strict=True):
-        inside |= token == ids[SUMMARY_OPEN] and forced
-        out.append(inside and not path)
-        inside &= token != ids[END_SUMMARY] or path > 0
-    return np.array(out)
 
 
 @pytest.mark.parametrize("ban_illegal", [True, False])
@@ -52,7 +43,7 @@ def test_any_of_several_eos_ids_ends_a_response(ban_illegal):
     inside = 0
     for t in found:
         is_eos = np.isin(t.tokens, vocab.eos_ids)
-        main = (t.path == 0) & (~in_summary(t))
+        main = (t.path == 0) & (~in_summary(t, vocab))
         assert (
             np.flatnonzero(is_eos & main).tolist() == [len(t.tokens) - 1] * t.finished
         )

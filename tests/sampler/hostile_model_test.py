@@ -22,6 +22,7 @@ from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState
 from pr1_jax.training.update import GrpoSettings, grpo_update
+from tests.helpers.laws import assert_laws
 
 VOCAB_SIZE = 20
 TAG_IDS = dict(zip(tags.TAGS, range(10, 16)))
@@ -37,14 +38,7 @@ SETTINGS = {
 }
 NUM_PROMPTS, SAMPLES, LENGTH = 8, 4, 56
 NEVER = -1e9
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Compilation is nearly all that these tests take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def likings(**scores):
@@ -103,30 +97,6 @@ def responses(logits, variant, **kwargs):
     return sampler.sample(jnp.asarray(logits), prompts, SAMPLES, key)[0]
 
 
-def assert_whole(t, settings):
-    """What holds of any response: its grammar, its budgets, what was forced."""
-    parsed = layout.structured(t.tokens, TAG_IDS, len(t.prompt))
-    start = len(t.prompt)
-    np.testing.assert_array_equal(t.block, parsed.block[start:])
-    np.testing.assert_array_equal(t.path, parsed.path[start:])
-    positions = parsed if settings.variant == "structured" else layout.causal(len(t))
-    np.testing.assert_array_equal(t.positions, positions.positions[start:])
-    assert_budgets(t, settings)
-
-
-def assert_budgets(t, settings):
-    assert 1 <= len(t.tokens) <= settings.max_response_tokens
-    assert t.num_blocks <= settings.max_blocks
-    assert ((t.tokens >= 0) & (t.tokens < VOCAB_SIZE)).all()
-    for block in range(1, t.num_blocks + 1):
-        lengths = np.bincount(t.path[t.block == block])[1:]
-        assert len(lengths) == settings.num_paths
-        assert 2 <= lengths.min() and lengths.max() <= settings.max_path_tokens
-    assert t.finished == (t.tokens[-1] == EOS_ID and t.path[-1] == 0)
-    assert t.finished or len(t.tokens) == settings.max_response_tokens
-    assert (t.logps[t.forced] == 0).all()
-
-
 # --- Updates ------------------------------------------------------------------------
 
 CONFIG = ModelConfig(
@@ -179,7 +149,7 @@ def all_finite(tree):
 def test_any_distribution_gives_whole_traces_and_trains_on(name, variant):
     found = responses(SANE[name], variant)
     for t in found:
-        assert_whole(t, sampler_of(variant).settings)
+        assert_laws(t, sampler_of(variant).settings, VOCAB)
         assert np.isfinite(t.logps).all() and (t.logps <= 0).all()
         allowed = {*TAG_IDS.values(), NEWLINE_ID} - {TAG_IDS[tags.PARALLEL]}
         assert {*t.tokens[t.forced].tolist()} <= allowed
@@ -204,7 +174,7 @@ def test_the_models_do_what_their_names_say():
 def test_no_distribution_gives_whole_traces_and_a_skipped_update(name, variant):
     found = responses(INSANE[name], variant)
     for t in found:
-        assert_whole(t, sampler_of(variant).settings)
+        assert_laws(t, sampler_of(variant).settings, VOCAB)
     finite = all(np.isfinite(t.logps).all() for t in found)
     before, after, metrics = trained(found, variant)
     assert all_finite(after.params)
@@ -218,7 +188,8 @@ def test_no_distribution_gives_whole_traces_and_a_skipped_update(name, variant):
 def test_tags_out_of_place_are_ordinary_tokens_where_they_are_not_banned(name):
     found = responses(SANE[name], "structured", ban_illegal=False)
     for t in found:
-        assert_budgets(t, sampler_of("structured", ban_illegal=False).settings)
+        settings = sampler_of("structured", ban_illegal=False).settings
+        assert_laws(t, settings, VOCAB)
         assert np.isfinite(t.logps).all()
     _, state, metrics = trained(found, "structured")
     assert all_finite(state.params) and all_finite(metrics)

@@ -19,8 +19,8 @@ from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.system.mesh import batch_shards, make_mesh
+from tests.helpers.tiny import LABELS, needs_kernels, with_vocab
 from tests.helpers.tiny import ONE_LAYER as CONFIG
-from tests.helpers.tiny import VOCAB, needs_kernels
 
 SETTINGS = Settings(
     max_prompt_tokens=9,
@@ -29,6 +29,9 @@ SETTINGS = Settings(
     max_summary_tokens=7,
     summary_reserve=3,
     answer_reserve=3,
+    max_sequential_steps=50,
+    path_labels=LABELS,
+    min_path_tokens=5,
 )
 GROUPS, GROUP_SIZE, ROWS = 7, 4, 16
 MESHES = [
@@ -55,7 +58,7 @@ def sample(variant, mesh=None, backend=Xla, **settings):
         shards = batch_shards(mesh)
     sampler = Sampler(
         backend(CONFIG),
-        VOCAB,
+        with_vocab(SETTINGS),
         dataclasses.replace(SETTINGS, variant=variant, **settings),
         Batching(ROWS, shards, GROUP_SIZE, prompts_per_prefill=4),
     )
@@ -134,7 +137,9 @@ def test_shards_that_the_mesh_does_not_make_are_refused():
     params = jax.device_put(
         random_params(), param_shardings(CONFIG, make_mesh(8, 1, 1))
     )
-    sampler = Sampler(Xla(CONFIG), VOCAB, SETTINGS, Batching(rows=8, shards=2))
+    sampler = Sampler(
+        Xla(CONFIG), with_vocab(SETTINGS), SETTINGS, Batching(rows=8, shards=2)
+    )
     with pytest.raises(ValueError, match="shards=2, but .* splits rows into 8"):
         sampler.sample(params, [[3]], 1, jax.random.key(0))
 
@@ -151,7 +156,7 @@ def test_weights_that_are_split_stay_split():
         places,
     )
     settings = dataclasses.replace(SETTINGS, max_blocks=0)
-    sampler = Sampler(Xla(config), VOCAB, settings, Batching(rows=4))
+    sampler = Sampler(Xla(config), with_vocab(settings), settings, Batching(rows=4))
     lowered = sampler.lower(params, slots=8, prompt_tokens=16, num_lanes=4)
     text = lowered["decode"].compile().as_text()
     kernels = {64 * 256, 32 * 256, 16 * 8 * 32, 8 * 4 * 8 * 32}  # elements
