@@ -1,24 +1,23 @@
 r"""The paper's claims in miniature: `python -m pr1_jax.study --out=runs/study`.
 
-Trains every cell of `cells.py` at every seed, one a CPU core at a time, and says of each
+Trains every cell of `cells.py` at its seeds, one a CPU core at a time, and says of each
 claim whether it holds here. What is finished is not run again: the same command goes on.
 
-    --only=rewards      some experiments: rewards, curriculum, position, scaffold, shortcuts
-    --cell=accuracy     one cell, and what it starts from
-    --again=accuracy    a finished cell once more; exit code 1 unless all is the same
+    --only=phase        some experiments: phase, division, tables, scaffold, shortcuts
+    --cell=accuracy_38_plain    one cell, and what it starts from
+    --again=accuracy_38_plain   a finished cell once more; exit code 1 unless all is the same
     --dry_run           prints every command, with the time that it is expected to take
     --size=smoke        does everything still run? (learns nothing)
-    --size=smollm2 --override=model.path=/models/SmolLM2-135M-Instruct \
-        --override=rl.steps=100 …
 
 `OUT` then holds results.json, README.md, a picture an experiment, `found/` and `runs/`.
 `found/` keeps what was read of each finished run, in a small file a seed: copy or commit
 it, and the same command goes on elsewhere, without the runs. A kept cell is run again
 only where another has to start from its checkpoint, or for `--again`.
 
-Two quiet CPU cores: about 15 minutes for one seed of the rewards, 40 for all of a seed.
+Two quiet CPU cores: about 9 hours.
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -28,7 +27,11 @@ from pr1_jax.study import cells
 from pr1_jax.system import cli
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the study.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; at least 3 for verdicts.")
+_SEEDS = flags.DEFINE_list(
+    "seeds",
+    list(map(str, range(cells.MANY))),
+    f"Seeds; {cells.MANY} for verdicts. Cells of curves alone take the first {cells.FEW}.",
+)
 _ONLY = flags.DEFINE_list("only", list(cells.EXPERIMENTS), "Experiments to run.")
 _CELL = flags.DEFINE_enum(
     "cell", None, list(cells.CELLS), "One cell to run, with what it starts from."
@@ -41,10 +44,7 @@ _OVERRIDE = flags.DEFINE_multi_string(
     "override", [], "field=value of the config of all runs; may be given several times."
 )
 _JOBS = flags.DEFINE_integer(
-    "jobs",
-    0,
-    "Runs at a time; 0: one a CPU core, or one where --size is a real model.",
-    lower_bound=0,
+    "jobs", 0, "Runs at a time; 0: one a CPU core.", lower_bound=0
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, and run nothing.")
 
@@ -72,9 +72,7 @@ def main(argv: list[str]) -> None:
     )
     experiments = [name for name in cells.EXPERIMENTS if name in _ONLY.value]
     asked = [name for e in experiments for name in cells.MEMBERS[e]]
-    chosen = cells.with_starts([_CELL.value] if _CELL.value else asked, study.size)
-    if not chosen:
-        cli.stop(f"--cell={_CELL.value}: not of --size={study.size}")
+    chosen = cells.with_starts([_CELL.value] if _CELL.value else asked)
     dense = "shortcuts" in experiments and not _CELL.value
     if _DRY_RUN.value:
         try:
@@ -91,10 +89,11 @@ def main(argv: list[str]) -> None:
     try:
         if _AGAIN.value:
             cell = cells.CELLS[_AGAIN.value]
-            same = [runner.again(study, cell, seed, say) for seed in study.seeds]
+            seeds = study.seeds_of(cell)
+            same = [runner.again(study, cell, seed, say) for seed in seeds]
             sys.exit(0 if all(same) else 1)
         running = runner.Runner(study, say)
-        running.run(chosen, dense=dense, after_seed=lambda: _publish(study))
+        running.run(chosen, dense=dense, after_round=lambda: _publish(study))
     except ValueError as error:
         cli.stop(error)
     except KeyboardInterrupt:
@@ -110,19 +109,18 @@ def _print_commands(study, chosen, dense: bool) -> None:
     """Every command that is still to be run, and what is expected to be left."""
     from pr1_jax.study import outcomes, runner
 
-    left = 0.0
+    left, took = 0.0, runner.seconds(study)
     if dense and not outcomes.of_dense(study):
         print(runner.shown(study.dense_command()))
-    for seed in study.seeds:
-        todo = runner.to_run(study, chosen, seed)
-        for cell in chosen:
-            command = runner.shown(study.command(cell, seed))
-            if cell.name not in todo:
-                print(f"# done: {command}")
-                continue
-            minutes = runner.expected_minutes(study, cell)
-            left += minutes or 0.0
-            print(f"# {runner.expected(minutes)}\n{command}")
+    todo = {seed: runner.to_run(study, chosen, seed) for seed in study.seeds}
+    for cell, seed in itertools.chain(*runner.rounds(study, chosen)):
+        command = runner.shown(study.command(cell, seed))
+        if cell.name not in todo[seed]:
+            print(f"# done: {command}")
+            continue
+        minutes = runner.expected_minutes(study, cell, took)
+        left += minutes or 0.0
+        print(f"# {runner.expected(minutes)}\n{command}")
     if left:
         at_a_time = study.runs_at_a_time
         print(f"# left: about {left / 60 / at_a_time:.1f} h, {at_a_time} at a time")
@@ -138,10 +136,7 @@ def _publish(study) -> None:
     complete = [
         name
         for name in cells.EXPERIMENTS
-        if all(
-            member in findings.problems or study.size not in cells.CELLS[member].sizes
-            for member in cells.MEMBERS[name]
-        )
+        if all(member in findings.problems for member in cells.MEMBERS[name])
     ]
     if not findings.problems:
         return

@@ -3,43 +3,87 @@
 A cell is one run of `pr1_jax.main` a seed: a config of `configs/`, what it changes of it,
 and the cell whose last parameters it starts from. All cells of a seed share the seed of
 data and draws, so that they train on the same problems in the same order, and all are
-evaluated on the same held-out problems.
+evaluated on the same held-out problems, at their own deadline.
 
-The task was chosen before the study (sizes `embedded` and `smoke`): half of the cold-start
-traces have a block and half search one after another (`data.task=search:block_share=0.5`), so that
-both habits are known and the reward decides between them. Accuracy counts on hard
-problems, which SFT has not seen. `TRIED` says what was dropped, and why.
+The task is `partner` (`pr1_jax.data.partner`), whose optimum is known (`optimum`). Half
+of the cold-start traces have a block, so that both habits are known and the reward
+decides between them. Cells are named by reward, deadline and labels: `accuracy_38_plain`
+has a deadline of 38 sequential steps and paths without labels, as published.
+
+`FEW` seeds draw a curve, `MANY` are needed for a verdict (`verdicts`).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-SIZES = ("embedded", "smoke", "smollm2")
-SYNTHETIC = SIZES[:2]  # on problems that code makes, from random parameters
-EXPERIMENTS = ("rewards", "curriculum", "position", "scaffold", "shortcuts")
+SIZES = ("embedded", "smoke")
+FEW, MANY = 3, 6  # seeds
 
-TRIED = {
-    "data.task=search:block_share=1.0, the default": (
-        "Every response has a block after SFT and keeps it in RL, whatever the reward: "
-        "the bonus for blocks then only scales rewards, which cannot be told apart."
-    ),
-    "data.task=search:block_share=0.95": (
-        "With the accuracy reward RL dropped the blocks: traces without one never give "
-        "up, those with one mostly do, so that the few without search better."
-    ),
-    "positions of blocks on the traces of the other experiments": (
-        "Their blocks stand at the very start of a response: there is nothing to rise "
-        "from. The position cell has SFT traces of its own, in which half of the blocks "
-        "come after a search of one to three numbers (late_share=0.5)."
-    ),
-    "clip_high=0.2 with the accuracy reward, 0.28 with the alternating one": (
-        "So it was published, but then the clip differs along with the reward: here all "
-        "RL cells have 0.28."
-    ),
-    "no cold start from random parameters": (
-        "A random model answers nothing, so that there is no reward to learn from. The "
-        "paper starts from a pretrained model; here one that was trained on traces "
-        "without blocks, which searches but knows no tags, stands for it."
+# What runs cost (at the size `embedded`; `smoke` has its own).
+SFT = {"sft.steps": 600, "sft.batch_size": 64, "sft.lr": 3e-3}
+RL = {"rl.steps": 60, "rl.prompts_per_step": 32, "rl.group_size": 8, "rl.lr": 5e-4}
+EASY_RL = RL | {"rl.steps": 12}  # published: 35 steps before 300
+FOUR_PATHS_RL = RL | {"rl.steps": 90}  # four paths have more to divide
+
+# Two paths from random rows see more than a lone search at the second and third; from the
+# fourth on only paths that divide the list do (`optimum`).
+DEADLINES = (20, 32, 38, 46, 54, 62)
+PAY, FAIL = 38, 62  # blocks pay at one, and do not at the other
+BETWEEN = (46, 54)  # only divided work pays
+FOUR_PATHS = 25  # the deadline of blocks with four paths
+LABELS = ("labels", "plain")
+
+# What all runs change of their config. Reserves are what answers of the task need, so that
+# a block may use its deadline as `optimum` says.
+COMMON = {
+    "data.task": "partner",
+    "data.eval": "embedded:hard",
+    "eval.problems": 1024,
+    "eval.samples": 1,
+    "eval.banned": False,
+    "rl.clip_high": 0.28,  # published: 0.2 with the accuracy reward; so rewards alone differ
+    "rl.shared_prompt_tokens": (),
+    "rollout.min_path_tokens": 10,
+    "rollout.summary_reserve": 2,
+    "rollout.answer_reserve": 3,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 0,
+    "report.traces": 0,
+    # XLA everywhere: results must not depend on whether there is a C++ compiler.
+    "kernels": "xla",
+}
+_SEARCH_TOKENS = {2: 26, 4: 13}  # of a path that sees its share of the list
+_TAG_TOKENS = 2
+
+
+class Reward(NamedTuple):
+    """What RL is rewarded for; `share` of its steps pay a bonus for blocks."""
+
+    title: str
+    config: str
+    share: float = 0.0
+    changes: Mapping[str, object] = {}
+
+
+# The published window is 10 steps of 300, the last 2 of which pay a bonus. A miniature
+# learns in tens of steps, in which such a window hardly opens, so it is 5 or 2 steps long.
+_WINDOWS = {share: {"reward.window": round(1 / share)} for share in (0.2, 0.5)}
+REWARDS = {
+    "accuracy": Reward("accuracy", "rl_accuracy"),
+    **{
+        f"alternating{100 * share:.0f}": Reward(
+            f"alternating, {100 * share:.0f} %",
+            "rl_alternating",
+            share,
+            window | {"reward.tiered_steps": 1},
+        )
+        for share, window in _WINDOWS.items()
+    },
+    "parallel_only": Reward("parallel only", "rl_parallel_only", 1.0),
+    # Half of the longest critical path saved is paid as much as the bonus for a block.
+    "latency": Reward(
+        "accuracy and latency", "rl_accuracy", changes={"reward.latency_coef": 0.4}
     ),
 }
 
@@ -52,10 +96,12 @@ class Cell:
       title: in tables and figures.
       kind: `sft`, `rl` or `evaluate`.
       config: name of a file in `configs/`.
-      start: the cell whose last parameters it starts from; "" = its own first ones.
-      changes: of config fields. embedded: further ones of that size.
-      sizes: those that it is run at.
-      minutes: about, on two quiet CPU cores, at size `embedded`.
+      start: the cell whose last parameters it starts from; "" = random ones.
+      changes: of config fields. cost: further ones of the size `embedded`.
+      deadline: in sequential steps; 0 = none.
+      labels: whether paths have labels. paths: of a block.
+      seeds: that it is run at, the first of those asked for.
+      minutes: about, on a CPU core, at the size `embedded`.
     """
 
     name: str
@@ -64,157 +110,232 @@ class Cell:
     config: str
     start: str = ""
     changes: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    embedded: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    sizes: tuple[str, ...] = SIZES
-    minutes: float = 6.0
+    cost: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    deadline: int = 0
+    labels: bool = False
+    paths: int = 2
+    seeds: int = MANY
+    minutes: float = 2.3
 
 
-def _sft(name: str, title: str, config: str = "sft_structured", **kwargs) -> Cell:
-    return Cell(name, title, "sft", config, minutes=4.0, **kwargs)
+def named(reward: str, deadline: int, labels: str, *, then: bool = False) -> str:
+    """The name of an RL cell; `then` of the accuracy stage that goes on from it."""
+    return f"{reward}_{deadline}_{labels}" + ("_then_accuracy" if then else "")
 
 
-def _rl(name: str, title: str, config: str, start: str = "sft", **changes) -> Cell:
-    return Cell(name, title, "rl", config, start, changes)
+def _sft(
+    name: str, title: str, task: str = "", config: str = "sft_structured", **more
+) -> Cell:
+    changes = {"data.task": f"partner:{task}"} if task else {}
+    more |= {"changes": changes, "cost": SFT, "minutes": 1.8}
+    return Cell(name, title, "sft", config, **more)
 
 
-_EASY = {"data.rl": "embedded:easy", "rl.steps": 20}  # published: 35 steps of 335
-_CAUSAL = {"variant": "causal"}
-_FEW = {"eval.modes": ("causal",)}
-_FEW |= {"data.eval": "easy=embedded:easy@1,hard=embedded:hard@1"}
+def _rl(name: str, reward: str, title: str = "", changes=(), **more) -> Cell:
+    """A cell with one of `REWARDS`, named in its title with deadline and labels."""
+    of, labels = REWARDS[reward], more.get("labels", False)
+    title = f"{title or of.title}, {more['deadline']} steps{', labels' * labels}"
+    more = {
+        "cost": RL,
+        "config": of.config,
+        "changes": of.changes | dict(changes),
+    } | more
+    return Cell(name, title, "rl", **more)
 
 
-def _easy(name: str, title: str, start: str, variant: str) -> Cell:
-    changes = {"variant": variant}
-    return Cell(
-        name, title, "rl", "rl_easy", start, changes, embedded=_EASY, minutes=2.0
+# What verdicts hang on, beside accuracy alone, which is everywhere.
+_DECIDING = {
+    *((46, "labels", reward) for reward in ("alternating50", "latency")),
+    *((deadline, "labels", "parallel_only") for deadline in BETWEEN),
+    *((46, "plain", reward) for reward in ("alternating50", "parallel_only")),
+    (54, "plain", "parallel_only"),
+    *((PAY, "plain", reward) for reward in ("alternating20", "parallel_only")),
+    *((FAIL, "plain", reward) for reward in REWARDS),
+}
+# Rewards of the scaffold's first stage by deadline and labels, and which of them verdicts
+# hang on.
+_FIRST = ("accuracy", "alternating50", "parallel_only", "latency")
+SCAFFOLDS = {
+    **{(deadline, labels): _FIRST for labels in LABELS for deadline in BETWEEN},
+    (FAIL, "plain"): ("accuracy", "alternating50"),
+    (PAY, "plain"): ("alternating50",),
+}
+_DECIDING_FIRST = {
+    (46, "labels"): _FIRST,
+    (54, "labels"): ("accuracy", "parallel_only"),
+    (46, "plain"): ("accuracy", "parallel_only"),
+    (FAIL, "plain"): ("accuracy", "alternating50"),
+}
+
+
+def _phase() -> Iterator[Cell]:
+    """Rewards by deadlines, and accuracy alone from where some of them ended."""
+    for deadline in DEADLINES:
+        for labels in LABELS:
+            given = {"deadline": deadline, "labels": labels == "labels"}
+            for reward in REWARDS:
+                decides = (
+                    deadline,
+                    labels,
+                    reward,
+                ) in _DECIDING or reward == "accuracy"
+                name, seeds = named(reward, deadline, labels), MANY if decides else FEW
+                yield _rl(name, reward, start=f"sft_{labels}", seeds=seeds, **given)
+            for first in SCAFFOLDS.get((deadline, labels), ()):
+                decides = first in _DECIDING_FIRST.get((deadline, labels), ())
+                yield _rl(
+                    named(first, deadline, labels, then=True),
+                    "accuracy",
+                    f"{REWARDS[first].title}, then accuracy",
+                    start=named(first, deadline, labels),
+                    seeds=MANY if decides else FEW,
+                    **given,
+                )
+
+
+def _four_paths() -> Iterator[Cell]:
+    for labels in LABELS:
+        given = {"labels": labels == "labels", "paths": 4}
+        title = f"after SFT, four paths{', labels' * given['labels']}"
+        yield _sft(f"sft4_{labels}", title, "paths=4", **given)
+        given |= {"deadline": FOUR_PATHS, "cost": FOUR_PATHS_RL, "minutes": 3.5}
+        name, title = f"accuracy4_{FOUR_PATHS}_{labels}", "accuracy, four paths"
+        yield _rl(name, "accuracy", title, start=f"sft4_{labels}", **given)
+
+
+_CAUSAL, _NO_BLOCKS = {"variant": "causal"}, "block_share=0.0"
+_EASY = {"config": "rl_easy", "cost": EASY_RL, "minutes": 0.8}
+
+
+def _of_tables(deadline: int) -> Iterator[Cell]:
+    """What tables 3 and 4 and figure 3 have beside the cells of the phase diagram.
+
+    Without a cold start RL begins from a model that knows no tags, but searches: a random
+    one answers nothing, so that there would be no reward to learn from.
+    """
+
+    def cell(
+        name: str, title: str, start: str, reward: str = "accuracy", **more
+    ) -> Cell:
+        seeds = MANY if deadline == PAY or name == "sequential" else FEW
+        given = {"start": start, "deadline": deadline, "seeds": seeds}
+        return _rl(f"{name}_{deadline}", reward, title, **given | more)
+
+    no_blocks, easy = (
+        {"data.task": f"partner:{_NO_BLOCKS}"},
+        {"data.rl": "embedded:easy"},
     )
-
-
-def _as_published(name: str, title: str, start: str) -> Cell:
-    return Cell(
-        name, title, "evaluate", "evaluate", start, _FEW, sizes=SYNTHETIC, minutes=1.0
+    yield cell(
+        "sequential",
+        "sequential GRPO",
+        "sft_sequential",
+        config="grpo_sequential",
+        changes=no_blocks,
     )
+    yield cell("no_cold_start", "no cold start", "sft_sequential", "alternating20")
+    for variant, start in (("causal", "sft_causal"), ("structured", "sft_plain")):
+        given, only = {"variant": variant}, f"{variant}_easy"
+        if variant == "causal":  # else it is a cell of the phase diagram
+            name, title = "causal_without_easy", "causal, no easy RL"
+            yield cell(name, title, start, changes=given)
+        title = f"{variant}, easy RL only"
+        yield cell(only, title, start, changes=given | easy, **_EASY)
+        name, title = f"{variant}_with_easy", f"{variant}, easy RL first"
+        yield cell(name, title, f"{only}_{deadline}", changes=given)
+    # Where blocks start at the very beginning of responses there is nothing to rise from.
+    title, traces = "late blocks, alternating, 20 %", {"report.traces": 256}
+    yield cell("late", title, "sft_late", "alternating20", changes=traces)
+
+
+def _shortcuts() -> Iterator[Cell]:
+    """The published shortcuts, each against `alternating20` at the deadline `PAY`."""
+    for name, title, changes in (
+        ("forced", "forced tokens in the loss", {"rl.train_on_forced": True}),
+        (
+            "causal_sampling",
+            "causal sampling",
+            {"rollout.shortcut": "causal_after_block"},
+        ),
+    ):
+        given = {"start": "sft_plain", "deadline": PAY}
+        yield _rl(name, "alternating20", title, changes, **given)
+    exact = named("alternating20", PAY, "plain")
+    for name, title, start in (
+        (
+            "causal_sampling_published",
+            "causal sampling, so to the end",
+            "causal_sampling",
+        ),
+        ("alternating_published", "alternating, 20 %, sampled causally", exact),
+    ):
+        given = {
+            "changes": {"eval.modes": ("causal",)},
+            "deadline": PAY,
+            "minutes": 0.4,
+        }
+        yield Cell(name, title, "evaluate", "evaluate", start, **given)
 
 
 CELLS = {
     cell.name: cell
     for cell in (
-        _sft("sft", "after SFT"),
-        _rl("accuracy", "accuracy only", "rl_accuracy"),
-        _rl("alternating", "alternating", "rl_alternating"),
-        _rl("parallel_only", "parallel only", "rl_parallel_only"),
+        _sft("sft_plain", "after SFT"),
+        _sft("sft_labels", "after SFT, labels", labels=True),
+        *_phase(),
+        *_four_paths(),
         _sft(
-            "sft_sequential",
-            "SFT without blocks",
-            "grpo_sequential",
-            changes={"data.task": "search:block_share=0.0"},
-            sizes=SYNTHETIC,
+            "sft_sequential", "after SFT without blocks", _NO_BLOCKS, "grpo_sequential"
         ),
-        _rl(
-            "sequential",
-            "sequential GRPO",
-            "grpo_sequential",
-            "sft_sequential",
-            **{"data.task": "search:block_share=0.0"},
-        ),
-        _rl("no_cold_start", "no cold start", "rl_alternating", "sft_sequential"),
-        _sft("sft_causal", "causal, after SFT", "sft_causal"),
-        _rl(
-            "causal_without_easy",
-            "causal, no easy RL",
-            "rl_accuracy",
-            "sft_causal",
-            **_CAUSAL,
-        ),
-        _easy("causal_easy", "causal, easy RL only", "sft_causal", "causal"),
-        _rl(
-            "causal_with_easy",
-            "causal, easy RL first",
-            "rl_accuracy",
-            "causal_easy",
-            **_CAUSAL,
-        ),
-        _easy("structured_easy", "structured, easy RL only", "sft", "structured"),
-        _rl(
-            "structured_with_easy",
-            "structured, easy RL first",
-            "rl_accuracy",
-            "structured_easy",
-        ),
-        _sft(
-            "sft_late",
-            "late blocks, after SFT",
-            changes={"data.task": "search:block_share=0.5,late_share=0.5"},
-            sizes=SYNTHETIC,
-        ),
-        dataclasses.replace(
-            _rl("late", "late blocks, alternating", "rl_alternating", "sft_late"),
-            sizes=SYNTHETIC,
-        ),
-        _rl("scaffold", "scaffold", "rl_scaffold"),
-        _rl(
-            "forced",
-            "forced tokens in the loss",
-            "rl_alternating",
-            **{"rl.train_on_forced": True},
-        ),
-        _rl(
-            "causal_sampling",
-            "causal sampling",
-            "rl_alternating",
-            **{"rollout.shortcut": "causal_after_block"},
-        ),
-        _as_published(
-            "causal_sampling_published",
-            "causal sampling, sampled so too",
-            "causal_sampling",
-        ),
-        _as_published(
-            "alternating_published", "alternating, sampled causally", "alternating"
-        ),
+        _sft("sft_causal", "causal, after SFT", config="sft_causal"),
+        _sft("sft_late", "late blocks, after SFT", "late_share=0.5"),
+        *_of_tables(PAY),
+        *_of_tables(FAIL),
+        *_shortcuts(),
     )
 }
 
+
+def table_members(deadline: int) -> tuple[str, ...]:
+    """Cells of tables 3 and 4 at a deadline, in order."""
+    rewards = (named(x, deadline, "plain") for x in REWARDS if x != "latency")
+    return (*rewards, *(cell.name for cell in _of_tables(deadline)))
+
+
 # What the tables and figures of an experiment show; what these start from is run too.
 MEMBERS: dict[str, tuple[str, ...]] = {
-    "rewards": ("sft", "accuracy", "alternating", "parallel_only", "sequential"),
-    "curriculum": (
-        "alternating",
-        "no_cold_start",
-        "sft_causal",
-        "causal_without_easy",
-        "causal_easy",
-        "causal_with_easy",
-        "accuracy",
-        "structured_easy",
-        "structured_with_easy",
+    "phase": (
+        *(f"sft_{labels}" for labels in LABELS),
+        *(named(r, d, labels) for labels in LABELS for r in REWARDS for d in DEADLINES),
     ),
-    "position": ("alternating", "sft_late", "late"),
-    "scaffold": ("scaffold", "accuracy", "sequential"),
+    "division": (
+        *(named("accuracy", PAY, labels) for labels in LABELS),
+        *(f"accuracy4_{FOUR_PATHS}_{labels}" for labels in LABELS),
+    ),
+    "tables": (*table_members(PAY), *table_members(FAIL)),
+    "scaffold": tuple(
+        named(first, *key, then=then)
+        for key, firsts in SCAFFOLDS.items()
+        for first in firsts
+        for then in (False, True)
+    ),
     "shortcuts": (
-        "alternating",
-        "forced",
-        "causal_sampling",
-        "causal_sampling_published",
+        named("alternating20", PAY, "plain"),
         "alternating_published",
+        *(cell.name for cell in _shortcuts() if cell.name != "alternating_published"),
     ),
 }
+EXPERIMENTS = tuple(MEMBERS)
 
 
-def start_of(cell: Cell, size: str) -> str:
-    """The cell that `cell` starts from at this size; a real model starts as it is."""
-    return cell.start if cell.start and size in CELLS[cell.start].sizes else ""
-
-
-def with_starts(names: Sequence[str], size: str) -> list[Cell]:
-    """Cells of these names that this size has, with all that they start from before."""
+def with_starts(names: Sequence[str]) -> list[Cell]:
+    """Cells of these names, with all that they start from before them."""
     chosen: dict[str, Cell] = {}
 
     def add(name: str) -> None:
         cell = CELLS[name]
-        if size in cell.sizes and name not in chosen:
-            if start := start_of(cell, size):
-                add(start)
+        if name not in chosen:
+            if cell.start:
+                add(cell.start)
             chosen[name] = cell
 
     for name in names:
@@ -224,26 +345,27 @@ def with_starts(names: Sequence[str], size: str) -> list[Cell]:
 
 def config_argument(cell: Cell, size: str) -> str:
     """What `--config` of `pr1_jax.main` is."""
-    variant = "" if size == "embedded" else f":{size}"
-    return f"configs/{cell.config}.py{variant}"
+    return f"configs/{cell.config}.py{'' if size == 'embedded' else ':' + size}"
+
+
+def own_changes(cell: Cell, size: str) -> dict[str, object]:
+    """What a cell changes beside `COMMON` and its seed, by dotted name."""
+    labels = tuple(f" {i + 1}" for i in range(cell.paths * cell.labels))
+    changed: dict[str, object] = {
+        "rollout.max_sequential_steps": cell.deadline,
+        "rollout.path_labels": labels,
+        "rollout.num_paths": cell.paths,
+        "rollout.max_path_tokens": _SEARCH_TOKENS[cell.paths]
+        + _TAG_TOKENS
+        + cell.labels,
+    }
+    if cell.kind == "evaluate":
+        changed |= {"data.eval": "hard=embedded:hard@1"}
+    else:
+        changed |= {"stages": (cell.kind,)}
+    return changed | cell.changes | (cell.cost if size == "embedded" else {})
 
 
 def changes(cell: Cell, size: str, seed: int) -> dict[str, object]:
     """All fields that a run of the cell changes, by dotted name."""
-    changed: dict[str, object] = {
-        "seed": seed,
-        "data.seed": seed,
-        "eval.banned": False,
-        "rl.clip_high": 0.28,
-        "checkpoint.keep": 1,
-        "checkpoint.keep_best": 0,
-        # XLA everywhere: results must not depend on whether there is a C++ compiler.
-        "kernels": "xla",
-        "rl.shared_prompt_tokens": (),
-    }
-    if cell.kind != "evaluate":
-        changed["stages"] = (cell.kind,)
-    if size in SYNTHETIC:
-        changed |= {"data.task": "search:block_share=0.5", "data.eval": "embedded:hard"}
-    changed |= cell.changes
-    return changed | (cell.embedded if size == "embedded" else {})
+    return {"seed": seed, "data.seed": seed} | COMMON | own_changes(cell, size)

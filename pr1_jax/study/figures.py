@@ -1,7 +1,7 @@
-"""One picture an experiment, drawn from `results.json` alone.
+"""One picture an experiment, drawn from `results.json` and the optimum of the task.
 
-Lines are means over seeds with the range of the seeds behind them; points have 95 %
-intervals. Names stand at what they name.
+Thick lines are means over seeds, thin ones and pale dots the seeds; points have 95 %
+intervals. Grey lines are the optimum, hollow marks what arithmetic predicts (`border`).
 """
 
 import pathlib
@@ -11,133 +11,95 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pr1_jax.study import cells
+from pr1_jax.study import cells, optimum, outcomes
+from pr1_jax.study.cells import FAIL, FOUR_PATHS, PAY, named
 from pr1_jax.system import pictures
 from pr1_jax.system.pictures import BLUE, FAINT, GREEN, GREY, INK, ORANGE, VIOLET, style
 
-_DOTS_PER_INCH = 90
-_APART = 0.09  # names of lines, as a share of the axes
-_COLORS = {
-    "sft": GREY,
-    "accuracy": ORANGE,
-    "alternating": BLUE,
-    "parallel_only": VIOLET,
-    "sequential": GREEN,
-    "scaffold": BLUE,
-    "late": ORANGE,
-    "forced": ORANGE,
-    "causal_sampling": VIOLET,
-    "causal_sampling_published": VIOLET,
-    "no_cold_start": GREEN,
-    "sft_causal": GREY,
-    "causal_without_easy": VIOLET,
-    "causal_easy": VIOLET,
-    "causal_with_easy": VIOLET,
-    "structured_easy": ORANGE,
-    "structured_with_easy": ORANGE,
-}
-
 Results = Mapping[str, Any]
 
-
-def _panels(columns: int, height: float = 3.4) -> tuple[Figure, Sequence[Axes]]:
-    figure = pictures.figure(1, columns, width=4.3, height=height)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def _color(name: str) -> str:
-    return _COLORS.get(name, BLUE)
-
-
-def _known(results: Results, names: Sequence[str]) -> list[str]:
-    return [name for name in names if name in results["cells"]]
-
-
-def _course(results: Results, name: str, figure: str) -> np.ndarray | None:
-    """A cell's figure over RL steps, float [seeds, steps], smoothed over an eighth."""
-    rows = results["cells"].get(name, {}).get("courses", {}).get(figure, [])
-    if not rows:
-        return None
-    shortest = min(map(len, rows))
-    rows = np.array([row[:shortest] for row in rows], float)  # None becomes NaN
-    width = max(1, shortest // 8)
-    known = np.isfinite(rows)
-    smooth = lambda row: np.convolve(row, np.ones(width), "same")
-    total = np.array([smooth(row) for row in np.where(known, rows, 0.0)])
-    count = np.array([smooth(row.astype(float)) for row in known])
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+_DOTS_PER_INCH = 90
+_COLORS = {
+    "accuracy": ORANGE,
+    "alternating20": "#7dd3fc",
+    "alternating50": BLUE,
+    "parallel_only": VIOLET,
+    "latency": GREEN,
+}
+_DODGE = (-1.0, -0.5, 0.0, 0.5, 1.0)  # so that lines do not cover each other
+_OF_LABELS = {"labels": BLUE, "plain": ORANGE}
+_WORDS = {"labels": "paths with labels", "plain": "paths without labels"}
 
 
-def _draw_courses(
-    axes: Axes,
-    results: Results,
-    names: Sequence[str],
-    figure: str,
-    title: str,
-    *,
-    from_zero: bool = False,
-) -> None:
-    """Lines over RL steps, each named at its end."""
-    style(axes, title)
-    ends = []
-    for name in _known(results, names):
-        rows = _course(results, name, figure)
-        if rows is None or np.isnan(rows).all():
-            continue
-        known = np.isfinite(rows).any(axis=0)
-        steps, rows = np.arange(1, rows.shape[1] + 1)[known], rows[:, known]
-        mean = np.nanmean(rows, axis=0)
-        axes.plot(steps, mean, color=_color(name), linewidth=2)
-        low, high = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)
-        axes.fill_between(steps, low, high, color=_color(name), alpha=0.15, lw=0)
-        ends.append((float(mean[-1]), float(steps[-1]), name))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    axes.set_xlabel("RL step", color=FAINT, fontsize=9)
-    if from_zero:
-        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
-    _name_ends(axes, results, ends)
-
-
-def _draw_ratio(axes: Axes, results: Results, names: Sequence[str]) -> None:
-    axes.set_ylim(-0.03, 1.03)
-    title = "Responses with a block, in training"
-    _draw_courses(axes, results, names, "parallel_ratio", title)
-    _percent(axes)
-
-
-def _name_ends(axes: Axes, results: Results, ends: Sequence[tuple]) -> None:
-    """Names of lines at their ends, moved apart where they would overlap."""
-    if not ends:
-        return
-    axes.autoscale_view()
-    shown = axes.transData + axes.transAxes.inverted()
-    ends = sorted(ends)
-    heights = [shown.transform((x, y))[1] for y, x, _ in ends]
-    for i in range(1, len(ends)):
-        heights[i] = max(heights[i], heights[i - 1] + _APART)
-    top = 1.0
-    for i in reversed(range(len(ends))):
-        top = heights[i] = min(heights[i], top)
-        top -= _APART
-    for (y, x, name), height in zip(ends, heights):
-        axes.annotate(
-            results["cells"][name]["title"],
-            (x, y),
-            xytext=(1.02, height),
-            textcoords=axes.transAxes,
-            va="center",
-            fontsize=9,
-            color=_color(name),
-            annotation_clip=False,
-        )
+# --- Pieces ---------------------------------------------------------------------------
 
 
 def _percent(axes: Axes, along: str = "y") -> None:
     axis = axes.yaxis if along == "y" else axes.xaxis
     axis.set_major_formatter(lambda x, _: f"{round(100 * x, 2):g}%")
+
+
+def _share(axes: Axes, title: str, below: str) -> None:
+    """A panel of shares from 0 to 1."""
+    style(axes, title)
+    axes.set_ylim(-0.03, 1.03)
+    _percent(axes)
+    axes.set_xlabel(below, color=FAINT, fontsize=9)
+
+
+def _theory(axes: Axes, lines: Mapping[str, float]) -> None:
+    """Grey lines with their names at the right."""
+    for text, height in lines.items():
+        axes.axhline(height, color=GREY, lw=1, ls="--", zorder=0)
+        place = {"va": "top" if height > 0.9 else "bottom", "ha": "right"}
+        across = axes.get_yaxis_transform()
+        axes.text(1, height, text, **place, transform=across, fontsize=8, color=FAINT)
+
+
+def _legend(figure: Figure, names: Mapping[str, str], **more: Line2D) -> None:
+    """Names of colours above all panels."""
+    handles = {name: Line2D([], [], color=color, lw=2) for name, color in names.items()}
+    handles |= more
+    figure.legend(
+        handles.values(),
+        handles,
+        loc="outside upper left",
+        ncols=6,
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=INK,
+    )
+
+
+def _seeds(results: Results, name: str, metric: str) -> list[float]:
+    """A cell's figure by seed, without those that have none."""
+    found = results["cells"].get(name, {}).get("metrics", {}).get(metric, {})
+    return [x for x in found.get("by_seed", ()) if x is not None]
+
+
+def _draw_course(
+    axes: Axes, results: Results, names: Sequence[str], figure: str, color: str
+) -> None:
+    """A line over RL steps through cells that follow each other; those that are known."""
+    begin = 0
+    for name in names:
+        cell = results["cells"].get(name, {})
+        rows = cell.get("courses", {}).get(figure, [])
+        if not rows:
+            return
+        rows = np.array([row[: min(map(len, rows))] for row in rows], float)
+        steps = np.arange(rows.shape[1]) + 0.5
+        steps = begin + steps * cell["steps"] / rows.shape[1]
+        begin += cell["steps"]
+        known = np.isfinite(rows)
+        mean = np.where(known, rows, 0).sum(0) / np.maximum(known.sum(0), 1)
+        mean = np.where(known.any(0), mean, np.nan)
+        axes.plot(steps, rows.T, color=color, lw=0.6, alpha=0.3)
+        axes.plot(steps, mean, color=color, lw=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
 
 
 def _draw_points(
@@ -147,111 +109,192 @@ def _draw_points(
     metric: str,
     title: str,
     *,
-    named: bool = True,
+    titles: Sequence[str] | None = None,
 ) -> None:
     """A row a cell: its mean, 95 % interval, and pale the seeds."""
     style(axes, title, grid="x")
-    names = _known(results, names)
     for row, name in enumerate(names):
+        if name not in results["cells"]:
+            continue
         of_cell = results["cells"][name]["metrics"][metric]
-        color = _color(name)
         seeds = of_cell["by_seed"]
-        axes.plot(seeds, [row] * len(seeds), "o", color=color, alpha=0.3, ms=5, mew=0)
-        axes.plot([of_cell["low"], of_cell["high"]], [row, row], color=color, lw=2)
-        axes.plot(of_cell["value"], row, "o", color=color, ms=7)
-        axes.annotate(
-            f"{100 * of_cell['value']:.1f}",
-            (of_cell["value"], row),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8.5,
-            color=INK,
-        )
-    titles = [results["cells"][name]["title"] for name in names]
-    axes.set_yticks(range(len(names)), titles if named else [""] * len(names))
-    axes.set_ylim(len(names) - 0.4, -0.7)
-    if named:
-        axes.tick_params(axis="y", labelcolor=INK)
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, -0.05), min(high, 1.05))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.plot(seeds, [row] * len(seeds), "o", color=BLUE, alpha=0.3, ms=5, mew=0)
+        axes.plot([of_cell["low"], of_cell["high"]], [row, row], color=BLUE, lw=2)
+        axes.plot(of_cell["value"], row, "o", color=BLUE, ms=6)
+        at = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        text = f"{100 * of_cell['value']:.0f}"
+        axes.annotate(text, (of_cell["value"], row), **at, fontsize=8.5, color=INK)
+    axes.set_yticks(range(len(names)), titles or [""] * len(names))
+    axes.set_ylim(len(names) - 0.4, -0.8)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_xlim(-0.04, 1.04)
     _percent(axes, "x")
 
 
-def _draw_lengths(axes: Axes, results: Results, names: Sequence[str]) -> None:
-    """A row a cell: from sequential steps to tokens of a response."""
-    style(axes, "Steps in sequence ○ and tokens ●", grid="x")
-    names = _known(results, names)
-    for row, name in enumerate(names):
-        metrics = results["cells"][name]["metrics"]
-        steps, tokens = (
-            metrics[metric]["value"] for metric in ("sequential_steps", "total_tokens")
+# --- Experiments ----------------------------------------------------------------------
+
+
+def phase(results: Results) -> Figure:
+    """Parallel ratio and accuracy after RL against the deadline, a line a reward."""
+    figure = pictures.figure(2, 2, width=5.2, height=3.3)
+    panels = figure.subplots(2, 2, squeeze=False)
+    every = range(min(cells.DEADLINES) - 2, max(cells.DEADLINES) + 3)
+    pays = [d for d in every if optimum.alike(d, 2) > optimum.lone(d)]
+    best = {
+        "optimum: lone search": (optimum.lone, ":"),
+        "random rows": (lambda d: optimum.alike(d, 2), "--"),
+        "divided rows": (lambda d: optimum.divided(d, 2), "-"),
+    }
+    for column, labels in zip(panels.T, cells.LABELS):
+        below = "deadline (sequential steps)"
+        _share(column[0], f"Responses with a block, {_WORDS[labels]}", below)
+        _share(column[1], f"Held-out accuracy, {_WORDS[labels]}", below)
+        column[0].axvspan(pays[0] - 0.5, pays[-1] + 0.5, color=GREY, alpha=0.15, lw=0)
+        text = {"ha": "center", "fontsize": 8, "color": FAINT}
+        column[0].text(35, 0.2, "blocks of random\nrows see more", **text)
+        for of, dashes in [*best.values()][: 3 if labels == "labels" else 2]:
+            heights = [of(deadline) for deadline in every]
+            column[1].plot(every, heights, dashes, color=GREY, lw=1.5, zorder=0)
+        for axes, metric in zip(column, outcomes.SHARES[::-1]):
+            _draw_deadlines(axes, results, labels, metric)
+        for i, name in enumerate(_COLORS):
+            ratios = [of["ratios"].get(name) for of in results["theory"].values()]
+            if ratios[0] is not None:
+                at = [deadline + _DODGE[i] for deadline in cells.DEADLINES]
+                mark = {"color": _COLORS[name], "mfc": "white", "ms": 9, "zorder": 1}
+                column[0].plot(at, [of_both[1] for of_both in ratios], "D", **mark)
+    lines = {of.title: _COLORS[name] for name, of in cells.REWARDS.items()}
+    grey = {"color": GREY, "lw": 1.5}
+    theory = {
+        text: Line2D([], [], ls=dashes, **grey) for text, (_, dashes) in best.items()
+    }
+    mark = Line2D([], [], color=GREY, marker="D", ls="", mfc="white", ms=7)
+    theory["predicted"] = mark
+    _legend(figure, {"after SFT": INK} | lines, **theory)
+    return figure
+
+
+def _draw_deadlines(axes: Axes, results: Results, labels: str, metric: str) -> None:
+    """Lines over deadlines: after SFT, and after RL with each reward."""
+    lines = [("accuracy", f"before_{metric}", INK, 0.0)]
+    lines += [
+        (reward, metric, color, _DODGE[i])
+        for i, (reward, color) in enumerate(_COLORS.items())
+    ]
+    for reward, of, color, aside in lines:
+        by_deadline = {
+            deadline + aside: _seeds(results, named(reward, deadline, labels), of)
+            for deadline in cells.DEADLINES
+        }
+        known = {at: seeds for at, seeds in by_deadline.items() if seeds}
+        width = 1.2 if color == INK else 2
+        axes.plot(
+            [*known],
+            [*map(np.mean, known.values())],
+            color=color,
+            lw=width,
+            marker="o",
+            ms=4,
         )
-        color = _color(name)
-        axes.plot([steps, tokens], [row, row], color=color, lw=2, alpha=0.4)
-        axes.plot(tokens, row, "o", color=color, ms=7)
-        axes.plot(steps, row, "o", color=color, ms=7, mfc="white", mew=1.8)
-    axes.set_yticks(range(len(names)), [""] * len(names))
-    axes.set_ylim(len(names) - 0.4, -0.7)
-    axes.set_xlim(left=0)
+        for at, seeds in known.items():
+            axes.plot(
+                [at] * len(seeds), seeds, "o", color=color, ms=3, alpha=0.4, mew=0
+            )
+    axes.set_xticks(cells.DEADLINES)
 
 
-def rewards(results: Results) -> Figure:
-    """Table 4: blocks over training; accuracy and lengths at the end."""
-    figure, axes = _panels(3)
-    names = cells.MEMBERS["rewards"]
-    _draw_ratio(axes[0], results, names)
-    _draw_points(axes[1], results, names, "accuracy", "Held-out accuracy")
-    _draw_lengths(axes[2], results, names)
+def division(results: Results) -> Figure:
+    """Work of two and of four paths over training, with labels and without."""
+    figure = pictures.figure(2, 3, width=3.8, height=2.8)
+    panels = figure.subplots(2, 3, squeeze=False)
+    rows = (("accuracy", "two", 2, PAY), ("accuracy4", "four", 4, FOUR_PATHS))
+    for row, (name, words, paths, deadline) in zip(panels, rows):
+        figures = {
+            "accuracy": f"Accuracy, {words} paths, {deadline} steps",
+            "work_division": "Distinct work of paths",
+            "identical_paths": "Blocks with identical paths",
+        }
+        for axes, (metric, title) in zip(row, figures.items()):
+            _share(axes, title, "RL step")
+            for labels, color in _OF_LABELS.items():
+                names = [f"{name}_{deadline}_{labels}"]
+                _draw_course(axes, results, names, metric, color)
+        best = {
+            "lone search": optimum.lone(deadline),
+            "random rows": optimum.alike(deadline, paths),
+            "divided rows": optimum.divided(deadline, paths),
+        }
+        _theory(row[0], best)
+    _legend(figure, {_WORDS[labels]: color for labels, color in _OF_LABELS.items()})
     return figure
 
 
-def curriculum(results: Results) -> Figure:
-    """Table 3: accuracy and blocks at the end."""
-    figure, axes = _panels(2, 4.0)
-    names = cells.MEMBERS["curriculum"]
-    _draw_points(axes[0], results, names, "accuracy", "Held-out accuracy")
-    title = "Responses with a block"
-    _draw_points(axes[1], results, names, "parallel_ratio", title, named=False)
-    return figure
-
-
-def position(results: Results) -> Figure:
-    """Figure 3: where blocks start, over training, and how many there are."""
-    figure, axes = _panels(2)
-    names = ("late", "alternating")
-    title = "Where blocks start"
-    _draw_courses(axes[0], results, names, "position", title, from_zero=True)
-    axes[0].set_ylabel("share of the response", color=FAINT, fontsize=9)
-    _percent(axes[0])
-    _draw_ratio(axes[1], results, names)
+def tables(results: Results) -> Figure:
+    """The paper's tables 3 and 4 and figure 3, at two deadlines."""
+    figure = pictures.figure(2, 3, width=4.2, height=4.6)
+    panels = figure.subplots(2, 3, squeeze=False)
+    for row, deadline in zip(panels, (PAY, FAIL)):
+        names = cells.table_members(deadline)
+        after = f", {deadline} steps"
+        titles = [cells.CELLS[name].title.removesuffix(after) for name in names]
+        pays = "blocks pay" if deadline == PAY else "blocks do not pay"
+        title = f"Accuracy, {deadline} steps ({pays})"
+        _draw_points(row[0], results, names, "accuracy", title, titles=titles)
+        _draw_points(row[1], results, names, "parallel_ratio", "Responses with a block")
+        style(row[2], "Where late blocks start")
+        late = [f"late_{deadline}"]
+        _draw_course(row[2], results, late, outcomes.POSITION, BLUE)
+        row[2].set_ylim(bottom=0)
+        row[2].set_xlabel("RL step", color=FAINT, fontsize=9)
+        _percent(row[2])
     return figure
 
 
 def scaffold(results: Results) -> Figure:
-    """Figure 4: accuracy and blocks over training, and accuracy at the end."""
-    figure, axes = _panels(3)
-    names = cells.MEMBERS["scaffold"]
-    _draw_courses(axes[0], results, names, "accuracy", "Accuracy, in training")
-    _percent(axes[0])
-    _draw_ratio(axes[1], results, names)
-    for one in axes[:2]:
-        if results["switch"]:
-            one.axvline(results["switch"] + 0.5, color=FAINT, lw=1, ls=":")
-    _draw_points(axes[2], results, names, "accuracy", "Held-out accuracy", named=False)
+    """Accuracy and blocks over two stages, of which the second is accuracy alone."""
+    shown = [key for key in cells.SCAFFOLDS if key[0] != PAY]
+    figure = pictures.figure(2, len(shown), width=3.1, height=2.8)
+    panels = figure.subplots(2, len(shown), squeeze=False)
+    for column, (deadline, labels) in zip(panels.T, shown):
+        where = f"{deadline} steps, {'labels' if labels == 'labels' else 'no labels'}"
+        _share(column[0], where, "")
+        _share(column[1], "", "RL step")
+        for first in cells.SCAFFOLDS[deadline, labels]:
+            names = [named(first, deadline, labels, then=x) for x in (False, True)]
+            for axes, metric in zip(column, outcomes.SHARES):
+                _draw_course(axes, results, names, metric, _COLORS[first])
+        begun = named("accuracy", deadline, labels)
+        for axes in column:
+            if steps := results["cells"].get(begun, {}).get("steps"):
+                axes.axvline(steps, color=FAINT, lw=1, ls=":")
+        lines = {"lone search": optimum.lone(deadline)}
+        if labels == "labels":
+            lines["divided rows"] = optimum.divided(deadline, 2)
+        else:
+            lines["random rows"] = optimum.alike(deadline, 2)
+        _theory(column[0], lines)
+    for axes, text in zip(panels[:, 0], ("accuracy", "with a block")):
+        axes.set_ylabel(text, color=INK, fontsize=10)
+    firsts = dict.fromkeys(x for key in shown for x in cells.SCAFFOLDS[key])
+    _legend(figure, {f"{cells.REWARDS[x].title} first": _COLORS[x] for x in firsts})
     return figure
 
 
 def shortcuts(results: Results) -> Figure:
     """What the published code's shortcuts cost: gap, accuracy, memory."""
-    figure, axes = _panels(3)
-    title = "Mean log-prob gap, sampler to trainer"
+    figure = pictures.figure(1, 3, width=4.3, height=3.4)
+    axes = figure.subplots(1, 3, squeeze=False)[0]
+    style(axes[0], "Mean log-prob gap, sampler to trainer")
     axes[0].set_yscale("log")
-    names = ("alternating", "forced", "causal_sampling")
-    _draw_courses(axes[0], results, names, "gap_mean", title)
+    exact, *_ = cells.MEMBERS["shortcuts"]
+    colors = {exact: BLUE, "forced": ORANGE, "causal_sampling": VIOLET}
+    for name, color in colors.items():
+        _draw_course(axes[0], results, [name], outcomes.GAP, color)
+    axes[0].set_xlabel("RL step", color=FAINT, fontsize=9)
     names = cells.MEMBERS["shortcuts"]
-    _draw_points(axes[1], results, names, "accuracy", "Held-out accuracy")
+    short = lambda name: cells.CELLS[name].title.removesuffix(f", {PAY} steps")
+    titles = [*map(short, names)]
+    _draw_points(axes[1], results, names, "accuracy", "Accuracy", titles=titles)
     style(axes[2], "Memory of attention (MB)")
     for name, color in (("dense", ORANGE), ("exact", BLUE)):
         tokens = [row["tokens"] for row in results["dense"]]
@@ -264,13 +307,14 @@ def shortcuts(results: Results) -> Figure:
             axes[2].set_xticks(tokens, map(str, tokens))
     axes[2].minorticks_off()
     axes[2].set_xlabel("tokens", color=FAINT, fontsize=9)
+    _legend(figure, {short(name): color for name, color in colors.items()})
     return figure
 
 
 FIGURES: dict[str, Callable[[Results], Figure]] = {
-    "rewards": rewards,
-    "curriculum": curriculum,
-    "position": position,
+    "phase": phase,
+    "division": division,
+    "tables": tables,
     "scaffold": scaffold,
     "shortcuts": shortcuts,
 }

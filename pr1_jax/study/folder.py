@@ -17,24 +17,23 @@ class Study:
 
     Attributes:
       out: its folder. overrides: `field=value` of the config, behind all others.
-      jobs: runs at a time; 0 = one a CPU core for the small model, one for a real one.
+      jobs: runs at a time, each on a CPU core of its own; 0 = one a core.
     """
 
     out: pathlib.Path
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = tuple(range(cells.MANY))
     size: str = "embedded"
     overrides: tuple[str, ...] = ()
     jobs: int = 0
 
     @property
-    def on_one_core(self) -> bool:
-        """Whether each run has a CPU core, rather than all devices of the machine."""
-        return self.size in cells.SYNTHETIC
-
-    @property
     def runs_at_a_time(self) -> int:
         """`jobs`, or its default."""
-        return self.jobs or (len(cpu_cores()) if self.on_one_core else 1)
+        return self.jobs or len(cpu_cores())
+
+    def seeds_of(self, cell: Cell) -> tuple[int, ...]:
+        """The seeds that a cell is run at."""
+        return self.seeds[: cell.seeds]
 
     def workdir(self, cell: Cell, seed: int) -> pathlib.Path:
         """The folder of a run."""
@@ -49,8 +48,8 @@ class Study:
     ) -> list[str]:
         """The command of a run, without the interpreter."""
         changed = cells.changes(cell, self.size, seed)
-        if start := cells.start_of(cell, self.size):
-            changed["checkpoint.init"] = self.workdir(cells.CELLS[start], seed)
+        if cell.start:
+            changed["checkpoint.init"] = self.workdir(cells.CELLS[cell.start], seed)
         return [
             "-m",
             "pr1_jax.main",

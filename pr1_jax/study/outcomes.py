@@ -1,10 +1,12 @@
 """What one run came to: read from its folder, or from the small file that keeps it.
 
-A run is tens of MB, most of them checkpoints. `OUT/found/seed<k>.json` keeps of each cell
-that is finished at a seed all that is read of its run, a line a cell, every number as
-exact as it was: with these files a study goes on where its runs are not. A line also has
-the commit and versions that made it and the settings of its run; where today's are
-others, it is refused.
+A run is tens of MB. `OUT/found/seed<k>.json` keeps of each cell that is finished at a seed
+what is told of it, in about a thousand bytes a cell: how many responses to each held-out
+problem are right and have a block, a few means, courses of training at `POINTS` points,
+and digests of all responses and of all metrics, by which a run that is made again is
+compared to the last bit. With these files a study goes on where its runs are not. They
+also have the commits and versions that made them and the settings of the runs; where
+today's are others, they are refused.
 """
 
 import base64
@@ -16,7 +18,7 @@ import pathlib
 import platform
 import subprocess
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,22 +29,30 @@ from pr1_jax.study.cells import Cell
 from pr1_jax.study.folder import Study
 from pr1_jax.system import files, processor
 
-# Figures of a response, by the fields of its record.
+POINTS = 30  # of a course, at most: means over steps that follow each other
+
+# Whether a response counts, by the fields of its record.
 _OF_RESPONSES = {
     "accuracy": lambda r: r["verdict"] == "correct",
     "parallel_ratio": lambda r: r["num_blocks"] > 0,
-    "total_tokens": lambda r: r["total_tokens"],
-    "sequential_steps": lambda r: r["sequential_steps"],
 }
-METRICS = tuple(_OF_RESPONSES)
+SHARES = tuple(_OF_RESPONSES)
+LENGTHS = ("total_tokens", "sequential_steps")
+OF_BLOCKS = ("work_division", "identical_paths")
+BEFORE = tuple(f"before_{name}" for name in SHARES)  # where it started, evaluated alike
+METRICS = (*SHARES, *LENGTHS, *OF_BLOCKS, *BEFORE)
 
 # Figures of an RL step, by the metric of its line.
-_OF_STEPS = {
-    "accuracy": "rollout/accuracy",
-    "parallel_ratio": "rollout/parallel_ratio",
-    "gap_mean": "rollout/logp_gap_mean",
-}
-POSITION = "position"  # and this one, of the step's responses
+_OF_STEPS = {name: f"rollout/{name}" for name in (*SHARES, *OF_BLOCKS)}
+GAP, POSITION = "gap_mean", "position"  # and these, of the cells that show them
+_COMPARED = (
+    "rollout/",
+    "reward/",
+    "policy/",
+    "loss/",
+    "optim/",
+)  # not what took how long
+_COMMON, _MAKERS = "common", "makers"
 UNKNOWN = {"commit": "unknown"}  # what made a run that was not kept as it ended
 
 
@@ -51,28 +61,38 @@ class Outcome:
     """What a run came to.
 
     Attributes:
-      questions: SHA-256 of the held-out questions in their order.
-      problems: metric -> float [P], means over a problem's responses.
-      courses: figure -> float [steps], NaN where a step has none; of RL alone.
-      switch: `reward.scaffold_steps` of its config.
+      digests: SHA-256 of the held-out questions, of the responses to them, and of the
+        metrics of all steps.
+      samples: responses to a problem.
+      counts: of `SHARES`: uint8 [P], how many of a problem's responses count.
+      means: of the other `METRICS`; NaN where a run has none.
+      courses: figure -> float16 [points], NaN where no step of a point has one; of RL.
+      steps: of RL.
     """
 
-    questions: str
-    problems: Mapping[str, np.ndarray]
+    digests: Mapping[str, str]
+    samples: int
+    counts: Mapping[str, np.ndarray]
+    means: Mapping[str, float]
     courses: Mapping[str, np.ndarray]
-    switch: int
+    steps: int
+
+    @property
+    def questions(self) -> str:
+        """What it was evaluated on."""
+        return self.digests["questions"]
+
+    @property
+    def problems(self) -> dict[str, np.ndarray]:
+        """All metrics: float [P] where problems are known, else [1]."""
+        shares = {name: count / self.samples for name, count in self.counts.items()}
+        return shares | {name: np.array([x]) for name, x in self.means.items()}
 
 
 def differences(first: Outcome, second: Outcome) -> list[str]:
-    """Names of the figures that two outcomes do not share to the last bit."""
-    differing = [] if first.questions == second.questions else ["questions"]
-    for kind in ("problems", "courses"):
-        one, other = getattr(first, kind), getattr(second, kind)
-        for name in dict.fromkeys([*one, *other]):
-            both = name in one and name in other
-            if not both or not np.array_equal(one[name], other[name], equal_nan=True):
-                differing.append(f"{name} of {kind}")
-    return differing
+    """Names of what two outcomes do not share to the last bit."""
+    names = dict.fromkeys([*first.digests, *second.digests])
+    return [n for n in names if first.digests.get(n) != second.digests.get(n)]
 
 
 def read(study: Study, cell: Cell, seed: int) -> Outcome | None:
@@ -100,38 +120,86 @@ def of_run(workdir: pathlib.Path, cell: Cell) -> Outcome:
     else:
         path = workdir / "rollouts" / f"eval_1_{cell.kind}.jsonl"
     records = files.read_json_lines(path)
-    config = files.read_json(workdir / "config.json", {})
-    samples = config["eval"]["samples"]
-
-    def by_problem(figure) -> np.ndarray:
-        values = np.array([figure(record) for record in records], float)
-        return values.reshape(-1, samples).mean(axis=1)
-
-    questions = json.dumps([record["question"] for record in records[::samples]])
+    samples = files.read_json(workdir / "config.json", {})["eval"]["samples"]
+    lines = files.read_json_lines(workdir / "metrics.jsonl")
+    lines = [line for line in lines if line["stage"] == cell.kind]
+    said = ("response", "verdict", *LENGTHS)
+    compared = lambda line: {n: x for n, x in line.items() if n.startswith(_COMPARED)}
+    is_rl = cell.kind == "rl"
     return Outcome(
-        hashlib.sha256(questions.encode()).hexdigest(),
-        {name: by_problem(figure) for name, figure in _OF_RESPONSES.items()},
-        _courses(workdir, cell) if cell.kind == "rl" else {},
-        config.get("reward", {}).get("scaffold_steps", 0),
+        {
+            "questions": _digest(record["question"] for record in records[::samples]),
+            "responses": _digest([record[name] for name in said] for record in records),
+            "steps": _digest(map(compared, lines)),
+        },
+        samples,
+        {
+            name: np.array([counts(record) for record in records], np.uint8)
+            .reshape(-1, samples)
+            .sum(axis=1, dtype=np.uint8)
+            for name, counts in _OF_RESPONSES.items()
+        },
+        _means(records) | (_before(workdir) if is_rl else {}),
+        _courses(workdir, cell, lines) if is_rl else {},
+        len(lines) if is_rl else 0,
     )
 
 
-def _courses(workdir: pathlib.Path, cell: Cell) -> dict[str, np.ndarray]:
-    """Figures of all RL steps, [steps] each."""
-    lines = files.read_json_lines(workdir / "metrics.jsonl")
-    lines = [line for line in lines if line["stage"] == "rl"]
+def _digest(values: Iterable[Any]) -> str:
+    text = json.dumps(list(values), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over responses, and over blocks."""
+    means = {name: [record[name] for record in records] for name in LENGTHS}
+    for name in OF_BLOCKS:
+        means[name] = [x for record in records for x in record.get(name, ())]
+    return {name: _mean(np.array(values, float)) for name, values in means.items()}
+
+
+def _before(workdir: pathlib.Path) -> dict[str, float]:
+    """What it was evaluated at before its first step."""
+    evaluations = files.read_json(workdir / "summary.json", {})["evaluations"]
+    found = evaluations.get("eval_0_base", {})
+    return {n: found.get(f"eval/{n[7:]}", float("nan")) for n in BEFORE}
+
+
+def _courses(
+    workdir: pathlib.Path, cell: Cell, lines: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Figures of all RL steps, float16 [points] each."""
+    of_steps = dict(_OF_STEPS)
+    if cell.name in cells.MEMBERS["shortcuts"]:
+        of_steps[GAP] = "rollout/logp_gap_mean"
     known = lambda x: np.nan if x is None else x
     courses = {
-        name: np.array([known(line.get(key)) for line in lines], float)
-        for name, key in _OF_STEPS.items()
+        name: [known(line.get(key)) for line in lines] for name, key in of_steps.items()
     }
-    if cell.name in cells.MEMBERS["position"]:
+    if cell.start == "sft_late":
         paths = (
             workdir / "rollouts" / f"rl_{line['step']:06d}.jsonl" for line in lines
         )
         starts = map(analysis.relative_positions, map(files.read_json_lines, paths))
-        courses[POSITION] = np.array([np.mean(x) if x else np.nan for x in starts])
-    return courses
+        courses[POSITION] = [_mean(np.array(x, float)) for x in starts]
+    return {name: thinned(values) for name, values in courses.items()}
+
+
+def thinned(course: Sequence[float]) -> np.ndarray:
+    """Means over as many steps as `steps_a_point` says, float16 [points]."""
+    width = steps_a_point(len(course))
+    pieces = (course[i : i + width] for i in range(0, len(course), width))
+    return np.array([_mean(np.array(x, float)) for x in pieces], np.float16)
+
+
+def steps_a_point(steps: int) -> int:
+    """Steps that a point of a course is the mean of."""
+    return max(1, -(-steps // POINTS))
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 # --- Files that keep them -------------------------------------------------------------
@@ -143,21 +211,29 @@ def kept(study: Study, cell: Cell, seed: int) -> Outcome | None:
     Raises:
       ValueError: it was made with other settings.
     """
-    record = records(study, seed).get(cell.name)
+    everything = records(study, seed)
+    record = everything.get(cell.name)
     if record is None:
         return None
-    for name, now in _settings(study, cell, seed).items():
-        was = record["settings"].get(name, now)  # a field of today alone is new
-        if was != now:
+    then = everything[_COMMON] | record["settings"]
+    now = _common(study) | _settings(study, cell)
+    for name in [*then, *now]:
+        was, is_now = then.get(name, "absent"), now.get(name, "absent")
+        if was != is_now:
+            whose = "its line" if name in record["settings"] else "the file"
             raise ValueError(
                 f"{study.kept(seed)}: {cell.name} seed {seed} was made with "
-                f"{name}={was}, which is {now} now; remove its line to run it again"
+                f"{name}={was}, which is {is_now} now; remove {whose} to run it again"
             )
-    problems, courses = (
-        {name: unpack(values) for name, values in record[kind].items()}
-        for kind in ("problems", "courses")
+    nan = lambda x: float("nan") if x is None else x
+    return Outcome(
+        record["digests"],
+        record["samples"],
+        {name: unpack(text, "u1") for name, text in record["counts"].items()},
+        {name: nan(x) for name, x in record["means"].items()},
+        {name: unpack(text, "<f2") for name, text in record["courses"].items()},
+        record["steps"],
     )
-    return Outcome(record["questions"], problems, courses, record["switch"])
 
 
 def keep(
@@ -171,17 +247,25 @@ def keep(
     """Keeps what a finished run came to; names of what was kept, and differs."""
     outcome, before = of_run(study.workdir(cell, seed), cell), kept(study, cell, seed)
     known = records(study, seed)
+    makers = known.get(_MAKERS, [])
+    if dict(made) not in makers:
+        makers.append(dict(made))
     known[cell.name] = {
-        "made": dict(made),
-        "settings": _settings(study, cell, seed),
+        "maker": makers.index(dict(made)),
+        "settings": _settings(study, cell),
         "seconds": seconds,
-        "questions": outcome.questions,
-        "problems": {n: pack(x) for n, x in outcome.problems.items()},
-        "courses": {n: pack(x) for n, x in outcome.courses.items()},
-        "switch": outcome.switch,
+        "digests": dict(outcome.digests),
+        "samples": outcome.samples,
+        "counts": {name: pack(x) for name, x in outcome.counts.items()},
+        "means": dict(outcome.means),
+        "courses": {name: pack(x) for name, x in outcome.courses.items()},
+        "steps": outcome.steps,
     }
+    common = known.get(_COMMON, _common(study))
     in_order = {name: known[name] for name in cells.CELLS if name in known}
-    files.write_json_by_key(study.kept(seed), in_order)
+    files.write_json_by_key(
+        study.kept(seed), {_COMMON: common, _MAKERS: makers, **in_order}
+    )
     return differences(before, outcome) if before else []
 
 
@@ -215,34 +299,48 @@ def of_dense(study: Study) -> list[dict[str, float]]:
 
 
 def records(study: Study, seed: int) -> dict[str, Any]:
-    """All that is kept of a seed, by cell, as JSON."""
+    """All that is kept of a seed, as JSON: by cell, and what they share."""
     return files.read_json(study.kept(seed), {})
 
 
+def seconds(study: Study, seed: int) -> dict[str, float]:
+    """What the kept runs of a seed took, by cell."""
+    found = {n: x for n, x in records(study, seed).items() if n in cells.CELLS}
+    return {n: x["seconds"] for n, x in found.items() if x["seconds"] is not None}
+
+
+def makers(study: Study, seed: int) -> list[dict[str, str]]:
+    """The commits, processors and versions that made what is kept of a seed."""
+    return records(study, seed).get(_MAKERS, [])
+
+
 def pack(values: np.ndarray) -> str:
-    """Floats [N] as short text that reads as the same bits."""
-    shuffled = values.astype("<f8").view(np.uint8).reshape(-1, 8).T  # like by like
+    """Numbers [N] as short text that reads as the same bits."""
+    size = values.dtype.itemsize
+    shuffled = values.view(np.uint8).reshape(-1, size).T  # like by like
     return base64.b85encode(zlib.compress(shuffled.tobytes(), 9)).decode()
 
 
-def unpack(text: str) -> np.ndarray:
-    """The floats [N] that `pack` was given."""
+def unpack(text: str, dtype: str) -> np.ndarray:
+    """The numbers [N], little-endian, that `pack` was given."""
     shuffled = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
-    return np.ascontiguousarray(shuffled.reshape(8, -1).T).view("<f8").ravel()
+    size = np.dtype(dtype).itemsize
+    return np.ascontiguousarray(shuffled.reshape(size, -1).T).view(dtype).ravel()
 
 
 # --- What they were made with ---------------------------------------------------------
 
 
-def _settings(study: Study, cell: Cell, seed: int) -> dict[str, Any]:
-    """What a run of the cell is made with today, as JSON; fields of its config by name."""
-    return {
-        "size": study.size,
-        "overrides": list(study.overrides),
-        "config file": cells.config_argument(cell, study.size),
-        "start": cells.start_of(cell, study.size),
-        **files.plain(cells.changes(cell, study.size, seed)),
-    }
+def _common(study: Study) -> dict[str, Any]:
+    """What all runs of a study are made with today, as JSON."""
+    given = {"size": study.size, "overrides": list(study.overrides)}
+    return files.plain(given | cells.COMMON)
+
+
+def _settings(study: Study, cell: Cell) -> dict[str, Any]:
+    """What a run of the cell is made with beside it."""
+    given = {"config": cell.config, "start": cell.start}
+    return files.plain(given | cells.own_changes(cell, study.size))
 
 
 def made() -> dict[str, str]:
@@ -266,7 +364,8 @@ def _processor() -> str:
 
 def made_elsewhere(study: Study, cell: Cell, seed: int) -> list[str]:
     """What differs here from the processor and versions that made a kept run."""
-    then = records(study, seed).get(cell.name, {}).get("made", {})
+    found = records(study, seed)
+    then = found[_MAKERS][found[cell.name]["maker"]] if cell.name in found else {}
     return [
         f"{name} {then[name]}, not {here}"
         for name, here in made().items()

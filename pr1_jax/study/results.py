@@ -1,90 +1,119 @@
 """What a study came to: responses to held-out problems, courses of training, about.
 
-`Findings` holds all that claims are made of: of each cell the figures of every held-out
-problem by seed, and of every RL step by seed. `summarize` makes of it what is published:
-means with intervals (`intervals`), courses of training, rounded to three digits.
+`Findings` holds all that claims are made of: of each cell the metrics of every held-out
+problem by seed, and courses of RL by seed. `summarize` makes of it what is published:
+means with intervals (`intervals`), the figures of every seed, courses of those cells that
+pictures show them of, and the optimum beside them.
 """
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pr1_jax.study import cells, intervals, outcomes, runner
+from pr1_jax.study import border, cells, intervals, optimum, outcomes, runner
 from pr1_jax.study.folder import Study
 from pr1_jax.study.intervals import Interval
-from pr1_jax.study.outcomes import POSITION
 
-# Courses that are published, of the cells of which experiments.
-_PUBLISHED = {
-    "accuracy": ("scaffold",),
-    "parallel_ratio": ("rewards", "position", "scaffold"),
-    "gap_mean": ("shortcuts",),
-    POSITION: ("position",),
+_DIGITS = 3
+_DIVIDED = 0.8  # of the work: midway from rows at random (0.58) to all of it
+_PUBLISHED = {  # courses, by experiment
+    "division": ("accuracy", *outcomes.OF_BLOCKS),
+    "scaffold": ("accuracy", "parallel_ratio"),
+    "shortcuts": (outcomes.GAP,),
+    "tables": (outcomes.POSITION,),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What the seeds that are finished came to.
+    """What the runs that are finished came to.
 
     Attributes:
-      problems: cell -> metric -> seed -> float [P], means over a problem's responses.
-      courses: cell -> figure -> seed -> float [steps]; NaN where a step has none.
+      problems: cell -> metric -> seed -> float [P], means over a problem's responses, or
+        [1] where it is known of all together.
+      courses: cell -> figure -> seed -> float [points]; NaN where a point has none.
+      steps: cell -> steps of RL.
       dense: figures of `dense.compare`, by length.
-      switch: the step after which the scaffold's reward is accuracy.
     """
 
     problems: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]
     courses: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]]
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     dense: Sequence[Mapping[str, float]] = ()
-    switch: int = 0
 
     def combined(
-        self, metric: str, weights: Mapping[str, float], constant: float = 0.0
+        self, terms: Mapping[tuple[str, str], float], constant: float = 0.0
     ) -> Interval | None:
-        """A weighted sum of cells' metrics, by seed and problem, plus a constant.
+        """A weighted sum of metrics, by seed and problem, plus a constant.
 
-        Of the seeds that all cells have; None if there are none.
+        Of the seeds that all of its cells have; None if there are none, or where a
+        metric is not defined at one of them.
+
+        Args:
+          terms: weights by (metric, cell).
         """
-        by_cell = [self.problems.get(cell, {}).get(metric, {}) for cell in weights]
-        seeds = sorted(set.intersection(*({*values} for values in by_cell)))
+        values = [self.problems.get(cell, {}).get(of, {}) for of, cell in terms]
+        seeds = sorted(set.intersection(*map(set, values)))
         if not seeds:
             return None
-        total = sum(
-            weight * np.array([values[seed] for seed in seeds])
-            for weight, values in zip(weights.values(), by_cell)
+        total = constant + sum(
+            weight * np.array([of_seed[seed] for seed in seeds])
+            for weight, of_seed in zip(terms.values(), values)
         )
-        return intervals.over_seeds_and_problems(total + constant)
+        known = np.isfinite(total).all()
+        return intervals.over_seeds_and_problems(total) if known else None
 
-    def change(
-        self, cell: str, figure: str, early: slice, late: slice
+    def by_seed(
+        self, figure: str, names: Sequence[str], measure: Callable[[np.ndarray], float]
     ) -> Interval | None:
-        """How a course of training changes from some of its steps to others.
+        """What a function makes of each seed's course through cells that follow each other.
 
-        None for less than two seeds, or where a seed has no such figure there.
+        None for less than two seeds, or where a seed has no such figure.
         """
-        by_seed = self.courses.get(cell, {}).get(figure, {})
-        means = [
-            [_mean(course[some]) for some in (early, late)]
-            for course in by_seed.values()
-        ]
-        if not means or not np.isfinite(means).all():
-            return None
-        early_means, late_means = np.array(means).T
-        return intervals.over_seeds(late_means - early_means)
+        found = [measure(course) for course in self.course(figure, names).values()]
+        return intervals.over_seeds(found) if np.isfinite(found).all() else None
 
-    def course_mean(self, cell: str, figure: str) -> Interval | None:
-        """The mean over all steps; None for less than two seeds."""
-        by_seed = self.courses.get(cell, {}).get(figure, {})
-        return intervals.over_seeds([_mean(course) for course in by_seed.values()])
+    def course(self, figure: str, names: Sequence[str]) -> dict[int, np.ndarray]:
+        """A course through cells that follow each other, of the seeds that all have."""
+        of_cells = [self.courses.get(name, {}).get(figure, {}) for name in names]
+        seeds = sorted(set.intersection(*map(set, of_cells)))
+        return {s: np.concatenate([of[s] for of in of_cells]) for s in seeds}
+
+    def first_step(self, figure: str, cell: str, least: float) -> dict[int, float]:
+        """By seed the first step from which on a course has reached a level.
+
+        Means of three points are looked at. Infinite where it never has.
+        """
+        width = outcomes.steps_a_point(self.steps.get(cell, 1))
+        return {
+            seed: _first(course, least) * width
+            for seed, course in self.course(figure, [cell]).items()
+        }
+
+    def plateau(self, cell: str) -> dict[int, float]:
+        """By seed the steps from the best that paths alike can do to work that is divided.
+
+        The one is reached within 5 points of its accuracy; where the other never is, it
+        is put at the last step.
+        """
+        of = cells.CELLS[cell]
+        alike = optimum.alike(of.deadline, of.paths, label_tokens=int(of.labels))
+        begins = self.first_step("accuracy", cell, alike - 0.05)
+        ends, last = self.divided_at(cell), float(self.steps.get(cell, 0))
+        return {s: max(min(end, last) - begins[s], 0.0) for s, end in ends.items()}
+
+    def divided_at(self, cell: str) -> dict[int, float]:
+        """By seed the step at which paths have come to divide the work; or infinity."""
+        return self.first_step("work_division", cell, _DIVIDED)
 
 
-def _mean(course: np.ndarray) -> float:
-    known = course[np.isfinite(course)]
-    return float(known.mean()) if len(known) else float("nan")
+def _first(course: np.ndarray, least: float) -> float:
+    smooth = np.convolve(np.nan_to_num(course, nan=-1.0), np.ones(3) / 3, "valid")
+    reached = np.flatnonzero(smooth >= least)
+    return float(reached[0] + 1) if len(reached) else float("inf")
 
 
 # --- Reading ------------------------------------------------------------------------
@@ -97,10 +126,10 @@ def read(study: Study) -> Findings:
       ValueError: two runs were evaluated on different problems, or what is kept was
         made with other settings.
     """
-    problems, courses, switch = {}, {}, 0
+    problems, courses, steps = {}, {}, {}
     asked: tuple[str, str] | None = None
     for name, cell in cells.CELLS.items():
-        for seed in study.seeds:
+        for seed in study.seeds_of(cell):
             outcome, key = outcomes.read(study, cell, seed), f"{name} seed {seed}"
             if outcome is None:
                 continue
@@ -109,61 +138,90 @@ def read(study: Study) -> Findings:
                 raise ValueError(
                     f"{key} was evaluated on other problems than {asked[0]}"
                 )
-            for figures, read_ in (
+            for figures, of_run in (
                 (problems, outcome.problems),
                 (courses, outcome.courses),
             ):
-                for figure, values in read_.items():
+                for figure, values in of_run.items():
+                    values = np.asarray(values, np.float64)
                     figures.setdefault(name, {}).setdefault(figure, {})[seed] = values
-            if name == "scaffold":
-                switch = switch or outcome.switch
-    return Findings(problems, courses, dense=outcomes.of_dense(study), switch=switch)
+            steps[name] = outcome.steps
+    return Findings(problems, courses, steps, outcomes.of_dense(study))
 
 
 # --- Writing ------------------------------------------------------------------------
 
 
 def summarize(findings: Findings, study: Study) -> dict[str, Any]:
-    """Means with intervals, courses of training, and what each run took, as JSON."""
+    """All cells with the figures of every seed, and what theory says, as JSON."""
     took = runner.seconds(study)
     out = {}
     for name, by_metric in findings.problems.items():
-        cell = cells.CELLS[name]
         seeds = sorted(by_metric["accuracy"])
+        published = {
+            figure
+            for experiment, figures in _PUBLISHED.items()
+            if name in cells.MEMBERS[experiment]
+            for figure in figures
+        }
         out[name] = {
-            "title": cell.title,
-            "kind": cell.kind,
+            "title": cells.CELLS[name].title,
             "seeds": seeds,
-            "problems": len(by_metric["accuracy"][seeds[0]]),
-            "seconds": [took.get(f"{name}/seed{seed}") for seed in seeds],
+            "seconds": [_round(took.get(f"{name}/seed{seed}")) for seed in seeds],
+            "steps": findings.steps.get(name, 0),
             "metrics": {
-                metric: as_json(_cut(findings.combined(metric, {name: 1.0}), metric))
-                | {"by_seed": [_round(x.mean()) for x in _values(values)]}
+                metric: _metric(findings, metric, name)
                 for metric, values in by_metric.items()
+                if np.isfinite(np.concatenate([*values.values()])).any()
             },
             "courses": {
-                figure: [[_round(x, 3) for x in course] for course in _values(values)]
+                figure: [_thinned(values[seed]) for seed in sorted(values)]
                 for figure, values in findings.courses.get(name, {}).items()
-                if _is_published(figure, name)
+                if figure in published
             },
         }
-    return {"cells": out, "dense": list(findings.dense), "switch": findings.switch}
+        if name in (*cells.MEMBERS["division"], *cells.MEMBERS["scaffold"]):
+            steps = findings.divided_at(name).values()
+            out[name]["divided_at"] = [_round(step) for step in steps]
+            steps = findings.plateau(name).values()
+            out[name]["plateau"] = [_round(step) for step in steps]
+    return {"cells": out, "theory": theory(), "dense": list(findings.dense)}
 
 
-def _cut(interval: Interval, metric: str) -> Interval:
-    """A share's interval ends at 0 and 1."""
-    if metric not in ("accuracy", "parallel_ratio"):
-        return interval
+def _thinned(course: np.ndarray) -> list[float | None]:
+    """Half of the points, each the mean of two."""
+    pairs = np.array_split(course, max(1, len(course) // 2))
+    known = [pair[np.isfinite(pair)] for pair in pairs]
+    return [_round(x.mean()) if len(x) else None for x in known]
+
+
+def _metric(findings: Findings, metric: str, name: str) -> dict[str, Any]:
+    """The mean with its interval, where all seeds have it, and every seed's figure."""
+    by_seed = findings.problems[name][metric]
+    means = {"by_seed": [_round(by_seed[seed].mean()) for seed in sorted(by_seed)]}
+    if metric not in outcomes.SHARES:
+        return means
+    interval = findings.combined({(metric, name): 1.0})
     low, high = max(interval.low, 0.0), min(interval.high, 1.0)
-    return interval._replace(low=low, high=high)
+    return as_json(interval._replace(low=low, high=high)) | means
 
 
-def _is_published(figure: str, name: str) -> bool:
-    return any(name in cells.MEMBERS[experiment] for experiment in _PUBLISHED[figure])
-
-
-def _values(by_seed: Mapping[int, np.ndarray]) -> list[np.ndarray]:
-    return [by_seed[seed] for seed in sorted(by_seed)]
+def theory() -> dict[str, Any]:
+    """The optimum and the predicted parallel ratios of two paths, by deadline."""
+    rows = {}
+    for deadline in cells.DEADLINES:
+        lone, alike = optimum.lone(deadline), optimum.alike(deadline, 2)
+        rows[str(deadline)] = {
+            "lone": _round(lone),
+            "alike": _round(alike),
+            "divided": _round(optimum.divided(deadline, 2)),
+            "ratios": {
+                name: border.predicted(alike, lone, reward.share)
+                for name, reward in cells.REWARDS.items()
+                if name != "latency"
+            },
+        }
+    return rows
 
 
 def as_json(interval: Interval) -> dict[str, float]:
@@ -174,18 +232,15 @@ def as_json(interval: Interval) -> dict[str, float]:
     }
 
 
-def _round(value: float, digits: int = 5) -> float | None:
-    """So many digits that count; what is no number is None."""
-    return float(f"{value:.{digits}g}") if np.isfinite(value) else None
+def _round(value: float | None) -> float | None:
+    """Three digits that count; what is no number is None."""
+    known = value is not None and np.isfinite(value)
+    return float(f"{value:.{_DIGITS}g}") if known else None
 
 
 def about(study: Study, command: str) -> dict[str, Any]:
     """What figures depend on: of what is kept, else of this machine and commit."""
-    kept = [
-        record["made"]
-        for seed in study.seeds
-        for record in outcomes.records(study, seed).values()
-    ]
+    kept = [made for seed in study.seeds for made in outcomes.makers(study, seed)]
     made = {}
     for name, here in outcomes.made().items():
         of_runs = {each[name] for each in kept if name in each}

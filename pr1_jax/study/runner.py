@@ -4,11 +4,13 @@ A run is `OUT/runs/<cell>/seed<k>`, with what it said in `log.txt`. A finished o
 alone, and a half-done one goes on from its newest checkpoint. Where a run fails it is
 named, what starts from it is left out, and the rest goes on.
 
-What a run came to is kept as it ends (`outcomes`), and a cell that is kept counts as
-finished without its run; only where another has to start from it, it is run again.
+First come the cells that verdicts hang on, and the first seeds of everything before the
+others (`ROUNDS`). What a run came to is kept as it ends (`outcomes`), and a cell that is
+kept counts as finished without its run; only where another has to start from it, it is
+run again. Of a finished run that none starts from the checkpoint is removed.
 
 The small model gains little from a second core (one takes 1.4 times the seconds of two a
-step, and less to compile), so that its runs have one each: as many at a time as there are
+step, and less to compile), so that runs have one each: as many at a time as there are
 cores, and the figures of a run depend neither on how many those are nor on what runs
 beside it.
 """
@@ -30,6 +32,7 @@ from pr1_jax.study.folder import ROOT, Study, cpu_cores, has_checkpoint, is_fini
 from pr1_jax.system import files
 
 _POLL_SEC = 0.2
+_WITH_CHECKPOINT = {cell.start for cell in cells.CELLS.values()}  # others start from it
 
 
 def shown(command: Sequence[str]) -> str:
@@ -40,10 +43,9 @@ def shown(command: Sequence[str]) -> str:
 def seconds(study: Study) -> dict[str, float]:
     """What runs that are finished or kept took, by `cell/seedK`."""
     kept = {
-        f"{name}/seed{seed}": record["seconds"]
+        f"{name}/seed{seed}": sec
         for seed in study.seeds
-        for name, record in outcomes.records(study, seed).items()
-        if record["seconds"] is not None
+        for name, sec in outcomes.seconds(study, seed).items()
     }
     here = _counted(study).items()
     return kept | {
@@ -54,6 +56,25 @@ def seconds(study: Study) -> dict[str, float]:
 def _counted(study: Study) -> dict[str, float]:
     """What runs took here so far, by `cell/seedK`."""
     return files.read_json(study.out / "seconds.json", {})
+
+
+def rounds(study: Study, chosen: Sequence[Cell]) -> list[list[tuple[Cell, int]]]:
+    """Runs in the order in which they are begun: rounds of a seed each.
+
+    The first `cells.FEW` seeds of cells that have more of them, then of the others,
+    then the rest.
+    """
+    few = study.seeds[: cells.FEW]
+    deciding = [cell for cell in chosen if cell.seeds > cells.FEW]
+    others = [cell for cell in chosen if cell.seeds <= cells.FEW]
+    order = [[(cell, seed) for cell in deciding] for seed in few]
+    order += [[(cell, seed) for cell in others] for seed in few]
+    later = [seed for seed in study.seeds if seed not in few]
+    order += [
+        [(cell, seed) for cell in deciding if seed in study.seeds_of(cell)]
+        for seed in later
+    ]
+    return [runs for runs in order if runs]
 
 
 def to_run(
@@ -71,31 +92,37 @@ def to_run(
     """
     todo, needed = set(), {*needed}
     for cell in reversed(chosen):
+        if seed not in study.seeds_of(cell):
+            continue
         workdir = study.workdir(cell, seed)
         done = is_finished(workdir) or outcomes.kept(study, cell, seed) is not None
         if cell.name in needed:
             done = is_finished(workdir) and has_checkpoint(workdir)
         if not done:
             todo.add(cell.name)
-            needed.add(cells.start_of(cell, study.size))
+            needed.add(cell.start)
     return todo
 
 
-def expected_minutes(study: Study, cell: Cell) -> float | None:
+def expected_minutes(
+    study: Study, cell: Cell, took: Mapping[str, float]
+) -> float | None:
     """What a run takes: the mean of its other seeds, else `Cell.minutes`, scaled.
 
     The scale is what finished runs took against what was expected of them; None where
     none is, and the size is not the one that `Cell.minutes` is of.
+
+    Args:
+      took: `seconds` of the study.
     """
-    took = [
-        (cells.CELLS[name.partition("/")[0]], sec / 60)
-        for name, sec in seconds(study).items()
+    known = [
+        (cells.CELLS[name.partition("/")[0]], sec / 60) for name, sec in took.items()
     ]
-    if own := [minutes for other, minutes in took if other is cell]:
+    if own := [minutes for other, minutes in known if other is cell]:
         return sum(own) / len(own)
-    if took:
-        told = sum(other.minutes for other, _ in took)
-        return cell.minutes * sum(minutes for _, minutes in took) / told
+    if known:
+        told = sum(other.minutes for other, _ in known)
+        return cell.minutes * sum(minutes for _, minutes in known) / told
     return cell.minutes if study.size == "embedded" else None
 
 
@@ -110,13 +137,15 @@ class Job:
 
     Attributes:
       name: as it is shown.
-      core: the CPU core that it has, if one.
+      round: number of its round.
+      core: the CPU core that it has.
       made: commit and versions that it is of.
     """
 
     name: str
     cell: Cell
     seed: int
+    round: int
     core: int | None = None
     process: subprocess.Popen | None = None
     made: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -147,9 +176,9 @@ class Runner:
         *,
         dense: bool = False,
         needed: Collection[str] = (),
-        after_seed: Callable[[], None] = lambda: None,
+        after_round: Callable[[], None] = lambda: None,
     ) -> None:
-        """Runs cells, those of a seed before those of the next one.
+        """Runs cells at the seeds that they have, one of `rounds` after another.
 
         Args:
           chosen: in an order in which starts come first.
@@ -161,10 +190,14 @@ class Runner:
         outcomes.keep_finished(study, _counted(study))
         if dense:
             self._dense()
-        runs = [(cell, seed) for seed in study.seeds for cell in chosen]
+        runs = [
+            (number, cell, seed)
+            for number, of_round in enumerate(rounds(study, chosen))
+            for cell, seed in of_round
+        ]
         waiting = [
-            Job(f"[{i}/{len(runs)}] {cell.name} seed {seed}", cell, seed)
-            for i, (cell, seed) in enumerate(runs, 1)
+            Job(f"[{i}/{len(runs)}] {cell.name} seed {seed}", cell, seed, number)
+            for i, (number, cell, seed) in enumerate(runs, 1)
         ]
         todo = {
             f"{name}/seed{seed}"
@@ -174,13 +207,13 @@ class Runner:
         running: list[Job] = []
         try:
             while waiting or running:
-                before = {job.seed for job in [*waiting, *running]}
+                before = {job.round for job in [*waiting, *running]}
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     self._end(job)
                 waiting = self._start(waiting, running, todo)
-                if before - {job.seed for job in [*waiting, *running]}:
-                    after_seed()
+                if before - {job.round for job in [*waiting, *running]}:
+                    after_round()
                 if running:
                     time.sleep(_POLL_SEC)
         except BaseException:
@@ -200,7 +233,7 @@ class Runner:
         """
         study, left = self.study, []
         for job in waiting:
-            start = cells.start_of(job.cell, study.size)
+            start = job.cell.start
             start_key = f"{start}/seed{job.seed}"
             if job.key not in todo:
                 self.say(f"{job.name}: done before")
@@ -211,11 +244,11 @@ class Runner:
                 why = f"since {start} seed {job.seed} is not finished"
                 self.say(f"{job.name}: left out, {why}")
             elif len(running) < study.runs_at_a_time:
-                minutes = expected_minutes(study, job.cell)
+                minutes = expected_minutes(study, job.cell, seconds(study))
                 self.say(f"{job.name}: {expected(minutes)} …")
                 used = [other.core for other in running]
-                cores = cpu_cores() if study.on_one_core else [None]
-                job.core = min(cores, key=used.count)  # the first of those least used
+                # The first of those least used.
+                job.core = min(cpu_cores(), key=used.count)
                 command = study.command(job.cell, job.seed)
                 workdir = study.workdir(job.cell, job.seed)
                 if is_finished(workdir):  # and has no checkpoint any more: makes way
@@ -252,6 +285,8 @@ class Runner:
         if differing:
             listed = ", ".join(differing)
             self.say(f"{job.name}: not what was kept, and is kept instead: {listed}")
+        if job.cell.name not in _WITH_CHECKPOINT:
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
 
     def _count_seconds(self, job: Job) -> float:
         """Adds what a job took to what its run took before it was cut off; the sum."""
@@ -352,9 +387,9 @@ def stop_by_signal() -> None:
 def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bool:
     """Runs a finished cell once more, elsewhere; whether all came out the same.
 
-    Compared is what is kept of a run, to the last bit: verdicts and lengths of all
-    responses to held-out problems, and figures of all RL steps, the gap of log-probs
-    among them. What the cell starts from is run before where it has no checkpoint.
+    Compared to the last bit, by their digests: all responses to held-out problems, and
+    the metrics of all steps but times. What the cell starts from is run before where it
+    has no checkpoint.
     Where what is kept was made on another processor, or with other versions, the cell
     and what it starts from are run anew in `OUT/again`, and the cell once more.
 
@@ -367,7 +402,7 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
         raise ValueError(
             f"--again={cell.name}: seed {seed} is not finished in {folder}"
         )
-    chosen = cells.with_starts([cell.name], study.size)
+    chosen = cells.with_starts([cell.name])
     kept = not is_finished(study.workdir(cell, seed))
     if kept and (other := outcomes.made_elsewhere(study, cell, seed)):
         say(f"{cell.name} seed {seed} was kept of {'; '.join(other)}: it is run twice")
@@ -375,7 +410,7 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
         running = Runner(fresh, say)
         running.run(chosen, needed=(cell.name,))
         return not running.failed and again(fresh, cell, seed, say)
-    starts, needed = chosen[:-1], (cells.start_of(cell, study.size),)
+    starts, needed = chosen[:-1], (cell.start,)
     if to_run(study, starts, seed, needed):
         running = Runner(dataclasses.replace(study, seeds=(seed,)), say)
         running.run(starts, needed=needed)
@@ -383,9 +418,8 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
             return False
     workdir = study.out / "again" / cell.name / f"seed{seed}"
     shutil.rmtree(workdir, ignore_errors=True)
-    core = cpu_cores()[0] if study.on_one_core else None
     command = study.command(cell, seed, workdir)
-    code = run_process(command, workdir / "log.txt", study.out, core)
+    code = run_process(command, workdir / "log.txt", study.out, cpu_cores()[0])
     if code:
         say(f"{cell.name} seed {seed}: failed with exit code {code}")
         return False

@@ -5,25 +5,40 @@ intervals (`intervals`) a claim
 
 * holds, if all of its quantities are above zero;
 * does not hold at this scale, if one of them is below zero;
-* cannot be told, else: also with less than three seeds, or where a cell is lacking.
+* cannot be told, else: also with less than `SEEDS` seeds, or where a cell is lacking.
 
-Four claims have a margin, since a rule needs a number: blocks "die out" below half of
-what they were after SFT and are "kept" above it, two accuracies are "as good" within 2
-points, the sampler "is not" the trainer's policy from a mean gap of 0.001 nats a token.
+A rule needs numbers. Blocks are "kept" above half of the responses, and "lost" below half
+of what SFT left. An accuracy is better, or worse, by at least 5 points, and as good
+within 5: a claim of any difference at all could never be refuted. Where the optimum of
+the task (`optimum`) or the arithmetic of the rewards (`border`) predicts a figure, that
+is what is claimed. Nothing here was chosen by results of the study.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pr1_jax.study import cells, intervals, outcomes, results
+import numpy as np
+
+from pr1_jax.study import cells, intervals, optimum, outcomes, results
+from pr1_jax.study.cells import BETWEEN, FAIL, FOUR_PATHS, PAY, named
 from pr1_jax.study.intervals import Interval
 from pr1_jax.study.results import Findings
 
 HOLDS, FAILS, OPEN = "holds", "does not hold at this scale", "cannot be told"
-SEEDS = 3  # less are not enough for a verdict; 0: no luck is involved
-_AS_GOOD = 0.02  # of 1
+SEEDS = cells.MANY  # less are not enough for a verdict; 0: no luck is involved
+OURS = "not in the paper"
+_MARGIN = 0.05  # of 1
 _GAP = 1e-3  # nats a token
+_PLATEAU = 5  # steps
+_WORDS = {
+    "accuracy": "accuracy",
+    "parallel_ratio": "parallel ratio",
+    "before_parallel_ratio": "parallel ratio before RL",
+    "work_division": "distinct work",
+    "identical_paths": "blocks with identical paths",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Part:
     """A quantity that a claim says is positive.
 
     Attributes:
-      text: what it is. unit: `points` (of a share), `nats`, `times` or ``.
+      text: what it is. unit: `points` (of a share), `nats`, `steps`, `times` or ``.
     """
 
     text: str
@@ -41,10 +56,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, or about a published shortcut, and how it is tested.
+    """A claim of the paper, of theory, or about a shortcut, and how it is tested.
 
     Attributes:
-      paper: its own figures; in words, where there are none.
+      paper: the paper's own figures; in words, where there are none.
     """
 
     name: str
@@ -54,37 +69,83 @@ class Claim:
     parts: tuple[Part, ...]
 
 
-def _less(cell: str, other: str, margin: float = 0.0, text: str = "") -> Part:
-    """A cell's accuracy less another's, and a margin."""
-    weights = {cell: 1.0, other: -1.0}
-    names = (f"“{cells.CELLS[name].title}”" for name in weights)
-    text = f"accuracy, {' less '.join(names)}{text}"
-    return Part(text, lambda findings: findings.combined("accuracy", weights, margin))
+# --- Parts ----------------------------------------------------------------------------
 
 
-def _ratio(text: str, **weights: float) -> Part:
-    """A weighted sum of cells' parallel ratios."""
-    return Part(text, lambda findings: findings.combined("parallel_ratio", weights))
+def _title(cell: str) -> str:
+    return f"“{cells.CELLS[cell].title}”"
 
 
-def _position(findings: Findings) -> Interval | None:
-    courses = findings.courses.get("late", {}).get(outcomes.POSITION, {})
-    steps = min(map(len, courses.values()), default=0)
-    quarter = max(1, steps // 4)
-    early, late = slice(0, quarter), slice(steps - quarter, steps)
-    return findings.change("late", outcomes.POSITION, early, late)
+def _points(share: float) -> str:
+    return f"{100 * share:.3g} points"
 
 
-def _fall_after_switch(findings: Findings) -> Interval | None:
-    tenth = max(1, findings.switch // 5)
-    before, last = slice(findings.switch - tenth, findings.switch), slice(-tenth, None)
-    change = findings.change("scaffold", "parallel_ratio", before, last)
-    return change and change.negated()
+def _sum(text: str, constant: float, *terms: tuple[float, str, str]) -> Part:
+    """A sum of terms (weight, metric, cell)."""
+    weights = {(metric, cell): weight for weight, metric, cell in terms}
+    given = {"terms": weights, "constant": constant}
+    return Part(text, functools.partial(Findings.combined, **given))
 
 
-def _gap(findings: Findings) -> Interval | None:
-    gap = findings.course_mean("causal_sampling", "gap_mean")
-    return gap and Interval(*(x - _GAP for x in gap[:3]), gap.seeds)
+def _above(metric: str, cell: str, least: float) -> Part:
+    text = f"{_WORDS[metric]} of {_title(cell)}, less {_points(least)}"
+    return _sum(text, -least, (1.0, metric, cell))
+
+
+def _below(metric: str, cell: str, most: float) -> Part:
+    text = f"{_points(most)} less {_WORDS[metric]} of {_title(cell)}"
+    return _sum(text, most, (-1.0, metric, cell))
+
+
+def _more(metric: str, cell: str, other: str, margin: float = _MARGIN) -> Part:
+    """More than another cell's, by a margin; a negative one allows so much less."""
+    text = f"{_WORDS[metric]}, {_title(cell)} less {_title(other)}"
+    text += f", {'less' if margin > 0 else 'and'} {_points(abs(margin))}"
+    return _sum(text, -margin, (1.0, metric, cell), (-1.0, metric, other))
+
+
+def _kept(cell: str) -> Part:
+    return _above("parallel_ratio", cell, 0.5)
+
+
+def _lost(cell: str) -> Part:
+    text = f"half of the parallel ratio before RL, less that after, of {_title(cell)}"
+    before, after = (0.5, "before_parallel_ratio", cell), (-1.0, "parallel_ratio", cell)
+    return _sum(text, 0.0, before, after)
+
+
+def _not_lost(cell: str) -> Part:
+    text = f"parallel ratio after RL, less half of that before, of {_title(cell)}"
+    before, after = (-0.5, "before_parallel_ratio", cell), (1.0, "parallel_ratio", cell)
+    return _sum(text, 0.0, before, after)
+
+
+def _optimal(cell: str, share: float) -> Part:
+    """Within the margin of the optimum."""
+    text = f"accuracy of {_title(cell)}, less {100 * share:.3g} %, and 5 points"
+    return _sum(text, _MARGIN - share, (1.0, "accuracy", cell))
+
+
+def _rise(course: np.ndarray) -> float:
+    """From the first to the last quarter, less the margin."""
+    quarter = max(1, len(course) // 4)
+    means = [x[np.isfinite(x)] for x in (course[:quarter], course[-quarter:])]
+    known = all(map(len, means))
+    return means[1].mean() - means[0].mean() - _MARGIN if known else np.nan
+
+
+def _plateau(cell: str) -> Part:
+    def measure(findings: Findings) -> Interval | None:
+        steps = np.array([*findings.plateau(cell).values()])
+        known = len(steps) and np.isfinite(steps).all()
+        return intervals.over_seeds(steps - _PLATEAU) if known else None
+
+    text = f"steps from undivided to divided work in {_title(cell)}, less {_PLATEAU}"
+    return Part(text, measure, "steps")
+
+
+def _course(figure: str, cell: str, measure: Callable) -> Callable:
+    return lambda findings: findings.by_seed(figure, [cell], measure)
 
 
 def _dense(measure: Callable[[dict], float]) -> Callable:
@@ -94,144 +155,285 @@ def _dense(measure: Callable[[dict], float]) -> Callable:
     )
 
 
-def _claim(name: str, experiment: str, text: str, paper: str, *parts: Part) -> Claim:
-    return Claim(name, experiment, text, paper, parts)
+# --- Claims ---------------------------------------------------------------------------
 
 
-CLAIMS = (
-    _claim(
-        "blocks_die_out",
-        "rewards",
-        "With the accuracy reward alone blocks die out.",
-        "95.6 % of responses with a block after SFT, 13.6 % after RL (S1)",
-        _ratio(
-            "half of the parallel ratio after SFT, less that of accuracy only",
-            sft=0.5,
-            accuracy=-1.0,
-        ),
-    ),
-    _claim(
-        "parallel_only_forces_blocks",
-        "rewards",
-        "The parallel-only reward forces blocks, at a cost in accuracy.",
-        "80.3 % with a block against 13.6 %; MATH 81.7 against 84.5 for alternating",
-        _ratio(
-            "parallel ratio, parallel only less accuracy only",
-            parallel_only=1.0,
-            accuracy=-1.0,
-        ),
-        _less("alternating", "parallel_only"),
-    ),
-    _claim(
-        "alternating_keeps_both",
-        "rewards",
-        "The alternating reward keeps blocks, and is as accurate as accuracy alone.",
-        "63.0 % with a block; average 46.8 against 47.1",
-        _ratio(
-            "parallel ratio of alternating, less half of that after SFT",
-            alternating=1.0,
-            sft=-0.5,
-        ),
-        _less("alternating", "accuracy", _AS_GOOD, ", and 2 points"),
-    ),
-    _claim(
-        "better_than_sequential",
-        "rewards",
-        "Parallel thinking is more accurate than sequential GRPO.",
-        "average 46.8 (S2) against 45.1",
-        _less("alternating", "sequential"),
-    ),
-    _claim(
+def _phase() -> Iterator[Claim]:
+    """Where blocks are kept, by deadline, labels and reward."""
+    claim = lambda name, text, *parts: Claim(name, "phase", text, OURS, parts)
+    pays = lambda d: optimum.alike(d, 2) > optimum.lone(d)
+    plain = lambda reward, deadline: named(reward, deadline, "plain")
+    for labels, words in (("plain", "Without labels"), ("labels", "With labels")):
+        cell = {d: named("accuracy", d, labels) for d in cells.DEADLINES}
+        yield claim(
+            f"kept_where_they_pay_{labels}",
+            f"{words}, accuracy alone keeps blocks where two searches from random rows "
+            "see more of the list than one.",
+            *(_kept(cell[d]) for d in cell if pays(d)),
+        )
+        yield claim(
+            f"lost_where_they_do_not_{labels}",
+            f"{words}, accuracy alone loses blocks elsewhere, also where divided work "
+            "would pay.",
+            *(_lost(cell[d]) for d in cell if not pays(d)),
+        )
+        of_labels = labels == "labels"
+        best = {d: optimum.best(d, 2, labels=of_labels) for d in cell}
+        yield claim(
+            f"optimum_{labels}",
+            f"{words}, accuracy alone comes within 5 points of the best that is possible"
+            f"{', but where only divided work pays' * of_labels}.",
+            *(
+                _optimal(cell[d], best[d])
+                for d in cell
+                if not (of_labels and d in BETWEEN)
+            ),
+        )
+    half, always = "alternating50", "parallel_only"
+    yield claim(
+        "bonus_moves_the_border",
+        "A bonus for blocks keeps them at later deadlines than accuracy alone.",
+        _more("parallel_ratio", plain(half, 46), plain("accuracy", 46), 0.25),
+        _more("parallel_ratio", plain(always, FAIL), plain("accuracy", FAIL), 0.25),
+    )
+    yield claim(
+        "normalised_advantages_set_the_border",
+        "Where blocks are lost by mean rewards, and kept by advantages that are "
+        "normalised in groups, they are kept.",
+        *map(_kept, (plain(half, 46), plain(always, 54), plain(always, FAIL))),
+    )
+    yield claim(
+        "half_a_bonus_keeps_some",
+        f"At {FAIL} steps a bonus in half of the RL steps keeps some blocks (21 % by "
+        "normalised advantages), and not most.",
+        _above("parallel_ratio", plain(half, FAIL), 0.05),
+        _below("parallel_ratio", plain(half, FAIL), 0.5),
+    )
+    yield claim(
+        "latency_does_not_keep_blocks",
+        f"At {FAIL} steps a reward for short critical paths does not keep blocks: a lone "
+        "search stops when it finds, and a block waits for its longest path.",
+        _lost(plain("latency", FAIL)),
+    )
+
+
+def _division() -> Iterator[Claim]:
+    """What labels do to the work of paths."""
+    claim = lambda name, text, *parts: Claim(name, "division", text, OURS, parts)
+    two = {labels: named("accuracy", PAY, labels) for labels in cells.LABELS}
+    four = {labels: f"accuracy4_{FOUR_PATHS}_{labels}" for labels in cells.LABELS}
+    best_two, best_four = optimum.alike(PAY, 2), optimum.alike(FOUR_PATHS, 4)
+    yield claim(
+        "labels_divide_two",
+        "Two labelled paths come to divide the work under accuracy alone, and see more.",
+        _more("work_division", two["labels"], two["plain"], 0.2),
+        _more("accuracy", two["labels"], two["plain"], 0.1),
+    )
+    yield claim(
+        "labels_divide_four",
+        "Four labelled paths come to divide the work, and see more than four without "
+        "labels ever could.",
+        _more("work_division", four["labels"], four["plain"], 0.1),
+        _above("accuracy", four["labels"], best_four + 0.1),
+    )
+    yield claim(
+        "plain_is_bounded",
+        "Paths without labels do not exceed the optimum of independent draws.",
+        _below("accuracy", two["plain"], best_two + _MARGIN),
+        _below("accuracy", four["plain"], best_four + _MARGIN),
+    )
+    yield claim(
+        "identical_paths",
+        "A tenth of the blocks without labels have identical paths, and less than 2 in a "
+        "hundred with labels.",
+        _above("identical_paths", two["plain"], 0.1),
+        _below("identical_paths", two["labels"], 0.02),
+    )
+    yield claim(
+        "plateau",
+        "Labelled paths first stand at the optimum of independent draws, and divide the "
+        "work later.",
+        _plateau(two["labels"]),
+    )
+
+
+def _tables() -> Iterator[Claim]:
+    """The paper's tables 3 and 4 and its figure 3, without labels, as published."""
+
+    def claim(name: str, text: str, paper: str, *parts: Part, at: int = PAY) -> Claim:
+        pays = "blocks pay" if at == PAY else "they do not"
+        text = f"{text} ({at} steps, where {pays}.)"
+        return Claim(f"{name}_{at}", "tables", text, paper, parts)
+
+    for at in (PAY, FAIL):
+        accuracy, alternating, always = (
+            named(reward, at, "plain")
+            for reward in ("accuracy", "alternating20", "parallel_only")
+        )
+        yield claim(
+            "blocks_die_out",
+            "With the accuracy reward alone blocks die out.",
+            "95.6 % of responses with a block after SFT, 13.6 % after RL (S1)",
+            _lost(accuracy),
+            at=at,
+        )
+        yield claim(
+            "parallel_only_forces_blocks",
+            "The parallel-only reward forces blocks, at a cost in accuracy.",
+            "80.3 % with a block against 13.6 %; MATH 81.7 against 84.5 for alternating",
+            _more("parallel_ratio", always, accuracy, 0.1),
+            _more("accuracy", alternating, always),
+            at=at,
+        )
+        yield claim(
+            "alternating_keeps_both",
+            "The alternating reward keeps blocks, and is as accurate as accuracy alone.",
+            "63.0 % with a block; average 46.8 against 47.1",
+            _not_lost(alternating),
+            _more("accuracy", alternating, accuracy, -_MARGIN),
+            at=at,
+        )
+        yield claim(
+            "better_than_sequential",
+            "Parallel thinking is more accurate than sequential GRPO.",
+            "average 46.8 (S2) against 45.1",
+            _more("accuracy", alternating, f"sequential_{at}"),
+            at=at,
+        )
+    with_, without = named("alternating20", PAY, "plain"), f"no_cold_start_{PAY}"
+    yield claim(
         "cold_start_is_needed",
-        "curriculum",
         "Without a cold start RL does not find blocks.",
         "said of the base model; no figure that could be compared",
-        _ratio(
+        _sum(
             "half of the parallel ratio with a cold start, less that without",
-            alternating=0.5,
-            no_cold_start=-1.0,
+            0.0,
+            (0.5, "parallel_ratio", with_),
+            (-1.0, "parallel_ratio", without),
         ),
-    ),
-    _claim(
+    )
+    yield claim(
         "easy_rl_helps_causal",
-        "curriculum",
         "RL on easy problems first helps the causal variant.",
         "average 48.9 against 46.6",
-        _less("causal_with_easy", "causal_without_easy"),
-    ),
-    _claim(
+        _more("accuracy", f"causal_with_easy_{PAY}", f"causal_without_easy_{PAY}"),
+    )
+    without = named("accuracy", PAY, "plain")
+    yield claim(
         "easy_rl_hurts_structured",
-        "curriculum",
         "RL on easy problems first hurts the structured variant.",
         "average 38.5 against 47.1",
-        _less("accuracy", "structured_with_easy"),
-    ),
-    _claim(
+        _more("accuracy", without, f"structured_with_easy_{PAY}"),
+    )
+    text = "relative position, last quarter of the steps less the first, less 5 points"
+    yield claim(
         "blocks_move_back",
-        "position",
         "Over training blocks move towards the end of responses.",
         "rises steadily (figure 3)",
-        Part("relative position, last quarter of the steps less the first", _position),
-    ),
-    _claim(
+        Part(text, _course(outcomes.POSITION, f"late_{PAY}", _rise)),
+    )
+
+
+def _scaffold() -> Iterator[Claim]:
+    """Forced exploration first, then accuracy, against accuracy for as many steps."""
+
+    def claim(name: str, text: str, *parts: Part, paper: str = OURS) -> Claim:
+        return Claim(name, "scaffold", text, paper, parts)
+
+    then = lambda first, at, labels: named(first, at, labels, then=True)
+    at, half, always = BETWEEN[0], "alternating50", "parallel_only"
+    for first, words in (
+        (always, "Rewarding only blocks"),
+        (half, "A bonus for blocks in half of the steps"),
+        ("latency", "A reward for short critical paths"),
+    ):
+        yield claim(
+            f"{first}_first",
+            f"{words} first, then accuracy, ends more accurate than accuracy alone, where "
+            "only divided work pays.",
+            _more(
+                "accuracy", then(first, at, "labels"), then("accuracy", at, "labels")
+            ),
+        )
+    yield claim(
+        "first_reaches_optimum",
+        "Rewarding only blocks first leads within 5 points of the best that is possible.",
+        *(_optimal(then(always, d, "labels"), optimum.best(d, 2)) for d in BETWEEN),
+    )
+    yield claim(
+        "blocks_stay",
+        "Blocks whose work is divided stay when the reward is accuracy alone.",
+        *(_kept(then(always, d, "labels")) for d in BETWEEN),
+    )
+    yield claim(
+        "accuracy_alone_stays",
+        "Accuracy alone does not get beyond a lone search, also in twice the steps.",
+        _below("accuracy", then("accuracy", at, "labels"), optimum.lone(at) + _MARGIN),
+    )
+    yield claim(
+        "labels_are_needed",
+        "Without labels forced exploration gains nothing.",
+        _more(
+            "accuracy",
+            then("accuracy", at, "plain"),
+            then(always, at, "plain"),
+            -_MARGIN,
+        ),
+    )
+    where = f" ({FAIL} steps, where blocks do not pay.)"
+    ours, alone = (then(reward, FAIL, "plain") for reward in (half, "accuracy"))
+    yield claim(
         "scaffold_is_better",
-        "scaffold",
-        "Alternating first, then accuracy, ends more accurate than accuracy alone and "
-        "than sequential GRPO.",
-        "AIME25 25.6 against 17.7 and 14.8",
-        _less("scaffold", "accuracy"),
-        _less("scaffold", "sequential"),
-    ),
-    _claim(
+        "Alternating first, then accuracy, ends more accurate than accuracy alone."
+        + where,
+        _more("accuracy", ours, alone),
+        paper="AIME25 25.6 against 17.7",
+    )
+    yield claim(
         "scaffold_is_taken_down",
-        "scaffold",
-        "Once the reward is accuracy alone, blocks become fewer.",
-        "the parallel ratio falls after step 200 (figure 4)",
-        Part("parallel ratio, before the switch less at the end", _fall_after_switch),
-    ),
-    _claim(
+        "Once the reward is accuracy alone, blocks become fewer." + where,
+        _more("parallel_ratio", named(half, FAIL, "plain"), ours),
+        paper="the parallel ratio falls after step 200 (figure 4)",
+    )
+
+
+def _shortcuts() -> Iterator[Claim]:
+    """What the published code does otherwise."""
+    paper = "not its claim, but what its published code does"
+    claim = lambda name, text, *parts: Claim(name, "shortcuts", text, paper, parts)
+    exact, more = named("alternating20", PAY, "plain"), "dense by exact, less 1"
+    gap = lambda course: course.mean() - _GAP
+    yield claim(
         "forced_tokens_cost",
-        "shortcuts",
         "Training on tokens that the runtime wrote costs accuracy.",
-        "not its claim, but what its published code does",
-        _less("alternating", "forced"),
-    ),
-    _claim(
+        _more("accuracy", exact, "forced"),
+    )
+    yield claim(
         "causal_sampling_is_another_policy",
-        "shortcuts",
         "Sampling plain-causally after a block is not the policy that is trained.",
-        "not its claim, but what its published code does",
-        Part("mean log-prob gap, less 0.001 nats a token", _gap, "nats"),
-    ),
-    _claim(
+        Part(
+            f"mean log-prob gap, less {_GAP} nats a token",
+            _course(outcomes.GAP, "causal_sampling", gap),
+            "nats",
+        ),
+    )
+    yield claim(
         "causal_sampling_costs",
-        "shortcuts",
         "Training on what was sampled so costs accuracy, sampled so at the end as well.",
-        "not its claim, but what its published code does",
-        _less("alternating", "causal_sampling_published"),
-    ),
-    _claim(
+        _more("accuracy", exact, "causal_sampling_published"),
+    )
+    text = "0.0001 less the largest difference of outputs and gradients"
+    ratio = lambda f, what: f[f"dense_{what}"] / f[f"exact_{what}"] - 1
+    yield claim(
         "dense_masks_cost_memory",
-        "shortcuts",
         "A dense mask computes the same as the exact rule, at more memory and time.",
-        "not its claim, but what its published code does",
-        Part(
-            "0.0001 less the largest difference of outputs and gradients",
-            _dense(lambda f: 1e-4 - f["max_difference"]),
-            "",
-        ),
-        Part(
-            "memory, dense by exact, less 1",
-            _dense(lambda f: f["dense_bytes"] / f["exact_bytes"] - 1),
-            "times",
-        ),
-        Part(
-            "time, dense by exact, less 1",
-            _dense(lambda f: f["dense_sec"] / f["exact_sec"] - 1),
-            "times",
-        ),
-    ),
-)
+        Part(text, _dense(lambda f: 1e-4 - f["max_difference"]), ""),
+        Part(f"memory, {more}", _dense(lambda f: ratio(f, "bytes")), "times"),
+        Part(f"time, {more}", _dense(lambda f: ratio(f, "sec")), "times"),
+    )
+
+
+CLAIMS = (*_phase(), *_division(), *_tables(), *_scaffold(), *_shortcuts())
 
 
 def verdict(measured: Sequence[Interval | None]) -> str:
