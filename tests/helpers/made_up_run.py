@@ -61,6 +61,7 @@ def figures(step: int, noise: np.random.Generator) -> dict[str, float]:
         "rollout/sequential_steps": 1.0 if lost else near(80, 2),
         "rollout/degenerate_groups": 1.0 if lost else near(0.2, 0.03),
         "rollout/logp_gap_max": near(1e-5, 1e-6),
+        "rollout/logp_gap_mean": 1e-6,
         "policy/entropy": 0.001 if lost else near(0.5, 0.01),
         "optim/grad_norm": 0.001 if lost else near(0.4, 0.03),
         "optim/skipped": float(step == 77),
