@@ -35,9 +35,9 @@ class Study:
         """The seeds that a cell is run at."""
         return self.seeds[: cell.seeds]
 
-    def workdir(self, cell: Cell, seed: int) -> pathlib.Path:
-        """The folder of a run."""
-        return self.out / "runs" / cell.name / f"seed{seed}"
+    def workdir(self, name: str, seed: int) -> pathlib.Path:
+        """The folder of a cell's run."""
+        return self.out / "runs" / name / f"seed{seed}"
 
     def kept(self, seed: int) -> pathlib.Path:
         """The file that keeps what the runs of a seed came to: `outcomes`."""
@@ -49,14 +49,14 @@ class Study:
         """The command of a run, without the interpreter."""
         changed = cells.changes(cell, self.size, seed)
         if cell.start:
-            changed["checkpoint.init"] = self.workdir(cells.CELLS[cell.start], seed)
+            changed["checkpoint.init"] = self.workdir(cell.start, seed)
         return [
             "-m",
             "pr1_jax.main",
             f"--config={cells.config_argument(cell, self.size)}",
             *(f"--config.{name}={value}" for name, value in changed.items()),
             *(f"--config.{override}" for override in self.overrides),
-            f"--workdir={workdir or self.workdir(cell, seed)}",
+            f"--workdir={workdir or self.workdir(cell.name, seed)}",
         ]
 
     @property

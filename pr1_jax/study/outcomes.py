@@ -101,7 +101,7 @@ def read(study: Study, cell: Cell, seed: int) -> Outcome | None:
     Raises:
       ValueError: what is kept was made with other settings.
     """
-    workdir = study.workdir(cell, seed)
+    workdir = study.workdir(cell.name, seed)
     return (
         of_run(workdir, cell)
         if folder.is_finished(workdir)
@@ -245,7 +245,10 @@ def keep(
     made: Mapping[str, str],
 ) -> list[str]:
     """Keeps what a finished run came to; names of what was kept, and differs."""
-    outcome, before = of_run(study.workdir(cell, seed), cell), kept(study, cell, seed)
+    outcome, before = (
+        of_run(study.workdir(cell.name, seed), cell),
+        kept(study, cell, seed),
+    )
     known = records(study, seed)
     makers = known.get(_MAKERS, [])
     if dict(made) not in makers:
@@ -269,18 +272,13 @@ def keep(
     return differences(before, outcome) if before else []
 
 
-def keep_finished(study: Study, seconds: Mapping[str, float]) -> None:
-    """Keeps what is finished and is not kept yet, whatever commit made it.
-
-    Args:
-      seconds: that runs took, by `cell/seedK`.
-    """
+def keep_finished(study: Study) -> None:
+    """Keeps what is finished and is not kept yet, whatever commit made it."""
     for seed in study.seeds:
         known = records(study, seed)
         for name, cell in cells.CELLS.items():
-            if name not in known and folder.is_finished(study.workdir(cell, seed)):
-                took = seconds.get(f"{name}/seed{seed}")
-                keep(study, cell, seed, seconds=took, made=UNKNOWN)
+            if name not in known and folder.is_finished(study.workdir(name, seed)):
+                keep(study, cell, seed, seconds=None, made=UNKNOWN)
 
 
 def of_dense(study: Study) -> list[dict[str, float]]:

@@ -167,7 +167,7 @@ def summarize(findings: Findings, study: Study) -> dict[str, Any]:
         out[name] = {
             "title": cells.CELLS[name].title,
             "seeds": seeds,
-            "seconds": [_round(took.get(f"{name}/seed{seed}")) for seed in seeds],
+            "seconds": [_round(took.get((name, seed))) for seed in seeds],
             "steps": findings.steps.get(name, 0),
             "metrics": {
                 metric: _metric(findings, metric, name)

@@ -5,7 +5,7 @@ alone, and a half-done one goes on from its newest checkpoint. Where a run fails
 named, what starts from it is left out, and the rest goes on.
 
 First come the cells that verdicts hang on, and the first seeds of everything before the
-others (`ROUNDS`). What a run came to is kept as it ends (`outcomes`), and a cell that is
+others (`rounds`). What a run came to is kept as it ends (`outcomes`), and a cell that is
 kept counts as finished without its run; only where another has to start from it, it is
 run again. Of a finished run that none starts from the checkpoint is removed.
 
@@ -34,47 +34,35 @@ from pr1_jax.system import files
 _POLL_SEC = 0.2
 _WITH_CHECKPOINT = {cell.start for cell in cells.CELLS.values()}  # others start from it
 
+Key = tuple[str, int]  # a cell's name, and a seed
+
 
 def shown(command: Sequence[str]) -> str:
     """A command as one would type it."""
     return "python " + shlex.join(command)
 
 
-def seconds(study: Study) -> dict[str, float]:
-    """What runs that are finished or kept took, by `cell/seedK`."""
-    kept = {
-        f"{name}/seed{seed}": sec
+def seconds(study: Study) -> dict[Key, float]:
+    """What the runs that are kept took."""
+    return {
+        (name, seed): sec
         for seed in study.seeds
         for name, sec in outcomes.seconds(study, seed).items()
     }
-    here = _counted(study).items()
-    return kept | {
-        name: sec for name, sec in here if is_finished(study.out / "runs" / name)
-    }
-
-
-def _counted(study: Study) -> dict[str, float]:
-    """What runs took here so far, by `cell/seedK`."""
-    return files.read_json(study.out / "seconds.json", {})
 
 
 def rounds(study: Study, chosen: Sequence[Cell]) -> list[list[tuple[Cell, int]]]:
     """Runs in the order in which they are begun: rounds of a seed each.
 
-    The first `cells.FEW` seeds of cells that have more of them, then of the others,
-    then the rest.
+    The first `cells.FEW` seeds of cells that have more of them, then of the others, then
+    the rest.
     """
-    few = study.seeds[: cells.FEW]
     deciding = [cell for cell in chosen if cell.seeds > cells.FEW]
     others = [cell for cell in chosen if cell.seeds <= cells.FEW]
-    order = [[(cell, seed) for cell in deciding] for seed in few]
-    order += [[(cell, seed) for cell in others] for seed in few]
-    later = [seed for seed in study.seeds if seed not in few]
-    order += [
-        [(cell, seed) for cell in deciding if seed in study.seeds_of(cell)]
-        for seed in later
-    ]
-    return [runs for runs in order if runs]
+    few, later = study.seeds[: cells.FEW], study.seeds[cells.FEW : cells.MANY]
+    order = [(deciding, few), (others, few), (deciding, later)]
+    found = [[(c, seed) for c in group] for group, seeds in order for seed in seeds]
+    return [runs for runs in found if runs]
 
 
 def to_run(
@@ -92,20 +80,18 @@ def to_run(
     """
     todo, needed = set(), {*needed}
     for cell in reversed(chosen):
-        if seed not in study.seeds_of(cell):
-            continue
-        workdir = study.workdir(cell, seed)
+        workdir = study.workdir(cell.name, seed)
         done = is_finished(workdir) or outcomes.kept(study, cell, seed) is not None
         if cell.name in needed:
             done = is_finished(workdir) and has_checkpoint(workdir)
-        if not done:
+        if not done and seed in study.seeds_of(cell):
             todo.add(cell.name)
             needed.add(cell.start)
     return todo
 
 
 def expected_minutes(
-    study: Study, cell: Cell, took: Mapping[str, float]
+    study: Study, cell: Cell, took: Mapping[Key, float]
 ) -> float | None:
     """What a run takes: the mean of its other seeds, else `Cell.minutes`, scaled.
 
@@ -115,20 +101,18 @@ def expected_minutes(
     Args:
       took: `seconds` of the study.
     """
-    known = [
-        (cells.CELLS[name.partition("/")[0]], sec / 60) for name, sec in took.items()
-    ]
-    if own := [minutes for other, minutes in known if other is cell]:
-        return sum(own) / len(own)
-    if known:
-        told = sum(other.minutes for other, _ in known)
-        return cell.minutes * sum(minutes for _, minutes in known) / told
+    own = [sec for (name, _), sec in took.items() if name == cell.name]
+    if own:
+        return sum(own) / len(own) / 60
+    if took:
+        told = sum(cells.CELLS[name].minutes for name, _ in took)
+        return cell.minutes * sum(took.values()) / 60 / told
     return cell.minutes if study.size == "embedded" else None
 
 
 def expected(minutes: float | None) -> str:
     """Minutes as text."""
-    return "an unknown time" if minutes is None else f"about {minutes:.0f} min"
+    return "an unknown time" if minutes is None else f"about {minutes:.1f} min"
 
 
 @dataclasses.dataclass
@@ -136,10 +120,8 @@ class Job:
     """A run of a cell at a seed: first it waits, then it is a process.
 
     Attributes:
-      name: as it is shown.
-      round: number of its round.
-      core: the CPU core that it has.
-      made: commit and versions that it is of.
+      name: as it is shown. round: number of its round.
+      core: the CPU core that it has. made: commit and versions that it is of.
     """
 
     name: str
@@ -152,14 +134,14 @@ class Job:
     began: float = 0.0
 
     @property
-    def key(self) -> str:
-        """Its cell and seed, as in `seconds.json`."""
-        return f"{self.cell.name}/seed{self.seed}"
+    def key(self) -> Key:
+        """Its cell and seed."""
+        return self.cell.name, self.seed
 
     @property
-    def seconds(self) -> float:
-        """Since its process began."""
-        return time.monotonic() - self.began
+    def start(self) -> Key:
+        """The run that it starts from."""
+        return self.cell.start, self.seed
 
 
 @dataclasses.dataclass
@@ -186,25 +168,22 @@ class Runner:
             is timed.
           needed: cells whose checkpoints are needed, though nothing chosen needs them.
         """
-        study = self.study
-        outcomes.keep_finished(study, _counted(study))
+        study, running = self.study, []
+        outcomes.keep_finished(study)
         if dense:
             self._dense()
-        runs = [
-            (number, cell, seed)
+        waiting = [
+            Job(f"{cell.name} seed {seed}", cell, seed, number)
             for number, of_round in enumerate(rounds(study, chosen))
             for cell, seed in of_round
         ]
-        waiting = [
-            Job(f"[{i}/{len(runs)}] {cell.name} seed {seed}", cell, seed, number)
-            for i, (number, cell, seed) in enumerate(runs, 1)
-        ]
+        for i, job in enumerate(waiting, 1):
+            job.name = f"[{i}/{len(waiting)}] {job.name}"
         todo = {
-            f"{name}/seed{seed}"
+            (name, seed)
             for seed in study.seeds
             for name in to_run(study, chosen, seed, needed)
         }
-        running: list[Job] = []
         try:
             while waiting or running:
                 before = {job.round for job in [*waiting, *running]}
@@ -218,30 +197,26 @@ class Runner:
                     time.sleep(_POLL_SEC)
         except BaseException:
             stop([job.process for job in running])
-            for job in running:
-                self._count_seconds(job)
             raise
 
     def _start(
-        self, waiting: Sequence[Job], running: list[Job], todo: Collection[str]
+        self, waiting: Sequence[Job], running: list[Job], todo: Collection[Key]
     ) -> list[Job]:
         """Starts what can be, and says what need not or cannot be; what is left.
 
         Args:
-          running: is added to.
-          todo: keys of the jobs that have to be run.
+          running: is added to. todo: the jobs that have to be run.
         """
         study, left = self.study, []
         for job in waiting:
-            start = job.cell.start
-            start_key = f"{start}/seed{job.seed}"
+            workdir = study.workdir(*job.key)
             if job.key not in todo:
                 self.say(f"{job.name}: done before")
-            elif start_key in {other.key for other in [*left, *running]}:
+            elif job.start in {other.key for other in [*left, *running]}:
                 left.append(job)
-            elif start and not is_finished(study.workdir(cells.CELLS[start], job.seed)):
-                self.failed.append(job.key)
-                why = f"since {start} seed {job.seed} is not finished"
+            elif job.cell.start and not is_finished(study.workdir(*job.start)):
+                self.failed.append("/seed".join(map(str, job.key)))
+                why = f"since {job.cell.start} seed {job.seed} is not finished"
                 self.say(f"{job.name}: left out, {why}")
             elif len(running) < study.runs_at_a_time:
                 minutes = expected_minutes(study, job.cell, seconds(study))
@@ -249,15 +224,10 @@ class Runner:
                 used = [other.core for other in running]
                 # The first of those least used.
                 job.core = min(cpu_cores(), key=used.count)
+                job.made, job.began = outcomes.made(), time.monotonic()
                 command = study.command(job.cell, job.seed)
-                workdir = study.workdir(job.cell, job.seed)
-                if is_finished(workdir):  # and has no checkpoint any more: makes way
-                    aside = workdir.with_name(f"{workdir.name}_without_checkpoint")
-                    shutil.rmtree(aside, ignore_errors=True)
-                    workdir.rename(aside)
                 log = workdir / "log.txt"
                 job.process = start_process(command, log, study.out, job.core)
-                job.made, job.began = outcomes.made(), time.monotonic()
                 running.append(job)
             else:
                 left.append(job)
@@ -273,27 +243,20 @@ class Runner:
         self._say_end("dense", "dense", folder, code, time.monotonic() - began)
 
     def _end(self, job: Job) -> None:
-        """Says what came of a process, counts its time, and keeps its outcome."""
-        took, workdir = self._count_seconds(job), self.study.workdir(job.cell, job.seed)
+        """Says what came of a process, and keeps its outcome."""
+        study, took = self.study, time.monotonic() - job.began
+        workdir = study.workdir(*job.key)
         code = job.process.returncode or int(not is_finished(workdir))
-        self._say_end(job.key, job.name, workdir, code, job.seconds)
+        key = "/seed".join(map(str, job.key))
+        self._say_end(key, job.name, workdir, code, took)
         if code:
             return
-        differing = outcomes.keep(
-            self.study, job.cell, job.seed, seconds=took, made=job.made
-        )
-        if differing:
+        given = {"seconds": round(took, 1), "made": job.made}
+        if differing := outcomes.keep(study, job.cell, job.seed, **given):
             listed = ", ".join(differing)
             self.say(f"{job.name}: not what was kept, and is kept instead: {listed}")
         if job.cell.name not in _WITH_CHECKPOINT:
             shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-
-    def _count_seconds(self, job: Job) -> float:
-        """Adds what a job took to what its run took before it was cut off; the sum."""
-        done = _counted(self.study)
-        done[job.key] = round(done.get(job.key, 0.0) + job.seconds, 1)
-        files.write_json(self.study.out / "seconds.json", done)
-        return done[job.key]
 
     def _say_end(
         self, key: str, name: str, folder: pathlib.Path, code: int, took: float
@@ -389,33 +352,32 @@ def again(study: Study, cell: Cell, seed: int, say: Callable[[str], None]) -> bo
 
     Compared to the last bit, by their digests: all responses to held-out problems, and
     the metrics of all steps but times. What the cell starts from is run before where it
-    has no checkpoint.
-    Where what is kept was made on another processor, or with other versions, the cell
-    and what it starts from are run anew in `OUT/again`, and the cell once more.
+    has no checkpoint. Where what is kept was made on another processor, or with other
+    versions, the cell and what it starts from are run anew in `OUT/again`, and the cell
+    once more.
 
     Raises:
       ValueError: the cell is not finished, or kept of other settings.
     """
-    first = outcomes.read(study, cell, seed)
+    first, fresh = outcomes.read(study, cell, seed), study.out / "again"
     if first is None:
-        folder = study.workdir(cell, seed)
+        folder = study.workdir(cell.name, seed)
         raise ValueError(
             f"--again={cell.name}: seed {seed} is not finished in {folder}"
         )
-    chosen = cells.with_starts([cell.name])
-    kept = not is_finished(study.workdir(cell, seed))
+    *starts, _ = chosen = cells.with_starts([cell.name])
+    study = dataclasses.replace(study, seeds=(seed,))
+    running = Runner(study, say)
+    kept = not is_finished(study.workdir(cell.name, seed))
     if kept and (other := outcomes.made_elsewhere(study, cell, seed)):
         say(f"{cell.name} seed {seed} was kept of {'; '.join(other)}: it is run twice")
-        fresh = dataclasses.replace(study, out=study.out / "again", seeds=(seed,))
-        running = Runner(fresh, say)
+        running.study = study = dataclasses.replace(study, out=fresh)
         running.run(chosen, needed=(cell.name,))
-        return not running.failed and again(fresh, cell, seed, say)
-    starts, needed = chosen[:-1], (cell.start,)
-    if to_run(study, starts, seed, needed):
-        running = Runner(dataclasses.replace(study, seeds=(seed,)), say)
-        running.run(starts, needed=needed)
-        if running.failed:
-            return False
+        first = outcomes.read(study, cell, seed)
+    elif to_run(study, starts, seed, (cell.start,)):
+        running.run(starts, needed=(cell.start,))
+    if running.failed:
+        return False
     workdir = study.out / "again" / cell.name / f"seed{seed}"
     shutil.rmtree(workdir, ignore_errors=True)
     command = study.command(cell, seed, workdir)

@@ -1,5 +1,6 @@
 """The study in words: a table and a list of claims an experiment, from `results.json`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,21 +43,6 @@ def measured(part: Mapping[str, Any]) -> str:
     scale, unit = _UNITS[part["unit"]]
     sign = "+" if part["measured"]["value"] > 0 else ""
     return f"{part['text']}: {sign}{with_interval(part['measured'], scale)}{unit}"
-
-
-def claims_of(results: Results, experiment: str) -> list[Mapping[str, Any]]:
-    """The claims of an experiment, with their verdicts."""
-    return [c for c in results["claims"] if c["experiment"] == experiment]
-
-
-def paragraph(claim: Mapping[str, Any]) -> str:
-    """A claim, the paper's figures, ours, the verdict; Markdown."""
-    ours = "; ".join(measured(part) for part in claim["parts"])
-    return (
-        f"**{claim['claim']}** Paper: {claim['paper']}. "
-        f"Measured, with 95 % intervals: {ours}. "
-        f"Verdict: **{claim['verdict']}**."
-    )
 
 
 def table(results: Results, experiment: str) -> str:
@@ -111,30 +97,57 @@ def dense_table(results: Results) -> str:
     return Table("", rows).markdown()
 
 
-def summary(results: Results) -> str:
+def theory_table(results: Results) -> str:
+    """The optimum of two paths by deadline, and where rewards are predicted to end."""
+    percent = lambda share: f"{100 * share:.0f}"
+    rows = [
+        {
+            "deadline": deadline,
+            "lone search": percent(of["lone"]),
+            "random rows": percent(of["alike"]),
+            "divided rows": percent(of["divided"]),
+            **{
+                f"blocks, {cells.REWARDS[name].title}": percent(normalised)
+                for name, (_, normalised) in of["ratios"].items()
+            },
+        }
+        for deadline, of in results["theory"].items()
+    ]
+    return Table("", rows).markdown()
+
+
+def overview(results: Results) -> str:
+    """How many claims came to which verdict; Markdown."""
+    counts = Counter(claim["verdict"] for claim in results["claims"])
+    said = ", ".join(f"{count} × *{verdict}*" for verdict, count in counts.items())
+    return f"{len(results['claims'])} claims: {said}.\n"
+
+
+def claims(results: Results, experiment: str) -> str:
     """One line a claim: what is claimed, what was measured, the verdict; Markdown."""
     rows = [
         {
             "claim": claim["claim"],
             "paper": claim["paper"],
             "measured, 95 % interval": "; ".join(map(measured, claim["parts"])),
-            "verdict": claim["verdict"],
+            "verdict": f"**{claim['verdict']}**",
         }
         for claim in results["claims"]
+        if claim["experiment"] == experiment
     ]
     return Table("", rows).markdown()
 
 
 def readme(results: Results, experiments: Sequence[str]) -> str:
     """The README of a study's folder."""
-    about = results["about"]
     parts = ["# The paper in miniature\n\n"]
-    parts += [f"- {name}: {value}\n" for name, value in about.items()]
-    parts += ["\n", summary(results), "\n"]
+    parts += [f"- {name}: {value}\n" for name, value in results["about"].items()]
+    parts += ["\n", overview(results)]
     for name in experiments:
-        parts += [f"## {TITLES[name]}\n\n", f"![{name}]({name}.png)\n\n"]
-        parts.append(table(results, name) + "\n")
+        parts += [f"\n## {TITLES[name]}\n\n", f"![{name}]({name}.png)\n\n"]
+        parts += [claims(results, name), "\n", table(results, name)]
+        if name == "phase":
+            parts += ["\nIn per cent, by arithmetic:\n\n", theory_table(results)]
         if name == "shortcuts":
-            parts.append(dense_table(results) + "\n")
-        parts += [paragraph(claim) + "\n\n" for claim in claims_of(results, name)]
+            parts += ["\n", dense_table(results)]
     return "".join(parts)

@@ -44,8 +44,8 @@ def kept_study(out, names=(SFT, CELL)):
     """A study of which runs are kept, and their folders gone."""
     study = runner.Study(out, seeds=(0,), jobs=1)
     for name in names:
-        write(study.workdir(cells.CELLS[name], 0), cells.CELLS[name])
-    outcomes.keep_finished(study, {f"{name}/seed0": 60.0 for name in names})
+        write(study.workdir(name, 0), cells.CELLS[name])
+    outcomes.keep_finished(study)
     shutil.rmtree(out / "runs")
     return study
 
@@ -62,15 +62,13 @@ def test_any_number_is_kept_to_the_last_bit():
 def test_what_is_read_is_the_same_without_the_runs(tmp_path):
     study = runner.Study(tmp_path, seeds=(0, 1))
     for name, seed in ((SFT, 0), ("late_38", 0), ("late_38", 1), ("forced", 1)):
-        write(study.workdir(cells.CELLS[name], seed), cells.CELLS[name])
+        write(study.workdir(name, seed), cells.CELLS[name])
     files.write_json(study.dense, [{"tokens": 2048, "exact_sec": 0.1}])
-    taken = {"late_38/seed1": 12.5, f"{SFT}/seed1": 1}
-    files.write_json(tmp_path / "seconds.json", taken)
+    outcomes.keep(study, cells.CELLS["late_38"], 1, seconds=12.5, made={})
     before = results.read(study)
     summary = results.summarize(before, study)
-    outcomes.keep_finished(study, runner._counted(study))
+    outcomes.keep_finished(study)
     shutil.rmtree(tmp_path / "runs")
-    (tmp_path / "seconds.json").unlink()
     after = results.read(study)
     assert after.problems.keys() == {SFT, "late_38", "forced"}
     assert after.courses.keys() == {"late_38", "forced"}
@@ -84,7 +82,7 @@ def test_what_is_read_is_the_same_without_the_runs(tmp_path):
 def test_what_is_kept_is_small(tmp_path):
     """As of a run of 1,024 problems and 60 steps: about 1 kB."""
     study, cell = runner.Study(tmp_path, seeds=(0,)), cells.CELLS[CELL]
-    rng, workdir = np.random.default_rng(0), study.workdir(cell, 0)
+    rng, workdir = np.random.default_rng(0), study.workdir(CELL, 0)
     write(workdir, cell)
     path = workdir / "rollouts" / "eval_1_rl.jsonl"
     (record, *_) = files.read_json_lines(path)
@@ -96,7 +94,7 @@ def test_what_is_kept_is_small(tmp_path):
         for i in range(60)
     ]
     files.write_json_lines(workdir / "metrics.jsonl", lines)
-    outcomes.keep_finished(study, {})
+    outcomes.keep_finished(study)
     line = study.kept(0).read_text().partition(f'"{CELL}"')[2]
     assert len(line) < 1500
     assert cells.CELLS.keys() and sum(c.seeds for c in cells.CELLS.values()) < 520
@@ -111,8 +109,9 @@ def test_the_study_of_the_repository_is_of_todays_cells_and_rules():
     assert findings.problems.keys() == cells.CELLS.keys()
     assert verdicts.judge(findings) == published["claims"]
     shown = (ROOT / "notebooks" / "paper_in_miniature.ipynb").read_text()
-    for claim in published["claims"]:  # as the notebook, run on it, tells them
-        assert json.dumps(tables.paragraph(claim))[1:-1][:80] in shown
+    for name in cells.EXPERIMENTS:  # as the notebook, run on it, tells them
+        for line in tables.claims(published, name).splitlines():
+            assert json.dumps(line, ensure_ascii=False)[1:-1] in shown
 
 
 def test_a_kept_cell_is_not_run_unless_another_has_to_start_from_it(tmp_path, started):
@@ -216,7 +215,7 @@ def test_again_compares_with_what_is_kept(tmp_path, started):
 @pytest.mark.parametrize("what", ["responses", "steps", "questions"])
 def test_a_digest_sees_a_change_of_a_bit(tmp_path, what):
     study, cell = runner.Study(tmp_path, seeds=(0,)), cells.CELLS[CELL]
-    workdir = study.workdir(cell, 0)
+    workdir = study.workdir(CELL, 0)
     write(workdir, cell)
     before = outcomes.of_run(workdir, cell)
     assert outcomes.differences(before, outcomes.of_run(workdir, cell)) == []

@@ -27,13 +27,13 @@ from pr1_jax.study import (
     runner,
     tables,
 )
-from pr1_jax.study.verdicts import CLAIMS, judge
+from pr1_jax.study.verdicts import CLAIMS, FAILS, HOLDS, OPEN, judge
 from pr1_jax.system import files
 from tests.helpers import command
 from tests.helpers.command import ROOT
 from tests.study import made_up
 
-CELL = "accuracy_38_plain"
+CELL, SAID = "accuracy_38_plain", (HOLDS, FAILS, OPEN)
 
 # --- Cells ----------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ def processes(monkeypatch):
 
 def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
     study = runner.Study(tmp_path, seeds=(0, 1), jobs=1)
-    finish(study.workdir(cells.CELLS["sft_plain"], 0))
+    finish(study.workdir("sft_plain", 0))
     said, chosen = [], cells.with_starts([CELL])
     running = runner.Runner(study, said.append)
     running.run(chosen)
@@ -213,13 +213,13 @@ def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
     assert not running.failed
     assert said[0] == "[1/4] sft_plain seed 0: done before"
     assert "accuracy 50.0 %, with a block 25.0 %" in said[-1]
-    assert {*runner.seconds(study)} == {*processes.started}
+    assert {*runner.seconds(study)} == {(CELL, 0), ("sft_plain", 1), (CELL, 1)}
     running.run(chosen)
     assert len(processes.started) == 3
     # Those from which others start keep their checkpoints.
-    assert runner.has_checkpoint(study.workdir(cells.CELLS["sft_plain"], 1))
+    assert runner.has_checkpoint(study.workdir("sft_plain", 1))
     assert cells.CELLS[f"{CELL}"].name not in runner._WITH_CHECKPOINT
-    assert not runner.has_checkpoint(study.workdir(cells.CELLS[CELL], 0))
+    assert not runner.has_checkpoint(study.workdir(CELL, 0))
 
 
 def test_what_verdicts_hang_on_comes_first_and_the_first_seeds(tmp_path):
@@ -259,7 +259,7 @@ def test_runs_that_need_not_wait_are_run_at_a_time_each_on_its_core(
         name = "/".join(pathlib.Path(workdir).parts[-2:])
         order.append(name)
         summary = '{"finished": true, "evaluations": {}}'
-        code = f"sleep 0.1; cd {workdir}; echo '{summary}' > summary.json"
+        code = f"sleep 0.2; cd {workdir}; echo '{summary}' > summary.json"
         files.write_json(f"{workdir}/config.json", {"eval": {"samples": 1}})
         pathlib.Path(workdir, "checkpoints", "1").mkdir(parents=True)
         live[name] = process = subprocess.Popen(["sh", "-c", code]), core
@@ -273,6 +273,7 @@ def test_runs_that_need_not_wait_are_run_at_a_time_each_on_its_core(
 
     monkeypatch.setattr(runner, "start_process", start_process)
     monkeypatch.setattr(runner, "cpu_cores", lambda: [4, 5, 6, 7])
+    monkeypatch.setattr(outcomes, "made", dict)  # takes its time
     monkeypatch.setattr(runner, "_POLL_SEC", 0.01)
     running = runner.Runner(study, lambda text: None)
     running.run(cells.with_starts([CELL, "sequential_38"]))
@@ -299,9 +300,8 @@ def test_expected_times_follow_what_was_found(tmp_path):
     )
     assert expected(study, rl) == rl.minutes
     assert expected(dataclasses.replace(study, size="smoke"), rl) is None
-    times = {"sft_plain/seed0": 120 * sft.minutes, f"{CELL}/seed0": 9999.0}
-    files.write_json(tmp_path / "seconds.json", times)
-    finish(study.workdir(sft, 0))  # and the other is not finished
+    write_run(study.workdir("sft_plain", 0), "sft")
+    outcomes.keep(study, sft, 0, seconds=120 * sft.minutes, made={})
     assert expected(study, sft) == pytest.approx(2 * sft.minutes)
     assert expected(study, rl) == pytest.approx(2 * rl.minutes)
 
@@ -364,8 +364,8 @@ def write_run(workdir, kind, question="Which?", steps=2):
 
 def test_runs_are_read_as_they_were_written(tmp_path):
     study = runner.Study(tmp_path, seeds=(0, 1))
-    write_run(study.workdir(cells.CELLS["sft_plain"], 0), "sft")
-    write_run(study.workdir(cells.CELLS["late_38"], 1), "rl")
+    write_run(study.workdir("sft_plain", 0), "sft")
+    write_run(study.workdir("late_38", 1), "rl")
     found = results.read(study)
     assert {*found.problems} == {"sft_plain", "late_38"}
     of = found.problems["sft_plain"]
@@ -380,7 +380,7 @@ def test_runs_are_read_as_they_were_written(tmp_path):
     # By character, where a record has no trace; to the precision that is kept.
     np.testing.assert_allclose(course[outcomes.POSITION][1], [2 / 74, np.nan], 1e-3)
     assert "sft_plain" not in found.courses
-    write_run(study.workdir(cells.CELLS[CELL], 0), "rl", question="Another?")
+    write_run(study.workdir(CELL, 0), "rl", question="Another?")
     with pytest.raises(ValueError, match="other problems"):
         results.read(study)
 
@@ -435,7 +435,7 @@ def test_every_experiment_has_a_picture_and_a_text(published):
     text = tables.readme(read, cells.EXPERIMENTS)
     for claim in CLAIMS:
         assert claim.text in text and claim.paper in text
-    assert text.count("Verdict: **") == len(CLAIMS)
+    assert sum(text.count(f" **{said}** |") for said in SAID) == len(CLAIMS)
     row = r"\| accuracy, 38 steps \| 6 \| 7[45]\.\d \(7[45]\.\d to 75\.\d\) \| (99\.\d|100.0)"
     assert re.search(row, text)
 
