@@ -224,6 +224,13 @@ def test_decode_reads_weights_its_own_cache_and_each_groups_prompt():
     step = weights * 4 / 4 + token * (8 * 25 + 2 * 10)
     assert decode.bytes == pytest.approx(50 * step)
     assert decode.seconds == max(decode.compute_sec, decode.memory_sec)
+    # By a deadline the same tokens take fewer steps, which read the weights less often.
+    labels = {"rollout__path_labels": (" 1", " 2")}
+    shape = {"mesh__data": 2, "mesh__tensor": 4, "rollout__rows": 16}
+    made = built(rollout__max_sequential_steps=30, **shape, **labels)
+    sooner = costs.step_work(made, UNIT, lengths)[1]
+    assert sooner.bytes == pytest.approx(30 * step)
+    assert sooner.flops == decode.flops
 
 
 def test_traffic_is_by_mesh_axis():
