@@ -83,7 +83,7 @@ CHARTS = {
         _chart("policy/clip_fraction"),
     ),
     "Machine": (
-        _chart("perf/tokens_per_sec", in_picture=True),
+        _chart("perf/tokens_per_sec"),
         _chart("perf/step_sec", "perf/update_sec"),
     ),
 }

@@ -49,7 +49,8 @@ def figures(step: int, noise: np.random.Generator) -> dict[str, float]:
     near = lambda mean, spread: float(mean + noise.normal(0, spread))
     lost = step >= COLLAPSE
     tiered = (step - 1) % 10 >= 8
-    return {
+    of_blocks = {"rollout/work_division": 0.8, "rollout/identical_paths": 0.1}
+    return ({} if lost else of_blocks) | {
         "reward/mean": -1.0 if lost else near(0.6 if tiered else 0.4, 0.03),
         "reward/weight_accuracy": float(not tiered),
         "reward/weight_tiered": float(tiered),
