@@ -26,7 +26,7 @@ class Trajectory:
       forced: [T] bool, written by the runtime and not by the model.
       bans: [T] int32, bit i set = special token i was banned in this draw.
       logps: [T] float32 as sampled, 0 where forced.
-      finished: ended with EOS, not cut off at its budget.
+      finished: ended with EOS, not cut off at its budget or deadline.
       sequential_steps: decode steps on the critical path.
     """
 

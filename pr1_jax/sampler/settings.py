@@ -117,15 +117,15 @@ class Settings:
         labels = self.path_labels
         given = f"rollout.path_labels={labels!r}"
         is_text = lambda label: isinstance(label, str) and label
-        if isinstance(labels, str) or not all(map(is_text, labels)):
+        if not isinstance(labels, tuple | list) or not all(map(is_text, labels)):
             raise ValueError(
                 f"{given} must hold texts, one a path, as (' 1', ' 2'); () = no labels"
             )
         object.__setattr__(self, "path_labels", tuple(labels))  # JSON gives a list
         if labels and len(labels) < self.num_paths:
             raise ValueError(
-                f"{given} has {len(labels)} labels for rollout.num_paths="
-                f"{self.num_paths}: give one for each path, or () for none"
+                f"{given} is too few for rollout.num_paths={self.num_paths}: give "
+                "one for each path, or () for none"
             )
         if len({*labels}) < len(labels):
             raise ValueError(

@@ -30,7 +30,7 @@ class Response:
       verdict, reason: what the verifier says, and why.
       num_blocks: blocks that were recorded while it was sampled.
       format_ok: the text's format check has no fault.
-      finished: ended with EOS, not cut off at its budget.
+      finished: ended with EOS, not cut off at its budget or deadline.
       total_tokens: of the response, EOS included.
       sequential_steps: decode steps on the critical path.
       string_correct: what the published string checker says, for comparison.

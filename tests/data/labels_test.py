@@ -89,7 +89,8 @@ SETTINGS = {"max_prompt_tokens": 8, "max_response_tokens": 60}
         (" 12", "must hold texts"),
         ((" 1", ""), "must hold texts"),
         ((" 1", 2), "must hold texts"),
-        ((" 1",), "has 1 labels for rollout.num_paths=2"),
+        (None, "must hold texts"),
+        ((" 1",), "is too few for rollout.num_paths=2"),
         ((" 1", " 1"), "has a label twice"),
     ],
 )

@@ -279,7 +279,7 @@ WRONG = [
         {"rollout.shortcut": "causal_after_block", "variant": "causal"},
         "rollout.shortcut=causal_after_block",
     ),
-    ({"rollout.path_labels": ("7",)}, "rollout.path_labels=('7',) has 1 labels"),
+    ({"rollout.path_labels": ("7",)}, "rollout.path_labels=('7',) is too few"),
     ({"rollout.path_labels": ("7", "one")}, "rollout.path_labels: 'one' is no text"),
     (
         {"rollout.path_labels": ("7", "8 " * 5)},
