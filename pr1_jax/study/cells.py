@@ -351,13 +351,12 @@ def config_argument(cell: Cell, size: str) -> str:
 def own_changes(cell: Cell, size: str) -> dict[str, object]:
     """What a cell changes beside `COMMON` and its seed, by dotted name."""
     labels = tuple(f" {i + 1}" for i in range(cell.paths * cell.labels))
+    path_tokens = _SEARCH_TOKENS[cell.paths] + _TAG_TOKENS + cell.labels
     changed: dict[str, object] = {
         "rollout.max_sequential_steps": cell.deadline,
         "rollout.path_labels": labels,
         "rollout.num_paths": cell.paths,
-        "rollout.max_path_tokens": _SEARCH_TOKENS[cell.paths]
-        + _TAG_TOKENS
-        + cell.labels,
+        "rollout.max_path_tokens": path_tokens,
     }
     if cell.kind == "evaluate":
         changed |= {"data.eval": "hard=embedded:hard@1"}

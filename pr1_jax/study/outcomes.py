@@ -18,7 +18,7 @@ import pathlib
 import platform
 import subprocess
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,20 +40,13 @@ SHARES = tuple(_OF_RESPONSES)
 LENGTHS = ("total_tokens", "sequential_steps")
 OF_BLOCKS = ("work_division", "identical_paths")
 BEFORE = tuple(f"before_{name}" for name in SHARES)  # where it started, evaluated alike
-METRICS = (*SHARES, *LENGTHS, *OF_BLOCKS, *BEFORE)
 
 # Figures of an RL step, by the metric of its line.
 _OF_STEPS = {name: f"rollout/{name}" for name in (*SHARES, *OF_BLOCKS)}
 GAP, POSITION = "gap_mean", "position"  # and these, of the cells that show them
-_COMPARED = (
-    "rollout/",
-    "reward/",
-    "policy/",
-    "loss/",
-    "optim/",
-)  # not what took how long
+# What is compared of a step: not what took how long.
+_COMPARED = ("rollout/", "reward/", "policy/", "loss/", "optim/")
 _COMMON, _MAKERS = "common", "makers"
-UNKNOWN = {"commit": "unknown"}  # what made a run that was not kept as it ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Outcome:
         metrics of all steps.
       samples: responses to a problem.
       counts: of `SHARES`: uint8 [P], how many of a problem's responses count.
-      means: of the other `METRICS`; NaN where a run has none.
+      means: of all other metrics; NaN where a run has none.
       courses: figure -> float16 [points], NaN where no step of a point has one; of RL.
       steps: of RL.
     """
@@ -76,11 +69,6 @@ class Outcome:
     means: Mapping[str, float]
     courses: Mapping[str, np.ndarray]
     steps: int
-
-    @property
-    def questions(self) -> str:
-        """What it was evaluated on."""
-        return self.digests["questions"]
 
     @property
     def problems(self) -> dict[str, np.ndarray]:
@@ -102,11 +90,8 @@ def read(study: Study, cell: Cell, seed: int) -> Outcome | None:
       ValueError: what is kept was made with other settings.
     """
     workdir = study.workdir(cell.name, seed)
-    return (
-        of_run(workdir, cell)
-        if folder.is_finished(workdir)
-        else kept(study, cell, seed)
-    )
+    here = folder.is_finished(workdir)
+    return of_run(workdir, cell) if here else kept(study, cell, seed)
 
 
 # --- Runs -----------------------------------------------------------------------------
@@ -114,39 +99,36 @@ def read(study: Study, cell: Cell, seed: int) -> Outcome | None:
 
 def of_run(workdir: pathlib.Path, cell: Cell) -> Outcome:
     """What a finished run came to, from its records."""
+    path = workdir / "rollouts" / f"eval_1_{cell.kind}.jsonl"
     if cell.kind == "evaluate":
-        (mode,) = cell.changes["eval.modes"]
-        path = workdir / "samples" / f"hard_{mode}.jsonl"
-    else:
-        path = workdir / "rollouts" / f"eval_1_{cell.kind}.jsonl"
-    records = files.read_json_lines(path)
+        path = workdir / "samples" / f"hard_{cell.changes['eval.modes'][0]}.jsonl"
+    records, is_rl = files.read_json_lines(path), cell.kind == "rl"
     samples = files.read_json(workdir / "config.json", {})["eval"]["samples"]
     lines = files.read_json_lines(workdir / "metrics.jsonl")
     lines = [line for line in lines if line["stage"] == cell.kind]
     said = ("response", "verdict", *LENGTHS)
     compared = lambda line: {n: x for n, x in line.items() if n.startswith(_COMPARED)}
-    is_rl = cell.kind == "rl"
+    digests = {
+        "questions": [record["question"] for record in records[::samples]],
+        "responses": [[record[name] for name in said] for record in records],
+        "steps": [*map(compared, lines)],
+    }
+    counts = {
+        name: np.array([*map(does_count, records)], np.uint8).reshape(-1, samples)
+        for name, does_count in _OF_RESPONSES.items()
+    }
     return Outcome(
-        {
-            "questions": _digest(record["question"] for record in records[::samples]),
-            "responses": _digest([record[name] for name in said] for record in records),
-            "steps": _digest(map(compared, lines)),
-        },
+        {name: _digest(values) for name, values in digests.items()},
         samples,
-        {
-            name: np.array([counts(record) for record in records], np.uint8)
-            .reshape(-1, samples)
-            .sum(axis=1, dtype=np.uint8)
-            for name, counts in _OF_RESPONSES.items()
-        },
+        {name: x.sum(axis=1, dtype=np.uint8) for name, x in counts.items()},
         _means(records) | (_before(workdir) if is_rl else {}),
         _courses(workdir, cell, lines) if is_rl else {},
         len(lines) if is_rl else 0,
     )
 
 
-def _digest(values: Iterable[Any]) -> str:
-    text = json.dumps(list(values), sort_keys=True)
+def _digest(values: Any) -> str:
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -185,16 +167,16 @@ def _courses(
     return {name: thinned(values) for name, values in courses.items()}
 
 
-def thinned(course: Sequence[float]) -> np.ndarray:
+def thinned(course: Sequence[float], points: int = POINTS) -> np.ndarray:
     """Means over as many steps as `steps_a_point` says, float16 [points]."""
-    width = steps_a_point(len(course))
+    width = steps_a_point(len(course), points)
     pieces = (course[i : i + width] for i in range(0, len(course), width))
     return np.array([_mean(np.array(x, float)) for x in pieces], np.float16)
 
 
-def steps_a_point(steps: int) -> int:
+def steps_a_point(steps: int, points: int = POINTS) -> int:
     """Steps that a point of a course is the mean of."""
-    return max(1, -(-steps // POINTS))
+    return max(1, -(-steps // points))
 
 
 def _mean(values: np.ndarray) -> float:
@@ -278,7 +260,7 @@ def keep_finished(study: Study) -> None:
         known = records(study, seed)
         for name, cell in cells.CELLS.items():
             if name not in known and folder.is_finished(study.workdir(name, seed)):
-                keep(study, cell, seed, seconds=None, made=UNKNOWN)
+                keep(study, cell, seed, seconds=None, made={"commit": "unknown"})
 
 
 def of_dense(study: Study) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from pr1_jax.study import border, cells, intervals, optimum, outcomes, runner
 from pr1_jax.study.folder import Study
 from pr1_jax.study.intervals import Interval
 
-_DIGITS = 3
+_DIGITS, _POINTS = 3, 15  # that are published, of figures and of courses
 _DIVIDED = 0.8  # of the work: midway from rows at random (0.58) to all of it
 _PUBLISHED = {  # courses, by experiment
     "division": ("accuracy", *outcomes.OF_BLOCKS),
@@ -133,8 +133,9 @@ def read(study: Study) -> Findings:
             outcome, key = outcomes.read(study, cell, seed), f"{name} seed {seed}"
             if outcome is None:
                 continue
-            asked = asked or (key, outcome.questions)
-            if outcome.questions != asked[1]:
+            questions = outcome.digests["questions"]
+            asked = asked or (key, questions)
+            if questions != asked[1]:
                 raise ValueError(
                     f"{key} was evaluated on other problems than {asked[0]}"
                 )
@@ -175,7 +176,10 @@ def summarize(findings: Findings, study: Study) -> dict[str, Any]:
                 if np.isfinite(np.concatenate([*values.values()])).any()
             },
             "courses": {
-                figure: [_thinned(values[seed]) for seed in sorted(values)]
+                figure: [
+                    [_round(x) for x in outcomes.thinned(values[seed], _POINTS)]
+                    for seed in sorted(values)
+                ]
                 for figure, values in findings.courses.get(name, {}).items()
                 if figure in published
             },
@@ -186,13 +190,6 @@ def summarize(findings: Findings, study: Study) -> dict[str, Any]:
             steps = findings.plateau(name).values()
             out[name]["plateau"] = [_round(step) for step in steps]
     return {"cells": out, "theory": theory(), "dense": list(findings.dense)}
-
-
-def _thinned(course: np.ndarray) -> list[float | None]:
-    """Half of the points, each the mean of two."""
-    pairs = np.array_split(course, max(1, len(course) // 2))
-    known = [pair[np.isfinite(pair)] for pair in pairs]
-    return [_round(x.mean()) if len(x) else None for x in known]
 
 
 def _metric(findings: Findings, metric: str, name: str) -> dict[str, Any]:
