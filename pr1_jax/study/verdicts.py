@@ -30,6 +30,7 @@ HOLDS, FAILS, OPEN = "holds", "does not hold at this scale", "cannot be told"
 SEEDS = cells.MANY  # less are not enough for a verdict; 0: no luck is involved
 OURS = "not in the paper"
 _MARGIN = 0.05  # of 1
+_GUESS = 1 / optimum.NUMBERS  # what guessing adds at most, where nothing was found
 _GAP = 1e-3  # nats a token
 _PLATEAU = 5  # steps
 _WORDS = {
@@ -122,8 +123,9 @@ def _not_lost(cell: str) -> Part:
 
 def _optimal(cell: str, share: float) -> Part:
     """Within the margin of the optimum."""
-    text = f"accuracy of {_title(cell)}, less {100 * share:.3g} %, and 5 points"
-    return _sum(text, _MARGIN - share, (1.0, "accuracy", cell))
+    least = share - _MARGIN
+    text = f"accuracy of {_title(cell)}, less {100 * least:.3g} %, 5 below the optimum"
+    return _sum(text, -least, (1.0, "accuracy", cell))
 
 
 def _rise(course: np.ndarray) -> float:
@@ -238,9 +240,9 @@ def _division() -> Iterator[Claim]:
     )
     yield claim(
         "plain_is_bounded",
-        "Paths without labels do not exceed the optimum of independent draws.",
-        _below("accuracy", two["plain"], best_two + _MARGIN),
-        _below("accuracy", four["plain"], best_four + _MARGIN),
+        "Paths without labels do not exceed the optimum of independent draws, and a guess.",
+        _below("accuracy", two["plain"], best_two + _GUESS),
+        _below("accuracy", four["plain"], best_four + _GUESS),
     )
     yield claim(
         "identical_paths",
@@ -367,8 +369,9 @@ def _scaffold() -> Iterator[Claim]:
     )
     yield claim(
         "accuracy_alone_stays",
-        "Accuracy alone does not get beyond a lone search, also in twice the steps.",
-        _below("accuracy", then("accuracy", at, "labels"), optimum.lone(at) + _MARGIN),
+        "Accuracy alone does not get beyond a lone search and a guess, also in twice the "
+        "steps.",
+        _below("accuracy", then("accuracy", at, "labels"), optimum.lone(at) + _GUESS),
     )
     yield claim(
         "labels_are_needed",
