@@ -6,8 +6,8 @@ Without a size, a teacher is trained first. To take another, leave only "coldsta
 `stages` and give `checkpoint.init`, the workdir of a run, or `model.path`, a Hugging Face
 folder. Another run then reads the traces with `--config.data.sft=runs/coldstart/traces.jsonl`.
 
-Two CPU cores: about 4 minutes. A teacher that was trained on the task itself answers most
-problems within four attempts, and nearly each gives a trace.
+Two CPU cores: minutes. Of a teacher's attempts at a problem the first that is correct, with
+a block, becomes a trace.
 """
 
 import ml_collections

@@ -9,9 +9,8 @@ of your own are named by `data.eval`, with the number of responses to each probl
     --config.data.eval=/data/mine.jsonl
     --config.data.eval="mine=/data/mine.jsonl@4,gsm8k=tfds:gsm8k@1"
 
-Two CPU cores: about 2 minutes. The quickstart, which was trained structured and never
-without a block, is best in the structured mode, a few points worse in the causal one,
-and nearly always wrong where blocks are banned.
+Two CPU cores: minutes. The deadline of the config holds in every mode: where blocks are
+banned, one search sees 10 of the 16 numbers of a hard problem before it.
 """
 
 import ml_collections

@@ -2,9 +2,8 @@
 
     python -m pr1_jax.main --config=configs/rl_accuracy.py
 
-Two CPU cores: about 9 minutes; less from a checkpoint of `sft_structured`, which is the
-same first stage. Accuracy rises as with `rl_alternating`. Blocks do not die out, since all
-cold-start traces of the task made by code have one.
+Two CPU cores: minutes; less from a checkpoint of `sft_structured`, which is the same first
+stage. Nothing pays for blocks but what they find before the deadline.
 """
 
 import ml_collections

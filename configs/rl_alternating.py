@@ -2,8 +2,9 @@
 
     python -m pr1_jax.main --config=configs/rl_alternating.py
 
-Two CPU cores: about 8 minutes. On held-out hard problems about half of the answers are
-right after SFT and 84 to 93 in a hundred after RL; all responses have a block.
+Two CPU cores: minutes. Before the deadline a lone search sees 10 of the 16 numbers of a
+hard problem, two paths that draw their rows alike 12 on average, and two that divide the
+rows between them all.
 """
 
 import ml_collections

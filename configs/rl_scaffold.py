@@ -2,9 +2,8 @@
 
     python -m pr1_jax.main --config=configs/rl_scaffold.py
 
-Two CPU cores: about 9 minutes; less from a checkpoint of `sft_structured`, which is the
-same first stage. With the task made by code it ends as `rl_alternating` does: every
-response has a block, so that the bonus only scales rewards.
+Two CPU cores: minutes; less from a checkpoint of `sft_structured`, which is the same first
+stage. The bonus keeps blocks alive first; then they have to pay.
 """
 
 import ml_collections

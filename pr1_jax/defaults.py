@@ -72,7 +72,8 @@ def _model(c: ml_collections.ConfigDict) -> None:
     c.model.attention = "auto"  # attention of updates: "pallas" (TPU), "xla" or "auto"
     c.model.query_chunk = 512  # [tokens] queries whose scores XLA holds at once
     c.model.logits_chunk = 0  # [tokens] whose logits are held at once; 0 = all
-    c.model.length_buckets = (60, 76, 92)  # [tokens] micro-batches are cut to the next
+    # [tokens] Micro-batches are cut to the next of these lengths.
+    c.model.length_buckets = (48, 64, 80, 92)
 
 
 def _data(c: ml_collections.ConfigDict) -> None:
@@ -89,8 +90,8 @@ def _data(c: ml_collections.ConfigDict) -> None:
     # NAME=SOURCE@SAMPLES,… with so many responses to each problem (else eval.samples).
     c.data.eval = "embedded:hard"
     # The task made by code. Options of its traces follow, as in
-    # search:block_share=0.5,late_share=0.5 (see pr1_jax/data/search.py).
-    c.data.task = "search"
+    # partner:block_share=0.5,late_share=0.5 (see pr1_jax/data/partner.py).
+    c.data.task = "partner"
     c.data.seed = 0  # seed of the order of records, and of those made by code
     # How a problem is put to the model: "plain" (the question as it is), "instruction"
     # (our instruction before it), "chat" (both by the tokenizer's chat template), "own"
@@ -117,19 +118,19 @@ def _rollout(c: ml_collections.ConfigDict) -> None:
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2  # paths of a block
     c.rollout.max_blocks = 4  # blocks of a response, at most
-    c.rollout.max_prompt_tokens = 28  # [tokens] longer prompts are dropped
-    c.rollout.max_response_tokens = 92  # [tokens] of a response, EOS included, at most
+    c.rollout.max_prompt_tokens = 24  # [tokens] longer prompts are dropped
+    c.rollout.max_response_tokens = 96  # [tokens] of a response, EOS included, at most
     # [steps] on the critical path of a response, at most: a block counts as its longest
     # path (docs/method.md, section 3). 0 = no deadline.
-    c.rollout.max_sequential_steps = 0
+    c.rollout.max_sequential_steps = 38
     # What the runtime writes behind each `<Path>`, a text a path, as (" 1", " 2"); () =
     # nothing, as published. Not in the loss.
-    c.rollout.path_labels = ()
+    c.rollout.path_labels = (" 1", " 2")
     c.rollout.min_path_tokens = 10  # [tokens] a block opens if each path may have these
-    c.rollout.max_path_tokens = 36  # [tokens] of a path, at most; 0 = what is left
-    c.rollout.max_summary_tokens = 8  # [tokens] of a summary, at most; 0 = what is left
-    c.rollout.summary_reserve = 8  # [tokens] that paths leave for the summary
-    c.rollout.answer_reserve = 6  # [tokens] that blocks leave for what follows
+    c.rollout.max_path_tokens = 29  # [tokens] of a path, at most; 0 = what is left
+    c.rollout.max_summary_tokens = 4  # [tokens] of a summary, at most; 0 = what is left
+    c.rollout.summary_reserve = 2  # [tokens] that paths leave for the summary
+    c.rollout.answer_reserve = 3  # [tokens] that blocks leave for what follows
     c.rollout.temperature = 1.0  # temperature of sampling; 0 = greedy, not in RL
     c.rollout.top_k = 0  # [tokens] sample from so many, the likeliest; 0 = all
     c.rollout.top_p = 1.0  # [share] of probability that tokens sampled from make up
@@ -175,7 +176,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     # micro-batch, where that is cheaper than to sort responses by length. Of several
     # numbers the largest that no prompt falls short of is taken; each makes as many
     # programs again as there are lengths. () = never.
-    c.rl.shared_prompt_tokens = (19,)
+    c.rl.shared_prompt_tokens = (24,)
     c.rl.lr = 3e-4  # learning rate, at its highest
     c.rl.lr_schedule = "cosine"  # how the rate falls: or "constant"
     c.rl.warmup_share = 0.0  # [share] of the updates in which the rate rises
@@ -280,6 +281,7 @@ def _smollm2(c: ml_collections.ConfigDict) -> None:
     c.data.coldstart = c.data.rl = c.data.eval = "hf:openai/gsm8k/main"
     c.data.template = "instruction"
     c.rollout.max_prompt_tokens, c.rollout.max_response_tokens = 320, 448
+    c.rollout.max_sequential_steps, c.rollout.path_labels = 0, ()
     c.rollout.min_path_tokens, c.rollout.max_path_tokens = 16, 96
     c.rollout.max_summary_tokens, c.rollout.summary_reserve = 64, 48
     c.rollout.answer_reserve = 48
@@ -308,6 +310,7 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.data.eval = "tfds:gsm8k"
     c.data.template = "instruction"
     c.rollout.max_prompt_tokens, c.rollout.max_response_tokens = 2000, 3000
+    c.rollout.max_sequential_steps, c.rollout.path_labels = 0, ()
     c.rollout.min_path_tokens, c.rollout.max_path_tokens = 64, 0
     c.rollout.max_summary_tokens, c.rollout.summary_reserve = 0, 256
     c.rollout.answer_reserve = 256

@@ -1,7 +1,7 @@
 """Asks a model one question at a time, on one device.
 
 chat = opening.load("runs/quickstart")
-chat.ask("Which two add to 26? 17 9 5 15")["response"]
+chat.ask("Which number has a partner 4 larger? A 12 16 B 51 30")["response"]
 """
 
 import dataclasses

@@ -1,8 +1,17 @@
-"""The task made by code that is the default: search for a pair of numbers.
+r"""A task made by code, for comparison: search for a pair of numbers.
 
-A stand-in for GSM8K (easy) and DAPO (hard) that needs no download and trains on a CPU
-in minutes. A problem asks which two numbers of a list add up to a target, and is
-answered with their difference, which cannot be guessed without the pair:
+It was the default before `pr1_jax.data.partner`. One patient search solves it in as few
+steps as two side by side, so that blocks need not pay. It has budgets of its own, and no
+deadline or labels:
+
+    python -m pr1_jax.main --config=rl_alternating --config.data.task=search \
+        --config.rollout.max_sequential_steps=0 --config.rollout.path_labels="()" \
+        --config.rollout.max_prompt_tokens=28 --config.rollout.max_response_tokens=92 \
+        --config.rollout.max_path_tokens=36 --config.rollout.max_summary_tokens=8 \
+        --config.rollout.summary_reserve=8 --config.rollout.answer_reserve=6
+
+A problem asks which two numbers of a list add up to a target, and is answered with their
+difference, which cannot be guessed without the pair:
 
     Which two add to 25? 12 7 13 9 20 4        Final Answer: 1
 
@@ -19,10 +28,7 @@ Attempts in which neither does are not kept, as with traces of a teacher; traces
 a block scan until they succeed. So SFT on short lists teaches the form, and to give up,
 which on long lists is what fails most often; RL finds out that it pays to go on.
 
-Why this and not, say, simultaneous congruences: lists give an endless supply of
-problems (two moduli below 100 give a few thousand), a step is one subtraction and one
-look-up, so a small model learns it within minutes, and a scan can fail, so that a second,
-independent one is worth having. The model draws the sides of two paths independently:
+The model draws the sides of two paths independently:
 both begin with the same token at the same position and cannot see each other, so about
 half of its blocks scan from one side only.
 """

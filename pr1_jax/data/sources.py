@@ -72,7 +72,7 @@ def open_source(
     seed: int,
     columns: Mapping[str, str] | None = None,
     traces: bool = False,
-    task: str = "search",
+    task: str = "partner",
     strict: bool = False,
 ) -> Source:
     """Opens a random-access source of records: `question`, `answer`, `response`.

@@ -1,7 +1,7 @@
 """Tasks made by code: problems, traces and a tokenizer, for which nothing is downloaded.
 
 A config names one as `data.task`, and its problems and traces as `embedded:FAMILY`. A
-second task is a class such as `search.Search` and its name in `make` and `_all`.
+further task is a class such as `partner.Partner` and its name in `make` and `_all`.
 """
 
 import dataclasses
@@ -54,14 +54,14 @@ class Task(Protocol):
         """
 
 
-TASKS = {"search": Search, "partner": Partner}
+TASKS = {"partner": Partner, "search": Search}
 
 
-def make(given: str = "search") -> Task:
+def make(given: str = "partner") -> Task:
     """The task that `data.task` names, with its options.
 
-        >>> make("search:block_share=0.5,late_share=0.5")
-        Search(block_share=0.5, hard_share=0.0, late_share=0.5)
+        >>> make("partner:block_share=0.75,late_share=0.5")
+        Partner(block_share=0.75, late_share=0.5, paths=2)
 
     Raises:
       ValueError: there is no such task, or it has no such option.

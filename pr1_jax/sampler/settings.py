@@ -79,8 +79,6 @@ class Settings:
     ban_illegal: bool = True  # ban tags, and EOS, that are illegal in a state
 
     def __post_init__(self):
-        self._check_labels()
-
         def need(name, ok, what):
             if not ok:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} {what}")
@@ -112,6 +110,7 @@ class Settings:
         need("top_p", 0 < self.top_p <= 1, "must be in (0, 1]")
         known = self.variant in layout.VARIANTS
         need("variant", known, f"is not one of {layout.VARIANTS}")
+        self._check_labels()
 
     def _check_labels(self) -> None:
         labels = self.path_labels

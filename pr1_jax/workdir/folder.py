@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import time
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
@@ -182,7 +183,7 @@ def check_config(
     """Compares the config of a run, of any version, with that by which it is to go on.
 
     Raises:
-      ValueError: names a field that differs, and both values.
+      ValueError: names a field that differs, both values, and how to go on.
     """
     mine, theirs = flat(files.plain(config.to_dict())), flat(saved)
     if problem := old_fields.refused(theirs):
@@ -192,22 +193,36 @@ def check_config(
         )
     later = old_fields.later(theirs)
     theirs = old_fields.today(theirs)
-    for name in sorted({*mine, *theirs}):
-        if name.split(".")[0] in _FREE or name in may_differ:
-            continue
-        if mine.get(name) == theirs.get(name):
-            continue
+    different = [
+        name
+        for name in sorted({*mine, *theirs})
+        if name.split(".")[0] not in _FREE
+        and name not in may_differ
+        and mine.get(name) != theirs.get(name)
+    ]
+    for name in different:
         if name in later:
             logging.warning(
                 "the run in %s is of an older version, which did as %s=%r does; it "
                 "goes on with %r",
                 *(where, name, later[name], mine[name]),
             )
-        else:
-            raise ValueError(
-                f"{name}={mine.get(name)!r}, but the run in {where} has "
-                f"{theirs.get(name)!r}; take another --workdir"
-            )
+    if different := [name for name in different if name not in later]:
+        name = different[0]
+        raise ValueError(
+            f"{name}={mine.get(name)!r}, but the run in {where} has "
+            f"{theirs.get(name)!r}; take another --workdir"
+            + _as_it_was({name: theirs.get(name) for name in different}, mine)
+        )
+
+
+def _as_it_was(fields: Mapping[str, Any], known: Container[str]) -> str:
+    """How a run goes on by its own values of some fields, perhaps defaults of its time."""
+    if {"name", "stages", "variant"} & {*fields} or not all(x in known for x in fields):
+        return ""  # it is of another experiment
+    plain = lambda x: str(tuple(x) if isinstance(x, list) else x)
+    flags = (f"--config.{name}={shlex.quote(plain(x))}" for name, x in fields.items())
+    return f", or go on as it was begun, with {' '.join(flags)}"
 
 
 _ORIGIN = {"field", "path", "checkpoint", "weights", "about"}  # of `identity.Origin`

@@ -33,7 +33,7 @@ from pr1_jax.system import files
 from tests.helpers import growing
 from tests.helpers.growing import LEFT, REST, RIGHT, THIRD
 
-QUESTION = "Which two add to 26? 17 9 5 15 3 8 19 4 10"
+QUESTION = "Which number has a partner 4 larger? A 12 16 B 51 30 C 47 25 D 20 55"
 
 
 def opened(tokenizer, **settings):
@@ -203,12 +203,13 @@ def test_a_folder_is_asked_as_it_says_or_by_a_guess(exported, tmp_path):
     file = shutil.copytree(exported, tmp_path / "copy") / usage.FILE
     said = json.loads(file.read_text())
     assert said.pop("bos") == "auto" and usage.read(file.parent).bos == "auto"
-    said["template"], said["sampling"]["num_paths"] = "instruction", 3
+    said["template"] = "instruction"
+    said["sampling"] |= {"num_paths": 3, "path_labels": (), "max_sequential_steps": 0}
     file.write_text(json.dumps(said))
     assert usage.read(file.parent).bos == "no"  # as older versions did
     asked = load(file.parent)
     assert asked.template == "instruction" and asked.settings.num_paths == 3
-    said = f"template instruction, structured, 3 paths, up to 92 tokens: as {file} says"
+    said = f"template instruction, structured, 3 paths, up to 96 tokens: as {file} says"
     assert asked.about == said
     changed = load(file.parent, template="plain", num_paths=2, max_response_tokens=100)
     assert changed.template == "plain" and changed.settings.num_paths == 2
@@ -271,8 +272,8 @@ def test_wrong_input_is_named_before_anything_is_read(workdir, exported, tmp_pat
     asked = load(workdir)
     for question, words in (
         ("", "the question is empty"),
-        ("Why?", r"only knows questions like: Which two .*'W'"),
-        (QUESTION + " 1" * 20, r"has \d+ tokens in the template plain, .* have 28"),
+        ("Why?", r"only knows questions like: Which number .*'W'"),
+        (QUESTION + " 1" * 20, r"has \d+ tokens in the template plain, .* have 24"),
     ):
         with pytest.raises(ValueError, match=words):
             asked.ask(question)

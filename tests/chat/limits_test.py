@@ -18,20 +18,30 @@ from tests.helpers import growing
 LABELS = (" 1", " 2")
 
 
-@pytest.fixture(scope="module")
-def limited(workdir, tmp_path_factory):
-    """The run with a deadline and labels, and its export."""
-    folder = tmp_path_factory.mktemp("limited")
+def with_limits(workdir, folder, steps, labels):
+    """The run with another deadline and labels, and its export."""
     run = shutil.copytree(workdir, folder / "run")
     written = files.read_object(run / "config.json")
-    written["rollout"] |= {"max_sequential_steps": 40, "path_labels": LABELS}
+    written["rollout"] |= {"max_sequential_steps": steps, "path_labels": labels}
     files.write_json(run / "config.json", written)
     export.export(run, folder / "exported")
     return run, folder / "exported"
 
 
-def test_a_deadline_and_labels_are_kept(limited, exported, tmp_path):
-    said = "structured, 2 paths with the labels 1, 2, up to 92 tokens and 40 sequential"
+@pytest.fixture(scope="module")
+def limited(workdir, tmp_path_factory):
+    """The run with a deadline and labels, and its export."""
+    return with_limits(workdir, tmp_path_factory.mktemp("limited"), 40, LABELS)
+
+
+@pytest.fixture(scope="module")
+def unlimited(workdir, tmp_path_factory):
+    """The export of the run without either."""
+    return with_limits(workdir, tmp_path_factory.mktemp("unlimited"), 0, ())[1]
+
+
+def test_a_deadline_and_labels_are_kept(limited, unlimited, tmp_path):
+    said = "structured, 2 paths with the labels 1, 2, up to 96 tokens and 40 sequential"
     for folder in limited:
         asked = load(folder)
         assert asked.settings.max_sequential_steps == 40
@@ -40,11 +50,11 @@ def test_a_deadline_and_labels_are_kept(limited, exported, tmp_path):
         # Instead of them, and none.
         asked = load(folder, labels=False, num_paths=4, max_sequential_steps=0)
         assert asked.settings.path_labels == () and asked.labels == LABELS
-        assert "4 paths without their labels, up to 92 tokens: " in asked.about
-        asked = load(folder, max_sequential_steps=20)
-        assert "20 sequential steps (too few for a block)" in asked.about
+        assert "4 paths without their labels, up to 96 tokens: " in asked.about
+        asked = load(folder, max_sequential_steps=18)
+        assert "18 sequential steps (too few for a block)" in asked.about
         for settings, words in (
-            ({"max_sequential_steps": 3}, r"--max_steps=3 leaves no room .* least ans"),
+            ({"max_sequential_steps": 2}, r"--max_steps=2 leaves no room .* least ans"),
             ({"max_sequential_steps": -1}, r"--max_steps=-1 must not be negative"),
             (
                 {"num_paths": 3},
@@ -55,15 +65,15 @@ def test_a_deadline_and_labels_are_kept(limited, exported, tmp_path):
                 load(folder, **settings)
             assert "\n" not in str(caught.value)
     # A folder of an older version says nothing of either.
-    file = shutil.copytree(exported, tmp_path / "old") / usage.FILE
+    file = shutil.copytree(unlimited, tmp_path / "old") / usage.FILE
     old = json.loads(file.read_text())
     del old["sampling"]["max_sequential_steps"], old["sampling"]["path_labels"]
     file.write_text(json.dumps(old))
-    assert load(file.parent).settings == load(exported).settings
+    assert load(file.parent).settings == load(unlimited).settings
     assert load(file.parent).settings.max_sequential_steps == 0
 
 
-def test_a_deadline_and_labels_change_in_between(limited, exported):
+def test_a_deadline_and_labels_change_in_between(limited, unlimited):
     asked = load(limited[1])
     said = {
         "/labels": "paths have no labels",
@@ -72,15 +82,15 @@ def test_a_deadline_and_labels_change_in_between(limited, exported):
         "/paths 2": "paths is 2",
         "/labels  ": "paths have their labels",
         "/paths 3": "--num_paths=3: the model has labels for 2 paths",
-        "/steps 20": "steps is 20 (too few for a block)",
-        "/steps 3": "--max_steps=3 leaves no room for an answer",
+        "/steps 18": "steps is 18 (too few for a block)",
+        "/steps 2": "--max_steps=2 leaves no room for an answer",
         "/steps": "needs one number",
         "/steps 30": "steps is 30",
     }
     for line, words in said.items():
         assert words in command.command(asked, line), line
     assert asked.settings == load(limited[0], max_sequential_steps=30).settings
-    none = command.command(load(exported), "/labels")
+    none = command.command(load(unlimited), "/labels")
     assert none == "the model was trained without labels of paths"
 
 

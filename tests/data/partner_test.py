@@ -7,13 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from pr1_jax import tags
+from pr1_jax import defaults, tags
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT
 from pr1_jax.answers.verify import check
-from pr1_jax.data import partner, tasks
+from pr1_jax.data import partner, tasks, traces
 
 NUM = 300
 FAMILIES = tuple(partner.FAMILIES)
+TOKENIZER, LIMITS = tasks.make().tokenizer(), defaults.get_config().rollout
 
 
 def records(family="hard", split="train", n=NUM, seed=0, **options):
@@ -138,18 +139,74 @@ def test_traces_are_canonical_and_shares_are_kept():
 
 
 def test_tokens_spell_the_text():
-    tokenizer = partner.Partner().tokenizer()
     for record in records("easy", block_share=0.7):
         text = record["question"] + record["response"]
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text
-        assert max(ids) < tokenizer.vocab_size
-        assert tokenizer.eos_id not in ids
+        ids = TOKENIZER.encode(text)
+        assert TOKENIZER.decode(ids) == text
+        assert max(ids) < TOKENIZER.vocab_size
+        assert TOKENIZER.eos_id not in ids
+
+
+def labelled(record):
+    """A trace with the default labels."""
+    labels = LIMITS.path_labels
+    return traces.from_text(
+        TOKENIZER.encode(record["question"]),
+        tags.canonical(record["response"], labels),
+        TOKENIZER,
+        variant="structured",
+        labels=labels,
+    )
+
+
+@pytest.mark.parametrize("late_share", [0.0, 1.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_traces_fit_the_default_budgets_with_their_labels(family, late_share):
+    limits, longest = LIMITS, 0
+    for record in records(family, n=100, block_share=0.5, late_share=late_share):
+        trace = labelled(record)
+        assert len(trace.prompt) <= limits.max_prompt_tokens
+        assert len(trace.tokens) <= limits.max_response_tokens
+        for block, path in {*zip(trace.block.tolist(), trace.path.tolist())}:
+            here = (trace.block == block) & (trace.path == path)
+            longest = max(longest, here.sum() * (block > 0))
+    # A path that sees half of the list, with its label and both tags, is not cut off.
+    assert longest == limits.max_path_tokens or family == "easy"
+
+
+def test_a_block_that_sees_half_of_the_list_each_meets_the_default_deadline():
+    """And no search that sees all of it does."""
+    lone, block = (
+        max(
+            labelled(record).sequential_steps
+            for record in records(n=100, block_share=share)
+        )
+        for share in (0.0, 1.0)
+    )
+    assert block == LIMITS.max_sequential_steps < lone
+
+
+def test_guessing_is_hard():
+    counts = collections.Counter(r["answer"] for r in records("hard", "eval", 1000))
+    assert counts.most_common(1)[0][1] / 1000 < 0.06
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_model_is_known_to_speak_a_task_by_its_tokenizer(name):
+    assert tasks.spoken(tasks.make(name).tokenizer()) == tasks.make(name)
+
+
+def test_the_default_task_is_not_spoken_by_other_tokenizers(by_bytes):
+    assert tasks.make() == partner.Partner()
+    assert tasks.spoken(by_bytes) is None
+    question = records()[0]["question"]
+    assert tasks.make().as_asked(f" {question.strip()} ") == question
 
 
 @pytest.mark.parametrize(
     "given, named",
     [
+        ("sorting", "data.task=sorting is not one of"),
         ("partner:paths=1", "paths=1.0 must be a whole number from 2 to 8"),
         ("partner:paths=2.5", "paths=2.5 must be"),
         ("partner:late_share=1.5", "late_share=1.5 must be from 0 to 1"),

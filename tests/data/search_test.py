@@ -11,6 +11,7 @@ from pr1_jax import defaults, tags
 from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.answers.verify import check
 from pr1_jax.data import search, tasks, traces
+from tests.helpers import search_task
 
 NUM = 300
 KINDS = [(family, split) for family in ("easy", "hard") for split in search.SPLITS]
@@ -75,7 +76,9 @@ def test_exactly_one_pair_adds_up_and_the_answer_is_its_difference(family, split
 
 
 def test_a_record_depends_on_seed_and_index_alone():
-    open_new = lambda: tasks.make().records("hard", "train", seed=3, traces=True)
+    open_new = lambda: tasks.make("search").records(
+        "hard", "train", seed=3, traces=True
+    )
     first, other, indices = open_new(), open_new(), [5, 0, 10**9, 5, 77]
     forwards = [first[i] for i in indices]
     assert forwards == [other[i] for i in reversed(indices)][::-1]
@@ -181,7 +184,7 @@ def test_the_summary_says_which_paths_found_the_pair():
 
 
 def test_tokens_spell_the_text_and_tags_are_one_each():
-    tokenizer = tasks.make().tokenizer()
+    tokenizer = tasks.make("search").tokenizer()
     for record in records(block_share=0.7):
         text = record["question"] + record["response"]
         ids = tokenizer.encode(text)
@@ -195,9 +198,9 @@ def test_tokens_spell_the_text_and_tags_are_one_each():
 
 @pytest.mark.parametrize("late_share", [0.0, 1.0])
 @pytest.mark.parametrize("family", ["easy", "hard"])
-def test_traces_fit_the_default_budgets(family, late_share):
-    tokenizer = tasks.make().tokenizer()
-    limits = defaults.get_config().rollout
+def test_traces_fit_the_budgets_that_the_module_names(family, late_share):
+    tokenizer = tasks.make("search").tokenizer()
+    limits = search_task.put(defaults.get_config()).rollout
     for record in records(family, block_share=0.5, late_share=late_share):
         prompt, text = tokenizer.encode(record["question"]), record["response"]
         trace = traces.from_text(prompt, text, tokenizer, variant="structured")
@@ -225,7 +228,6 @@ def test_unknown_family_or_split(family, split, named):
 @pytest.mark.parametrize(
     "given, named",
     [
-        ("sorting", "data.task=sorting is not one of"),
         (
             "search:share=1",
             "data.task=search:share=1: share is not one of .*late_share",
@@ -264,8 +266,6 @@ def test_work_is_what_a_search_looked_at():
         assert tasks.work(other) is None
 
 
-def test_a_model_is_known_to_speak_the_task_by_its_tokenizer(by_bytes):
-    assert tasks.spoken(tasks.make().tokenizer()) == tasks.make()
-    assert tasks.spoken(by_bytes) is None
+def test_a_question_is_asked_as_it_is_typed():
     question = records()[0]["question"]
-    assert tasks.make().as_asked(f" {question.strip()} ") == question
+    assert tasks.make("search").as_asked(f" {question.strip()} ") == question

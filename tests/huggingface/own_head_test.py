@@ -134,7 +134,7 @@ def test_a_run_trains_the_head(tmp_path):
     for file in (tmp_path / "in").iterdir():
         shutil.move(file, tmp_path)
     config = rl_alternating.get_config("smoke")
-    config.model.path = str(tmp_path)
+    config.model.path, config.rollout.path_labels = str(tmp_path), ("a", "aa")
     made = experiment.build(config)
     made.check_weights()
     params = made.initial_params()

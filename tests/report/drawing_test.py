@@ -12,8 +12,10 @@ from pr1_jax.report import drawing
 from pr1_jax.stages.responses import trace as responses_trace
 
 TOKENIZER = tasks.make().tokenizer()
-BLOCK = "<Parallel><Path>left 1+6 no </Path><Path>right 4+3 yes</Path></Parallel>\n"
-TEXT = f"{BLOCK}<Summary>right 4+3</Summary>\nFinal Answer: 1"
+BLOCK = (
+    "<Parallel><Path> 1 A 51>55 no</Path><Path> 2 C 30>34 yes 30</Path></Parallel>\n"
+)
+TEXT = f"{BLOCK}<Summary> 30</Summary>\nFinal Answer: 30"
 
 
 def traced(text, prompt=(1, 2, 3)):
@@ -30,7 +32,7 @@ def test_paths_write_side_by_side():
     trace = traced(TEXT)
     order = drawing.order_of_writing(trace)
     pieces = [trace["pieces"][n] for n in order]
-    assert pieces[:5] == ["<Parallel>", "<Path>", "<Path>", "left ", "right "]
+    assert pieces[:5] == ["<Parallel>", "<Path>", "<Path>", " 1", " 2"]
     paths = [trace["path"][n] for n in order]
     assert paths[:15] == [0] + [1, 2] * 7
     assert paths[15:] == [0] * (len(paths) - 15)
@@ -74,10 +76,10 @@ HOSTILE = ["$x$ $", "\\frac{", "\ud83d", "\x00", "", "\n\n", "数", "<Parallel>"
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize(
-    "text", [TEXT, "\nFinal Answer: 1", f"{BLOCK}<Summary>1</Summary>" * 2, "hostile"]
+    "text", [TEXT, "\nFinal Answer: 1", f"{BLOCK}<Summary> 1</Summary>" * 2, "hostile"]
 )
 def test_everything_can_be_drawn(text, tmp_path):
-    trace = traced(BLOCK + "<Summary>1</Summary>" if text == "hostile" else text)
+    trace = traced(BLOCK + "<Summary> 1</Summary>" if text == "hostile" else text)
     if text == "hostile":
         few = len(trace["pieces"])
         trace["pieces"] = (HOSTILE * few)[:few]

@@ -13,8 +13,8 @@ from pr1_jax.stages import coldstart, experiment, rollout
 from pr1_jax.stages.run import Run
 
 BLOCK = (
-    "<Parallel>\n<Path>left 1+6 no </Path>\n<Path>right 4+3 yes</Path>\n</Parallel>\n"
-    "<Summary>right 4+3</Summary>\nFinal Answer: 1"
+    "<Parallel>\n<Path> 1 A 51>55 no</Path>\n<Path> 2 C 30>34 yes 30</Path>\n</Parallel>"
+    "\n<Summary> 30</Summary>\nFinal Answer: 30"
 )
 
 
@@ -22,7 +22,7 @@ def attempt(question="q", response=BLOCK, verdict=CORRECT, finished=True):
     return {
         "question": question,
         "response": response,
-        "answer": "1",
+        "answer": "30",
         "verdict": verdict,
         "finished": finished,
     }
@@ -35,16 +35,19 @@ def attempt(question="q", response=BLOCK, verdict=CORRECT, finished=True):
         ({"finished": False}, "unfinished"),
         ({"verdict": INCORRECT}, "incorrect"),
         ({"verdict": UNDECIDED}, "undecided"),
-        ({"response": "Final Answer: 1"}, "no_block"),
+        ({"response": "Final Answer: 30"}, "no_block"),
         ({"response": BLOCK.replace("</Path>", "", 1)}, "format_fault"),
-        ({"response": BLOCK.replace("\n<Path>r", "stray<Path>r")}, "no_canonical_form"),
+        (
+            {"response": BLOCK.replace("\n<Path> 2", "stray<Path> 2")},
+            "no_canonical_form",
+        ),
     ],
 )
 def test_why_an_attempt_is_kept_or_not(fields, reason):
     made = attempt(**fields)
     traces, reasons = coldstart.select([made], needs_block=True)
     assert reasons == {reason: 1}
-    expected = {"question": "q", "response": tags.canonical(BLOCK), "answer": "1"}
+    expected = {"question": "q", "response": tags.canonical(BLOCK), "answer": "30"}
     assert traces == ([expected] if reason == "kept" else [])
     if reason == "no_block":  # where that will do
         traces, reasons = coldstart.select([made], needs_block=False)
@@ -53,7 +56,7 @@ def test_why_an_attempt_is_kept_or_not(fields, reason):
 
 
 def test_never_two_copies_of_a_question():
-    first, second = BLOCK, BLOCK.replace("left 1+6 no ", "left 2+5 no ")
+    first, second = BLOCK, BLOCK.replace("A 51>55 no", "A 12>16 no")
     attempts = [
         attempt("a", verdict=INCORRECT),
         attempt("a", first),
@@ -76,7 +79,8 @@ def made():
     config.stages = ("coldstart",)
     config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
     config.rollout.rows, config.rollout.prompts_per_prefill = 4, 2
-    config.rollout.max_response_tokens = 60
+    # Longer than the deadline: a random model seldom ends a response.
+    config.rollout.max_response_tokens, config.rollout.max_sequential_steps = 96, 0
     config.rollout.update(min_path_tokens=3, max_path_tokens=8)
     config.coldstart.update(problems=12, samples=2, needs_block=False)
     return experiment.build(config.lock(), devices=jax.devices()[:1])
@@ -105,7 +109,9 @@ def test_attempts_are_kept_and_not_made_again(made, tmp_path, monkeypatch):
 
 
 def test_what_it_writes_are_traces_for_sft(made, tmp_path):
-    questions = [f"Which two add to 7? {i} 1 6 4 3\n" for i in range(8, 13)]
+    questions = [
+        f"Which number has a partner 4 larger? A {i} 34\n" for i in range(8, 13)
+    ]
     traces, _ = coldstart.select(map(attempt, questions), needs_block=True)
     file = tmp_path / "traces.jsonl"
     file.write_text("".join(json.dumps(trace) + "\n" for trace in traces))
@@ -114,8 +120,8 @@ def test_what_it_writes_are_traces_for_sft(made, tmp_path):
         made.tokenizer,
         variant="structured",
         template="plain",
-        max_prompt_tokens=28,
-        max_response_tokens=92,
+        max_prompt_tokens=24,
+        max_response_tokens=96,
         batch_size=5,
         seed=0,
     )

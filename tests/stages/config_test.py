@@ -15,14 +15,12 @@ import sys
 import jax
 import ml_collections
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from pr1_jax import rewards
-from pr1_jax.data import sources
+from pr1_jax.data import search, sources, tasks
 from pr1_jax.stages import checks, curriculum
 from pr1_jax.system import files
-from tests.helpers import compiling
+from tests.helpers import command, compiling, search_task
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = (
@@ -39,13 +37,7 @@ def get_config(name, variant=None):
 
 def parsed(*arguments, config=SMOKE):
     """The config that `pr1_jax.main` would get from these flags."""
-    argv = ["main", f"--config={ROOT / config}", *arguments]
-    values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file(
-        "config", None, lock_config=True, flag_values=values, sys_argv=argv
-    )
-    values(argv)
-    return flag.value
+    return command.config_of(config, *arguments)
 
 
 def changed(**fields):
@@ -99,6 +91,14 @@ def test_embedded_configs_pass_their_checks_and_compile_nothing(
     assert held_out is None or len(held_out) == config.eval.problems
     assert made.settings.variant == config.variant
     assert not config.model.path and not config.checkpoint.init
+
+
+def test_the_other_task_is_there_by_the_fields_that_it_names(nothing_compiles):
+    config = search_task.put(get_config("rl_alternating"))
+    made, held_out = curriculum.prepare(config.lock())
+    assert tasks.spoken(made.tokenizer) == search.Search()
+    assert all(p.question.startswith("Which two add to") for p in held_out)
+    assert not made.vocab.label_ids
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -230,7 +230,7 @@ WRONG_VALUES = """
     rollout.top_p=0.0 rollout.temperature=0.0 rollout.temperature=-1.0
     rollout.min_path_tokens=1 rollout.max_path_tokens=3 rollout.max_prompt_tokens=0
     rollout.shortcut='fast' rollout.max_sequential_steps=-1
-    rollout.max_sequential_steps=5
+    rollout.max_sequential_steps=2
     rl.micro_batch_size=3 rl.micro_batch_size=0 rl.mini_batches=3
     rl.prompts_per_step=5 rl.steps=0 rl.aggregation='sum' rl.lr_schedule='linear'
     rl.importance_cap=-1.0 rl.shared_prompt_tokens=(0,) rl.shared_prompt_tokens=(8.5,)
@@ -244,7 +244,7 @@ WRONG_VALUES = """
     model.logits_chunk=-1
     reward.schedule='best' reward.window=0 reward.tiered_steps=5 reward.timeout_sec=0.0
     reward.latency_coef=-0.1 reward.latency_coef=1.5
-    data.rl=embedded:medium data.template='fancy' data.task=search:late_share=-0.1
+    data.rl=embedded:medium data.template='fancy' data.task=partner:late_share=-0.1
     data.task=sorting variant='both' seed=-1 kernels='cuda'
 """
 BENCHMARK = {"stages": ("benchmark",)}
@@ -279,10 +279,10 @@ WRONG = [
         {"rollout.shortcut": "causal_after_block", "variant": "causal"},
         "rollout.shortcut=causal_after_block",
     ),
-    ({"rollout.path_labels": ("7",)}, "rollout.path_labels=('7',) is too few"),
-    ({"rollout.path_labels": ("7", "one")}, "rollout.path_labels: 'one' is no text"),
+    ({"rollout.path_labels": (" 7",)}, "rollout.path_labels=(' 7',) is too few"),
+    ({"rollout.path_labels": (" 7", "one")}, "rollout.path_labels: 'one' is no text"),
     (
-        {"rollout.path_labels": ("7", "8 " * 5)},
+        {"rollout.path_labels": (" 7", " 8" * 9)},
         "rollout.min_path_tokens=10 must hold both tags and the longest label",
     ),
 ]
@@ -342,10 +342,10 @@ def test_what_is_refused_elsewhere_is_taken_where_it_works(fields, nothing_compi
 
 def test_prompts_that_are_too_long_are_named(tmp_path, nothing_compiles):
     data = tmp_path / "long.jsonl"
-    question = "Which two add to 9? " + " ".join(map(str, range(1, 40))) + "\n"
+    question = "Which number has a partner 4 larger?" + " 10" * 40 + "\n"
     data.write_text(json.dumps({"question": question, "answer": "1"}) + "\n")
     for field in ("data.rl", "data.eval"):
-        assert "rollout.max_prompt_tokens=28" in refused({field: str(data)})
+        assert "rollout.max_prompt_tokens=24" in refused({field: str(data)})
 
 
 def test_the_nothing_compiles_fixture_would_notice(nothing_compiles):
@@ -354,13 +354,13 @@ def test_the_nothing_compiles_fixture_would_notice(nothing_compiles):
 
 
 def test_a_deadline_without_room_for_a_block_is_said(caplog):
-    config = changed(**{"rollout.max_sequential_steps": 27})
+    config = changed(**{"rollout.max_sequential_steps": 18})
     checks.check(config)
-    assert "no block ever opens" in caplog.text and "27" in caplog.text
+    assert "no block ever opens" in caplog.text and "18" in caplog.text
     caplog.clear()
-    config.rollout.max_sequential_steps = 28  # <Parallel>, 10 + 3 + 8, and the answer
+    config.rollout.max_sequential_steps = 19  # <Parallel>, 10 + 3 + 2, 3 of an answer
     checks.check(config)
-    config.rollout.max_blocks, config.rollout.max_sequential_steps = 0, 27
+    config.rollout.max_blocks, config.rollout.max_sequential_steps = 0, 18
     checks.check(config)
     assert not caplog.text
 

@@ -22,14 +22,16 @@ from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.answers.verify import check
 from pr1_jax.system.files import plain
 from pr1_jax.workdir import metrics
-from tests.helpers import compiling
+from tests.helpers import compiling, search_task
 from tests.stages import config_test
 
 ROOT = pathlib.Path(__file__).parents[2]
 ALTERNATING = "configs/rl_alternating.py:smoke"
 SFT_STEPS, RL_STEPS, PROMPTS, GROUP = 60, 6, 4, 8
-# Easy problems and some more of SFT, so that rewards differ and there are gradients.
+# Easy problems of the task that so small a model learns in so few steps, so that rewards
+# differ and there are gradients. The other runs are on the default task.
 LEARNS = (
+    *(f"--config.{name}={value}" for name, value in search_task.FIELDS.items()),
     "--config.data.rl=embedded:easy",
     "--config.data.eval=embedded:easy",
     f"--config.sft.steps={SFT_STEPS}",
@@ -148,7 +150,7 @@ def test_the_workdir_holds_all_that_is_promised(full):
 
 def test_config_json_is_the_resolved_config(full):
     config = json.loads((full.workdir / "config.json").read_text())
-    expected = rl_alternating.get_config("smoke").to_dict()
+    expected = search_task.put(rl_alternating.get_config("smoke")).to_dict()
     expected["data"] |= {"rl": "embedded:easy", "eval": "embedded:easy"}
     expected["sft"]["steps"] = SFT_STEPS
     expected["rl"] |= {"steps": RL_STEPS, "group_size": GROUP}

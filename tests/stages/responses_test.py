@@ -29,9 +29,11 @@ from pr1_jax.stages.responses import (
 from pr1_jax.system import files
 
 TOKENIZER = tasks.make().tokenizer()
-PROMPT = np.array(TOKENIZER.encode("Which two add to 7? 1 2 3 4\n"), np.int32)
-PATHS = "<Parallel><Path>left 1+6 no </Path><Path>right 4+3 yes</Path></Parallel>\n"
-BLOCK = f"{PATHS}<Summary>3+4 yes</Summary>"
+PROMPT = np.array(
+    TOKENIZER.encode("Which number has a partner 4 larger? A 51 30 C 34\n"), np.int32
+)
+PATHS = "<Parallel><Path> A 51>55 no</Path><Path> C 30>34 yes 30</Path></Parallel>\n"
+BLOCK = f"{PATHS}<Summary> 30</Summary>"
 PER_TOKEN = ("tokens", "positions", "block", "path", "forced", "bans", "logps")
 RIGHT, WRONG = "\nFinal Answer: 1", "\nFinal Answer: 2"
 
@@ -95,7 +97,7 @@ def test_responses_are_problem_major_whatever_ends_first():
         (BLOCK + RIGHT, 1.0, 1.0, 1.2),
         (WRONG, -1.0, -1.0, -1.0),
         (BLOCK + WRONG, -1.0, -1.0, -1.0),
-        ("left 1+6 no ", -1.0, -1.0, -1.0),  # no answer is no right one
+        (" A 51>55 no", -1.0, -1.0, -1.0),  # no answer is no right one
     ],
 )
 def test_rewards_of_responses(response, accuracy, both, tiered):
@@ -125,8 +127,8 @@ def test_describe_by_hand():
     found = describe(scored(trajectories=responses))
     tokens = [len(TOKENIZER.encode(r)) + 1 for r in (BLOCK, BLOCK * 2, "")]
     tokens = np.mean(tokens) + len(TOKENIZER.encode(RIGHT))
-    path = len(TOKENIZER.encode("<Path>left 1+6 no </Path>"))
-    assert path == len(TOKENIZER.encode("<Path>right 4+3 yes</Path>"))
+    path = len(TOKENIZER.encode("<Path> A 51>55 no</Path>"))
+    assert path == len(TOKENIZER.encode("<Path> C 30>34 yes 30</Path>"))
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["parallel_ratio"] == pytest.approx(2 / 3)
     assert found["num_blocks"] == pytest.approx(1.0)
@@ -140,7 +142,7 @@ def test_describe_by_hand():
     assert found["self_parallelism"] == pytest.approx(speed_up)
 
 
-SAME = BLOCK.replace("right 4+3 yes", "left 1+6 no ")
+SAME = BLOCK.replace(" C 30>34 yes 30", " A 51>55 no")
 
 
 def test_figures_of_paths_are_means_over_blocks():
@@ -148,18 +150,18 @@ def test_figures_of_paths_are_means_over_blocks():
     assert found["identical_paths"] == found["path_likeness"] == 2 / 4
     assert found["work_division"] == 2 / 4
     assert not {*diversity.FIGURES} & describe(scored(RIGHT, WRONG)).keys()
-    half = "<Parallel><Path>left 1+6 no 2+5 no </Path><Path>left 1+6 no </Path></Parallel>\n"
+    half = "<Parallel><Path> A 51>55 no 12>16 no</Path><Path> A 51>55 no</Path></Parallel>\n"
     (one,) = scored(half + "<Summary></Summary>")
     assert (one.identical_paths, one.path_likeness) == ((False,), (0.8,))
     assert one.work_division == (0.5,)
 
 
 def test_labels_of_paths_are_no_work():
-    trajectories = made(SAME.replace("<Path>left", "<Path>+left"))
+    trajectories = made(SAME.replace("<Path>", "<Path> 1"))
     experiment = types.SimpleNamespace(
         tokenizer=TOKENIZER, config=rl_alternating.get_config("smoke")
     )
-    for labels, identical in ((("+", "+"), True), (("+",), False), ((), True)):
+    for labels, identical in (((" 1", " 1"), True), ((" 1",), False), ((), True)):
         experiment.settings = types.SimpleNamespace(path_labels=labels)
         (found,), _ = rollout.sample_and_score(
             experiment,
@@ -396,7 +398,7 @@ def test_a_trace_says_what_each_token_was(tmp_path):
     assert trace.pop("prompt_tokens") == len(PROMPT)
     assert {len(values) for values in trace.values()} == {len(first.tokens)}
     assert "".join(trace["pieces"]) == BLOCK + RIGHT + "<eos>"
-    assert trace["pieces"][:4] == ["<Parallel>", "<Path>", "left ", "1"]
+    assert trace["pieces"][:4] == ["<Parallel>", "<Path>", " A", " 51"]
     assert "".join(short["pieces"]) == WRONG == records[1]["response"]
     np.testing.assert_allclose(trace["logps"], logps, atol=5.01e-4)
     assert str(trace["logps"][-1]) == "0.0"

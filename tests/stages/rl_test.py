@@ -41,6 +41,8 @@ def rl_steps(tmp_path_factory):
         config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
         # Room for a block nearly anywhere: a random model opens one in 100 tokens.
         config.rollout.update(min_path_tokens=3, max_path_tokens=8)
+        # At a deadline nearly all of its responses would end, equally long.
+        config.rollout.max_sequential_steps = 0
         config.rollout.max_response_tokens = RESPONSE_TOKENS
         config.model.length_buckets = ()
         config.rl.update(steps=1, group_size=4, micro_batch_size=8, mini_batches=1)
@@ -102,12 +104,12 @@ def test_a_prompt_is_computed_once_for_its_group(rl_steps, plain):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment.Experiment, "pack", pack)
-        # No prompt is shorter than 11 tokens.
-        (line,), again, moved = rl_steps({"shared_prompt_tokens": (11,)})
+        # No prompt is shorter than 20 tokens.
+        (line,), again, moved = rl_steps({"shared_prompt_tokens": (20,)})
     assert sampled == again
-    assert np.unique(packed) == [11]
+    assert np.unique(packed) == [20]
     saved = alone["perf/update_tokens"] - line["perf/update_tokens"]
-    assert saved == PROMPTS * (4 - 1) * 11
+    assert saved == PROMPTS * (4 - 1) * 20
     assert line["loss/grpo"] == pytest.approx(alone["loss/grpo"], abs=1e-6)
     assert line["rollout/logp_gap_max"] < 1e-4
     assert difference(moved, expected) < 0.01 * np.abs(moved["embedding"]).max()
@@ -237,8 +239,12 @@ def test_dynamic_sampling_replaces_groups_without_signal(rl_steps, monkeypatch):
 def test_steps_teach_where_all_are_right(rl_steps):
     """A bonus for fewer steps is a signal for dynamic sampling, too, and recorded."""
     always = lambda text: True
+    (line,), sampled, _ = rl_steps({}, always, latency_coef=0.5)
+    steps = np.reshape([r["sequential_steps"] for r in sampled], (PROMPTS, 4))
+    equal = np.ptp(steps, axis=1) == 0  # of these groups nothing can be learned
+    assert line["rollout/degenerate_groups"] == equal.mean() < 1
     (line,), sampled, _ = rl_steps({"dynamic_sampling": True}, always, latency_coef=0.5)
-    assert line["rollout/sampling_rounds"] == 1
+    assert (line["rollout/sampling_rounds"] > 1) == equal.any()
     assert line["rollout/degenerate_groups"] == 0
     assert line["policy/ratio_max_error"] < 1e-3 and line["optim/grad_norm"] > 0
     saved = []

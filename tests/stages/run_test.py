@@ -60,12 +60,12 @@ def test_watchers_are_told_after_the_files_are_written(made, tmp_path):
 
 
 def test_metrics_count_the_records_that_were_kept_and_dropped(made):
-    source = [{"question": q, "answer": "1"} for q in ("1 2\n", "1 " * 30, "")]
+    source = [{"question": q, "answer": "1"} for q in (" 1 2\n", " 1" * 30, "")]
     stream = streams.problem_stream(
         source,
         made.tokenizer,
         template="plain",
-        max_prompt_tokens=28,
+        max_prompt_tokens=24,
         batch_size=1,
         seed=0,
         shuffle=False,

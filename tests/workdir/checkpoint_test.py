@@ -49,7 +49,7 @@ def problems(source=None, **settings):
         source or sources.open_source("embedded:hard", "train", seed=0),
         tasks.make().tokenizer(),
         template="plain",
-        max_prompt_tokens=28,
+        max_prompt_tokens=24,
         batch_size=7,
         seed=5,
         **settings,
@@ -76,7 +76,7 @@ def names(folder):
 def test_state_and_position_in_shuffled_data_with_drops_come_back(tmp_path):
     records = sources.open_source("embedded:hard", "train", seed=0)
     records = [records[i] for i in range(30)]
-    records[3] = {"question": "1 " * 40, "answer": "1"}  # too long: dropped
+    records[3] = {"question": " 1" * 40, "answer": "1"}  # too long: dropped
     made = lambda: problems(records, shuffle=True)
     questions = lambda: [[p.question for p in next(stream)] for _ in range(6)]
     stream = made()

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 
 import pytest
 
@@ -10,10 +11,12 @@ from pr1_jax import defaults
 from pr1_jax.system import files
 from pr1_jax.workdir import old_fields
 from pr1_jax.workdir.folder import open_workdir, read_config
+from tests.helpers import command, search_task
 
 # `rl_alternating.py:smoke` as it was when a config had 118 fields.
 OLD = json.loads((pathlib.Path(__file__).parent / "old_config.json").read_text())
-NEW = rl_alternating.get_config("smoke").lock()
+SMOKE = "configs/rl_alternating.py:smoke"
+NEW = search_task.put(rl_alternating.get_config("smoke")).lock()
 
 
 def write(folder, **changes):
@@ -34,7 +37,7 @@ def test_a_run_of_an_older_version_resumes_and_opens(tmp_path):
 
 def test_a_run_from_before_bos_goes_on_with_todays(tmp_path, caplog):
     """Its prompts had none, which is what opens it; a run without a folder has none."""
-    mine = rl_alternating.get_config("smoke")
+    mine = NEW.copy_and_resolve_references()
     mine.model.path = "a/model"
     open_workdir(write(tmp_path, model__path="a/model"), mine)
     assert "did as data.bos='no' does; it goes on with 'auto'" in caplog.text
@@ -43,6 +46,23 @@ def test_a_run_from_before_bos_goes_on_with_todays(tmp_path, caplog):
     mine.data.bos = "yes"
     with pytest.raises(ValueError, match="data.bos='yes', but the run .* has 'auto'"):
         open_workdir(tmp_path, mine)
+
+
+def test_a_run_of_other_defaults_goes_on_by_the_flags_that_are_named(tmp_path):
+    """The embedded task was another one: its values are to be given, all of them."""
+    config = rl_alternating.get_config("smoke")
+    differs = f"data.task='partner', but the run in {tmp_path} has 'search'; take ano"
+    with pytest.raises(ValueError, match=differs) as refused:
+        open_workdir(write(tmp_path), config)
+    _, _, given = str(refused.value).partition(" or go on as it was begun, with ")
+    config = command.config_of(SMOKE, *shlex.split(given))
+    open_workdir(tmp_path, config)
+    assert {name.split("=")[0] for name in given.split(" --config.")[1:]} <= {
+        *search_task.FIELDS
+    }
+    for other in (grpo_sequential.get_config("smoke"), evaluate.get_config("smoke")):
+        with pytest.raises(ValueError, match="take another --workdir$"):
+            open_workdir(tmp_path, other)
 
 
 TWO = {name: {"source": f"embedded:{name}", "samples": 4} for name in ("hard", "easy")}
@@ -60,13 +80,13 @@ MINE = {"mine": {"source": "/m.jsonl", "samples": 2}}
         (
             rl_alternating.get_config,
             {"data__late_share": 0.5, "data__block_share": 0.25},
-            {"data__task": "search:block_share=0.25,late_share=0.5"},
+            {"data.task": "search:block_share=0.25,late_share=0.5"},
         ),
         (
             grpo_sequential.get_config,
             {"name": "grpo_sequential", "data__block_share": 0.0, "rl__clip_high": 0.2}
             | {"reward__schedule": "accuracy", "rollout__max_blocks": 0},
-            {},
+            {"data.task": "search:block_share=0.0"},
         ),
         (
             evaluate.get_config,
@@ -77,7 +97,7 @@ MINE = {"mine": {"source": "/m.jsonl", "samples": 2}}
         (
             rl_alternating.get_config,
             {"stages": ["rl", "benchmark"], "eval__benchmarks": MINE},
-            {"data__eval": "held_out=embedded:hard,mine=/m.jsonl@2"}
+            {"data.eval": "held_out=embedded:hard,mine=/m.jsonl@2"}
             | {"stages": ("rl", "benchmark")},
         ),
         (  # without effect then, and refused now
@@ -108,8 +128,8 @@ MINE = {"mine": {"source": "/m.jsonl", "samples": 2}}
     ],
 )
 def test_fields_are_those_of_today(tmp_path, get_config, old, new):
-    config = get_config("smoke")
-    config.update_from_flattened_dict({k.replace("__", "."): new[k] for k in new})
+    config = search_task.put(get_config("smoke"))
+    config.update_from_flattened_dict(new)
     open_workdir(write(tmp_path, **old), config)
     plain = lambda c: {
         name: value
