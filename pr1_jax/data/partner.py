@@ -1,26 +1,26 @@
 """The task made by code that is the default: search a list for a number with a partner.
 
-A problem is a list of 16 numbers in four rows, A to D. Exactly one number has a partner
-that is a given gap larger, and that number is the answer:
+A problem is a list of 20 numbers (the easy ones: 16 or 20) in two rows. Exactly one
+number has a partner that is a given gap larger, and that number is the answer:
 
-    Which number has a partner 4 larger? A 51 12 70 30 B 18 64 … C … D … 16 …
+    Which number has a partner 4 larger? A 51 12 70 30 … B 18 64 16 … 33
 
-A search begins at one of the rows and goes on row by row, after D with A. Of each number
-it says what the partner would be and whether the list has it, until it has found it:
+A search begins at one of the rows and goes on with the other. Of each number it says what
+the partner would be and whether the list has it, until it has found it:
 
     A 51>55 no 12>16 yes 12
 
-A cold-start trace is one such search, or a block whose paths each search from a row of
-their own choice:
+A cold-start trace is one such search, or a block whose paths search a row each, of their
+own choice:
 
-    <Parallel><Path> C 40>44 no …</Path><Path> A 51>55 no 12>16 yes 12</Path></Parallel>
+    <Parallel><Path> B 18>22 no …</Path><Path> A 51>55 no 12>16 yes 12</Path></Parallel>
     <Summary> 12</Summary>
     Final Answer: 12
 
 Rows are drawn at random, and both habits are patient: a search in the main stream goes on
-until it finds, a path until it finds or has seen its share of the list (half of it, where
-there are two). A block whose paths do not find it ends with the answer 0, which is wrong, and is
-kept: traces that are filtered for success make paths look better than they are.
+until it finds, a path until it finds or its row ends. A block whose paths do not find it
+ends with the answer 0, which is wrong, and is kept: traces that are filtered for success
+make paths look better than they are. For four paths there are four rows of half the length.
 
 Why this task: a search costs 3 tokens a number and cannot be cut short, so that a deadline
 of so many sequential steps says how much of the list a response can see. Blocks pay
@@ -49,14 +49,14 @@ _EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of problems: numbers in a row, their range, and the gaps asked for."""
+    """A family of problems: lengths of the list, its range, and the gaps asked for."""
 
-    row_lengths: tuple[int, ...]
+    lengths: tuple[int, ...]
     numbers: tuple[int, int] = (10, 59)
     gaps: tuple[int, int] = (2, 9)
 
 
-FAMILIES = {"easy": Family((3, 4)), "hard": Family((4,))}
+FAMILIES = {"easy": Family((16, 20)), "hard": Family((20,))}
 
 _QUESTION, _LARGER = "Which number has a partner", " larger?"
 # "yes" and the number are one token, so that who reads it later need not look back.
@@ -81,17 +81,18 @@ class Problem:
     numbers: tuple[int, ...]
     gap: int
     answer: int
+    rows: int
 
     @property
     def row_length(self) -> int:
         """Numbers in a row."""
-        return len(self.numbers) // len(ROWS)
+        return len(self.numbers) // self.rows
 
     @property
     def question(self) -> str:
         """Text of the prompt."""
         text, n = f"{_QUESTION} {self.gap}{_LARGER}", self.row_length
-        for i, row in enumerate(ROWS):
+        for i, row in enumerate(ROWS[: self.rows]):
             text += f" {row} {' '.join(map(str, self.numbers[i * n : (i + 1) * n]))}"
         return text + "\n"
 
@@ -102,10 +103,10 @@ class Problem:
         return "train" if zlib.crc32(key) % _EVAL_SHARE else "eval"
 
 
-def make_problem(family: Family, rng: np.random.Generator) -> Problem:
+def make_problem(family: Family, rows: int, rng: np.random.Generator) -> Problem:
     """A random problem with exactly one number that has a partner."""
     low, high = family.numbers
-    length = len(ROWS) * int(rng.choice(family.row_lengths))
+    length = int(rng.choice(family.lengths))
     gap = int(rng.integers(family.gaps[0], family.gaps[1] + 1))
     answer = int(rng.integers(low, high - gap + 1))
     while True:
@@ -115,7 +116,7 @@ def make_problem(family: Family, rng: np.random.Generator) -> Problem:
                 chosen.add(number)
             if len(chosen) == length:
                 numbers = rng.permutation(sorted(chosen)).tolist()
-                return Problem(tuple(numbers), gap, answer)
+                return Problem(tuple(numbers), gap, answer, rows)
 
 
 def search(problem: Problem, row: int, limit: int) -> tuple[str, bool]:
@@ -145,24 +146,24 @@ def make_trace(
     rng: np.random.Generator,
     block_share: float,
     late_share: float = 0.0,
-    paths: int = 2,
 ) -> str:
     """A response in canonical text, without labels; a share of them uses a block.
 
-    Of the blocks `late_share` come after a search of one to three numbers.
+    Of the blocks `late_share` come after a search of one to three numbers, which may have
+    found the answer by then. A block has as many paths as there are rows.
     """
-    length, draw = len(problem.numbers), lambda: int(rng.integers(len(ROWS)))
+    draw = lambda: int(rng.integers(problem.rows))
     answer = f"{_ANSWER} {problem.answer}"
     if rng.random() >= block_share:
-        return search(problem, draw(), length)[0] + answer
+        return search(problem, draw(), len(problem.numbers))[0] + answer
     before = ""
     if rng.random() < late_share:
         before, found = search(problem, draw(), int(rng.integers(1, 4)))
         if found:
             return before + answer
     found, text = False, ""
-    for _ in range(paths):
-        said, success = search(problem, draw(), -(-length // paths))
+    for _ in range(problem.rows):
+        said, success = search(problem, draw(), problem.row_length)
         text += tags.PATH + said + tags.END_PATH
         found |= success
     summary, result = (problem.answer,) * 2 if found else (NONE, WRONG)
@@ -179,7 +180,7 @@ class Partner:
     Attributes:
       block_share: share of traces with a block.
       late_share: share of blocks that come after some searching.
-      paths: paths of a block.
+      paths: paths of a block, and rows of a list: 2 or 4.
     """
 
     block_share: float = 0.5
@@ -190,8 +191,8 @@ class Partner:
         for name in ("block_share", "late_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
-        if self.paths not in range(2, 9):
-            raise ValueError(f"paths={self.paths} must be a whole number from 2 to 8")
+        if self.paths not in (2, 4):
+            raise ValueError(f"paths={self.paths} must be 2 or 4")
 
     def tokenizer(self) -> tokenizer.Tokenizer:
         """The word-level tokenizer of the task."""
@@ -211,8 +212,9 @@ class Partner:
         """As `Task.asked`."""
         if not (match := _ASKED.fullmatch(question)):
             return None
+        rows = [row for row in ROWS if f" {row} " in question]
         return (
-            f"One number in the rows {ROWS[0]} to {ROWS[-1]} has a partner there that is "
+            f"One number in the rows {rows[0]} to {rows[-1]} has a partner there that is "
             f"{match[1]} larger. The answer is that number."
         )
 
@@ -263,12 +265,13 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, str]:
         rng = np.random.default_rng([self._seed, SPLITS.index(self._split), int(index)])
-        problem = make_problem(FAMILIES[self._family], rng)
+        given = FAMILIES[self._family], int(self._task.paths), rng
+        problem = make_problem(*given)
         while problem.split != self._split:
-            problem = make_problem(FAMILIES[self._family], rng)
+            problem = make_problem(*given)
         record = {"question": problem.question, "answer": str(problem.answer)}
         if self._traces:
             task = self._task
-            given = task.block_share, task.late_share, int(task.paths)
-            record["response"] = make_trace(problem, rng, *given)
+            shares = task.block_share, task.late_share
+            record["response"] = make_trace(problem, rng, *shares)
         return record
