@@ -4,8 +4,8 @@ Trains every cell of `cells.py` at its seeds, one a CPU core at a time, and says
 claim whether it holds here. What is finished is not run again: the same command goes on.
 
     --only=phase        some experiments: phase, division, tables, scaffold, shortcuts
-    --cell=accuracy_38_plain    one cell, and what it starts from
-    --again=accuracy_38_plain   a finished cell once more; exit code 1 unless all is the same
+    --cell=accuracy_43_plain    one cell, and what it starts from
+    --again=accuracy_43_plain   a finished cell once more; exit code 1 unless all is the same
     --dry_run           prints every command, with the time that it is expected to take
     --size=smoke        does everything still run? (learns nothing)
 

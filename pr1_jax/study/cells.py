@@ -7,8 +7,8 @@ evaluated on the same held-out problems, at their own deadline.
 
 The task is `partner` (`pr1_jax.data.partner`), whose optimum is known (`optimum`). Half
 of the cold-start traces have a block, so that both habits are known and the reward
-decides between them. Cells are named by reward, deadline and labels: `accuracy_38_plain`
-has a deadline of 38 sequential steps and paths without labels, as published.
+decides between them. Cells are named by reward, deadline and labels: `accuracy_43_plain`
+has a deadline of 43 sequential steps and paths without labels, as published.
 
 `FEW` seeds draw a curve, `MANY` are needed for a verdict (`verdicts`).
 """
@@ -28,10 +28,10 @@ FOUR_PATHS_RL = RL | {"rl.steps": 90}  # four paths have more to divide
 
 # Two paths from random rows see more than a lone search at the second and third; from the
 # fourth on only paths that divide the list do (`optimum`).
-DEADLINES = (20, 32, 38, 46, 54, 62)
-PAY, FAIL = 38, 62  # blocks pay at one, and do not at the other
-BETWEEN = (46, 54)  # only divided work pays
-FOUR_PATHS = 25  # the deadline of blocks with four paths
+DEADLINES = (24, 40, 43, 53, 59, 66)
+PAY, FAIL = 43, 66  # blocks pay at one, and do not at the other
+BETWEEN = (53, 59)  # only divided work pays
+FOUR_PATHS = 28  # the deadline of blocks with four paths
 LABELS = ("labels", "plain")
 
 # What all runs change of their config. Reserves are what answers of the task need, so that
@@ -40,6 +40,8 @@ COMMON = {
     "data.task": "partner",
     "data.eval": "embedded:hard",
     "eval.problems": 1024,
+    "rollout.max_prompt_tokens": 28,
+    "rollout.max_response_tokens": 96,
     "eval.samples": 1,
     "eval.banned": False,
     "rl.clip_high": 0.28,  # published: 0.2 with the accuracy reward; so rewards alone differ
@@ -53,7 +55,7 @@ COMMON = {
     # XLA everywhere: results must not depend on whether there is a C++ compiler.
     "kernels": "xla",
 }
-_SEARCH_TOKENS = {2: 26, 4: 13}  # of a path that sees its share of the list
+_SEARCH_TOKENS = {2: 31, 4: 16}  # of a path that sees its share of the list
 _TAG_TOKENS = 2
 
 
@@ -145,10 +147,10 @@ def _rl(name: str, reward: str, title: str = "", changes=(), **more) -> Cell:
 
 # What verdicts hang on, beside accuracy alone, which is everywhere.
 _DECIDING = {
-    *((46, "labels", reward) for reward in ("alternating50", "latency")),
+    *((53, "labels", reward) for reward in ("alternating50", "latency")),
     *((deadline, "labels", "parallel_only") for deadline in BETWEEN),
-    *((46, "plain", reward) for reward in ("alternating50", "parallel_only")),
-    (54, "plain", "parallel_only"),
+    *((53, "plain", reward) for reward in ("alternating50", "parallel_only")),
+    (59, "plain", "parallel_only"),
     *((PAY, "plain", reward) for reward in ("alternating20", "parallel_only")),
     *((FAIL, "plain", reward) for reward in REWARDS),
 }
@@ -161,9 +163,9 @@ SCAFFOLDS = {
     (PAY, "plain"): ("alternating50",),
 }
 _DECIDING_FIRST = {
-    (46, "labels"): _FIRST,
-    (54, "labels"): ("accuracy", "parallel_only"),
-    (46, "plain"): ("accuracy", "parallel_only"),
+    (53, "labels"): _FIRST,
+    (59, "labels"): ("accuracy", "parallel_only"),
+    (53, "plain"): ("accuracy", "parallel_only"),
     (FAIL, "plain"): ("accuracy", "alternating50"),
 }
 

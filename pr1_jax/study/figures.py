@@ -220,7 +220,7 @@ def division(results: Results) -> Figure:
                 names = [f"{name}_{deadline}_{labels}"]
                 _draw_course(axes, results, names, metric, color)
         best = {
-            "lone search": optimum.lone(deadline),
+            "lone search": optimum.lone(deadline, paths),
             "random rows": optimum.alike(deadline, paths),
             "divided rows": optimum.divided(deadline, paths),
         }

@@ -195,14 +195,14 @@ def _phase() -> Iterator[Claim]:
     yield claim(
         "bonus_moves_the_border",
         "A bonus for blocks keeps them at later deadlines than accuracy alone.",
-        _more("parallel_ratio", plain(half, 46), plain("accuracy", 46), 0.25),
+        _more("parallel_ratio", plain(half, 53), plain("accuracy", 53), 0.25),
         _more("parallel_ratio", plain(always, FAIL), plain("accuracy", FAIL), 0.25),
     )
     yield claim(
         "normalised_advantages_set_the_border",
         "Where blocks are lost by mean rewards, and kept by advantages that are "
         "normalised in groups, they are kept.",
-        *map(_kept, (plain(half, 46), plain(always, 54), plain(always, FAIL))),
+        *map(_kept, (plain(half, 53), plain(always, 59), plain(always, FAIL))),
     )
     yield claim(
         "half_a_bonus_keeps_some",

@@ -9,7 +9,7 @@ PROBLEMS, POINTS = 20, 30
 
 def as_theory_says(cell):
     """Parallel ratio and accuracy of an RL cell, and how much of the work is divided."""
-    lone = optimum.lone(cell.deadline)
+    lone = optimum.lone(cell.deadline, cell.paths)
     alike = optimum.alike(cell.deadline, cell.paths)
     divided = optimum.divided(cell.deadline, cell.paths)
     reward = cell.name.split("_")[0]
