@@ -20,5 +20,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.rl.steps, c.rl.prompts_per_step, c.rl.group_size = 35, 1024, 5
     elif arg not in defaults.REAL:
         c.data.rl = c.data.eval = "embedded:easy"
-        c.rl.shared_prompt_tokens = (20,) if c.rl.shared_prompt_tokens else ()
+        c.rl.shared_prompt_tokens = (24,) if c.rl.shared_prompt_tokens else ()
     return c

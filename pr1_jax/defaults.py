@@ -73,7 +73,7 @@ def _model(c: ml_collections.ConfigDict) -> None:
     c.model.query_chunk = 512  # [tokens] queries whose scores XLA holds at once
     c.model.logits_chunk = 0  # [tokens] whose logits are held at once; 0 = all
     # [tokens] Micro-batches are cut to the next of these lengths.
-    c.model.length_buckets = (48, 64, 80, 92)
+    c.model.length_buckets = (56, 72, 90, 106)
 
 
 def _data(c: ml_collections.ConfigDict) -> None:
@@ -118,16 +118,16 @@ def _rollout(c: ml_collections.ConfigDict) -> None:
     c.rollout = ml_collections.ConfigDict()
     c.rollout.num_paths = 2  # paths of a block
     c.rollout.max_blocks = 4  # blocks of a response, at most
-    c.rollout.max_prompt_tokens = 24  # [tokens] longer prompts are dropped
+    c.rollout.max_prompt_tokens = 28  # [tokens] longer prompts are dropped
     c.rollout.max_response_tokens = 96  # [tokens] of a response, EOS included, at most
     # [steps] on the critical path of a response, at most: a block counts as its longest
     # path (docs/method.md, section 3). 0 = no deadline.
-    c.rollout.max_sequential_steps = 38
+    c.rollout.max_sequential_steps = 43
     # What the runtime writes behind each `<Path>`, a text a path, as (" 1", " 2"); () =
     # nothing, as published. Not in the loss.
     c.rollout.path_labels = (" 1", " 2")
     c.rollout.min_path_tokens = 10  # [tokens] a block opens if each path may have these
-    c.rollout.max_path_tokens = 29  # [tokens] of a path, at most; 0 = what is left
+    c.rollout.max_path_tokens = 34  # [tokens] of a path, at most; 0 = what is left
     c.rollout.max_summary_tokens = 4  # [tokens] of a summary, at most; 0 = what is left
     c.rollout.summary_reserve = 2  # [tokens] that paths leave for the summary
     c.rollout.answer_reserve = 3  # [tokens] that blocks leave for what follows
@@ -159,7 +159,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.reward.timeout_sec = 3.0  # [s] of processor time to verify an answer, at most
 
     c.sft = ml_collections.ConfigDict()
-    c.sft.steps = 500  # [updates] of the stage
+    c.sft.steps = 800  # [updates] of the stage
     c.sft.batch_size = 64  # [traces] of an update
     c.sft.micro_batch_size = 8  # [traces] computed at once
     c.sft.lr = 3e-3  # learning rate, at its highest
@@ -167,7 +167,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.sft.warmup_share = 0.1  # [share] of the updates in which the rate rises
 
     c.rl = ml_collections.ConfigDict()
-    c.rl.steps = 80  # [steps] of the stage: each samples, then trains
+    c.rl.steps = 200  # [steps] of the stage: each samples, then trains
     c.rl.prompts_per_step = 32  # [prompts] of a step
     c.rl.group_size = 8  # [responses] to a prompt
     c.rl.mini_batches = 2  # [updates] of a step
@@ -176,7 +176,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     # micro-batch, where that is cheaper than to sort responses by length. Of several
     # numbers the largest that no prompt falls short of is taken; each makes as many
     # programs again as there are lengths. () = never.
-    c.rl.shared_prompt_tokens = (24,)
+    c.rl.shared_prompt_tokens = (28,)
     c.rl.lr = 3e-4  # learning rate, at its highest
     c.rl.lr_schedule = "cosine"  # how the rate falls: or "constant"
     c.rl.warmup_share = 0.0  # [share] of the updates in which the rate rises

@@ -120,7 +120,7 @@ def test_what_it_writes_are_traces_for_sft(made, tmp_path):
         made.tokenizer,
         variant="structured",
         template="plain",
-        max_prompt_tokens=24,
+        max_prompt_tokens=28,
         max_response_tokens=96,
         batch_size=5,
         seed=0,

@@ -345,7 +345,7 @@ def test_prompts_that_are_too_long_are_named(tmp_path, nothing_compiles):
     question = "Which number has a partner 4 larger?" + " 10" * 40 + "\n"
     data.write_text(json.dumps({"question": question, "answer": "1"}) + "\n")
     for field in ("data.rl", "data.eval"):
-        assert "rollout.max_prompt_tokens=24" in refused({field: str(data)})
+        assert "rollout.max_prompt_tokens=28" in refused({field: str(data)})
 
 
 def test_the_nothing_compiles_fixture_would_notice(nothing_compiles):

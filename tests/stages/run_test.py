@@ -65,7 +65,7 @@ def test_metrics_count_the_records_that_were_kept_and_dropped(made):
         source,
         made.tokenizer,
         template="plain",
-        max_prompt_tokens=24,
+        max_prompt_tokens=28,
         batch_size=1,
         seed=0,
         shuffle=False,

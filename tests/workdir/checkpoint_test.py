@@ -49,7 +49,7 @@ def problems(source=None, **settings):
         source or sources.open_source("embedded:hard", "train", seed=0),
         tasks.make().tokenizer(),
         template="plain",
-        max_prompt_tokens=24,
+        max_prompt_tokens=28,
         batch_size=7,
         seed=5,
         **settings,
