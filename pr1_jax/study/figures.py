@@ -4,6 +4,7 @@ Thick lines are means over seeds, thin ones and pale dots the seeds; points have
 intervals. Grey lines are the optimum, hollow marks what arithmetic predicts (`border`).
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,19 +60,12 @@ def _theory(axes: Axes, lines: Mapping[str, float]) -> None:
         axes.text(1, height, text, **place, transform=across, fontsize=8, color=FAINT)
 
 
-def _legend(figure: Figure, names: Mapping[str, str], **more: Line2D) -> None:
-    """Names of colours above all panels."""
-    handles = {name: Line2D([], [], color=color, lw=2) for name, color in names.items()}
-    handles |= more
-    figure.legend(
-        handles.values(),
-        handles,
-        loc="outside upper left",
-        ncols=6,
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=INK,
-    )
+def _legend(figure: Figure, names: Mapping[str, str | Line2D]) -> None:
+    """Names of colours and lines above all panels."""
+    line = lambda x: Line2D([], [], color=x, lw=2) if isinstance(x, str) else x
+    place = {"loc": "outside upper left", "ncols": 6, "frameon": False}
+    text = {"fontsize": 9.5, "labelcolor": INK}
+    figure.legend([*map(line, names.values())], [*names], **place, **text)
 
 
 def _seeds(results: Results, name: str, metric: str) -> list[float]:
@@ -164,13 +158,10 @@ def phase(results: Results) -> Figure:
                 mark = {"color": _COLORS[name], "mfc": "white", "ms": 9, "zorder": 1}
                 column[0].plot(at, [of_both[1] for of_both in ratios], "D", **mark)
     lines = {of.title: _COLORS[name] for name, of in cells.REWARDS.items()}
-    grey = {"color": GREY, "lw": 1.5}
-    theory = {
-        text: Line2D([], [], ls=dashes, **grey) for text, (_, dashes) in best.items()
-    }
-    mark = Line2D([], [], color=GREY, marker="D", ls="", mfc="white", ms=7)
-    theory["predicted"] = mark
-    _legend(figure, {"after SFT": INK} | lines, **theory)
+    grey = functools.partial(Line2D, [], [], color=GREY, mfc="white", ms=7)
+    theory = {text: grey(ls=dashes) for text, (_, dashes) in best.items()}
+    theory["predicted"] = grey(marker="D", ls="")
+    _legend(figure, {"after SFT": INK} | lines | theory)
     return figure
 
 
@@ -187,19 +178,11 @@ def _draw_deadlines(axes: Axes, results: Results, labels: str, metric: str) -> N
             for deadline in cells.DEADLINES
         }
         known = {at: seeds for at, seeds in by_deadline.items() if seeds}
-        width = 1.2 if color == INK else 2
-        axes.plot(
-            [*known],
-            [*map(np.mean, known.values())],
-            color=color,
-            lw=width,
-            marker="o",
-            ms=4,
-        )
+        means, width = [*map(np.mean, known.values())], 1.2 if color == INK else 2
+        axes.plot([*known], means, color=color, lw=width, marker="o", ms=4)
         for at, seeds in known.items():
-            axes.plot(
-                [at] * len(seeds), seeds, "o", color=color, ms=3, alpha=0.4, mew=0
-            )
+            dots = {"color": color, "ms": 3, "alpha": 0.4, "mew": 0}
+            axes.plot([at] * len(seeds), seeds, "o", **dots)
     axes.set_xticks(cells.DEADLINES)
 
 

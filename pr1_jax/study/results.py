@@ -67,31 +67,27 @@ class Findings:
         return intervals.over_seeds_and_problems(total) if known else None
 
     def by_seed(
-        self, figure: str, names: Sequence[str], measure: Callable[[np.ndarray], float]
+        self, figure: str, cell: str, measure: Callable[[np.ndarray], float]
     ) -> Interval | None:
-        """What a function makes of each seed's course through cells that follow each other.
+        """What a function makes of each seed's course.
 
         None for less than two seeds, or where a seed has no such figure.
         """
-        found = [measure(course) for course in self.course(figure, names).values()]
+        found = [*map(measure, self.courses.get(cell, {}).get(figure, {}).values())]
         return intervals.over_seeds(found) if np.isfinite(found).all() else None
 
-    def course(self, figure: str, names: Sequence[str]) -> dict[int, np.ndarray]:
-        """A course through cells that follow each other, of the seeds that all have."""
-        of_cells = [self.courses.get(name, {}).get(figure, {}) for name in names]
-        seeds = sorted(set.intersection(*map(set, of_cells)))
-        return {s: np.concatenate([of[s] for of in of_cells]) for s in seeds}
-
     def first_step(self, figure: str, cell: str, least: float) -> dict[int, float]:
-        """By seed the first step from which on a course has reached a level.
+        """By seed the step at which a course comes to a level; infinity if it does not.
 
-        Means of three points are looked at. Infinite where it never has.
+        Means of three points are looked at.
         """
-        width = outcomes.steps_a_point(self.steps.get(cell, 1))
-        return {
-            seed: _first(course, least) * width
-            for seed, course in self.course(figure, [cell]).items()
-        }
+        steps = {}
+        for seed, course in self.courses.get(cell, {}).get(figure, {}).items():
+            known = np.nan_to_num(course, nan=-1.0)
+            reached = np.convolve(known, np.ones(3) / 3, "valid") >= least
+            point = np.argmax(reached) + 1 if reached.any() else np.inf
+            steps[seed] = point * outcomes.steps_a_point(self.steps[cell])
+        return steps
 
     def plateau(self, cell: str) -> dict[int, float]:
         """By seed the steps from the best that paths alike can do to work that is divided.
@@ -108,12 +104,6 @@ class Findings:
     def divided_at(self, cell: str) -> dict[int, float]:
         """By seed the step at which paths have come to divide the work; or infinity."""
         return self.first_step("work_division", cell, _DIVIDED)
-
-
-def _first(course: np.ndarray, least: float) -> float:
-    smooth = np.convolve(np.nan_to_num(course, nan=-1.0), np.ones(3) / 3, "valid")
-    reached = np.flatnonzero(smooth >= least)
-    return float(reached[0] + 1) if len(reached) else float("inf")
 
 
 # --- Reading ------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def _plateau(cell: str) -> Part:
 
 
 def _course(figure: str, cell: str, measure: Callable) -> Callable:
-    return lambda findings: findings.by_seed(figure, [cell], measure)
+    return lambda findings: findings.by_seed(figure, cell, measure)
 
 
 def _dense(measure: Callable[[dict], float]) -> Callable:
