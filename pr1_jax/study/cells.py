@@ -55,6 +55,7 @@ COMMON = {
     # XLA everywhere: results must not depend on whether there is a C++ compiler.
     "kernels": "xla",
 }
+_RL_MINUTES = 0.6, 4e-4  # of a run: to begin and to evaluate; by step and its deadline
 _SEARCH_TOKENS = {2: 31, 4: 16}  # of a path that sees its share of the list
 _TAG_TOKENS = 2
 
@@ -117,7 +118,7 @@ class Cell:
     labels: bool = False
     paths: int = 2
     seeds: int = MANY
-    minutes: float = 2.3
+    minutes: float = 0.4
 
 
 def named(reward: str, deadline: int, labels: str, *, then: bool = False) -> str:
@@ -129,7 +130,7 @@ def _sft(
     name: str, title: str, task: str = "", config: str = "sft_structured", **more
 ) -> Cell:
     changes = {"data.task": f"partner:{task}"} if task else {}
-    more |= {"changes": changes, "cost": SFT, "minutes": 1.8}
+    more |= {"changes": changes, "cost": SFT, "minutes": 3.5}
     return Cell(name, title, "sft", config, **more)
 
 
@@ -137,12 +138,11 @@ def _rl(name: str, reward: str, title: str = "", changes=(), **more) -> Cell:
     """A cell with one of `REWARDS`, named in its title with deadline and labels."""
     of, labels = REWARDS[reward], more.get("labels", False)
     title = f"{title or of.title}, {more['deadline']} steps{', labels' * labels}"
-    more = {
-        "cost": RL,
-        "config": of.config,
-        "changes": of.changes | dict(changes),
-    } | more
-    return Cell(name, title, "rl", **more)
+    given = {"cost": RL, "config": of.config, "changes": of.changes | dict(changes)}
+    given |= more
+    begin, step = _RL_MINUTES
+    minutes = begin + step * given["cost"]["rl.steps"] * given["deadline"]
+    return Cell(name, title, "rl", minutes=minutes, **given)
 
 
 # What verdicts hang on, beside accuracy alone, which is everywhere.
@@ -200,13 +200,13 @@ def _four_paths() -> Iterator[Cell]:
         given = {"labels": labels == "labels", "paths": 4}
         title = f"after SFT, four paths{', labels' * given['labels']}"
         yield _sft(f"sft4_{labels}", title, "paths=4", **given)
-        given |= {"deadline": FOUR_PATHS, "cost": FOUR_PATHS_RL, "minutes": 3.5}
+        given |= {"deadline": FOUR_PATHS, "cost": FOUR_PATHS_RL}
         name, title = f"accuracy4_{FOUR_PATHS}_{labels}", "accuracy, four paths"
         yield _rl(name, "accuracy", title, start=f"sft4_{labels}", **given)
 
 
 _CAUSAL, _NO_BLOCKS = {"variant": "causal"}, "block_share=0.0"
-_EASY = {"config": "rl_easy", "cost": EASY_RL, "minutes": 0.8}
+_EASY = {"config": "rl_easy", "cost": EASY_RL}
 
 
 def _of_tables(deadline: int) -> Iterator[Cell]:
@@ -273,7 +273,6 @@ def _shortcuts() -> Iterator[Cell]:
         given = {
             "changes": {"eval.modes": ("causal",)},
             "deadline": PAY,
-            "minutes": 0.4,
         }
         yield Cell(name, title, "evaluate", "evaluate", start, **given)
 

@@ -191,22 +191,25 @@ def kept(study: Study, cell: Cell, seed: int) -> Outcome | None:
     """What is kept of a run, if it is.
 
     Raises:
-      ValueError: it was made with other settings.
+      ValueError: it, or what is kept beside it, was made with other settings.
     """
-    everything = records(study, seed)
-    record = everything.get(cell.name)
-    if record is None:
-        return None
-    then = everything[_COMMON] | record["settings"]
-    now = _common(study) | _settings(study, cell)
-    for name in [*then, *now]:
+    everything, now = records(study, seed), _common(study)
+    record, then = everything.get(cell.name), everything.get(_COMMON, now)
+    who, which = "the runs were", "the file"
+    if record:
+        who, then = f"{cell.name} seed {seed} was", then | record["settings"]
+        now |= _settings(study, cell)
+    for name in dict.fromkeys([*then, *now]):
         was, is_now = then.get(name, "absent"), now.get(name, "absent")
         if was != is_now:
-            whose = "its line" if name in record["settings"] else "the file"
+            if record and name in record["settings"]:
+                which = "its line"
             raise ValueError(
-                f"{study.kept(seed)}: {cell.name} seed {seed} was made with "
-                f"{name}={was}, which is {is_now} now; remove {whose} to run it again"
+                f"{study.kept(seed)}: {who} made with {name}={was}, which is {is_now} "
+                f"now; remove {which} to run what it keeps again"
             )
+    if record is None:
+        return None
     nan = lambda x: float("nan") if x is None else x
     return Outcome(
         record["digests"],

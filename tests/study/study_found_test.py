@@ -178,8 +178,11 @@ def test_other_settings_are_refused(tmp_path, started, field, changed, kept):
         study.kept(0).write_text(study.kept(0).read_text().replace(kept, text))
     study = dataclasses.replace(study, **changed)
     for read in (results.read, lambda s: runner.Runner(s, str).run(CHOSEN)):
-        with pytest.raises(ValueError, match=f"{CELL} seed 0 was made with {field}"):
+        with pytest.raises(ValueError, match=f"made with {field}"):
             read(study)
+    if "rl.steps" not in field:  # else it is of this cell alone
+        with pytest.raises(ValueError, match=f"the runs were made with {field}"):
+            outcomes.kept(study, cells.CELLS[OTHER], 0)
     assert not started
 
 
