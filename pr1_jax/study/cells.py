@@ -17,6 +17,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from pr1_jax.study import optimum
+
 SIZES = ("embedded", "smoke")
 FEW, MANY = 3, 6  # seeds
 
@@ -24,7 +26,7 @@ FEW, MANY = 3, 6  # seeds
 SFT = {"sft.steps": 600, "sft.batch_size": 64, "sft.lr": 3e-3}
 RL = {"rl.steps": 60, "rl.prompts_per_step": 32, "rl.group_size": 8, "rl.lr": 5e-4}
 EASY_RL = RL | {"rl.steps": 12}  # published: 35 steps before 300
-FOUR_PATHS_RL = RL | {"rl.steps": 90}  # four paths have more to divide
+LONG_RL = RL | {"rl.steps": 120}  # where paths may come to divide the work
 
 # Two paths from random rows see more than a lone search at the second and third; from the
 # fourth on only paths that divide the list do (`optimum`).
@@ -160,13 +162,14 @@ _FIRST = ("accuracy", "alternating50", "parallel_only", "latency")
 SCAFFOLDS = {
     **{(deadline, labels): _FIRST for labels in LABELS for deadline in BETWEEN},
     (FAIL, "plain"): ("accuracy", "alternating50"),
-    (PAY, "plain"): ("alternating50",),
+    (PAY, "plain"): ("accuracy", "alternating50"),
 }
 _DECIDING_FIRST = {
     (53, "labels"): _FIRST,
     (59, "labels"): ("accuracy", "parallel_only"),
     (53, "plain"): ("accuracy", "parallel_only"),
     (FAIL, "plain"): ("accuracy", "alternating50"),
+    (PAY, "plain"): ("accuracy",),
 }
 
 
@@ -175,14 +178,14 @@ def _phase() -> Iterator[Cell]:
     for deadline in DEADLINES:
         for labels in LABELS:
             given = {"deadline": deadline, "labels": labels == "labels"}
+            undivided = max(optimum.lone(deadline), optimum.alike(deadline, 2))
+            divides = given["labels"] and optimum.divided(deadline, 2) > undivided
             for reward in REWARDS:
-                decides = (
-                    deadline,
-                    labels,
-                    reward,
-                ) in _DECIDING or reward == "accuracy"
-                name, seeds = named(reward, deadline, labels), MANY if decides else FEW
-                yield _rl(name, reward, start=f"sft_{labels}", seeds=seeds, **given)
+                key = deadline, labels, reward
+                decides = key in _DECIDING or reward == "accuracy"
+                of = {"start": f"sft_{labels}", "seeds": MANY if decides else FEW}
+                of["cost"] = LONG_RL if divides else RL
+                yield _rl(named(reward, deadline, labels), reward, **of, **given)
             for first in SCAFFOLDS.get((deadline, labels), ()):
                 decides = first in _DECIDING_FIRST.get((deadline, labels), ())
                 yield _rl(
@@ -200,7 +203,7 @@ def _four_paths() -> Iterator[Cell]:
         given = {"labels": labels == "labels", "paths": 4}
         title = f"after SFT, four paths{', labels' * given['labels']}"
         yield _sft(f"sft4_{labels}", title, "paths=4", **given)
-        given |= {"deadline": FOUR_PATHS, "cost": FOUR_PATHS_RL}
+        given |= {"deadline": FOUR_PATHS, "cost": LONG_RL}
         name, title = f"accuracy4_{FOUR_PATHS}_{labels}", "accuracy, four paths"
         yield _rl(name, "accuracy", title, start=f"sft4_{labels}", **given)
 
@@ -309,7 +312,8 @@ MEMBERS: dict[str, tuple[str, ...]] = {
         *(named(r, d, labels) for labels in LABELS for r in REWARDS for d in DEADLINES),
     ),
     "division": (
-        *(named("accuracy", PAY, labels) for labels in LABELS),
+        named("accuracy", PAY, "labels"),
+        *(named("accuracy", PAY, "plain", then=then) for then in (False, True)),
         *(f"accuracy4_{FOUR_PATHS}_{labels}" for labels in LABELS),
     ),
     "tables": (*table_members(PAY), *table_members(FAIL)),

@@ -145,7 +145,8 @@ def phase(results: Results) -> Figure:
         _share(column[1], f"Held-out accuracy, {_WORDS[labels]}", below)
         column[0].axvspan(pays[0] - 0.5, pays[-1] + 0.5, color=GREY, alpha=0.15, lw=0)
         text = {"ha": "center", "fontsize": 8, "color": FAINT}
-        column[0].text(35, 0.2, "blocks of random\nrows see more", **text)
+        middle = sum(cells.DEADLINES[1:3]) / 2
+        column[0].text(middle, 0.2, "blocks of random\nrows see more", **text)
         for of, dashes in [*best.values()][: 3 if labels == "labels" else 2]:
             heights = [of(deadline) for deadline in every]
             column[1].plot(every, heights, dashes, color=GREY, lw=1.5, zorder=0)
@@ -200,7 +201,8 @@ def division(results: Results) -> Figure:
         for axes, (metric, title) in zip(row, figures.items()):
             _share(axes, title, "RL step")
             for labels, color in _OF_LABELS.items():
-                names = [f"{name}_{deadline}_{labels}"]
+                begun = f"{name}_{deadline}_{labels}"
+                names = [begun, f"{begun}_then_accuracy"]
                 _draw_course(axes, results, names, metric, color)
         best = {
             "lone search": optimum.lone(deadline, paths),

@@ -222,7 +222,8 @@ def _phase() -> Iterator[Claim]:
 def _division() -> Iterator[Claim]:
     """What labels do to the work of paths."""
     claim = lambda name, text, *parts: Claim(name, "division", text, OURS, parts)
-    two = {labels: named("accuracy", PAY, labels) for labels in cells.LABELS}
+    two = {"labels": named("accuracy", PAY, "labels")}
+    two["plain"] = named("accuracy", PAY, "plain", then=True)  # after as many steps
     four = {labels: f"accuracy4_{FOUR_PATHS}_{labels}" for labels in cells.LABELS}
     best_two, best_four = optimum.alike(PAY, 2), optimum.alike(FOUR_PATHS, 4)
     yield claim(

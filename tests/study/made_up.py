@@ -23,7 +23,7 @@ def as_theory_says(cell):
         ratio = 0.0
     divides = cell.labels and ratio > 0.5
     block = divided if divides else alike
-    return ratio, ratio * block + (1 - ratio) * lone, 1.0 if divides else 0.58
+    return ratio, ratio * block + (1 - ratio) * lone, 1.0 if divides else 0.5
 
 
 def findings(*, seeds=cells.MANY, gap=0.05, dense_more=2.0, rise=0.3, divides=15):
@@ -31,7 +31,7 @@ def findings(*, seeds=cells.MANY, gap=0.05, dense_more=2.0, rise=0.3, divides=15
     rng = np.random.default_rng(0)
     problems, courses, steps = {}, {}, {}
     for name, cell in cells.CELLS.items():
-        ratio, accuracy, division = 0.5, 0.9, 0.58
+        ratio, accuracy, division = 0.5, 0.9, 0.5
         if cell.kind == "rl":
             ratio, accuracy, division = as_theory_says(cell)
         elif cell.kind == "evaluate":
@@ -40,7 +40,7 @@ def findings(*, seeds=cells.MANY, gap=0.05, dense_more=2.0, rise=0.3, divides=15
             "parallel_ratio": ratio,
             "accuracy": accuracy,
             "work_division": division,
-            "identical_paths": 0.0 if division == 1 else 0.25,
+            "identical_paths": 0.0 if division == 1 else 0.5,
             "before_parallel_ratio": 0.5,
             "before_accuracy": 0.5,
             "total_tokens": 44.0,
@@ -55,13 +55,13 @@ def findings(*, seeds=cells.MANY, gap=0.05, dense_more=2.0, rise=0.3, divides=15
             }
         if cell.kind != "rl":
             continue
-        steps[name] = 60
+        steps[name] = cell.cost["rl.steps"]
         rising = lambda t: 1 / (1 + np.exp((t - np.arange(POINTS)) / 1.2))
         ends = {
             "accuracy": (0.5, figures["accuracy"]),
             "parallel_ratio": (0.5, figures["parallel_ratio"]),
-            "work_division": (0.58, figures["work_division"]),
-            "identical_paths": (0.25, figures["identical_paths"]),
+            "work_division": (0.5, figures["work_division"]),
+            "identical_paths": (0.5, figures["identical_paths"]),
             outcomes.POSITION: (0.2, 0.2 + rise),
             outcomes.GAP: (gap, gap),
         }

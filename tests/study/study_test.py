@@ -74,10 +74,11 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
             share = 0.0 if cell.name == "sft_sequential" else 0.5
             task = tasks.make(config.data.task)
             assert (task.block_share, task.paths) == (share, cell.paths)
-    if size == "embedded":  # as many steps for all that are compared
-        same = {n: x for n, x in steps.items() if "_easy_" not in n or "with" in n}
-        counts = {n: x for n, x in same.items() if not n.startswith("accuracy4")}
-        assert {*counts.values()} == {cells.RL["rl.steps"]}
+    for name, cell in cells.CELLS.items():  # as many steps for all that are compared
+        if name.rpartition(f"_{cell.deadline}_")[0] in cells.REWARDS:
+            labels = "labels" if cell.labels else "plain"
+            begun = cells.named("accuracy", cell.deadline, labels)
+            assert "then" in name or steps[name] == steps[begun]
 
 
 def test_cells_differ_by_what_they_are_named_for(tmp_path, monkeypatch):
