@@ -137,7 +137,7 @@ def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
     done = run(f"--out={out}", *given)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
-    assert len(lines) == 2 * 8
+    assert len(lines) == 2 * 9
     assert all(line.startswith("python -m pr1_jax.main --config=") for line in lines)
     expected = f"--config.checkpoint.init={out}/runs/sft_labels/seed4"
     assert sum(expected in line for line in lines) == 1
@@ -218,9 +218,14 @@ def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
     running.run(chosen)
     assert len(processes.started) == 3
     # Those from which others start keep their checkpoints.
-    assert runner.has_checkpoint(study.workdir("sft_plain", 1))
-    assert cells.CELLS[f"{CELL}"].name not in runner._WITH_CHECKPOINT
-    assert not runner.has_checkpoint(study.workdir(CELL, 0))
+    name = "latency_43_plain"
+    running.run(cells.with_starts([name]))
+    kept = [
+        runner.has_checkpoint(study.workdir(n, 1)) for n in ("sft_plain", CELL, name)
+    ]
+    assert kept == [True, True, False] and processes.started[3:] == [
+        f"{name}/seed{seed}" for seed in (0, 1)
+    ]
 
 
 def test_what_verdicts_hang_on_comes_first_and_the_first_seeds(tmp_path):

@@ -118,7 +118,7 @@ def test_what_theory_says_holds_and_its_consequences_for_the_paper():
 
 # Claims of courses and of masks, with what makes them hold and fail.
 OTHERS = {
-    "plateau": ({"divides": 15}, {"divides": 4}),
+    "plateau": ({"divides": 15}, {"divides": 1}),
     f"blocks_move_back_{cells.PAY}": ({"rise": 0.3}, {"rise": -0.3}),
     "causal_sampling_is_another_policy": ({"gap": 0.05}, {"gap": 0.0}),
     "dense_masks_cost_memory": ({"dense_more": 2.0}, {"dense_more": 0.5}),
