@@ -215,7 +215,8 @@ def test_flops_of_a_step():
 
 
 def test_decode_reads_weights_its_own_cache_and_each_groups_prompt():
-    made = built(mesh__data=2, mesh__tensor=4, rollout__rows=16)
+    plain = {"rollout__max_sequential_steps": 0, "rollout__path_labels": ()}
+    made = built(mesh__data=2, mesh__tensor=4, rollout__rows=16, **plain)
     lengths = costs.mean_lengths(made, 10, 50)
     decode = costs.step_work(made, UNIT, lengths)[1]
     weights = 2 * (8 * 4 * 6 + 3 * 8 * 16) + made.model.vocab_size * 8

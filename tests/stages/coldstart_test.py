@@ -80,7 +80,7 @@ def made():
     config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
     config.rollout.rows, config.rollout.prompts_per_prefill = 4, 2
     # Longer than the deadline: a random model seldom ends a response.
-    config.rollout.max_response_tokens, config.rollout.max_sequential_steps = 96, 0
+    config.rollout.max_response_tokens, config.rollout.max_sequential_steps = 250, 0
     config.rollout.update(min_path_tokens=3, max_path_tokens=8)
     config.coldstart.update(problems=12, samples=2, needs_block=False)
     return experiment.build(config.lock(), devices=jax.devices()[:1])
