@@ -55,7 +55,7 @@ def _theory(axes: Axes, lines: Mapping[str, float]) -> None:
     """Grey lines with their names at the right."""
     for text, height in lines.items():
         axes.axhline(height, color=GREY, lw=1, ls="--", zorder=0)
-        place = {"va": "top" if height > 0.9 else "bottom", "ha": "right"}
+        place = {"va": "top" if height > 0.95 else "bottom", "ha": "right"}
         across = axes.get_yaxis_transform()
         axes.text(1, height, text, **place, transform=across, fontsize=8, color=FAINT)
 
@@ -222,9 +222,10 @@ def tables(results: Results) -> Figure:
         names = cells.table_members(deadline)
         after = f", {deadline} steps"
         titles = [cells.CELLS[name].title.removesuffix(after) for name in names]
-        pays = "blocks pay" if deadline == PAY else "blocks do not pay"
-        title = f"Accuracy, {deadline} steps ({pays})"
+        title = f"Accuracy, {deadline} steps"
         _draw_points(row[0], results, names, "accuracy", title, titles=titles)
+        pays = "blocks pay" if deadline == PAY else "blocks do not pay"
+        row[0].set_ylabel(pays, color=INK, fontsize=11)
         _draw_points(row[1], results, names, "parallel_ratio", "Responses with a block")
         style(row[2], "Where late blocks start")
         late = [f"late_{deadline}"]

@@ -43,6 +43,11 @@ class Study:
         """The file that keeps what the runs of a seed came to: `outcomes`."""
         return self.out / "found" / f"seed{seed}.json"
 
+    @property
+    def kept_settings(self) -> pathlib.Path:
+        """The file that keeps what they were made with."""
+        return self.out / "found" / "settings.json"
+
     def command(
         self, cell: Cell, seed: int, workdir: pathlib.Path | None = None
     ) -> list[str]:

@@ -1,12 +1,12 @@
 """What one run came to: read from its folder, or from the small file that keeps it.
 
 A run is tens of MB. `OUT/found/seed<k>.json` keeps of each cell that is finished at a seed
-what is told of it, in about a thousand bytes a cell: how many responses to each held-out
-problem are right and have a block, a few means, courses of training at `POINTS` points,
-and digests of all responses and of all metrics, by which a run that is made again is
-compared to the last bit. With these files a study goes on where its runs are not. They
-also have the commits and versions that made them and the settings of the runs; where
-today's are others, they are refused.
+what is told of it, in less than a thousand bytes a cell: how many responses to each
+held-out problem are right and have a block, a few means, courses of training at `POINTS`
+points, and digests of all responses and of all metrics, by which a run that is made again
+is compared to the last bit. With these files a study goes on where its runs are not. They
+also have the commits and versions that made them, and `OUT/found/settings.json` what the
+runs were made with; where today's settings are others, they are refused.
 """
 
 import base64
@@ -41,8 +41,7 @@ LENGTHS = ("total_tokens", "sequential_steps")
 OF_BLOCKS = ("work_division", "identical_paths")
 BEFORE = tuple(f"before_{name}" for name in SHARES)  # where it started, evaluated alike
 
-# Figures of an RL step, by the metric of its line.
-_OF_STEPS = {name: f"rollout/{name}" for name in (*SHARES, *OF_BLOCKS)}
+_OF_STEPS = (*SHARES, *OF_BLOCKS)  # figures of an RL step
 GAP, POSITION = "gap_mean", "position"  # and these, of the cells that show them
 # What is compared of a step: not what took how long.
 _COMPARED = ("rollout/", "reward/", "policy/", "loss/", "optim/")
@@ -122,7 +121,7 @@ def of_run(workdir: pathlib.Path, cell: Cell) -> Outcome:
         samples,
         {name: x.sum(axis=1, dtype=np.uint8) for name, x in counts.items()},
         _means(records) | (_before(workdir) if is_rl else {}),
-        _courses(workdir, cell, lines) if is_rl else {},
+        _courses(workdir, cell, lines),
         len(lines) if is_rl else 0,
     )
 
@@ -137,7 +136,8 @@ def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     means = {name: [record[name] for record in records] for name in LENGTHS}
     for name in OF_BLOCKS:
         means[name] = [x for record in records for x in record.get(name, ())]
-    return {name: _mean(np.array(values, float)) for name, values in means.items()}
+    rounded = lambda x: float(f"{x:.5g}")
+    return {n: rounded(_mean(np.array(x, float))) for n, x in means.items()}
 
 
 def _before(workdir: pathlib.Path) -> dict[str, float]:
@@ -147,18 +147,24 @@ def _before(workdir: pathlib.Path) -> dict[str, float]:
     return {n: found.get(f"eval/{n[7:]}", float("nan")) for n in BEFORE}
 
 
+def _courses_of(cell: Cell) -> tuple[str, ...]:
+    """Names of the courses of a cell."""
+    if cell.kind != "rl":
+        return ()
+    shown = (GAP,) * (cell.name in cells.MEMBERS["shortcuts"])
+    return (*_OF_STEPS, *shown, *((POSITION,) * (cell.start == "sft_late")))
+
+
 def _courses(
     workdir: pathlib.Path, cell: Cell, lines: Sequence[Mapping[str, Any]]
 ) -> dict[str, np.ndarray]:
     """Figures of all RL steps, float16 [points] each."""
-    of_steps = dict(_OF_STEPS)
-    if cell.name in cells.MEMBERS["shortcuts"]:
-        of_steps[GAP] = "rollout/logp_gap_mean"
     known = lambda x: np.nan if x is None else x
-    courses = {
-        name: [known(line.get(key)) for line in lines] for name, key in of_steps.items()
-    }
-    if cell.start == "sft_late":
+    courses = {}
+    for name in _courses_of(cell):
+        key = "rollout/logp_gap_mean" if name == GAP else f"rollout/{name}"
+        courses[name] = [known(line.get(key)) for line in lines]
+    if POSITION in courses:
         paths = (
             workdir / "rollouts" / f"rl_{line['step']:06d}.jsonl" for line in lines
         )
@@ -193,30 +199,32 @@ def kept(study: Study, cell: Cell, seed: int) -> Outcome | None:
     Raises:
       ValueError: it, or what is kept beside it, was made with other settings.
     """
-    everything, now = records(study, seed), _common(study)
-    record, then = everything.get(cell.name), everything.get(_COMMON, now)
-    who, which = "the runs were", "the file"
+    record, settings = records(study, seed).get(cell.name), _kept_settings(study)
+    compared = [(_COMMON, _common(study))]
     if record:
-        who, then = f"{cell.name} seed {seed} was", then | record["settings"]
-        now |= _settings(study, cell)
-    for name in dict.fromkeys([*then, *now]):
-        was, is_now = then.get(name, "absent"), now.get(name, "absent")
-        if was != is_now:
-            if record and name in record["settings"]:
-                which = "its line"
-            raise ValueError(
-                f"{study.kept(seed)}: {who} made with {name}={was}, which is {is_now} "
-                f"now; remove {which} to run what it keeps again"
-            )
+        compared.append((cell.name, _settings(study, cell)))
+    for key, now in compared:
+        then = settings.get(key, now if key == _COMMON else {})
+        for name in dict.fromkeys([*then, *now]):
+            was, is_now = then.get(name, "absent"), now.get(name, "absent")
+            if was != is_now:
+                who = "all runs were" if key == _COMMON else f"{key} was"
+                raise ValueError(
+                    f"{study.kept_settings}: {who} made with {name}={was}, which is "
+                    f"{is_now} now; to run anew what is kept, remove it from all files there"
+                )
     if record is None:
         return None
     nan = lambda x: float("nan") if x is None else x
+    counts = unpack(record["counts"], "u1").reshape(len(SHARES), -1)
+    names = _courses_of(cell)
+    courses = unpack(record["courses"], "<f2").reshape(len(names), -1) if names else ()
     return Outcome(
         record["digests"],
         record["samples"],
-        {name: unpack(text, "u1") for name, text in record["counts"].items()},
+        dict(zip(SHARES, counts)),
         {name: nan(x) for name, x in record["means"].items()},
-        {name: unpack(text, "<f2") for name, text in record["courses"].items()},
+        dict(zip(names, courses)),
         record["steps"],
     )
 
@@ -230,30 +238,26 @@ def keep(
     made: Mapping[str, str],
 ) -> list[str]:
     """Keeps what a finished run came to; names of what was kept, and differs."""
-    outcome, before = (
-        of_run(study.workdir(cell.name, seed), cell),
-        kept(study, cell, seed),
-    )
-    known = records(study, seed)
+    before, known = kept(study, cell, seed), records(study, seed)
+    outcome = of_run(study.workdir(cell.name, seed), cell)
+    settings = _kept_settings(study)
+    settings |= {_COMMON: _common(study), cell.name: _settings(study, cell)}
+    files.write_json_by_key(study.kept_settings, settings)
     makers = known.get(_MAKERS, [])
     if dict(made) not in makers:
         makers.append(dict(made))
     known[cell.name] = {
         "maker": makers.index(dict(made)),
-        "settings": _settings(study, cell),
         "seconds": seconds,
         "digests": dict(outcome.digests),
         "samples": outcome.samples,
-        "counts": {name: pack(x) for name, x in outcome.counts.items()},
+        "counts": pack(np.stack([*outcome.counts.values()])),
         "means": dict(outcome.means),
-        "courses": {name: pack(x) for name, x in outcome.courses.items()},
+        "courses": pack(np.array([*outcome.courses.values()], np.float16)),
         "steps": outcome.steps,
     }
-    common = known.get(_COMMON, _common(study))
     in_order = {name: known[name] for name in cells.CELLS if name in known}
-    files.write_json_by_key(
-        study.kept(seed), {_COMMON: common, _MAKERS: makers, **in_order}
-    )
+    files.write_json_by_key(study.kept(seed), {_MAKERS: makers, **in_order})
     return differences(before, outcome) if before else []
 
 
@@ -298,9 +302,9 @@ def makers(study: Study, seed: int) -> list[dict[str, str]]:
 
 
 def pack(values: np.ndarray) -> str:
-    """Numbers [N] as short text that reads as the same bits."""
+    """Numbers as short text that reads as the same bits."""
     size = values.dtype.itemsize
-    shuffled = values.view(np.uint8).reshape(-1, size).T  # like by like
+    shuffled = values.ravel().view(np.uint8).reshape(-1, size).T  # like by like
     return base64.b85encode(zlib.compress(shuffled.tobytes(), 9)).decode()
 
 
@@ -318,6 +322,11 @@ def _common(study: Study) -> dict[str, Any]:
     """What all runs of a study are made with today, as JSON."""
     given = {"size": study.size, "overrides": list(study.overrides)}
     return files.plain(given | cells.COMMON)
+
+
+def _kept_settings(study: Study) -> dict[str, Any]:
+    """What kept runs were made with, of all seeds: by cell, and what they share."""
+    return files.read_json(study.kept_settings, {})
 
 
 def _settings(study: Study, cell: Cell) -> dict[str, Any]:
