@@ -149,10 +149,10 @@ def _rl(name: str, reward: str, title: str = "", changes=(), **more) -> Cell:
 
 # What verdicts hang on, beside accuracy alone, which is everywhere.
 _DECIDING = {
-    *((53, "labels", reward) for reward in ("alternating50", "latency")),
+    *((BETWEEN[0], "labels", reward) for reward in ("alternating50", "latency")),
     *((deadline, "labels", "parallel_only") for deadline in BETWEEN),
-    *((53, "plain", reward) for reward in ("alternating50", "parallel_only")),
-    (59, "plain", "parallel_only"),
+    *((BETWEEN[0], "plain", reward) for reward in ("alternating50", "parallel_only")),
+    (BETWEEN[1], "plain", "parallel_only"),
     *((PAY, "plain", reward) for reward in ("alternating20", "parallel_only")),
     *((FAIL, "plain", reward) for reward in REWARDS),
 }
@@ -165,9 +165,9 @@ SCAFFOLDS = {
     (PAY, "plain"): ("accuracy", "alternating50"),
 }
 _DECIDING_FIRST = {
-    (53, "labels"): _FIRST,
-    (59, "labels"): ("accuracy", "parallel_only"),
-    (53, "plain"): ("accuracy", "parallel_only"),
+    (BETWEEN[0], "labels"): _FIRST,
+    (BETWEEN[1], "labels"): ("accuracy", "parallel_only"),
+    (BETWEEN[0], "plain"): ("accuracy", "parallel_only"),
     (FAIL, "plain"): ("accuracy", "alternating50"),
     (PAY, "plain"): ("accuracy",),
 }

@@ -11,10 +11,12 @@ import pytest
 
 from pr1_jax.study import cells, outcomes, results, runner, tables, verdicts
 from pr1_jax.system import files
+from tests.study import study_test
 from tests.study.study_test import write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
-SFT, CELL, OTHER = "sft_plain", "accuracy_43_plain", "latency_43_plain"
+SFT, CELL, OTHER = "sft_plain", study_test.CELL, study_test.OTHER
+LATE = study_test.LATE
 CHOSEN = cells.with_starts([CELL])  # after SFT
 
 
@@ -61,22 +63,22 @@ def test_any_number_is_kept_to_the_last_bit():
 
 def test_what_is_read_is_the_same_without_the_runs(tmp_path):
     study = runner.Study(tmp_path, seeds=(0, 1))
-    for name, seed in ((SFT, 0), ("late_43", 0), ("late_43", 1), ("forced", 1)):
+    for name, seed in ((SFT, 0), (LATE, 0), (LATE, 1), ("forced", 1)):
         write(study.workdir(name, seed), cells.CELLS[name])
     files.write_json(study.dense, [{"tokens": 2048, "exact_sec": 0.1}])
-    outcomes.keep(study, cells.CELLS["late_43"], 1, seconds=12.5, made={})
+    outcomes.keep(study, cells.CELLS[LATE], 1, seconds=12.5, made={})
     before = results.read(study)
     summary = results.summarize(before, study)
     outcomes.keep_finished(study)
     shutil.rmtree(tmp_path / "runs")
     after = results.read(study)
-    assert after.problems.keys() == {SFT, "late_43", "forced"}
-    assert after.courses.keys() == {"late_43", "forced"}
-    assert after.steps == {SFT: 0, "late_43": 2, "forced": 2}
+    assert after.problems.keys() == {SFT, LATE, "forced"}
+    assert after.courses.keys() == {LATE, "forced"}
+    assert after.steps == {SFT: 0, LATE: 2, "forced": 2}
     np.testing.assert_equal(after.problems, before.problems)
     np.testing.assert_equal(after.courses, before.courses)
     assert results.summarize(after, study) == summary
-    assert summary["cells"]["late_43"]["seconds"] == [None, 12.5] and summary["dense"]
+    assert summary["cells"][LATE]["seconds"] == [None, 12.5] and summary["dense"]
 
 
 def test_what_is_kept_is_small(tmp_path):

@@ -33,7 +33,9 @@ from tests.helpers import command
 from tests.helpers.command import ROOT
 from tests.study import made_up
 
-CELL, SAID = "accuracy_43_plain", (HOLDS, FAILS, OPEN)
+PAY, FAIL, BETWEEN = cells.PAY, cells.FAIL, cells.BETWEEN
+CELL, OTHER = (cells.named(name, PAY, "plain") for name in ("accuracy", "latency"))
+LATE, SAID = f"late_{PAY}", (HOLDS, FAILS, OPEN)
 
 # --- Cells ----------------------------------------------------------------------------
 
@@ -85,7 +87,7 @@ def test_cells_differ_by_what_they_are_named_for(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = lambda name: config_of(runner.Study(tmp_path), cells.CELLS[name])
     for name, reward in cells.REWARDS.items():
-        c = config(f"{name}_53_labels").reward
+        c = config(f"{name}_{PAY}_labels").reward
         settings = {
             k: v for k, v in c.items() if k not in ("timeout_sec", "latency_coef")
         }
@@ -94,9 +96,9 @@ def test_cells_differ_by_what_they_are_named_for(tmp_path, monkeypatch):
         assert bool(c.latency_coef) == (name == "latency")
     assert config("forced").rl.train_on_forced
     assert config("causal_sampling").rollout.shortcut == "causal_after_block"
-    assert config("sequential_43").rollout.max_blocks == 0
-    assert config("causal_with_easy_43").variant == "causal"
-    assert config("causal_easy_43").data.rl == "embedded:easy"
+    assert config(f"sequential_{PAY}").rollout.max_blocks == 0
+    assert config(f"causal_with_easy_{PAY}").variant == "causal"
+    assert config(f"causal_easy_{PAY}").data.rl == "embedded:easy"
     assert tasks.make(config("sft_late").data.task).late_share == 0.5
 
 
@@ -218,7 +220,7 @@ def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
     running.run(chosen)
     assert len(processes.started) == 3
     # Those from which others start keep their checkpoints.
-    name = "latency_43_plain"
+    name = OTHER
     running.run(cells.with_starts([name]))
     kept = [
         runner.has_checkpoint(study.workdir(n, 1)) for n in ("sft_plain", CELL, name)
@@ -230,7 +232,7 @@ def test_finished_runs_are_left_alone_and_others_follow(tmp_path, processes):
 
 def test_what_verdicts_hang_on_comes_first_and_the_first_seeds(tmp_path):
     study = runner.Study(tmp_path, seeds=(0, 1, 2, 3, 5))
-    names = [CELL, "latency_43_plain"]
+    names = [CELL, OTHER]
     order = runner.rounds(study, cells.with_starts(names))
     decides = ["sft_plain", CELL]
     expected = [[(n, s) for n in decides] for s in (0, 1, 2)]
@@ -282,7 +284,7 @@ def test_runs_that_need_not_wait_are_run_at_a_time_each_on_its_core(
     monkeypatch.setattr(outcomes, "made", dict)  # takes its time
     monkeypatch.setattr(runner, "_POLL_SEC", 0.01)
     running = runner.Runner(study, lambda text: None)
-    running.run(cells.with_starts([CELL, "sequential_43"]))
+    running.run(cells.with_starts([CELL, f"sequential_{PAY}"]))
     assert not running.failed and len(order) == len({*order}) == 8
     assert order[:3] == ["sft_plain/seed0", "sft_sequential/seed0", "sft_plain/seed1"]
     assert max(most) == 3
@@ -371,17 +373,17 @@ def write_run(workdir, kind, question="Which?", steps=2):
 def test_runs_are_read_as_they_were_written(tmp_path):
     study = runner.Study(tmp_path, seeds=(0, 1))
     write_run(study.workdir("sft_plain", 0), "sft")
-    write_run(study.workdir("late_43", 1), "rl")
+    write_run(study.workdir(LATE, 1), "rl")
     found = results.read(study)
-    assert {*found.problems} == {"sft_plain", "late_43"}
+    assert {*found.problems} == {"sft_plain", LATE}
     of = found.problems["sft_plain"]
     assert of["accuracy"][0].tolist() == of["parallel_ratio"][0].tolist() == [1, 0]
     assert of["work_division"][0].tolist() == [0.75]
     assert np.isnan(of["identical_paths"][0]).all()
-    late = found.problems["late_43"]
+    late = found.problems[LATE]
     assert late["total_tokens"][1].tolist() == [15]
     assert late["before_parallel_ratio"][1].tolist() == [0.25]
-    course = found.courses["late_43"]
+    course = found.courses[LATE]
     assert course["accuracy"][1].tolist() == [0.5, 1.0]
     # By character, where a record has no trace; to the precision that is kept.
     np.testing.assert_allclose(course[outcomes.POSITION][1], [2 / 74, np.nan], 1e-3)
@@ -421,7 +423,7 @@ def test_results_are_small_and_say_what_made_them(published):
     accuracy = read["cells"][CELL]["metrics"]["accuracy"]
     assert accuracy["low"] < accuracy["value"] < accuracy["high"]
     assert accuracy["value"] == pytest.approx(0.75, abs=0.01)
-    cell = read["cells"]["accuracy_43_labels"]
+    cell = read["cells"][f"accuracy_{PAY}_labels"]
     assert len(accuracy["by_seed"]) == len(cell["divided_at"]) == cells.MANY
     assert len(cell["courses"]["work_division"][0]) == made_up.POINTS // 2
     # Every seed of every cell is listed with its figures.
@@ -442,16 +444,23 @@ def test_every_experiment_has_a_picture_and_a_text(published):
     for claim in CLAIMS:
         assert claim.text in text and claim.paper in text
     assert sum(text.count(f" **{said}** |") for said in SAID) == len(CLAIMS)
-    row = r"\| accuracy, 43 steps \| 6 \| 7[45]\.\d \(7[45]\.\d to 75\.\d\) \| (99\.\d|100.0)"
+    row = rf"\| accuracy, {PAY} steps \| 6 \| 7[45]\.\d \(7[45]\.\d to 75\.\d\) \| (99\.\d|100.0)"
     assert re.search(row, text)
 
 
 def test_pictures_of_one_seed_and_of_missing_cells_are_drawn():
     found = made_up.findings(seeds=1)
     summary = results.summarize(found, runner.Study(pathlib.Path("nowhere"), (0,)))
-    for gone in ("sequential_43", "late_66", "accuracy_53_labels", "forced"):
+    for gone in (
+        f"sequential_{PAY}",
+        f"late_{FAIL}",
+        f"accuracy_{BETWEEN[0]}_labels",
+        "forced",
+    ):
         summary["cells"].pop(gone)
-    course = summary["cells"]["accuracy_59_labels"]["courses"]["parallel_ratio"][0]
+    course = summary["cells"][f"accuracy_{BETWEEN[1]}_labels"]["courses"][
+        "parallel_ratio"
+    ][0]
     course[0] = None
     for draw in figures.FIGURES.values():
         draw({**summary, "dense": []}).draw_without_rendering()

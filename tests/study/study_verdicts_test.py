@@ -98,6 +98,7 @@ def test_predictions_by_hand():
     plain, half = border.predicted(0.75, 1.0, 0.5)
     assert plain == 0 and 0.1 < half < 0.3
     assert border.rest(lambda ratio: ratio - 0.6) == 0.0
+    assert cells.RL["rl.group_size"] == 8  # what `border` counts with
     assert border.rest(lambda ratio: 0.7 - ratio) == pytest.approx(0.7)
 
 
@@ -112,8 +113,14 @@ def test_what_theory_says_holds_and_its_consequences_for_the_paper():
     fails = {name for name, said in found.items() if said == FAILS}
     assert found.keys() == {c.name for c in CLAIMS} and OPEN not in found.values()
     assert fails & ours == {"latency_first", "scaffold_is_better"}
-    assert {"blocks_die_out_43", "better_than_sequential_66"} <= fails
-    assert {"blocks_die_out_66", "better_than_sequential_43"}.isdisjoint(fails)
+    assert {
+        f"blocks_die_out_{cells.PAY}",
+        f"better_than_sequential_{cells.FAIL}",
+    } <= fails
+    assert {
+        f"blocks_die_out_{cells.FAIL}",
+        f"better_than_sequential_{cells.PAY}",
+    } & fails == set()
 
 
 # Claims of courses and of masks, with what makes them hold and fail.
@@ -185,7 +192,7 @@ def test_one_part_below_zero_is_enough_to_fail():
 
 def test_how_long_a_plateau_is():
     """Accuracy reaches that of random rows at step 10, and the work is divided at 40."""
-    name = "accuracy_43_labels"
+    name = f"accuracy_{cells.PAY}_labels"
     step = lambda at, low, high: {0: np.where(np.arange(30) * 2 < at, low, high)}
     courses = {"accuracy": step(10, 0.5, 0.75), "work_division": step(40, 0.5, 1.0)}
     found = results.Findings({}, {name: courses}, {name: 60})
