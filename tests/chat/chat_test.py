@@ -33,6 +33,8 @@ from pr1_jax.system import files
 from tests.helpers import growing
 from tests.helpers.growing import LEFT, REST, RIGHT, THIRD
 
+LIMITS = rl_alternating.get_config("smoke").rollout
+POSITIONS = LIMITS.max_prompt_tokens + LIMITS.max_response_tokens
 QUESTION = "Which number has a partner 4 larger? A 12 16 B 51 30 C 47 25 D 20 55"
 
 
@@ -209,16 +211,18 @@ def test_a_folder_is_asked_as_it_says_or_by_a_guess(exported, tmp_path):
     assert usage.read(file.parent).bos == "no"  # as older versions did
     asked = load(file.parent)
     assert asked.template == "instruction" and asked.settings.num_paths == 3
-    said = f"template instruction, structured, 3 paths, up to 96 tokens: as {file} says"
+    limit = f"up to {LIMITS.max_response_tokens} tokens"
+    said = f"template instruction, structured, 3 paths, {limit}: as {file} says"
     assert asked.about == said
     changed = load(file.parent, template="plain", num_paths=2, max_response_tokens=100)
     assert changed.template == "plain" and changed.settings.num_paths == 2
-    assert changed.settings.max_prompt_tokens == 20  # of 120 positions
+    assert changed.settings.max_prompt_tokens == POSITIONS - 100
     assert changed.about.endswith("but for what is given")
     file.unlink()
     asked = load(file.parent)
     assert asked.template == "plain" and "guessed" in asked.about
-    assert asked.settings.max_response_tokens + asked.settings.max_prompt_tokens == 120
+    settings = asked.settings
+    assert settings.max_response_tokens + settings.max_prompt_tokens == POSITIONS
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,10 @@ def test_wrong_input_is_named_before_anything_is_read(workdir, exported, tmp_pat
         ((other,), {}, r"model_type='mamba' is not of"),
         ((workdir,), {"number": 9}, r"--checkpoint_number=9: .*\[4\]"),
         ((exported,), {"number": 9}, r"--checkpoint_number=9: .* is a Hugging Face"),
-        ((exported,), {"max_response_tokens": 120}, r"--max_tokens=120: .* 120 pos"),
+        (
+            *((exported,), {"max_response_tokens": POSITIONS}),
+            rf"--max_tokens={POSITIONS}: .* {POSITIONS} pos",
+        ),
         ((workdir,), {"max_response_tokens": 0}, r"--max_tokens=0 must be"),
         ((workdir,), {"num_paths": 9}, r"--num_paths=9 must be from 2 to 8"),
         ((workdir,), {"top_p": 0.0}, r"--top_p=0.0 must be"),
@@ -273,7 +280,10 @@ def test_wrong_input_is_named_before_anything_is_read(workdir, exported, tmp_pat
     for question, words in (
         ("", "the question is empty"),
         ("Why?", r"only knows questions like: Which number .*'W'"),
-        (QUESTION + " 1" * 20, r"has \d+ tokens in the template plain, .* have 24"),
+        (
+            QUESTION + " 1" * 20,
+            rf"has \d+ tokens in the template plain, .* have {LIMITS.max_prompt_tokens}",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             asked.ask(question)

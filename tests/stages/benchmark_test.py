@@ -16,7 +16,7 @@ from pr1_jax.workdir import metrics
 
 SAMPLES, PROBLEMS, ROWS = 2, 10, 4
 CHUNK = 4 * ROWS  # responses
-DEADLINE, LABELS = 40, ("left ", "right ")  # each is one token
+DEADLINE, LABELS = 40, (" 1", " 2")  # each is one token
 
 
 @pytest.fixture(scope="module")
