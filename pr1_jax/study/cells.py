@@ -132,7 +132,7 @@ def _sft(
     name: str, title: str, task: str = "", config: str = "sft_structured", **more
 ) -> Cell:
     changes = {"data.task": f"partner:{task}"} if task else {}
-    more |= {"changes": changes, "cost": SFT, "minutes": 3.5}
+    more |= {"changes": changes, "cost": SFT, "minutes": 4.0}
     return Cell(name, title, "sft", config, **more)
 
 
@@ -204,6 +204,7 @@ def _four_paths() -> Iterator[Cell]:
         title = f"after SFT, four paths{', labels' * given['labels']}"
         yield _sft(f"sft4_{labels}", title, "paths=4", **given)
         given |= {"deadline": FOUR_PATHS, "cost": LONG_RL}
+        given |= {"changes": {"data.task": "partner:paths=4"}}  # lists of four rows
         name, title = f"accuracy4_{FOUR_PATHS}_{labels}", "accuracy, four paths"
         yield _rl(name, "accuracy", title, start=f"sft4_{labels}", **given)
 

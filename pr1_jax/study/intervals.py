@@ -35,10 +35,6 @@ class Interval(NamedTuple):
     high: float
     seeds: int
 
-    def negated(self) -> "Interval":
-        """The interval of the opposite."""
-        return Interval(-self.value, -self.high, -self.low, self.seeds)
-
 
 def exact(value: float) -> Interval:
     """A quantity that no luck is involved in."""

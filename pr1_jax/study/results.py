@@ -117,18 +117,16 @@ def read(study: Study) -> Findings:
         made with other settings.
     """
     problems, courses, steps = {}, {}, {}
-    asked: tuple[str, str] | None = None
+    asked: dict[int, tuple[str, str]] = {}  # by paths: lists have as many rows
     for name, cell in cells.CELLS.items():
         for seed in study.seeds_of(cell):
             outcome, key = outcomes.read(study, cell, seed), f"{name} seed {seed}"
             if outcome is None:
                 continue
             questions = outcome.digests["questions"]
-            asked = asked or (key, questions)
-            if questions != asked[1]:
-                raise ValueError(
-                    f"{key} was evaluated on other problems than {asked[0]}"
-                )
+            first, its_questions = asked.setdefault(cell.paths, (key, questions))
+            if questions != its_questions:
+                raise ValueError(f"{key} was evaluated on other problems than {first}")
             for figures, of_run in (
                 (problems, outcome.problems),
                 (courses, outcome.courses),

@@ -29,7 +29,7 @@ def config_of(study, cell, seed=0):
 def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = runner.Study(tmp_path, size=size)
-    steps = {}
+    steps, asked = {}, {}
     for cell in cells.CELLS.values():
         config = config_of(study, cell, seed=7)
         checks.check(config)
@@ -38,7 +38,10 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
         assert config.eval.problems == cells.COMMON["eval.problems"]
         assert config.rollout.max_sequential_steps == cell.deadline
         assert len(config.rollout.path_labels) == cell.labels * cell.paths
-        assert config.rollout.num_paths == cell.paths
+        task = tasks.make(config.data.task)
+        assert config.rollout.num_paths == task.paths == cell.paths
+        first = task.records("hard", "eval", seed=0)[0]["question"]
+        assert asked.setdefault(cell.paths, first) == first
         if cell.kind == "evaluate":
             continue
         assert tuple(config.stages) == (cell.kind,)
@@ -47,8 +50,7 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
             steps[cell.name] = config.rl.steps
         else:
             share = 0.0 if cell.name == "sft_sequential" else 0.5
-            task = tasks.make(config.data.task)
-            assert (task.block_share, task.paths) == (share, cell.paths)
+            assert task.block_share == share
     for name, cell in cells.CELLS.items():  # as many steps for all that are compared
         if name.rpartition(f"_{cell.deadline}_")[0] in cells.REWARDS:
             labels = "labels" if cell.labels else "plain"

@@ -291,6 +291,9 @@ def test_runs_are_read_as_they_were_written(tmp_path):
     # By character, where a record has no trace; to the precision that is kept.
     np.testing.assert_allclose(course[outcomes.POSITION][1], [2 / 74, np.nan], 1e-3)
     assert "sft_plain" not in found.courses
+    four = f"accuracy4_{cells.FOUR_PATHS}_plain"  # on lists of four rows
+    write_run(study.workdir(four, 0), "rl", question="Of four rows?")
+    assert four in results.read(study).problems
     write_run(study.workdir(CELL, 0), "rl", question="Another?")
     with pytest.raises(ValueError, match="other problems"):
         results.read(study)
