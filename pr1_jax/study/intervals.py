@@ -10,11 +10,10 @@ with the standard error (se) of a mean and Student's quantile t. What seeds and 
 do together is counted in both, so that it is a little too wide. A difference of two
 cells is taken by seed and problem first; luck that they share cancels.
 
-Three seeds tell little of the luck of seeds: t(2) is 4.3, not 1.96. The interval covers
-the mean over all seeds and problems of the kind in 95 % of studies or more
-(`tests/study/study_verdicts_test.py` simulates it; one number of degrees of freedom for the whole, by
-Welch and Satterthwaite, covered it in 92 %). A percentile bootstrap over three seeds
-does so in three of four at best, since it never leaves the range of the three. With one
+Six seeds tell little of the luck of seeds: t(5) is 2.6, not 1.96, and of three 4.3. The
+interval covers the mean over all seeds and problems of the kind in 95 % of studies or
+more (`tests/study/study_verdicts_test.py` simulates it). A percentile bootstrap would
+not, since it never leaves the range of the seeds. With one
 seed the interval speaks of problems alone: of this model, not of the method. Where all
 values are equal, as with a share of 0 or 1, there is no width, though luck is possible.
 """
