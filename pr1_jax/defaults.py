@@ -167,7 +167,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.sft.warmup_share = 0.1  # [share] of the updates in which the rate rises
 
     c.rl = ml_collections.ConfigDict()
-    c.rl.steps = 200  # [steps] of the stage: each samples, then trains
+    c.rl.steps = 100  # [steps] of the stage: each samples, then trains
     c.rl.prompts_per_step = 32  # [prompts] of a step
     c.rl.group_size = 8  # [responses] to a prompt
     c.rl.mini_batches = 2  # [updates] of a step

@@ -3,17 +3,17 @@
 A problem is a list of 20 numbers (the easy ones: 16 or 20) in two rows. Exactly one
 number has a partner that is a given gap larger, and that number is the answer:
 
-    Which number has a partner 4 larger? A 51 12 70 30 … B 18 64 16 … 33
+    Which number has a partner 4 larger? A 41 12 7 30 … B 18 34 16 … 3
 
 A search begins at one of the rows and goes on with the other. Of each number it says what
 the partner would be and whether the list has it, until it has found it:
 
-    A 51>55 no 12>16 yes 12
+    A 41>45 no 12>16 yes 12
 
 A cold-start trace is one such search, or a block whose paths search a row each, of their
 own choice:
 
-    <Parallel><Path> B 18>22 no …</Path><Path> A 51>55 no 12>16 yes 12</Path></Parallel>
+    <Parallel><Path> B 18>22 no …</Path><Path> A 41>45 no 12>16 yes 12</Path></Parallel>
     <Summary> 12</Summary>
     Final Answer: 12
 
@@ -28,7 +28,10 @@ exactly where two paths see more of it than one search. For every deadline, numb
 paths and labelling the best accuracy is known (`pr1_jax.study.optimum`). Paths that begin
 at the same row do the same work; with labels they can learn to divide the rows among
 them. Sums of two small numbers are learned by a million parameters within minutes, and
-there are more lists than can be seen.
+there are more lists than can be seen. Numbers begin with 1 so that the labels ` 1` and
+` 2` are words that the model tells apart before RL: with labels that it had never seen
+elsewhere paths took 75 to more than 120 RL steps to divide the rows, with these 25 (two
+seeds each).
 """
 
 import dataclasses
@@ -52,7 +55,7 @@ class Family:
     """A family of problems: lengths of the list, its range, and the gaps asked for."""
 
     lengths: tuple[int, ...]
-    numbers: tuple[int, int] = (10, 59)
+    numbers: tuple[int, int] = (1, 50)
     gaps: tuple[int, int] = (2, 9)
 
 
