@@ -132,7 +132,7 @@ def _sft(
     name: str, title: str, task: str = "", config: str = "sft_structured", **more
 ) -> Cell:
     changes = {"data.task": f"partner:{task}"} if task else {}
-    more |= {"changes": changes, "cost": SFT, "minutes": 4.0}
+    more |= {"changes": changes, "cost": SFT, "minutes": 5.0}
     return Cell(name, title, "sft", config, **more)
 
 
