@@ -159,7 +159,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.reward.timeout_sec = 3.0  # [s] of processor time to verify an answer, at most
 
     c.sft = ml_collections.ConfigDict()
-    c.sft.steps = 800  # [updates] of the stage
+    c.sft.steps = 700  # [updates] of the stage
     c.sft.batch_size = 64  # [traces] of an update
     c.sft.micro_batch_size = 8  # [traces] computed at once
     c.sft.lr = 3e-3  # learning rate, at its highest
@@ -167,7 +167,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.sft.warmup_share = 0.1  # [share] of the updates in which the rate rises
 
     c.rl = ml_collections.ConfigDict()
-    c.rl.steps = 100  # [steps] of the stage: each samples, then trains
+    c.rl.steps = 200  # [steps] of the stage: each samples, then trains
     c.rl.prompts_per_step = 32  # [prompts] of a step
     c.rl.group_size = 8  # [responses] to a prompt
     c.rl.mini_batches = 2  # [updates] of a step

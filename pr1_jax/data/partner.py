@@ -28,10 +28,9 @@ exactly where two paths see more of it than one search. For every deadline, numb
 paths and labelling the best accuracy is known (`pr1_jax.study.optimum`). Paths that begin
 at the same row do the same work; with labels they can learn to divide the rows among
 them. Sums of two small numbers are learned by a million parameters within minutes, and
-there are more lists than can be seen. Numbers begin with 1 so that the labels ` 1` and
-` 2` are words that the model tells apart before RL: with labels that it had never seen
-elsewhere paths took 75 to more than 120 RL steps to divide the rows, with these 25 (two
-seeds each).
+there are more lists than can be seen. Numbers begin with 1 so that the labels ` 1`
+and ` 2` are words that the model knows: labels that stand nowhere else had less influence
+on a path after SFT, and RL took longer to tell paths apart by them (two seeds each).
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ SIZES = ("embedded", "smoke")
 FEW, MANY = 3, 6  # seeds
 
 # What runs cost (at the size `embedded`; `smoke` has its own).
-SFT = {"sft.steps": 800, "sft.batch_size": 64, "sft.lr": 3e-3}
+SFT = {"sft.steps": 700, "sft.batch_size": 64, "sft.lr": 3e-3}
 RL = {"rl.steps": 60, "rl.prompts_per_step": 32, "rl.group_size": 8, "rl.lr": 3e-4}
 EASY_RL = RL | {"rl.steps": 12}  # published: 35 steps before 300
 LONG_RL = RL | {"rl.steps": 100}  # where paths may come to divide the work
