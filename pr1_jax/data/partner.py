@@ -214,10 +214,10 @@ class Partner:
         """As `Task.asked`."""
         if not (match := _ASKED.fullmatch(question)):
             return None
-        rows = [row for row in ROWS if f" {row} " in question]
+        *rows, last = [row for row in ROWS if f" {row} " in question]
         return (
-            f"One number in the rows {rows[0]} to {rows[-1]} has a partner there that is "
-            f"{match[1]} larger. The answer is that number."
+            f"One number in rows {', '.join(rows)} and {last} has a partner there that "
+            f"is {match[1]} larger. The answer is that number."
         )
 
     def conclusion(self, text: str, *, summary: bool = False) -> str | None:
