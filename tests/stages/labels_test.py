@@ -10,10 +10,10 @@ from pr1_jax.data import traces
 from pr1_jax.data.prompts import Problem
 from pr1_jax.stages import coldstart, experiment, rollout, sft
 
-LABELS = "7", "8 "
-BLOCK = "<Parallel><Path>{}left 1+6 no </Path><Path>{}right 4+3 yes</Path></Parallel>\n"
-BLOCK += "<Summary>right 4+3</Summary>\nFinal Answer: 1"
-BARE, LABELLED = BLOCK.format("", ""), BLOCK.format("7 ", "8 ")
+LABELS = " 7", " 8"
+BLOCK = "<Parallel><Path>{} A 1>6 no</Path><Path>{} B 2>7 yes 2</Path></Parallel>\n"
+BLOCK += "<Summary> 2</Summary>\nFinal Answer: 2"
+BARE, LABELLED = BLOCK.format("", ""), BLOCK.format(*LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def test_sft_is_on_everything_but_labels(made):
             expected[start + 1 :][: len(label)] = False
         np.testing.assert_array_equal(mask, expected)
         blocks += len(starts) == 2
-    assert blocks > len(tokens) / 2
+    assert blocks > len(tokens) / 4  # half of the traces have a block
 
 
 def test_traces_of_a_teacher_are_written_with_labels():
     for text in (BARE, LABELLED):
-        attempt = {"question": "q", "response": text, "answer": "1"}
+        attempt = {"question": "q", "response": text, "answer": "2"}
         attempt |= {"finished": True, "verdict": CORRECT}
         kept, _ = coldstart.select([attempt], needs_block=True, labels=LABELS)
         assert kept[0]["response"] == LABELLED
@@ -50,7 +50,7 @@ def test_traces_of_a_teacher_are_written_with_labels():
 
 @pytest.mark.parametrize("text, ok", [(BARE, False), (LABELLED, True)])
 def test_responses_must_have_their_labels(made, text, ok):
-    problem = Problem("q", "1", np.array([5], np.int32))
+    problem = Problem("q", "2", np.array([5], np.int32))
     t = traces.from_text([5], text, made.tokenizer, variant="structured")
     how = {"timeout_sec": 5.0, "labels": made.settings.path_labels}
     assert rollout.score(problem, t, made.tokenizer, **how).format_ok == ok
