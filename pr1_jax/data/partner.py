@@ -35,18 +35,16 @@ on a path after SFT, and RL took longer to tell paths apart by them (two seeds e
 
 import dataclasses
 import re
-import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from pr1_jax import tags
-from pr1_jax.data import tokenizer, tokenizer_files
+from pr1_jax.data import endless, tokenizer, tokenizer_files
 
 ROWS = "ABCD"
-SPLITS = ("train", "eval")
 # What a summary says where no path has found it, and the answer then.
 NONE, WRONG = "none", "0"
-_EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +98,8 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """`eval` for one problem in eight, by a hash of what is asked."""
-        key = repr((self.gap, sorted(self.numbers))).encode()
-        return "train" if zlib.crc32(key) % _EVAL_SHARE else "eval"
+        """As `endless.split_of`."""
+        return endless.split_of(self.gap, self.numbers)
 
 
 def make_problem(family: Family, rows: int, rng: np.random.Generator) -> Problem:
@@ -202,9 +199,25 @@ class Partner:
 
     def records(
         self, family: str, split: str, *, seed: int, traces: bool = False
-    ) -> "Records":
+    ) -> endless.Records:
         """As `Task.records`."""
-        return Records(self, family, split, seed=seed, traces=traces)
+        trace = lambda problem, rng: make_trace(
+            problem, rng, self.block_share, self.late_share
+        )
+
+        def draw(rng: np.random.Generator) -> Iterator[Problem]:
+            while True:
+                yield make_problem(FAMILIES[family], int(self.paths), rng)
+
+        return endless.Records(
+            "Partner",
+            FAMILIES,
+            family,
+            split,
+            seed=seed,
+            draw=draw,
+            trace=trace if traces else None,
+        )
 
     def as_asked(self, question: str) -> str:
         """As `Task.as_asked`."""
@@ -237,43 +250,3 @@ class Partner:
         return (
             tuple(dict.fromkeys(steps)) if steps and _SEARCH.fullmatch(text) else None
         )
-
-
-class Records:
-    """Random access to records of a family; record i is a function of seed and i alone.
-
-    Records are dicts of str: `question`, `answer`, and of traces the `response`.
-    """
-
-    def __init__(
-        self, task: Partner, family: str, split: str, *, seed: int, traces: bool
-    ):
-        """Raises ValueError for an unknown family or split."""
-        for name, value, known in (
-            ("family", family, tuple(FAMILIES)),
-            ("split", split, SPLITS),
-        ):
-            if value not in known:
-                raise ValueError(f"data.{name}={value!r} is not one of {known}")
-        self._task, self._family, self._split = task, family, split
-        self._seed, self._traces = seed, traces
-
-    def __len__(self) -> int:
-        return 2**31 - 1
-
-    def __repr__(self) -> str:  # part of grain's description of a dataset
-        kind = "traces" if self._traces else "problems"
-        return f"Partner({self._family}, {self._split}, {kind}, seed={self._seed})"
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        rng = np.random.default_rng([self._seed, SPLITS.index(self._split), int(index)])
-        given = FAMILIES[self._family], int(self._task.paths), rng
-        problem = make_problem(*given)
-        while problem.split != self._split:
-            problem = make_problem(*given)
-        record = {"question": problem.question, "answer": str(problem.answer)}
-        if self._traces:
-            task = self._task
-            shares = task.block_share, task.late_share
-            record["response"] = make_trace(problem, rng, *shares)
-        return record

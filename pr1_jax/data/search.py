@@ -35,17 +35,15 @@ half of its blocks scan from one side only.
 
 import dataclasses
 import re
-import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from pr1_jax import tags
-from pr1_jax.data import tokenizer, tokenizer_files
+from pr1_jax.data import endless, tokenizer, tokenizer_files
 
 PATIENT = 0.06  # share of paths in traces that never give up;
 GIVING_UP = 0.9  # the others do so after any number with this chance
-SPLITS = ("train", "eval")
-_EVAL_SHARE = 8  # one problem in so many belongs to `eval`, by its hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +89,8 @@ class Problem:
 
     @property
     def split(self) -> str:
-        """`eval` for one problem in eight, by a hash of what is asked."""
-        key = repr((self.target, sorted(self.numbers))).encode()
-        return "train" if zlib.crc32(key) % _EVAL_SHARE else "eval"
+        """As `endless.split_of`."""
+        return endless.split_of(self.target, self.numbers)
 
 
 def make_problem(family: Family, rng: np.random.Generator) -> Problem:
@@ -195,9 +192,26 @@ class Search:
 
     def records(
         self, family: str, split: str, *, seed: int, traces: bool = False
-    ) -> "Records":
+    ) -> endless.Records:
         """As `Task.records`."""
-        return Records(self, family, split, seed=seed, traces=traces)
+        trace = lambda problem, rng: make_trace(
+            problem, rng, self.block_share, self.late_share
+        )
+
+        def draw(rng: np.random.Generator) -> Iterator[Problem]:
+            hard = rng.random() < self.hard_share and traces
+            while True:
+                yield make_problem(FAMILIES["hard" if hard else family], rng)
+
+        return endless.Records(
+            "Problems",
+            FAMILIES,
+            family,
+            split,
+            seed=seed,
+            draw=draw,
+            trace=trace if traces else None,
+        )
 
     def as_asked(self, question: str) -> str:
         """As `Task.as_asked`."""
@@ -230,43 +244,3 @@ class Search:
             return None
         steps = tuple(dict.fromkeys(_STEP.findall(text)))
         return steps if steps or not text[start.end() :].strip() else None
-
-
-class Records:
-    """Random access to records of a family; record i is a function of seed and i alone.
-
-    Records are dicts of str: `question`, `answer`, and of traces the `response`.
-    """
-
-    def __init__(
-        self, task: Search, family: str, split: str, *, seed: int, traces: bool
-    ):
-        """Raises ValueError for an unknown family or split."""
-        for name, value, known in (
-            ("family", family, tuple(FAMILIES)),
-            ("split", split, SPLITS),
-        ):
-            if value not in known:
-                raise ValueError(f"data.{name}={value!r} is not one of {known}")
-        self._task, self._family, self._split = task, family, split
-        self._seed, self._traces = seed, traces
-
-    def __len__(self) -> int:
-        return 2**31 - 1
-
-    def __repr__(self) -> str:  # part of grain's description of a dataset
-        kind = "traces" if self._traces else "problems"
-        return f"Problems({self._family}, {self._split}, {kind}, seed={self._seed})"
-
-    def __getitem__(self, index: int) -> dict[str, str]:
-        rng = np.random.default_rng([self._seed, SPLITS.index(self._split), int(index)])
-        hard = rng.random() < self._task.hard_share and self._traces
-        family = FAMILIES["hard" if hard else self._family]
-        problem = make_problem(family, rng)
-        while problem.split != self._split:
-            problem = make_problem(family, rng)
-        record = {"question": problem.question, "answer": problem.answer}
-        if self._traces:
-            shares = self._task.block_share, self._task.late_share
-            record["response"] = make_trace(problem, rng, *shares)
-        return record

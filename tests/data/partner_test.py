@@ -10,7 +10,7 @@ import pytest
 from pr1_jax import defaults, tags
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT
 from pr1_jax.answers.verify import check
-from pr1_jax.data import partner, tasks, traces
+from pr1_jax.data import endless, partner, tasks, traces
 
 NUM = 300
 FAMILIES = tuple(partner.FAMILIES)
@@ -46,7 +46,7 @@ def paths_of(response):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("split", partner.SPLITS)
+@pytest.mark.parametrize("split", endless.SPLITS)
 def test_exactly_one_number_has_a_partner_and_is_the_answer(family, split):
     for record in records(family, split):
         gap, rows = parse(record["question"])
@@ -64,7 +64,7 @@ def test_train_and_eval_never_ask_the_same():
             for record in records("easy", split, 1000)
             for gap, rows in [parse(record["question"])]
         }
-        for split in partner.SPLITS
+        for split in endless.SPLITS
     }
     assert not asked["train"] & asked["eval"]
 

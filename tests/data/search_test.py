@@ -10,11 +10,11 @@ import pytest
 from pr1_jax import defaults, tags
 from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.answers.verify import check
-from pr1_jax.data import search, tasks, traces
+from pr1_jax.data import endless, search, tasks, traces
 from tests.helpers import search_task
 
 NUM = 300
-KINDS = [(family, split) for family in ("easy", "hard") for split in search.SPLITS]
+KINDS = [(family, split) for family in ("easy", "hard") for split in endless.SPLITS]
 
 
 def records(family="hard", split="train", n=NUM, seed=0, **options):
@@ -56,7 +56,7 @@ def test_train_and_eval_never_ask_the_same(family):
             for record in records(family, split, 1500, seed=seed)
             for target, numbers in [parse(record["question"])]
         }
-        for split in search.SPLITS
+        for split in endless.SPLITS
     }
     assert min(map(len, asked.values())) > 500  # so an overlap would show
     assert not asked["train"] & asked["eval"]
