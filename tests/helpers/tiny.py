@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pr1_jax import tags
 from pr1_jax.kernels.cpu import library
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
@@ -15,8 +16,21 @@ from pr1_jax.model.rope import Yarn
 from pr1_jax.sampler.settings import Settings, Vocab
 
 VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
+VOCAB_SIZE = 24
+TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {
+    2: "\n",
+    1: "",
+}  # of some tokens
+SETTINGS = Settings(  # budgets that bite within a few dozen tokens
+    max_prompt_tokens=9,
+    max_response_tokens=60,
+    max_path_tokens=9,
+    max_summary_tokens=7,
+    summary_reserve=3,
+    answer_reserve=3,
+)
 QWEN3 = ModelConfig(
-    vocab_size=24,
+    vocab_size=VOCAB_SIZE,
     num_layers=2,
     width=32,
     num_heads=4,

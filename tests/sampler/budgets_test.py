@@ -12,18 +12,8 @@ from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import END_PATH, PARALLEL, Settings
 from tests.helpers.laws import assert_laws
-from tests.helpers.tiny import LABELS, VOCAB, with_vocab
+from tests.helpers.tiny import LABELS, SETTINGS, TEXTS, VOCAB, VOCAB_SIZE, with_vocab
 
-VOCAB_SIZE = 24
-TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {2: "\n", 1: ""}
-SETTINGS = Settings(
-    max_prompt_tokens=9,
-    max_response_tokens=60,
-    max_path_tokens=9,
-    max_summary_tokens=7,
-    summary_reserve=3,
-    answer_reserve=3,
-)
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 

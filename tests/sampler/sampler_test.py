@@ -19,28 +19,20 @@ from pr1_jax.sampler import loop, schedule
 from pr1_jax.sampler.rows import Rows
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.settings import END_PARALLEL, EOS, Settings
+from pr1_jax.sampler.settings import END_PARALLEL, EOS
 from pr1_jax.trajectory import pack, structured
 from tests.helpers.laws import assert_laws
 from tests.helpers.tiny import (
     LABELS,
     LLAMA,
     QWEN3,
+    SETTINGS,
+    TEXTS,
     VOCAB,
+    VOCAB_SIZE,
     YARN,
     needs_kernels,
     with_vocab,
-)
-
-VOCAB_SIZE = 24
-TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {2: "\n", 1: ""}
-SETTINGS = Settings(
-    max_prompt_tokens=9,
-    max_response_tokens=60,
-    max_path_tokens=9,
-    max_summary_tokens=7,
-    summary_reserve=3,
-    answer_reserve=3,
 )
 
 
