@@ -49,7 +49,7 @@ def path_reach(deadline: int, num_paths: int, *, label_tokens: int = 0) -> int:
     """
     row = NUMBERS // num_paths
     left = deadline - BLOCK_TOKENS - label_tokens
-    return min(row, reach(left, num_paths)) if deadline else row
+    return min(row, reach(left)) if deadline else row
 
 
 def divided(deadline: int, num_paths: int, *, label_tokens: int = 1) -> float:
