@@ -83,7 +83,7 @@ def _data(c: ml_collections.ConfigDict) -> None:
     # hf:OWNER/NAME. With @SPLIT behind one of the latter two another split is read, and
     # with #COLUMN=VALUE behind any of them only records that have this value.
     c.data = ml_collections.ConfigDict()
-    c.data.sft = "embedded:easy"  # source of the traces for the stage sft
+    c.data.sft = "embedded:hard"  # source of the traces for the stage sft
     c.data.coldstart = "embedded:easy"  # source of the problems for coldstart's teacher
     c.data.rl = "embedded:hard"  # source of the problems for the stage rl
     # Source of held-out problems. The stage benchmark takes several, as

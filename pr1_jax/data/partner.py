@@ -17,8 +17,10 @@ own choice:
     <Summary> 12</Summary>
     Final Answer: 12
 
-Rows are drawn at random, and both habits are patient: a search in the main stream goes on
-until it finds, a path until it finds or its row ends. A block whose paths do not find it
+Rows are drawn at random, but for a slight habit of paths, which teachers have too: a tenth
+of them (`own_row_share`) begin with the row of their own number. Both habits of searching
+are patient: a search in the main stream goes on until it finds, a path until it finds or
+its row ends. A block whose paths do not find it
 ends with the answer 0, which is wrong, and is kept: traces that are filtered for success
 make paths look better than they are. For four paths there are four rows of half the length.
 
@@ -27,7 +29,9 @@ of so many sequential steps says how much of the list a response can see. Blocks
 exactly where two paths see more of it than one search. For every deadline, number of
 paths and labelling the best accuracy is known (`pr1_jax.study.optimum`). Paths that begin
 at the same row do the same work; with labels they can learn to divide the rows among
-them. Sums of two small numbers are learned by a million parameters within minutes, and
+them. The habit starts that: after SFT about half of the work is done twice, with or
+without it, but without it the first RL steps see paths that are all alike, and how long
+it takes until they differ is luck (`pr1_jax.study`, experiment `division`). Sums of two small numbers are learned by a million parameters within minutes, and
 there are more lists than can be seen. Numbers begin with 1 so that the labels ` 1`
 and ` 2` are words that the model knows: labels that stand nowhere else had less influence
 on a path after SFT, and RL took longer to tell paths apart by them (two seeds each).
@@ -145,11 +149,13 @@ def make_trace(
     rng: np.random.Generator,
     block_share: float,
     late_share: float = 0.0,
+    own_row_share: float = 0.0,
 ) -> str:
     """A response in canonical text, without labels; a share of them uses a block.
 
     Of the blocks `late_share` come after a search of one to three numbers, which may have
-    found the answer by then. A block has as many paths as there are rows.
+    found the answer by then. A block has as many paths as there are rows, and of its paths
+    `own_row_share` begin with the row of their own number, the others with any.
     """
     draw = lambda: int(rng.integers(problem.rows))
     answer = f"{_ANSWER} {problem.answer}"
@@ -161,8 +167,9 @@ def make_trace(
         if found:
             return before + answer
     found, text = False, ""
-    for _ in range(problem.rows):
-        said, success = search(problem, draw(), problem.row_length)
+    for path in range(problem.rows):
+        row = path if rng.random() < own_row_share else draw()
+        said, success = search(problem, row, problem.row_length)
         text += tags.PATH + said + tags.END_PATH
         found |= success
     summary, result = (problem.answer,) * 2 if found else (NONE, WRONG)
@@ -179,15 +186,18 @@ class Partner:
     Attributes:
       block_share: share of traces with a block.
       late_share: share of blocks that come after some searching.
+      own_row_share: share of paths that begin with the row of their own number (the first
+        with A), the others with any.
       paths: paths of a block, and rows of a list: 2 or 4.
     """
 
     block_share: float = 0.5
     late_share: float = 0.0
+    own_row_share: float = 0.1
     paths: float = 2
 
     def __post_init__(self):
-        for name in ("block_share", "late_share"):
+        for name in ("block_share", "late_share", "own_row_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
         if self.paths not in (2, 4):
@@ -201,9 +211,8 @@ class Partner:
         self, family: str, split: str, *, seed: int, traces: bool = False
     ) -> endless.Records:
         """As `Task.records`."""
-        trace = lambda problem, rng: make_trace(
-            problem, rng, self.block_share, self.late_share
-        )
+        shares = self.block_share, self.late_share, self.own_row_share
+        trace = lambda problem, rng: make_trace(problem, rng, *shares)
 
         def draw(rng: np.random.Generator) -> Iterator[Problem]:
             while True:

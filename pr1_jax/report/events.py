@@ -8,7 +8,6 @@ of the same reward; otherwise every window of a schedule would be news.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ _ENOUGH = 8  # of them that have the metric
 _SHARP = 8.0  # a change with such a z is an event if it is large, too: _WATCHED
 _MOST = 0.5  # a larger share of groups without signal is worth a sentence
 _LAST = 10  # steps that tell how a stage ended
-_QUIET = 20  # steps in which the same metric makes no second event
+_QUIET = 20  # steps in which the same metric or alarm makes no second event
 _NOT_MOVES = ("alarm/", "data/", "optim/lr", "optim/skipped", "reward/tiered")
 _NOT_MOVES += ("reward/not_finite",)
 _MACHINE = ("perf/step_sec", "perf/tokens_per_sec")
@@ -133,20 +132,28 @@ def _alarms(run: reading.Run) -> Iterator[Event]:
         if group != "alarm":
             continue
         kind = "skipped" if name == "skipped" else "alarm"
-        for first, last in _stretches(values == 1, run):
-            steps = last - first + 1
+        for rows in _stretches(values == 1, run):
+            first, last, steps = rows[0], rows[-1], rows[-1] - rows[0] + 1
             text = alarms.ALARMS[name].title if name in alarms.ALARMS else name
-            text += f" for {steps} steps" if steps > 1 else ""
+            if len(rows) < steps:
+                text += f" in {len(rows)} of {steps} steps"
+            elif steps > 1:
+                text += f" for {steps} steps"
             yield _event(run, kind, name, first, last, text)
 
 
-def _stretches(mask: np.ndarray, run: reading.Run) -> Iterator[tuple[int, int]]:
-    """First and last row of each stretch that is True, within one stage."""
-    key = lambda row: (run.rows[row]["stage"], bool(mask[row]))
-    for (_, holds), rows in itertools.groupby(range(len(mask)), key):
-        if holds:
-            first, *more = rows
-            yield first, more[-1] if more else first
+def _stretches(mask: np.ndarray, run: reading.Run) -> list[list[int]]:
+    """Rows that are True, apart where more than `_QUIET` are not, or at a new stage."""
+    stage = lambda row: run.rows[row]["stage"]
+    stretches: list[list[int]] = []
+    for row in np.flatnonzero(mask).tolist():
+        before = stretches[-1][-1] if stretches else None
+        joins = before is not None and row - before <= _QUIET
+        if joins and stage(before) == stage(row):
+            stretches[-1].append(row)
+        else:
+            stretches.append([row])
+    return stretches
 
 
 def _changes(run: reading.Run, moved: Moves) -> Iterator[Event]:

@@ -23,16 +23,16 @@ SIZES = ("embedded", "smoke")
 FEW, MANY = 3, 6  # seeds
 
 # What runs cost (at the size `embedded`; `smoke` has its own).
-SFT = {"sft.steps": 700, "sft.batch_size": 64, "sft.lr": 3e-3}
+SFT = {"sft.steps": 500, "sft.batch_size": 64, "sft.lr": 3e-3}
 RL = {"rl.steps": 60, "rl.prompts_per_step": 32, "rl.group_size": 8, "rl.lr": 3e-4}
 EASY_RL = RL | {"rl.steps": 12}  # published: 35 steps before 300
-LONG_RL = RL | {"rl.steps": 100}  # where paths may come to divide the work
+LONG_RL = RL | {"rl.steps": 200}  # where no habit helps paths to divide the work
 
 # Two paths from random rows see more than a lone search at the second and third; from the
 # fourth on only paths that divide the list do (`optimum`).
-DEADLINES = (24, 40, 43, 53, 59, 66)
+DEADLINES = (24, 40, 43, 53, 57, 66)
 PAY, FAIL = 43, 66  # blocks pay at one, and do not at the other
-BETWEEN = (53, 59)  # only divided work pays
+BETWEEN = (53, 57)  # only divided work pays
 FOUR_PATHS = 28  # the deadline of blocks with four paths
 LABELS = ("labels", "plain")
 
@@ -147,6 +147,8 @@ def _rl(name: str, reward: str, title: str = "", changes=(), **more) -> Cell:
     return Cell(name, title, "rl", minutes=minutes, **given)
 
 
+_NO_HABIT = "own_row_share=0.0"  # of paths, to begin with the row of their own number
+
 # What verdicts hang on, beside accuracy alone, which is everywhere.
 _DECIDING = {
     *((BETWEEN[0], "labels", reward) for reward in ("alternating50", "latency")),
@@ -178,13 +180,10 @@ def _phase() -> Iterator[Cell]:
     for deadline in DEADLINES:
         for labels in LABELS:
             given = {"deadline": deadline, "labels": labels == "labels"}
-            undivided = max(optimum.lone(deadline), optimum.alike(deadline, 2))
-            divides = given["labels"] and optimum.divided(deadline, 2) > undivided
             for reward in REWARDS:
                 key = deadline, labels, reward
                 decides = key in _DECIDING or reward == "accuracy"
                 of = {"start": f"sft_{labels}", "seeds": MANY if decides else FEW}
-                of["cost"] = LONG_RL if divides else RL
                 yield _rl(named(reward, deadline, labels), reward, **of, **given)
             for first in SCAFFOLDS.get((deadline, labels), ()):
                 decides = first in _DECIDING_FIRST.get((deadline, labels), ())
@@ -198,18 +197,22 @@ def _phase() -> Iterator[Cell]:
                 )
 
 
-def _four_paths() -> Iterator[Cell]:
+def _division() -> Iterator[Cell]:
+    """Paths whose traces have no habit, and four paths."""
+    even = {"labels": True, "start": "sft_even", "deadline": PAY, "cost": LONG_RL}
+    yield _sft("sft_even", "after SFT without a habit", _NO_HABIT, labels=True)
+    yield _rl(f"accuracy_{PAY}_even", "accuracy", "accuracy, no habit", **even)
     for labels in LABELS:
         given = {"labels": labels == "labels", "paths": 4}
         title = f"after SFT, four paths{', labels' * given['labels']}"
         yield _sft(f"sft4_{labels}", title, "paths=4", **given)
-        given |= {"deadline": FOUR_PATHS, "cost": LONG_RL}
+        given |= {"deadline": FOUR_PATHS}
         given |= {"changes": {"data.task": "partner:paths=4"}}  # lists of four rows
         name, title = f"accuracy4_{FOUR_PATHS}_{labels}", "accuracy, four paths"
         yield _rl(name, "accuracy", title, start=f"sft4_{labels}", **given)
 
 
-_CAUSAL, _NO_BLOCKS = {"variant": "causal"}, "block_share=0.0"
+_NO_BLOCKS = "block_share=0.0"
 _EASY = {"config": "rl_easy", "cost": EASY_RL}
 
 
@@ -287,7 +290,7 @@ CELLS = {
         _sft("sft_plain", "after SFT"),
         _sft("sft_labels", "after SFT, labels", labels=True),
         *_phase(),
-        *_four_paths(),
+        *_division(),
         _sft(
             "sft_sequential", "after SFT without blocks", _NO_BLOCKS, "grpo_sequential"
         ),
@@ -314,6 +317,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     ),
     "division": (
         named("accuracy", PAY, "labels"),
+        f"accuracy_{PAY}_even",
         *(named("accuracy", PAY, "plain", then=then) for then in (False, True)),
         *(f"accuracy4_{FOUR_PATHS}_{labels}" for labels in LABELS),
     ),

@@ -31,8 +31,12 @@ _COLORS = {
     "latency": GREEN,
 }
 _DODGE = (-1.0, -0.5, 0.0, 0.5, 1.0)  # so that lines do not cover each other
-_OF_LABELS = {"labels": BLUE, "plain": ORANGE}
-_WORDS = {"labels": "paths with labels", "plain": "paths without labels"}
+_OF_LABELS = {"labels": BLUE, "even": GREEN, "plain": ORANGE}
+_WORDS = {
+    "labels": "paths with labels",
+    "even": "with labels, traces without a habit",
+    "plain": "paths without labels",
+}
 
 
 # --- Pieces ---------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def _phase() -> Iterator[Claim]:
 def _division() -> Iterator[Claim]:
     """What labels do to the work of paths."""
     claim = lambda name, text, *parts: Claim(name, "division", text, OURS, parts)
-    two = {"labels": named("accuracy", PAY, "labels")}
+    two = {"labels": named("accuracy", PAY, "labels"), "even": f"accuracy_{PAY}_even"}
     two["plain"] = named("accuracy", PAY, "plain", then=True)  # after as many steps
     four = {labels: f"accuracy4_{FOUR_PATHS}_{labels}" for labels in cells.LABELS}
     best_two, best_four = optimum.alike(PAY, 2), optimum.alike(FOUR_PATHS, 4)
@@ -254,10 +254,15 @@ def _division() -> Iterator[Claim]:
         _below("identical_paths", two["labels"], 0.02),
     )
     yield claim(
+        "labels_alone_divide_two",
+        "Labelled paths come to divide the work also where no trace has a habit of it.",
+        _more("work_division", two["even"], two["plain"], 0.2),
+    )
+    yield claim(
         "plateau",
-        "Labelled paths first stand at the optimum of independent draws, and divide the "
-        "work later.",
-        _plateau(two["labels"]),
+        "Without that habit they first stand at the optimum of independent draws, and "
+        "divide the work later.",
+        _plateau(two["even"]),
     )
 
 

@@ -110,7 +110,7 @@ def test_a_search_without_a_block_goes_on_with_the_next_row_until_it_finds():
 def test_blocks_that_find_nothing_are_kept_and_are_wrong():
     """Of two random rows three in four answers are seen: traces are not filtered."""
     right = []
-    for record in records(n=1000, block_share=1.0):
+    for record in records(n=1000, block_share=1.0, own_row_share=0.0):
         ends = f" yes {record['answer']}"
         found = any(text.endswith(ends) for text in paths_of(record["response"]))
         verdict = check(record["response"], record["answer"]).verdict
@@ -119,6 +119,19 @@ def test_blocks_that_find_nothing_are_kept_and_are_wrong():
         assert summary == (record["answer"] if found else "none")
         right.append(found)
     assert np.mean(right) == pytest.approx(0.75, abs=0.04)
+
+
+@pytest.mark.parametrize("paths", [2, 4])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_a_share_of_the_paths_begins_with_its_own_row(paths, share):
+    made = records(n=500, block_share=1.0, own_row_share=share, paths=paths)
+    own = [
+        text[1] == "ABCD"[i]
+        for record in made
+        for i, text in enumerate(paths_of(record["response"]))
+    ]
+    by_chance = (1 - share) / paths
+    assert np.mean(own) == pytest.approx(share + by_chance, abs=0.05)
 
 
 def test_all_rows_are_begun_with_equally_often():
@@ -215,6 +228,7 @@ def test_the_default_task_is_not_spoken_by_other_tokenizers(by_bytes):
         ("partner:paths=3", "paths=3.0 must be 2 or 4"),
         ("partner:paths=2.5", "paths=2.5 must be"),
         ("partner:late_share=1.5", "late_share=1.5 must be from 0 to 1"),
+        ("partner:own_row_share=-1", "own_row_share=-1.0 must be from 0 to 1"),
         ("partner:block_share=nan", "block_share=nan must be from 0 to 1"),
         ("partner:hard_share=1", "hard_share is not one of"),
     ],

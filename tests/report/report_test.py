@@ -153,6 +153,15 @@ def test_a_stage_begins_before_what_happens_at_its_first_step():
     assert found == [(0, "stage"), (0, "alarm"), (0, "skipped")]
 
 
+def test_an_alarm_that_comes_and_goes_is_one_event():
+    on = {0, 1, 3, 40, 61}
+    rows = [{"alarm/no_signal": float(i in on)} for i in range(62)]
+    found = [e for e in events.find(_run(rows), {}) if e.kind == "alarm"]
+    assert [(e.row, e.last_row) for e in found] == [(0, 3), (40, 40), (61, 61)]
+    assert found[0].text.endswith(" in 3 of 4 steps")
+    assert "steps" not in found[1].text
+
+
 def test_figures_of_paths_in_older_lines_are_those_of_the_responses():
     analyses = {"analysis/work_division": 0.25, "analysis/path_bleu": 0.5}
     run = _run([{"rollout/accuracy": 1.0}])
