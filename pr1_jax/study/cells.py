@@ -17,13 +17,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pr1_jax.study import optimum
-
 SIZES = ("embedded", "smoke")
 FEW, MANY = 3, 6  # seeds
 
 # What runs cost (at the size `embedded`; `smoke` has its own).
-SFT = {"sft.steps": 500, "sft.batch_size": 64, "sft.lr": 3e-3}
+SFT = {"sft.steps": 700, "sft.batch_size": 64, "sft.lr": 3e-3}
 RL = {"rl.steps": 60, "rl.prompts_per_step": 32, "rl.group_size": 8, "rl.lr": 3e-4}
 EASY_RL = RL | {"rl.steps": 12}  # published: 35 steps before 300
 LONG_RL = RL | {"rl.steps": 200}  # where no habit helps paths to divide the work
