@@ -42,7 +42,7 @@ def test_a_dry_run_prints_every_command_and_does_nothing(tmp_path):
     done = run(f"--out={out}", *given)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
-    assert len(lines) == 2 * 9
+    assert len(lines) == 2 * 11
     assert all(line.startswith("python -m pr1_jax.main --config=") for line in lines)
     expected = f"--config.checkpoint.init={out}/runs/sft_labels/seed4"
     assert sum(expected in line for line in lines) == 1
