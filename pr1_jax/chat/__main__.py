@@ -1,7 +1,7 @@
 """Asks a model questions, and shows its paths side by side while they are sampled.
 
     python -m pr1_jax.chat runs/quickstart
-    python -m pr1_jax.chat runs/quickstart --question="Which number has a partner 4 larger? A 12 16"
+    python -m pr1_jax.chat mine --question="How many primes are below 30?"
     python -m pr1_jax.chat exported --json < questions.txt
 
 The model is the workdir of a run, a folder that `pr1_jax.export` wrote, or any Qwen3,

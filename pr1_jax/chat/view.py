@@ -26,8 +26,8 @@ _MIN_PATH = 16  # columns of a path; with less the paths stand below each other
 # Names of the terminal's own palette, which fits its background; no yellow or white.
 _COLORS = ("cyan", "magenta", "green", "blue", "red")
 _FRAME = "dim"
-_UNICODE = {name: name for name in "╭╮╰╯├┬┴│▸─✓·▌"}
-_ASCII = dict(zip(_UNICODE, "+++++++|>-*|_"))
+_UNICODE = {name: name for name in "╭╮╰╯├┬┴│▸─·▌"}
+_ASCII = dict(zip(_UNICODE, "+++++++|>-|_"))
 _CONTROLS = {
     **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
     **dict.fromkeys([*range(0x7F, 0xA0)], "\ufffd"),
@@ -182,11 +182,11 @@ class Painter:
         return Text(f"path {number + 1}{own}", style=_color(number))
 
     def _count(self, section: Section, number: int) -> Text:
-        """`12 tokens`, with a mark if the path is closed."""
+        """`12 tokens`, and whether the path is closed."""
         count, done = len(section.streams[number]), section.closed[number]
         words = f"{count} token{'s' * (count != 1)}"
         if done:
-            words = f"{self._glyphs['✓']} {words}"
+            words += ", closed"
         return Text(words, style=_color(number) if done else f"bold {_color(number)}")
 
     def _columns(

@@ -17,8 +17,9 @@ own choice:
     <Summary> 12</Summary>
     Final Answer: 12
 
-Rows are drawn at random, but for a slight habit of paths, which teachers have too: a tenth
-of them (`own_row_share`) begin with the row of their own number. Both habits of searching
+Rows are drawn at random, but for a slight habit, which teachers have too: a tenth of the
+paths (`own_row_share`) begin with the row of their own number whatever is drawn, so that
+55 % of two paths' do. Both habits of searching
 are patient: a search in the main stream goes on until it finds, a path until it finds or
 its row ends. A block whose paths do not find it
 ends with the answer 0, which is wrong, and is kept: traces that are filtered for success
@@ -30,8 +31,8 @@ exactly where two paths see more of it than one search. For every deadline, numb
 paths and labelling the best accuracy is known (`pr1_jax.study.optimum`). Paths that begin
 at the same row do the same work; with labels they can learn to divide the rows among
 them. The habit starts that: after SFT about half of the work is done twice, with or
-without it, but without it the first RL steps see paths that are all alike, and how long
-it takes until they differ is luck (`pr1_jax.study`, experiment `division`). Sums of two small numbers are learned by a million parameters within minutes, and
+without it, but without it labels say nothing of rows at first, and how long it takes
+until they do differs from seed to seed (`pr1_jax.study`, experiment `division`). Sums of two small numbers are learned by a million parameters within minutes, and
 there are more lists than can be seen. Numbers begin with 1 so that the labels ` 1`
 and ` 2` are words that the model knows: labels that stand nowhere else had less influence
 on a path after SFT, and RL took longer to tell paths apart by them (two seeds each).
@@ -53,10 +54,16 @@ NONE, WRONG = "none", "0"
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of problems: lengths of the list, its range, and the gaps asked for."""
+    """A family of problems.
+
+    Attributes:
+      lengths: of the list. gaps: asked for.
+      numbers: least and greatest of a number and of what its partner would be, so that no
+        number is known to have none before it is looked up.
+    """
 
     lengths: tuple[int, ...]
-    numbers: tuple[int, int] = (1, 50)
+    numbers: tuple[int, int] = (1, 60)
     gaps: tuple[int, int] = (2, 9)
 
 
@@ -111,6 +118,7 @@ def make_problem(family: Family, rows: int, rng: np.random.Generator) -> Problem
     low, high = family.numbers
     length = int(rng.choice(family.lengths))
     gap = int(rng.integers(family.gaps[0], family.gaps[1] + 1))
+    high -= gap
     answer = int(rng.integers(low, high - gap + 1))
     while True:
         chosen = {answer, answer + gap}

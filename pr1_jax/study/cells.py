@@ -1,7 +1,8 @@
 """What is run: every cell of the study, by name.
 
 A cell is one run of `pr1_jax.main` a seed: a config of `configs/`, what it changes of it,
-and the cell whose last parameters it starts from. All cells of a seed share the seed of
+and the cell whose last parameters it starts from. All runs of RL are drawn a little towards where they
+start, as the default config is (`rl.kl_coef`). All cells of a seed share the seed of
 data and draws, so that they train on the same problems in the same order, and all are
 evaluated on the same held-out problems, at their own deadline.
 
@@ -28,14 +29,17 @@ SFT = {"sft.steps": 700, "sft.batch_size": 64, "sft.lr": 3e-3}
 RL = {"rl.steps": 40, "rl.prompts_per_step": 32, "rl.group_size": 8, "rl.lr": 3e-4}
 RL |= {"rl.lr_schedule": "constant"}
 EASY_RL = RL | {"rl.steps": 8}  # published: 35 steps before 300
-LONG_RL = RL | {"rl.steps": 120}  # where no habit helps paths to divide the work
+AFTER_EASY_RL = RL | {"rl.steps": 32}  # so that all of a comparison have as many steps
+LONG_RL = RL | {"rl.steps": 120}  # of four paths, and of two without a habit to divide
 
-# Two paths from random rows see more than a lone search at the second and third; from the
-# fourth on only paths that divide the list do (`optimum`).
+# At the first a lone search sees most; at the second and third two paths do, even from
+# random rows; at the fourth and fifth only paths that divide the list (`optimum`). At the
+# last a lone search sees as much as these.
 DEADLINES = (24, 40, 43, 53, 57, 66)
 PAY, FAIL = 43, 66  # blocks pay at one, and do not at the other
 BETWEEN = (53, 57)  # only divided work pays
 FOUR_PATHS = 28  # the deadline of blocks with four paths
+MEAN_REWARDS = "mean_rewards"
 LABELS = ("labels", "plain")
 
 # What all runs change of their config. Reserves are what answers of the task need, so that
@@ -189,6 +193,15 @@ def _phase() -> Iterator[Cell]:
                 )
 
 
+def _mean_rewards() -> Iterator[Cell]:
+    """A bonus whose advantages are not divided by the spread of their group."""
+    of = REWARDS["alternating50"]
+    changes = of.changes | {"rl.normalize_std": False}
+    given = {"start": "sft_plain", "changes": changes, "deadline": FAIL}
+    title = f"{of.title}, not normalised"
+    yield _rl(MEAN_REWARDS, "alternating50", title, **given)
+
+
 def _division() -> Iterator[Cell]:
     """Paths whose traces have no habit, and four paths."""
     even = {"labels": True, "start": "sft_even", "deadline": PAY, "cost": LONG_RL}
@@ -198,7 +211,7 @@ def _division() -> Iterator[Cell]:
         given = {"labels": labels == "labels", "paths": 4}
         title = f"after SFT, four paths{', labels' * given['labels']}"
         yield _sft(f"sft4_{labels}", title, "paths=4", **given)
-        given |= {"deadline": FOUR_PATHS}
+        given |= {"deadline": FOUR_PATHS, "cost": LONG_RL}
         given |= {"changes": {"data.task": "partner:paths=4"}}  # lists of four rows
         name, title = f"accuracy4_{FOUR_PATHS}_{labels}", "accuracy, four paths"
         yield _rl(name, "accuracy", title, start=f"sft4_{labels}", **given)
@@ -242,7 +255,8 @@ def _of_tables(deadline: int) -> Iterator[Cell]:
         title = f"{variant}, easy RL only"
         yield cell(only, title, start, changes=given | easy, **_EASY)
         name, title = f"{variant}_with_easy", f"{variant}, easy RL first"
-        yield cell(name, title, f"{only}_{deadline}", changes=given)
+        start, more = f"{only}_{deadline}", {"cost": AFTER_EASY_RL}
+        yield cell(name, title, start, changes=given, **more)
     # Where blocks start at the very beginning of responses there is nothing to rise from.
     title, traces = "late blocks, alternating, 20 %", {"report.traces": 256}
     yield cell("late", title, "sft_late", "alternating20", changes=traces)
@@ -282,6 +296,7 @@ CELLS = {
         _sft("sft_plain", "after SFT"),
         _sft("sft_labels", "after SFT, labels", labels=True),
         *_phase(),
+        *_mean_rewards(),
         *_division(),
         _sft(
             "sft_sequential", "after SFT without blocks", _NO_BLOCKS, "grpo_sequential"
@@ -306,6 +321,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     "phase": (
         *(f"sft_{labels}" for labels in LABELS),
         *(named(r, d, labels) for labels in LABELS for r in REWARDS for d in DEADLINES),
+        MEAN_REWARDS,
     ),
     "division": (
         named("accuracy", PAY, "labels"),

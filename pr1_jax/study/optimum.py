@@ -1,4 +1,9 @@
-"""The best accuracy that the task `partner` allows, for every deadline.
+"""The best accuracy of searches in the task `partner`, for every deadline.
+
+It is that of responses which are one search or one block, as all cold-start traces are,
+and which look at numbers in their order. A response that went on searching behind a block
+without a find would see up to 8 points more at late deadlines, and a model that knew the
+answer without looking would need no search; RL was not seen to find either.
 
 A search of so many tokens looks at a known number of the 20 (`reach`): a row's letter
 costs one token, a number three. What a response can see of the list follows from its
@@ -11,7 +16,7 @@ it sees, and every number is the answer equally often:
   one distribution, at best the uniform one, independently of each other.
 
 There are as many rows as paths. A response that guesses where it has found nothing gains
-less than a twentieth; it is not in these figures. The constants are those of
+a twentieth at most; it is not in these figures. The constants are those of
 `pr1_jax.data.partner` and of the default config; a test compares them with its texts.
 """
 

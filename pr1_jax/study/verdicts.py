@@ -9,7 +9,7 @@ intervals (`intervals`) a claim
 
 A rule needs numbers. Blocks are "kept" above half of the responses, and "lost" below half
 of what SFT left. An accuracy is better, or worse, by at least 5 points, and as good
-within 5: a claim of any difference at all could never be refuted. Where the optimum of
+within 5: without a margin a claim would hold by differences too small to matter. Where the optimum of
 the task (`optimum`) or the arithmetic of the rewards (`border`) predicts a figure, that
 is what is claimed. Nothing here was chosen by results of the study.
 """
@@ -194,7 +194,7 @@ def _phase() -> Iterator[Claim]:
     half, always, (early, late) = "alternating50", "parallel_only", BETWEEN
     yield claim(
         "bonus_moves_the_border",
-        "A bonus for blocks keeps them at later deadlines than accuracy alone.",
+        "At later deadlines a bonus for blocks leaves more of them than accuracy alone.",
         _more("parallel_ratio", plain(half, early), plain("accuracy", early), 0.25),
         _more("parallel_ratio", plain(always, FAIL), plain("accuracy", FAIL), 0.25),
     )
@@ -213,6 +213,12 @@ def _phase() -> Iterator[Claim]:
         _below("parallel_ratio", plain(half, FAIL), 0.5),
     )
     yield claim(
+        "mean_rewards_lose_them",
+        "The same bonus keeps fewer where advantages are not divided by the spread of "
+        "their group.",
+        _more("parallel_ratio", plain(half, FAIL), cells.MEAN_REWARDS),
+    )
+    yield claim(
         "latency_does_not_keep_blocks",
         f"At {FAIL} steps a reward for short critical paths does not keep blocks: a lone "
         "search stops when it finds, and a block waits for its longest path.",
@@ -224,12 +230,13 @@ def _division() -> Iterator[Claim]:
     """What labels do to the work of paths."""
     claim = lambda name, text, *parts: Claim(name, "division", text, OURS, parts)
     two = {"labels": named("accuracy", PAY, "labels"), "even": f"accuracy_{PAY}_even"}
-    two["plain"] = named("accuracy", PAY, "plain", then=True)  # after as many steps
+    two["plain"] = named("accuracy", PAY, "plain", then=True)  # after twice the steps
     four = {labels: f"accuracy4_{FOUR_PATHS}_{labels}" for labels in cells.LABELS}
     best_two, best_four = optimum.alike(PAY, 2), optimum.alike(FOUR_PATHS, 4)
     yield claim(
         "labels_divide_two",
-        "Two labelled paths come to divide the work under accuracy alone, and see more.",
+        "Two labelled paths come to divide the work under accuracy alone, and see more "
+        "than two without labels after twice the steps.",
         _more("work_division", two["labels"], two["plain"], 0.2),
         _more("accuracy", two["labels"], two["plain"], 0.1),
     )
@@ -248,21 +255,23 @@ def _division() -> Iterator[Claim]:
     )
     yield claim(
         "identical_paths",
-        "A tenth of the blocks without labels have identical paths, and less than 2 in a "
-        "hundred with labels.",
-        _above("identical_paths", two["plain"], 0.1),
+        "More than four tenths of the blocks without labels have identical paths, and "
+        "less than 2 in a hundred with labels.",
+        _above("identical_paths", two["plain"], 0.4),
         _below("identical_paths", two["labels"], 0.02),
     )
     yield claim(
         "labels_alone_divide_two",
-        "Labelled paths come to divide the work also where no trace has a habit of it.",
-        _more("work_division", two["even"], two["plain"], 0.2),
+        f"Labelled paths come to divide the work within {cells.LONG_RL['rl.steps']} steps "
+        "also where no trace has a habit of it.",
+        _above("work_division", two["even"], 0.8),
     )
     yield claim(
         "plateau",
         "Without that habit they first stand at the optimum of independent draws, and "
         "divide the work later.",
         _plateau(two["even"]),
+        _above("work_division", two["even"], 0.8),
     )
 
 
@@ -296,7 +305,8 @@ def _tables() -> Iterator[Claim]:
         )
         yield claim(
             "alternating_keeps_both",
-            "The alternating reward keeps blocks, and is as accurate as accuracy alone.",
+            "The alternating reward does not lose blocks, and is as accurate as accuracy "
+            "alone.",
             "63.0 % with a block; average 46.8 against 47.1",
             _not_lost(alternating),
             _more("accuracy", alternating, accuracy, -_MARGIN),
@@ -411,7 +421,7 @@ def _shortcuts() -> Iterator[Claim]:
     """What the published code does otherwise."""
     paper = "not its claim, but what its published code does"
     claim = lambda name, text, *parts: Claim(name, "shortcuts", text, paper, parts)
-    exact, more = named("alternating20", PAY, "plain"), "dense by exact, less 1"
+    exact, more = named("alternating20", PAY, "plain"), "dense by exact, less 1.1"
     gap = lambda course: course.mean() - _GAP
     yield claim(
         "forced_tokens_cost",
@@ -433,7 +443,7 @@ def _shortcuts() -> Iterator[Claim]:
         _more("accuracy", exact, "causal_sampling_published"),
     )
     text = "0.0001 less the largest difference of outputs and gradients"
-    ratio = lambda f, what: f[f"dense_{what}"] / f[f"exact_{what}"] - 1
+    ratio = lambda f, what: f[f"dense_{what}"] / f[f"exact_{what}"] - 1.1
     yield claim(
         "dense_masks_cost_memory",
         "A dense mask computes the same as the exact rule, at more memory and time.",

@@ -94,7 +94,11 @@ def test_paths_stand_side_by_side_while_they_are_sampled(by_bytes, two):
     counts = [
         tuple(map(int, found.groups()))
         for lines in drawn(by_bytes, two, Terminal(80))[1]
-        if (found := re.search(r"╰─ (\d+) tokens .*┴─ (\d+) tokens", "\n".join(lines)))
+        if (
+            found := re.search(
+                r"╰─ (\d+) tokens ─.*┴─ (\d+) tokens ─", "\n".join(lines)
+            )
+        )
     ]
     assert len(counts) > 15
     assert all(a == b for a, b in counts)
