@@ -9,7 +9,7 @@ Three figures of a block, read off the text of a response:
     Boreham, Information Storage and Retrieval 10, 1974). The beginning and the end of a
     path count as words.
   * *Work division*, 0 to 1: of the distinct steps of work that its paths do, the share that
-    one path alone does; for texts in which no step can be read, 1 − likeness.
+    one path alone does; where the steps of some path cannot be read, 1 − likeness.
 
 Paths are compared without their labels. Whatever a model wrote is read as far as it
 goes: a path that was never closed ends where the next tag of its block begins, and a
@@ -130,10 +130,10 @@ def of_paths(paths: Sequence[str], work: Work) -> Diversity:
     paths = paths[:_MOST_PATHS]
     likeness = _likeness(paths)
     done = [work(path) for path in paths]
-    if all(steps is None for steps in done):
+    if any(steps is None for steps in done):
         division = 1 - likeness
     else:
-        counts = Counter(itertools.chain.from_iterable({*(x or ())} for x in done))
+        counts = Counter(itertools.chain.from_iterable(map(set, done)))
         division = sum(n == 1 for n in counts.values()) / max(len(counts), 1)
     return Diversity(len({*paths}) < len(paths), likeness, division)
 

@@ -66,7 +66,12 @@ BY_HAND = [
     # As far as they go.
     ("<Parallel><Path>a b<Path>a b</Parallel>", (True, 1, 0)),
     ("<Parallel><Path>a b</Path><Path>a", (False, 2 / 5, 3 / 5)),
-    ("<Parallel><Path>left 1+6 no </Path><Path>left 1+", (False, 2 / 7, 1)),
+    ("<Parallel><Path>left 1+6 no </Path><Path>left 1+", (False, 2 / 7, 5 / 7)),
+    # What cannot be read of one path may be what the other did.
+    (block(" A 1>6 no", " A 1>6 no none"), (False, 6 / 9, 3 / 9)),
+    (block(" A", " B"), (False, 0, 1)),
+    (block(" A no", " B no"), (False, 1 / 3, 0)),  # the task's language, and no step
+    (block(" 3", " 4"), (False, 0, 1)),
 ]
 
 

@@ -82,6 +82,7 @@ _PATTERN += rf"|{_YES}\d+| [{ROWS}]| \d+|>\d+|\n|."
 _ASKED = re.compile(rf"{_QUESTION} (\d+){re.escape(_LARGER)}(?: [{ROWS}]| \d+)+\s*")
 _STEP = re.compile(rf" (\d+)>(\d+)({_NO}|{_YES}\d+)?")
 _SEARCH = re.compile(rf"(?: ?[{ROWS}]| \d+(?:>\d+)?|{_NO}|{_YES}\d+)+")
+_BARE = re.compile(rf"(?: ?[{ROWS}]| \d+)*")
 _SUMMARY = re.compile(rf" (\d+|{NONE})\s*")
 
 
@@ -262,8 +263,11 @@ class Partner:
         return last[3].removeprefix(_YES) if done else "no"
 
     def work(self, text: str) -> tuple[str, ...] | None:
-        """The distinct numbers that a search looked at, each with its partner: `51>55`."""
-        steps = [f"{step[1]}>{step[2]}" for step in _STEP.finditer(text)]
-        return (
-            tuple(dict.fromkeys(steps)) if steps and _SEARCH.fullmatch(text) else None
-        )
+        """The distinct numbers that a search looked at, each with its partner: `51>55`.
+
+        Letters and numbers alone may be a text of any language.
+        """
+        if not _SEARCH.fullmatch(text) or _BARE.fullmatch(text):
+            return None
+        steps = (f"{step[1]}>{step[2]}" for step in _STEP.finditer(text))
+        return tuple(dict.fromkeys(steps))
