@@ -56,7 +56,9 @@ _NO_LABELS = flags.DEFINE_bool(
     False,
     "Leaves away the labels of paths that the model was trained with.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the draws.", lower_bound=0, upper_bound=2**31 - 1
+)
 _NO_PARALLEL = flags.DEFINE_bool(
     "no_parallel", False, "Bans <Parallel>: ordinary decoding."
 )

@@ -83,6 +83,10 @@ class Settings:
             if not ok:
                 raise ValueError(f"rollout.{name}={getattr(self, name)} {what}")
 
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            large = isinstance(value, int) and value >= 2**31
+            need(field.name, not large, "must be below 2^31")
         need("max_prompt_tokens", self.max_prompt_tokens >= 1, "must be at least 1")
         need("max_response_tokens", self.max_response_tokens >= 1, "must be at least 1")
         need("num_paths", 2 <= self.num_paths <= 8, "must be from 2 to 8")
@@ -115,10 +119,11 @@ class Settings:
     def _check_labels(self) -> None:
         labels = self.path_labels
         given = f"rollout.path_labels={labels!r}"
-        is_text = lambda label: isinstance(label, str) and label
+        is_text = lambda label: isinstance(label, str) and label.strip()
         if not isinstance(labels, tuple | list) or not all(map(is_text, labels)):
             raise ValueError(
-                f"{given} must hold texts, one a path, as (' 1', ' 2'); () = no labels"
+                f"{given} must hold texts, none of them blank, one a path, as (' 1', ' 2'); "
+                "() = no labels"
             )
         object.__setattr__(self, "path_labels", tuple(labels))  # JSON gives a list
         if labels and len(labels) < self.num_paths:

@@ -110,6 +110,7 @@ def check(
     _check_batches(config)
     _check_mesh(config, devices)
     _check_lengths(config)
+    _check_traces(config)
     _check_paths(config)
 
 
@@ -225,6 +226,23 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
         "rollout.lane_buckets",
         all(isinstance(s, int | float) and s >= 1 for s in config.rollout.lane_buckets),
         f"are shares of the rows, from 1 to rollout.num_paths={most:g}",
+    )
+
+
+def _check_traces(config: ml_collections.ConfigDict) -> None:
+    """SFT's traces, where code makes them, must have the paths that are sampled."""
+    task = tasks.make(config.data.task)
+    paths = int(getattr(task, "paths", config.rollout.num_paths))
+    is_made = "sft" in config.stages and config.data.sft.startswith("embedded:")
+    need(
+        config,
+        "data.task",
+        not is_made
+        or paths == config.rollout.num_paths
+        or not config.rollout.max_blocks,
+        f"makes traces of {paths} paths, and rollout.num_paths is "
+        f"{config.rollout.num_paths}: make them equal, with a label a path in "
+        "rollout.path_labels, or () for none",
     )
 
 

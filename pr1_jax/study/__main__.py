@@ -56,8 +56,15 @@ def main(argv: list[str]) -> None:
     for name in _ONLY.value:
         if name not in cells.EXPERIMENTS:
             cli.stop(f"--only={name} is not one of {', '.join(cells.EXPERIMENTS)}")
-    if not _SEEDS.value or not all(seed.isdecimal() for seed in _SEEDS.value):
-        cli.stop(f"--seeds={','.join(_SEEDS.value)}: whole numbers apart by commas")
+    seeds = _SEEDS.value
+    if not seeds or not all(x.isdecimal() and int(x) < 2**31 for x in seeds):
+        cli.stop(f"--seeds={','.join(seeds)}: whole numbers below 2^31 apart by commas")
+    if len(seeds) > cells.MANY:
+        cli.stop(f"--seeds={','.join(seeds)}: no cell has more than {cells.MANY}")
+    if not _ONLY.value:
+        cli.stop(f"--only= names no experiment: {', '.join(cells.EXPERIMENTS)}")
+    if _AGAIN.value and (_DRY_RUN.value or _CELL.value):
+        cli.stop("--again goes without --dry_run and --cell")
     for override in _OVERRIDE.value:
         if "=" not in override:
             cli.stop(f"--override={override}: FIELD=VALUE is expected")

@@ -51,7 +51,7 @@ class Mistake(SystemExit):
 
 def stop(error: object) -> NoReturn:
     """Ends the command with one line on standard error."""
-    line = " ".join(str(error).split())
+    line = re.sub(r"\s*\n\s*", " ", str(error).strip())
     print("error:", line, file=sys.stderr, flush=True)
     raise Mistake(line)
 

@@ -245,6 +245,7 @@ WRONG_VALUES = """
     reward.schedule='best' reward.window=0 reward.tiered_steps=5 reward.timeout_sec=0.0
     reward.latency_coef=-0.1 reward.latency_coef=1.5
     data.rl=embedded:medium data.template='fancy' data.task=partner:late_share=-0.1
+    data.task=partner:paths=4
     data.task=sorting variant='both' seed=-1 kernels='cuda'
 """
 BENCHMARK = {"stages": ("benchmark",)}
