@@ -1,6 +1,6 @@
 """Draws what `pr1_jax.chat` shows: a response half written, and the whole of it.
 
-    python -m tests.programs.chat_picture --checkpoint=runs/quickstart --seed=24 \\
+    python -m tests.programs.chat_picture --checkpoint=runs/quickstart --seed=1 \\
         --columns=84 --out=notebooks/pictures/chat.svg
 
 The SVG asks for nothing from the network; any browser makes a .png of it.
