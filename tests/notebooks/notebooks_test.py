@@ -8,10 +8,10 @@ from tests.helpers import compiling
 from tests.notebooks import execute
 
 FOLDER = execute.FOLDER
-_STUDY = (FOLDER / "study" / "results.json").read_text()
+_STUDY = FOLDER / "study" / "results.json"
 FIGURES = {  # notebook -> figures that it draws
     "anatomy_of_a_block.ipynb": 6,
-    "paper_in_miniature.ipynb": 5 if '"theory":' in _STUDY else 0,  # not run yet
+    "paper_in_miniature.ipynb": 5 if _STUDY.exists() else 0,  # not run yet
     "quickstart.ipynb": 4,
     "sharding.ipynb": 5,
 }
