@@ -159,7 +159,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.reward.timeout_sec = 3.0  # [s] of processor time to verify an answer, at most
 
     c.sft = ml_collections.ConfigDict()
-    c.sft.steps = 700  # [updates] of the stage
+    c.sft.steps = 1000  # [updates] of the stage
     c.sft.batch_size = 64  # [traces] of an update
     c.sft.micro_batch_size = 8  # [traces] computed at once
     c.sft.lr = 3e-3  # learning rate, at its highest

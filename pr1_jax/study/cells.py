@@ -25,7 +25,7 @@ SIZES = ("embedded", "smoke")
 FEW, MANY = 3, 6  # seeds
 
 # What runs cost (at the size `embedded`; `smoke` has its own).
-SFT = {"sft.steps": 700, "sft.batch_size": 64, "sft.lr": 3e-3}
+SFT = {"sft.steps": 1000, "sft.batch_size": 64, "sft.lr": 3e-3}
 RL = {"rl.steps": 40, "rl.prompts_per_step": 32, "rl.group_size": 8, "rl.lr": 3e-4}
 RL |= {"rl.lr_schedule": "constant"}
 EASY_RL = RL | {"rl.steps": 8}  # published: 35 steps before 300
@@ -136,7 +136,7 @@ def _sft(
     name: str, title: str, task: str = "", config: str = "sft_structured", **more
 ) -> Cell:
     changes = {"data.task": f"partner:{task}"} if task else {}
-    more |= {"changes": changes, "cost": SFT, "minutes": 3.5}
+    more |= {"changes": changes, "cost": SFT, "minutes": 4.8}
     return Cell(name, title, "sft", config, **more)
 
 
