@@ -1,7 +1,8 @@
 """The forward pass of training, prefill, decoding and rejoin.
 
 What a layer computes comes from a backend; what a token may see, and where keys and
-values are kept, is decided by the `attend` that the caller hands in.
+values are kept, is decided by the `attend` that the caller hands in. Parts have name
+scopes, by which a compiled program is read (`plan.schedule`) and profilers group it.
 """
 
 import flax.linen as nn
@@ -49,9 +50,12 @@ def forward(
     )
 
     def layer(x, params, cache):
-        q, k, v = backend.project_heads(params, x, angles, live)
-        out, cache = attend(q, k, v, cache)
-        x = backend.finish_layer(params, x, out, live)
+        with jax.named_scope("projections"):
+            q, k, v = backend.project_heads(params, x, angles, live)
+        with jax.named_scope("attention"):
+            out, cache = attend(q, k, v, cache)
+        with jax.named_scope("projections"):
+            x = backend.finish_layer(params, x, out, live)
         axes = ("batch",) + (None,) * (x.ndim - 1)
         return nn.with_logical_constraint(x, axes), cache
 

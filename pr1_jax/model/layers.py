@@ -40,9 +40,10 @@ def rotate(x, angles):
 
 def rms_norm(params, x, eps: float):
     """x / rms(x) · scale over the last axis, computed in float32, in x's dtype."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * params["scale"]).astype(x.dtype)
+    with jax.named_scope("norms"):
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+        return (y * params["scale"]).astype(x.dtype)
 
 
 def project(params, x, num_in: int = 1):

@@ -2,6 +2,7 @@ r"""What a config needs on accelerators that are not there: `python -m pr1_jax.p
 
     python -m pr1_jax.plan --config=configs/rl_alternating.py:qwen3_4b \
         --topology=v5e:4x4
+    python -m pr1_jax.plan … --schedule      # how long the programs take, and where
 
 The TPU compiler compiles the real update, prefill and decode step on any machine; no
 weights, data or TPU are needed, but `pip install "jax[tpu]"`. For GPUs (`gpu:h100x8`)
@@ -37,6 +38,11 @@ _RESPONSE = flags.DEFINE_integer(
 _LARGEST = flags.DEFINE_bool(
     "largest", True, "Also look for the largest batches, which compiles more."
 )
+_SCHEDULE = flags.DEFINE_bool(
+    "schedule",
+    False,
+    "Instead of memory, the TPU compiler's estimate of each program's time.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -54,27 +60,34 @@ def main(argv: list[str]) -> None:
     # After the environment, which JAX reads when it is first imported.
     import rich.console
 
-    from pr1_jax.plan import planning, report
+    from pr1_jax.plan import planning, programs, report, timing
 
     say = lambda text: print(f"{topology.text}: {text} …", file=sys.stderr, flush=True)
+    means = {"prompt_tokens": _PROMPT.value, "response_tokens": _RESPONSE.value}
+    exit_code = 0
     try:
-        plan = planning.make(
-            _CONFIG.value,
-            topology,
-            hardware.open_devices(topology),
-            prompt_tokens=_PROMPT.value,
-            response_tokens=_RESPONSE.value,
-            find_largest=_LARGEST.value,
-            say=say,
-        )
+        devices = hardware.open_devices(topology)
+        if _SCHEDULE.value:
+            timings = timing.measure(
+                programs.build(_CONFIG.value, devices), topology, **means, say=say
+            )
+            data, shown = timings.data(), report.show_timings(timings)
+        else:
+            plan = planning.make(
+                *(_CONFIG.value, topology, devices),
+                **means,
+                find_largest=_LARGEST.value,
+                say=say,
+            )
+            data, shown, exit_code = plan.data(), report.show(plan), int(not plan.fits)
     except (ValueError, OSError) as error:
         cli.stop(error)
     if _JSON.value:
-        print(json.dumps(plan.data(), indent=1, ensure_ascii=False))
+        print(json.dumps(data, indent=1, ensure_ascii=False))
     else:
         width = None if sys.stdout.isatty() else 120
-        rich.console.Console(width=width).print(report.show(plan))
-    sys.exit(0 if plan.fits else 1)
+        rich.console.Console(width=width).print(shown)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

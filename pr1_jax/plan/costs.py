@@ -112,7 +112,7 @@ def responses(experiment: Experiment) -> int:
     return config.rl.prompts_per_step * config.rl.group_size
 
 
-def _weight_bytes(experiment: Experiment, *, logits: bool = True) -> float:
+def weight_bytes(experiment: Experiment, *, logits: bool = True) -> float:
     """Bytes of the weights that one device reads for a forward pass."""
     whole = model_costs.weight_bytes(experiment.model, logits=logits)
     return whole / experiment.mesh.shape["tensor"]
@@ -124,7 +124,7 @@ def _prefill(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wo
     cost = model_costs.prefill(experiment.model, rows=1, tokens=T)
     calls = math.ceil(prompts / (shape.shards * shape.prompts_per_prefill))
     written = memory.cache_bytes(experiment, math.ceil(prompts / shape.shards), T)
-    bytes_ = calls * _weight_bytes(experiment, logits=False) + written
+    bytes_ = calls * weight_bytes(experiment, logits=False) + written
     return _work("prefill", experiment, hardware, prompts * cost.flops, bytes_)
 
 
@@ -144,7 +144,7 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     tokens = lengths.response_tokens
     steps = min(tokens, experiment.settings.max_sequential_steps or tokens)
     batches = responses(experiment) / all_rows
-    bytes_ = _weight_bytes(experiment)
+    bytes_ = weight_bytes(experiment)
     bytes_ += memory.cache_bytes(experiment, shape.rows, half)
     bytes_ += memory.cache_bytes(experiment, math.ceil(shape.rows / group), prompt)
     flops, bytes_ = batches * tokens * cost.flops, batches * steps * bytes_
@@ -164,7 +164,7 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     micro_batches, updates = _counts(experiment)
     state = memory.resident(experiment)
     grads = state[memory.PARAMETERS]
-    bytes_ = micro_batches * (passes * _weight_bytes(experiment) + 3 * grads)
+    bytes_ = micro_batches * (passes * weight_bytes(experiment) + 3 * grads)
     moved = 2 * (state[memory.PARAMETERS] + state[memory.OPTIMIZER]) + grads
     bytes_ += updates * moved
     return _work("update", experiment, hardware, flops * passes / 3, bytes_)

@@ -38,6 +38,8 @@ class Hardware:
       dimensions: of the topology; 0 for GPUs.
       devices_per_chip: of JAX's devices.
       kind: what JAX calls it.
+      clock_hz: of its matrix units, the rate that `flops_per_sec` follows from; 0 where
+        it is not known.
     """
 
     name: str
@@ -48,12 +50,18 @@ class Hardware:
     dimensions: int = 0
     devices_per_chip: int = 1
     kind: str = ""
+    clock_hz: float = 0.0
 
 
-def _tpu(name, kind, tflops, gib, gb_per_sec, ici_gb_per_sec, dimensions, per_chip=1):
+def _tpu(
+    name, kind, tflops, gib, gb_per_sec, ici_gb_per_sec, dimensions, mhz, per_chip=1
+):
     size = int(gib * GIB)
     rates = 1e9 * gb_per_sec, 1e9 * ici_gb_per_sec
-    return Hardware(name, 1e12 * tflops, size, *rates, dimensions, per_chip, kind)
+    clock = 1e6 * mhz
+    return Hardware(
+        name, 1e12 * tflops, size, *rates, dimensions, per_chip, kind, clock
+    )
 
 
 def _gpu(name, tflops, mib, gb_per_sec, link_gb_per_sec):
@@ -64,11 +72,11 @@ def _gpu(name, tflops, mib, gb_per_sec, link_gb_per_sec):
 TPUS = {
     hardware.name: hardware
     for hardware in (
-        _tpu("v4", "TPU v4", 275, 30.75, 1200, 300, 3),
-        _tpu("v5e", "TPU v5 lite", 197, 15.75, 819, 200, 2),
-        _tpu("v5p", "TPU v5", 459, 95.74, 2765, 600, 3),
-        _tpu("v6e", "TPU v6 lite", 918, 31.25, 1638, 400, 2),
-        _tpu("tpu7x", "TPU7x", 2307 / 2, 94.75, 7380 / 2, 600 / 2, 3, per_chip=2),
+        _tpu("v4", "TPU v4", 275, 30.75, 1200, 300, 3, 1050),
+        _tpu("v5e", "TPU v5 lite", 197, 15.75, 819, 200, 2, 1500),
+        _tpu("v5p", "TPU v5", 459, 95.74, 2765, 600, 3, 1750),
+        _tpu("v6e", "TPU v6 lite", 918, 31.25, 1638, 400, 2, 1750),
+        _tpu("tpu7x", "TPU7x", 2307 / 2, 94.75, 7380 / 2, 600 / 2, 3, 0, per_chip=2),
     )
 }
 GPUS = {

@@ -11,6 +11,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,10 +90,14 @@ def compile_program(lowered: jax.stages.Lowered, arguments: int) -> Program:
         if total is None:
             raise
         return Program(total, arguments, time.perf_counter() - began, fits=False)
-    arguments = analysis.argument_size_in_bytes
-    total = arguments + analysis.output_size_in_bytes
-    total += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
-    return Program(total, arguments, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Program(program_bytes(analysis), analysis.argument_size_in_bytes, seconds)
+
+
+def program_bytes(analysis: Any) -> int:
+    """What a program allocates on a device, from its `memory_analysis()`."""
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return total + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -169,14 +169,20 @@ def _decoding_params(config: ModelConfig, mesh: Mesh) -> Any:
     return jax.tree.map(struct, prepared, backend.prepared_shardings(mesh))
 
 
-def lower_sampling(made: Experiment) -> dict[str, jax.stages.Lowered]:
-    """The sampler's `prefill` and `decode`, on the devices of one process."""
+def lower_sampling(
+    made: Experiment, *, lanes: int = 0
+) -> dict[str, jax.stages.Lowered]:
+    """The sampler's `prefill` and `decode`, on the devices of one process.
+
+    Args:
+      lanes: of each row that a step can feed; 0: as many as a block has paths.
+    """
     shape = sampling_shape(made)
     return _sampler(made).lower(
         _of_one_process(made).abstract_params(),
         slots=shape.slots,
         prompt_tokens=shape.prompt_tokens,
-        num_lanes=shape.lanes,
+        num_lanes=lanes * shape.rows or shape.lanes,
     )
 
 

@@ -1,11 +1,13 @@
 """A plan as tables for the terminal."""
 
+from collections.abc import Sequence
+
 import rich.console
 import rich.text
 
 from pr1_jax.model.params import param_count
-from pr1_jax.plan import costs
-from pr1_jax.plan.hardware import GIB
+from pr1_jax.plan import costs, schedule, timing
+from pr1_jax.plan.hardware import GIB, Hardware
 from pr1_jax.plan.planning import Plan
 from pr1_jax.system.tables import Table
 
@@ -27,6 +29,64 @@ def show(plan: Plan) -> rich.console.Group:
         parts.append(traffic_table(plan).terminal())
     notes = "".join(f"* {line}\n" for line in plan.assumptions)
     return rich.console.Group(*parts, rich.text.Text(notes, style="dim"))
+
+
+def show_timings(timings: timing.Timings) -> rich.console.Group:
+    """Times of programs by group, and the instructions that take most of them."""
+    made, topology = timings.experiment, timings.topology
+    mesh = ", ".join(f"{name} {size}" for name, size in made.mesh.shape.items())
+    title = f"{made.config.name} on {topology.text} ({mesh}), {topology.hardware.name}"
+    parts = [rich.text.Text(title + "\n", style="bold")]
+    parts.append(timing_table(timings.programs, topology.hardware).terminal())
+    parts += [largest_table(x).terminal() for x in timings.programs]
+    notes = "".join(f"* {line}\n" for line in timings.assumptions)
+    return rich.console.Group(*parts, rich.text.Text(notes, style="dim"))
+
+
+def timing_table(timings: Sequence[timing.Timing], hardware: Hardware) -> Table:
+    """Milliseconds of a run by group of instructions, and what they come to."""
+    row = lambda name, value: {"ms": name} | {x.name: value(x) for x in timings}
+    rows = [
+        row(group, lambda x, group=group: 1e3 * x.seconds(group))
+        for group in schedule.GROUPS
+        if any(x.seconds(group) for x in timings)
+    ]
+    rows += [
+        row("all", lambda x: 1e3 * x.seconds()),
+        row("before collectives", lambda x: 1e3 * x.before_collectives),
+        row("if none of them overlaps", lambda x: 1e3 * x.without_overlap),
+        row("without an estimate", lambda x: 1e3 * x.unestimated),
+        row("MFU", lambda x: _share(x.mfu(hardware))),
+        row("needed GB", lambda x: x.needed_bytes / 1e9 or None),
+        row("moved GB", lambda x: x.schedule.bytes() / x.runs / 1e9),
+        row(
+            "bandwidth share",
+            lambda x: _share(x.needed_bytes and x.bandwidth_share(hardware)),
+        ),
+        row("memory GiB", lambda x: x.memory_bytes / GIB),
+    ]
+    return Table("Estimated time on one device", rows)
+
+
+def _share(value: float) -> str | None:
+    return f"{100 * value:.0f} %" if value else None
+
+
+def largest_table(of: timing.Timing) -> Table:
+    """The ten instructions of a program that take longest."""
+    rows = [
+        {
+            "instruction": x.name,
+            "group": x.group,
+            "times": x.times / of.runs,
+            "ms each": 1e3 * x.seconds,
+            "MB": x.bytes / 1e6,
+            "by": x.source,
+            "from": x.op_name[-48:],
+        }
+        for x in of.schedule.largest()
+    ]
+    return Table(of.name, rows)
 
 
 def memory_table(plan: Plan) -> Table:

@@ -64,7 +64,8 @@ def model_decode(backend: Backend, readers: int) -> DecodeFn:
             _caches(state),
             live=lanes.live,
         )
-        return backend.logits(params, hidden, lanes.live), cache
+        with jax.named_scope("head"):
+            return backend.logits(params, hidden, lanes.live), cache
 
     return decode_lanes
 

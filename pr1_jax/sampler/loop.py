@@ -45,11 +45,29 @@ def step(
 ) -> tuple[State, Emission]:
     """Feeds every live lane and emits the next tokens; arguments as of `run_chunk`."""
     settings, vocab = decoding.settings, decoding.vocab
-    B, P = state.token.shape
-    lanes = _live_lanes(state, num_lanes)
+    with jax.named_scope("rows"):
+        lanes = _live_lanes(state, num_lanes)
+        bans = next_bans(state, vocab, settings)
     logits, cache = decoding.decode(params, lanes, state, num_lanes)
+    with jax.named_scope("draw"):
+        drawn, logps = _draw(logits, lanes, state, bans, decoding, num_lanes)
+    with jax.named_scope("rows"):
+        state = state.replace(cache=cache)
+        return advance(state, drawn, logps, bans, vocab=vocab, settings=settings)
+
+
+def _draw(
+    logits: jax.Array,
+    lanes: Lanes,
+    state: State,
+    bans: jax.Array,
+    decoding: Decoding,
+    num_lanes: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens and log-probs of live lanes, [B, P] each, from logits [num_lanes, V]."""
+    settings, vocab = decoding.settings, decoding.vocab
+    B, P = state.token.shape
     row = jnp.clip(lanes.row, 0, B - 1)
-    bans = next_bans(state, vocab, settings)
     logits = policy.policy_logits(
         logits,
         bans[row],
@@ -65,12 +83,9 @@ def step(
         draws = decoding.draw(logits, state.key[row], lanes.slot + 1, lanes.live)
     if num_lanes == B:
         pad = [(0, 0), (0, P - 1)]
-        drawn, logps = (jnp.pad(x[:, None], pad) for x in draws)
-    else:
-        in_list = jnp.clip(jnp.cumsum(state.live.ravel()) - 1, 0)
-        drawn, logps = (x[in_list].reshape(B, P) for x in draws)
-    state = state.replace(cache=cache)
-    return advance(state, drawn, logps, bans, vocab=vocab, settings=settings)
+        return tuple(jnp.pad(x[:, None], pad) for x in draws)
+    in_list = jnp.clip(jnp.cumsum(state.live.ravel()) - 1, 0)
+    return tuple(x[in_list].reshape(B, P) for x in draws)
 
 
 def run_chunk(

@@ -69,6 +69,7 @@ def policy_logps(
     first = max(shared, 1)
     wanted, restore = _trained_span(batch.loss_mask[:, first:], policy.max_trained)
 
+    @jax.named_scope("head")
     def logps_of(hidden, tokens, bans):
         return backend.token_logps(
             params,

@@ -127,10 +127,12 @@ def _update(state, loss_fn, inputs, optimizer, policy):
     start = ((jnp.zeros(()), zero(False), grads), zero(True))
     ((loss, sums, grads), maxima), _ = jax.lax.scan(micro_step, start, inputs)
 
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = sums | maxima
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["skipped"] = (~opt_state.last_finite).astype(jnp.float32)
     metrics["skipped_in_a_row"] = opt_state.notfinite_count.astype(jnp.float32)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), loss, metrics

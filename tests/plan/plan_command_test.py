@@ -30,6 +30,7 @@ def test_command_prints_json():
         (["--topology=gpu:h100x8"], "--config is missing"),
         ([SMOKE], "--topology is missing"),
         ([SMOKE, "--topology=v3:2x2"], "--topology=v3:2x2 is not known"),
+        ([SMOKE, "--topology=gpu:h100x8", "--schedule"], "gpu:h100x8 tells no times"),
     ],
 )
 def test_mistake_is_one_line(args, text):
@@ -88,3 +89,20 @@ def test_compiles_for_a_tpu_that_is_not_there():
         assert all(size >= 0 for size in moment["parts"].values())
     # Parameters, gradients and both moments at least, in float32.
     assert found["memory"]["update"]["total"] > 16 * found["parameters"]
+
+
+@pytest.mark.skipif(
+    not hardware.has_tpu_compiler(), reason='needs libtpu: pip install "jax[tpu]"'
+)
+def test_the_tpu_compiler_tells_the_time_of_programs():
+    sizes = "--config.model.width=256", "--config.model.head_dim=128"
+    done = run(SMOKE, "--topology=v5e:2x4", "--json", "--schedule", *sizes)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["programs"]
+    assert len(found) == 4
+    for program in found.values():
+        groups = program["seconds_by_group"]
+        assert sum(groups.values()) == pytest.approx(program["seconds"])
+        assert groups["attention"] > 0 and groups["projections"] > 0
+        assert program["seconds"] > program["seconds_at_bandwidth"]
+        assert not program["loops_of_unknown_length"]

@@ -1,0 +1,198 @@
+"""Reads the text of a compiled program: XLA's HLO after optimization and scheduling.
+
+The text is what `compiled.as_text()` gives. Instructions of a computation stand in the
+order in which the device runs them. Nothing here knows what an instruction costs, but
+that the TPU compiler notes `estimated_cycles` beside some of them.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_HEAD = re.compile(r"(ENTRY )?%(\S+) \(")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|called_computations|branch_computations|"
+    r"true_computation|false_computation)=(\{[^}]*\}|%[\w.\-]+)"
+)
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_INTEGER = re.compile(r"-?\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array of an instruction: `on_chip` where it is not in the device's main memory."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    on_chip: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Without what tiles pad."""
+        bits = _BITS.get(self.dtype)
+        if bits is None:
+            bits = int(re.search(r"\d+", self.dtype)[0])  # bf16, s32, f8e4m3
+        return math.prod(self.dims) * bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+      results: the arrays that it makes, those of a tuple in order.
+      operands: names. arguments: their text; of a constant its value.
+      called: names of computations. cycles: as the compiler estimates them, or None.
+      op_name: by what it was made, as `jit(f)/while/body/attention/dot_general`.
+      rest: the attributes as text.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    arguments: str
+    rest: str
+    is_root: bool = False
+
+    @functools.cached_property
+    def called(self) -> tuple[str, ...]:
+        """Names of computations."""
+        found = _CALLED.findall(self.rest)
+        return tuple(name for text in found for name in _NAME.findall(text))
+
+    def computation(self, role: str) -> str:
+        """The name of the computation that is its `body`, `condition` or `calls`."""
+        return re.search(rf"\b{role}=%([\w.\-]+)", self.rest)[1]
+
+    @functools.cached_property
+    def cycles(self) -> int | None:
+        """As the compiler estimates them."""
+        found = _CYCLES.search(self.rest)
+        return int(found[1]) if found else None
+
+    @functools.cached_property
+    def op_name(self) -> str:
+        """Where in the traced function it comes from; "" if that is not said."""
+        found = _OP_NAME.search(self.rest)
+        return found[1] if found else ""
+
+
+Computation = Mapping[str, Instruction]  # by name, in the order of execution
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """All computations of a program."""
+
+    computations: Mapping[str, Computation]
+    entry: str
+
+    def root(self, computation: str) -> Instruction:
+        """What a computation returns."""
+        found = self.computations[computation].values()
+        return next(x for x in found if x.is_root)
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a `while` runs its body at most; None where that is not a constant.
+
+        It is the least of the constants that the condition compares a counter with;
+        counters are taken to start at zero and to rise by one.
+        """
+        bounds = [*self._bounds(loop.computation("condition"))]
+        return min(bounds) if bounds else None
+
+    def _bounds(self, computation: str) -> Iterator[int]:
+        inside = self.computations[computation]
+        for x in inside.values():
+            if x.opcode == "fusion":
+                yield from self._bounds_of_fusion(x, inside)
+            elif x.opcode == "compare" and "direction=LT" in x.rest:
+                yield from _constants(x.operands[1:], inside)
+
+    def _bounds_of_fusion(self, fusion: Instruction, outside: Computation):
+        """Bounds that a fused condition compares with, in it or handed to it."""
+        inside = self.computations[fusion.called[0]]
+        for x in inside.values():
+            if x.opcode != "compare" or "direction=LT" not in x.rest:
+                continue
+            bound = inside[x.operands[1]]
+            if bound.opcode == "parameter":
+                given = fusion.operands[int(bound.arguments)]
+                yield from _constants([given], outside)
+            else:
+                yield from _constants([bound.name], inside)
+
+
+def _constants(names, computation: Computation) -> Iterator[int]:
+    for name in names:
+        x = computation[name]
+        if x.opcode == "constant" and _INTEGER.fullmatch(x.arguments):
+            yield int(x.arguments)
+
+
+def parse(text: str) -> Program:
+    """Reads a program.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    computations: dict[str, dict[str, Instruction]] = {}
+    inside, entry = None, ""
+    for line in text.splitlines():
+        if inside is None:
+            head = _HEAD.match(line)
+            if head and line.rstrip().endswith("{"):
+                inside = computations.setdefault(head[2], {})
+                entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            inside = None
+        elif " = " in line:
+            x = _instruction(line)
+            inside[x.name] = x
+    if not entry:
+        raise ValueError("the text is no HLO module: it has no ENTRY")
+    return Program(computations, entry)
+
+
+def _instruction(line: str) -> Instruction:
+    """`  ROOT %name = shape opcode(arguments), attributes`."""
+    left, _, right = line.strip().partition(" = ")
+    is_root, name = left.startswith("ROOT "), left.removeprefix("ROOT ").lstrip("%")
+    end = _closing(right, 0) if right.startswith("(") else right.index(" ")
+    shape, right = right[:end], right[end:].lstrip()
+    opcode, _, _ = right.partition("(")
+    end = _closing(right, len(opcode))
+    arguments, rest = right[len(opcode) + 1 : end - 1], right[end:]
+    return Instruction(
+        name=name,
+        opcode=opcode,
+        results=tuple(_arrays(shape)),
+        operands=tuple(_NAME.findall(arguments)),
+        arguments=arguments,
+        rest=rest,
+        is_root=is_root,
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the parenthesis that opens at `start` has been closed."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if not depth:
+            return i + 1
+    raise ValueError(f"a parenthesis is not closed: {text[start : start + 80]}")
+
+
+def _arrays(shape: str) -> Iterator[Array]:
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        sizes = tuple(int(n) for n in dims.split(",") if n)
+        # S(1) and up are memories on the chip; 0, the default, is not written.
+        yield Array(dtype, sizes, on_chip="S(" in layout)

@@ -1,0 +1,302 @@
+"""How long a compiled TPU program takes, by the TPU compiler's own estimates.
+
+The compiler notes beside each fusion and copy how many cycles it expects (`hlo`). A
+program's instructions run one after the other, so their sum, loop bodies times their
+trips, is an estimate of its time. Three things have none, and are priced here:
+
+* asynchronous copies: bytes at the data sheet's bandwidth, one after the other, beside
+  what runs meanwhile; what is waited for counts (group `copies`);
+* collectives: bytes over the links of a ring, at the data sheet's rate. `seconds` counts
+  those that are waited for, `collective_seconds` all of them as if none overlapped;
+* kernels and all else without an estimate: bytes at that bandwidth, at the least.
+
+It is one instrument for all programs, so ratios of two of them count, not milliseconds:
+large products come out slightly too fast, memory-bound work too slow. Of a conditional
+the branch that takes longest counts, and of a loop its most trips.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from pr1_jax.plan import hlo
+from pr1_jax.plan.hardware import Hardware
+
+COPIES, COLLECTIVES, OTHER = "copies", "collectives", "other"
+# By the innermost of these name scopes of the traced code.
+SCOPES = ("attention", "projections", "norms", "head", "draw", "optimizer", "rows")
+GROUPS = (*SCOPES, COPIES, COLLECTIVES, OTHER)
+ESTIMATED, AT_BANDWIDTH, AT_LINKS = "cycles", "bytes", "links"
+
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("partition-id", "replica-id", "opt-barrier", "optimization-barrier"),
+}
+_RING = {  # bytes that a device takes in, times those of its result, over n devices
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+    "collective-broadcast": lambda n: 1.0,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+}
+_COPIES = ("copy", "copy-start", "slice-start", "dynamic-slice-start")
+_SLICES = ("slice", "dynamic-slice", "gather")
+# Transformed ones, too: `transpose(jvp(attention))`.
+_SCOPE = re.compile(rf"(?<![^/(])({'|'.join(SCOPES)})(?![^/)])")
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
+_GROUP = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_GROUP_GRID = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one instruction costs.
+
+    Attributes:
+      times: that it runs. seconds: that it is waited for, each time.
+      bytes: of the device's main memory that it reads and writes, each time.
+      link_seconds: of a collective, each time, were nothing to overlap.
+      source: of its seconds: `ESTIMATED`, `AT_BANDWIDTH` or `AT_LINKS`.
+    """
+
+    name: str
+    opcode: str
+    group: str
+    op_name: str
+    times: int
+    seconds: float
+    bytes: int
+    link_seconds: float = 0.0
+    source: str = ESTIMATED
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The costs of a program's instructions; all figures are of one device.
+
+    Attributes:
+      endless: names of loops whose trips are not known; their bodies count once.
+    """
+
+    costs: Sequence[Cost]
+    endless: Sequence[str] = ()
+
+    def seconds(self, group: str = "") -> float:
+        """Of a group, or of all."""
+        chosen = [x for x in self.costs if group in ("", x.group)]
+        return sum(x.times * x.seconds for x in chosen)
+
+    def bytes(self, group: str = "") -> int:
+        """Moved to or from main memory, of a group or of all."""
+        chosen = [x for x in self.costs if group in ("", x.group)]
+        return sum(x.times * x.bytes for x in chosen)
+
+    @property
+    def collective_seconds(self) -> float:
+        """Were none of the collectives to overlap with anything."""
+        return sum(x.times * x.link_seconds for x in self.costs)
+
+    @property
+    def unestimated_seconds(self) -> float:
+        """Of what has no estimate but its bytes: at the least."""
+        chosen = [x for x in self.costs if x.source == AT_BANDWIDTH]
+        return sum(x.times * x.seconds for x in chosen if x.group != COPIES)
+
+    def largest(self, count: int = 10) -> list[Cost]:
+        """The instructions that take most of the time."""
+        return sorted(self.costs, key=lambda x: -x.times * x.seconds)[:count]
+
+
+def of_program(text: str, hardware: Hardware) -> Schedule:
+    """The schedule of a compiled program, from `compiled.as_text()`.
+
+    Raises:
+      ValueError: the text is no HLO module, or no clock of the device is known.
+    """
+    if not hardware.clock_hz:
+        raise ValueError(f"{hardware.name} has no known clock, so cycles say nothing")
+    program = hlo.parse(text)
+    return _Walk(program, hardware).run()
+
+
+@dataclasses.dataclass
+class _Walk:
+    """One pass over a program; `costs` and `endless` are added to."""
+
+    program: hlo.Program
+    hardware: Hardware
+    costs: list[Cost] = dataclasses.field(default_factory=list)
+    endless: list[str] = dataclasses.field(default_factory=list)
+
+    def run(self) -> Schedule:
+        self.computation(self.program.entry, 1)
+        return Schedule(tuple(self.costs), tuple(self.endless))
+
+    def computation(self, name: str, times: int) -> float:
+        """Costs of a computation that runs so many times; its seconds, once."""
+        inside = self.program.computations[name]
+        clock = copied = linked = 0.0  # when the device, its copies, its links are free
+        ends: dict[str, float] = {}  # of what was started
+        for x in inside.values():
+            kind, _, part = x.opcode.rpartition("-")
+            if part == "done" and x.operands and x.operands[0] in ends:
+                wait = max(0.0, ends.pop(x.operands[0]) - clock)
+                self._add(inside[x.operands[0]], times, wait, inside)
+                clock += wait
+            elif part == "start" and (of := self._collective(x, kind)):
+                linked = max(linked, clock) + of
+                ends[x.name] = linked
+            elif part == "start" and x.opcode in _COPIES:
+                copied = max(copied, clock) + self._at_bandwidth(x, inside)
+                ends[x.name] = copied
+            elif part == "start":
+                ends[x.name] = clock + self._started(x, inside)
+            elif part != "update" and x.opcode not in _FREE:
+                clock += self._one(x, times, inside)
+        return clock
+
+    def _one(self, x: hlo.Instruction, times: int, inside: hlo.Computation) -> float:
+        """Costs of an instruction that is waited for; its seconds, once."""
+        if x.opcode == "while":
+            trips = self.program.trips(x)
+            if trips is None:
+                self.endless.append(x.name)
+            trips = 1 if trips is None else trips
+            return trips * self.computation(x.computation("body"), times * trips)
+        if x.opcode == "conditional":
+            return self._branches(x, times)
+        if x.opcode in ("call", "async-start") and x.called:
+            return self.computation(x.called[0], times)
+        if of := self._collective(x, x.opcode):
+            return self._add(x, times, of, inside)
+        if x.cycles is not None:
+            seconds = x.cycles / self.hardware.clock_hz
+            return self._add(x, times, seconds, inside)
+        return self._add(x, times, self._at_bandwidth(x, inside), inside)
+
+    def _branches(self, x: hlo.Instruction, times: int) -> float:
+        """Of a conditional: the branch that takes longest."""
+        found = []
+        for name in x.called:
+            alone = _Walk(self.program, self.hardware)
+            found.append((alone.computation(name, times), alone))
+        seconds, chosen = max(found, key=lambda of: of[0])
+        self.costs += chosen.costs
+        self.endless += chosen.endless
+        return seconds
+
+    def _started(self, x: hlo.Instruction, inside: hlo.Computation) -> float:
+        """Seconds of another asynchronous operation, which wraps a computation."""
+        if not x.called:
+            return self._at_bandwidth(x, inside)
+        wrapped = self.program.computations[x.called[0]].values()
+        links = [self._collective(y, y.opcode) for y in wrapped]
+        return sum(links) or self._at_bandwidth(x, inside)
+
+    def _collective(self, x: hlo.Instruction, kind: str) -> float:
+        """Seconds of a collective over its links; 0 for anything else."""
+        if kind not in _RING:
+            return 0.0
+        devices = _group_size(x.rest)
+        if kind != "collective-permute" and devices < 2:
+            return 0.0
+        results = x.results
+        if x.opcode.endswith("-start"):  # (operands, results, …)
+            results = results[len(results) // 2 :][:1] or results
+        size = sum(a.bytes for a in results)
+        return size * _RING[kind](devices) / self.hardware.ici_per_sec
+
+    def _at_bandwidth(self, x: hlo.Instruction, inside: hlo.Computation) -> float:
+        return self._moved(x, inside) / self.hardware.hbm_per_sec
+
+    def _moved(self, x: hlo.Instruction, inside: hlo.Computation) -> int:
+        """Bytes of main memory that an instruction reads and writes."""
+        if x.opcode in _COPIES and x.opcode != "copy":
+            to = x.results[:1] if x.opcode == "copy-start" else x.results[1:2]
+            return sum(a.bytes for a in to or x.results[:1])
+        body = self.program.computations[x.called[0]] if x.opcode == "fusion" else None
+        read = 0
+        for i, name in enumerate(x.operands):
+            whole = sum(a.bytes for a in inside[name].results if not a.on_chip)
+            read += min(whole, self._read(i, body)) if body else whole
+        written = sum(a.bytes for a in x.results if not a.on_chip)
+        if body and (updates := [*_updates(body)]):
+            written = min(written, sum(updates))
+        return read + written
+
+    def _read(self, number: int, body: hlo.Computation) -> float:
+        """Bytes that a fusion reads of an operand: less than all where it slices it."""
+        found = (x for x in body.values() if x.opcode == "parameter")
+        names = [x.name for x in found if x.arguments == str(number)]
+        read = 0.0
+        while names:
+            name = names.pop()
+            for x in (x for x in body.values() if name in x.operands):
+                if x.opcode in _SLICES and x.operands[0] == name:
+                    read += sum(a.bytes for a in x.results)
+                elif x.opcode == "bitcast":
+                    names.append(x.name)
+                elif x.opcode == "fusion":
+                    inner = self.program.computations[x.called[0]]
+                    for i, operand in enumerate(x.operands):
+                        read += self._read(i, inner) if operand == name else 0.0
+                elif x.opcode in _IN_PLACE and x.operands[0] == name:
+                    pass
+                else:
+                    return math.inf
+        return read
+
+    def _add(
+        self, x: hlo.Instruction, times: int, seconds: float, inside: hlo.Computation
+    ) -> float:
+        kind = x.opcode.removesuffix("-start")
+        link = self._collective(x, kind) or 0.0
+        if not link and x.opcode.endswith("-start") and x.opcode not in _COPIES:
+            link = self._started(x, inside) if x.called else 0.0
+        source = AT_LINKS if link else AT_BANDWIDTH
+        source = ESTIMATED if x.cycles is not None and not link else source
+        moved = self._moved(x, inside)
+        group = COLLECTIVES if link else group_of(x)
+        if moved or seconds or link:
+            self.costs.append(
+                Cost(
+                    *(x.name, x.opcode, group, x.op_name, times, seconds, moved),
+                    link_seconds=link,
+                    source=source,
+                )
+            )
+        return seconds
+
+
+def group_of(x: hlo.Instruction) -> str:
+    """One of `GROUPS`: by opcode, else by the innermost scope that is one of them."""
+    if x.opcode in _COPIES:
+        return COPIES
+    return next(reversed(_SCOPE.findall(x.op_name)), OTHER)
+
+
+def _group_size(attributes: str) -> int:
+    """Devices of a replica group."""
+    if found := _GROUP.search(attributes):
+        return len(found[1].split(","))
+    if found := _GROUP_GRID.search(attributes):
+        return int(found[1])
+    if found := _GROUP_MESH.search(attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        size = 1
+        for name in re.findall(r"'(\w+)'", found[2]):
+            size *= int(sizes[name])
+        return size
+    return 1
+
+
+def _updates(body: hlo.Computation) -> Iterator[int]:
+    """Bytes that a fusion writes into an array which it updates in place."""
+    for x in body.values():
+        if x.opcode in _IN_PLACE and x.is_root:
+            update = x.operands[_IN_PLACE[x.opcode]]
+            yield sum(a.bytes for a in body[update].results)

@@ -1,0 +1,261 @@
+"""What the compiler says of the time of a config's programs: `--schedule`.
+
+An update, by micro-batch; a prefill, by call; a decode step in main streams, and one with
+all rows in a block. Each is compiled as it is run, in its largest shapes, and its text is
+read (`schedule`). Beside its seconds stand what the model needs: FLOPs of its products,
+and bytes of weights and of keys and values in use, at the plan's mean lengths.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from pr1_jax.model import costs as model_costs
+from pr1_jax.plan import costs, memory, schedule
+from pr1_jax.plan.hardware import Hardware, Topology
+from pr1_jax.plan.programs import (
+    build,
+    lower_sampling,
+    lower_update,
+    mini_batch,
+    sampling_shape,
+    training_stage,
+)
+from pr1_jax.plan.schedule import Schedule
+from pr1_jax.stages.experiment import Experiment
+
+LIMITS = (
+    "times are the compiler's estimates of cycles: ratios count, not milliseconds",
+    "large products come out slightly too fast, memory-bound work up to 4 times too slow",
+    "what has no estimate costs its bytes at the data sheet's bandwidth, a collective its "
+    + "own at the links' rate, one after the other",
+    "a loop counts with its most trips, a conditional with its longest branch",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """A program, of one device.
+
+    Attributes:
+      runs: of what is named in one call of it: micro-batches, or steps.
+      flops: of a run, on one device. needed_bytes: of a run, of main memory; 0 = not
+        counted.
+      memory_bytes: of a call, arguments included.
+    """
+
+    name: str
+    schedule: Schedule
+    runs: int
+    flops: float
+    needed_bytes: float
+    memory_bytes: int
+    compile_sec: float
+
+    def seconds(self, group: str = "") -> float:
+        """Of a run; of a group of `schedule.GROUPS`, or of all."""
+        return self.schedule.seconds(group) / self.runs
+
+    @property
+    def without_overlap(self) -> float:
+        """Seconds of a run, if no collective overlaps with anything."""
+        waited = self.schedule.seconds(schedule.COLLECTIVES)
+        hidden = self.schedule.collective_seconds - waited
+        return self.seconds() + hidden / self.runs
+
+    @property
+    def unestimated(self) -> float:
+        """Seconds of a run that are priced by bytes, for want of an estimate."""
+        return self.schedule.unestimated_seconds / self.runs
+
+    @property
+    def before_collectives(self) -> float:
+        """Seconds of a run without any collective."""
+        return self.seconds() - self.seconds(schedule.COLLECTIVES)
+
+    def mfu(self, hardware: Hardware) -> float:
+        """FLOPs by those that the device could do meanwhile, 0 to 1."""
+        return self.flops / (hardware.flops_per_sec * self.seconds())
+
+    def bandwidth_share(self, hardware: Hardware) -> float:
+        """Needed bytes by those that the device could read meanwhile, 0 to 1."""
+        return self.needed_bytes / (hardware.hbm_per_sec * self.seconds())
+
+    def data(self, hardware: Hardware) -> dict[str, Any]:
+        """For JSON; times in seconds of a run."""
+        return {
+            "seconds": self.seconds(),
+            "seconds_by_group": {
+                group: self.seconds(group)
+                for group in schedule.GROUPS
+                if self.schedule.bytes(group) or self.seconds(group)
+            },
+            "seconds_before_collectives": self.before_collectives,
+            "seconds_without_overlap": self.without_overlap,
+            "seconds_at_bandwidth": self.unestimated,
+            "flops": self.flops,
+            "mfu": self.mfu(hardware),
+            "needed_bytes": self.needed_bytes,
+            "moved_bytes": self.schedule.bytes() / self.runs,
+            "bandwidth_share": self.bandwidth_share(hardware),
+            "memory_bytes": self.memory_bytes,
+            "compile_sec": self.compile_sec,
+            "loops_of_unknown_length": [*self.schedule.endless],
+            "largest": [
+                dataclasses.asdict(x) | {"times": x.times / self.runs}
+                for x in self.schedule.largest()
+            ],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+    """All programs of a config."""
+
+    experiment: Experiment
+    topology: Topology
+    lengths: costs.Lengths
+    programs: Sequence[Timing]
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What the figures take for granted."""
+        n = self.lengths
+        unknown = {name for x in self.programs for name in x.schedule.endless}
+        names = ", ".join(sorted(unknown))
+        return [
+            *LIMITS,
+            (
+                f"needed bytes of a decode step are of {n.prompt_tokens:,} prompt tokens, "
+                f"and half of {n.response_tokens:,} response tokens written"
+            ),
+            *[f"loops whose length is not known count once: {names}"] * bool(unknown),
+        ]
+
+    def data(self) -> dict[str, Any]:
+        """All of it for JSON; of one device."""
+        hardware = self.topology.hardware
+        return {
+            "config": self.experiment.config.name,
+            "topology": self.topology.text,
+            "mesh": dict(self.experiment.mesh.shape),
+            "hardware": dataclasses.asdict(hardware),
+            "lengths": dataclasses.asdict(self.lengths),
+            "programs": {x.name: x.data(hardware) for x in self.programs},
+            "assumptions": self.assumptions,
+        }
+
+
+def measure(
+    made: Experiment,
+    topology: Topology,
+    *,
+    prompt_tokens: int | None = None,
+    response_tokens: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Timings:
+    """Compiles a config's programs and reads their times.
+
+    Args:
+      prompt_tokens, response_tokens: as of `planning.make`.
+
+    Raises:
+      ValueError: the devices' compiler says nothing of time.
+    """
+    lengths = costs.mean_lengths(made, prompt_tokens, response_tokens)
+    if not topology.hardware.clock_hz:
+        raise ValueError(
+            f"--schedule: the compiler for {topology.text} tells no times; leave the flag "
+            "away, or take one of v4, v5e, v5p, v6e"
+        )
+    read = functools.partial(_read, hardware=topology.hardware, say=say)
+    programs = (*_update(made, lengths, read), *_sampling(made, lengths, read))
+    return Timings(made, topology, lengths, programs)
+
+
+def _read(
+    name: str,
+    lowered: jax.stages.Lowered,
+    *,
+    hardware: Hardware,
+    say: Callable[[str], None],
+    **counted: float,
+) -> Timing:
+    say(f"compiling {name}")
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    took = time.perf_counter() - began
+    return Timing(
+        name=name,
+        schedule=schedule.of_program(compiled.as_text(), hardware),
+        memory_bytes=memory.program_bytes(compiled.memory_analysis()),
+        compile_sec=took,
+        **counted,
+    )
+
+
+def _update(
+    made: Experiment, lengths: costs.Lengths, read: Callable[..., Timing]
+) -> Iterator[Timing]:
+    """An update, by micro-batch; its bytes are not counted, as products rule it."""
+    made = _of_lengths(made, lengths)
+    config, tokens = made.config, made.settings.max_tokens
+    size = config[training_stage(config)].micro_batch_size
+    flops = model_costs.update_flops(
+        made.model, rows=size, tokens=tokens, trained=config.rollout.max_response_tokens
+    )
+    yield read(
+        f"update, micro-batch of {size} × {tokens:,}",
+        lower_update(made),
+        runs=mini_batch(config) // size,
+        flops=flops / made.mesh.size,
+        needed_bytes=0.0,
+    )
+
+
+def _of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
+    """The experiment whose longest prompts and responses fill the mean length bucket."""
+    config = made.config.copy_and_resolve_references()
+    total = lengths.prompt_tokens + lengths.response_tokens
+    response = lengths.update_tokens * lengths.response_tokens // total
+    config.rollout.max_response_tokens = response
+    config.rollout.max_prompt_tokens = lengths.update_tokens - response
+    config.model.length_buckets = (lengths.update_tokens,)
+    return build(config, [*made.mesh.devices.ravel()])
+
+
+def _sampling(
+    made: Experiment, lengths: costs.Lengths, read: Callable[..., Timing]
+) -> Iterator[Timing]:
+    """A prefill, a step in main streams, and one with all rows in a block."""
+    shape, model = sampling_shape(made), made.model
+    tensor, group = made.mesh.shape["tensor"], made.config.rl.group_size
+    wide, prompt = shape.prompts_per_prefill, shape.prompt_tokens
+    weights = costs.weight_bytes(made, logits=False)
+    yield read(
+        f"prefill of {wide} × {prompt:,}",
+        lower_sampling(made)["prefill"],
+        runs=1,
+        flops=model_costs.prefill(model, rows=wide, tokens=prompt).flops / tensor,
+        needed_bytes=weights + memory.cache_bytes(made, wide, prompt),
+    )
+    half, mean = lengths.response_tokens // 2, lengths.prompt_tokens
+    needed = costs.weight_bytes(made) + memory.cache_bytes(made, shape.rows, half)
+    needed += memory.cache_bytes(made, -(-shape.rows // group), mean)
+    paths = shape.lanes // shape.rows
+    for name, lanes in (("main streams", 1), (f"blocks of {paths}", paths)):
+        if lanes == 1 or paths > 1:
+            cost = model_costs.decode_step(
+                model, rows=shape.rows, prompt=mean, response=half, lanes=lanes
+            )
+            yield read(
+                f"decode step, {shape.rows} rows in {name}",
+                lower_sampling(made, lanes=lanes)["decode"],
+                runs=made.config.rollout.steps_per_chunk,
+                flops=cost.flops / tensor,
+                needed_bytes=needed,
+            )
