@@ -71,7 +71,8 @@ def _model(c: ml_collections.ConfigDict) -> None:
     c.model.remat_policy = "nothing"  # what remat keeps: or "dots", matrix products
     c.model.attention = "auto"  # attention of updates: "pallas" (TPU), "xla" or "auto"
     c.model.query_chunk = 512  # [tokens] queries whose scores XLA holds at once
-    c.model.logits_chunk = 0  # [tokens] whose logits are held at once; 0 = all
+    # [tokens] Of a micro-batch, as many of each row, whose logits are held at once; 0 = all.
+    c.model.logits_chunk = 0
     # [tokens] Micro-batches are cut to the next of these lengths.
     c.model.length_buckets = (56, 72, 90, 106)
 
@@ -305,7 +306,7 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.model.path = "Parallel-R1/Qwen3-4B-Base-add-special-token"
     c.model.dtype = "bfloat16"
     c.model.scan_layers = c.model.remat = True
-    c.model.logits_chunk = 2048
+    c.model.logits_chunk = 8192
     c.model.length_buckets = (1536, 3072)
     c.data.sft = "hf:Parallel-R1/parallel-r1-cold-start"
     c.data.rl = "hf:Leo-Dai/dapo-math-17k_dedup"

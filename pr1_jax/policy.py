@@ -98,24 +98,28 @@ def sequence_logps(hidden, logps_of, tokens, bans, *, chunk: int = 0):
       logps_of: maps hidden [n, D], tokens [n] and bans [n] to log-probs and entropies,
         both [n] float32.
       tokens, bans: [B, T] int32.
-      chunk: positions whose logits are held at once; 0 = all.
+      chunk: tokens of all rows whose logits are held at once, at least one a row; 0 =
+        all. A chunk has as many of each row, so that devices that split the rows split
+        every chunk.
 
     Returns:
       logps [B, T] float32 and entropies [B, T] float32.
     """
-    B, T, D = hidden.shape
-    flat = (hidden.reshape(-1, D), tokens.reshape(-1), bans.reshape(-1))
-    if not chunk or B * T <= chunk:
-        logps, entropies = logps_of(*flat)
-    else:
-        pad = -(B * T) % chunk
-        flat = jax.tree.map(
-            lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)).reshape(
-                -1, chunk, *x.shape[1:]
-            ),
-            flat,
-        )
-        one = jax.checkpoint(logps_of)
-        out = jax.lax.map(lambda args: one(*args), flat)
-        logps, entropies = jax.tree.map(lambda x: x.reshape(-1)[: B * T], out)
-    return logps.reshape(B, T), entropies.reshape(B, T)
+    B, T, _ = hidden.shape
+
+    def of_columns(*columns):  # [B, n, …]
+        flat = (x.reshape(-1, *x.shape[2:]) for x in columns)
+        return tuple(x.reshape(B, -1) for x in logps_of(*flat))
+
+    size = max(chunk // B, 1) if chunk else T
+    if size >= T:
+        return of_columns(hidden, tokens, bans)
+
+    def cut(x):  # to [chunks, B, size, …]
+        x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(B, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    one = jax.checkpoint(of_columns)
+    chunks = tuple(map(cut, (hidden, tokens, bans)))
+    out = jax.lax.map(lambda columns: one(*columns), chunks)
+    return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in out)

@@ -1,12 +1,16 @@
 """Tests of pr1_jax.policy: bans, truncation, log-probs, against plain definitions."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from pr1_jax.plan import hlo
 from pr1_jax.policy import (
     entropy,
     logps_and_entropies,
@@ -111,6 +115,35 @@ def test_entropy_is_the_log_of_the_number_of_equal_choices():
     np.testing.assert_allclose(entropy(certain), 0, atol=1e-6)
 
 
+def test_devices_that_split_the_rows_split_every_chunk():
+    """None computes a chunk's logits, or adds them up, for the others."""
+    B, T, D, words, chunk = 8, 32, 16, 512, 64
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    rows, everywhere = (NamedSharding(mesh, x) for x in (P("fsdp"), P()))
+    hidden = jax.device_put(np.ones((B, T, D), np.float32), rows)
+    tokens = jax.device_put(np.zeros((B, T), np.int32), rows)
+    head = jax.device_put(np.ones((words, D), np.float32), everywhere)
+
+    def loss(head, hidden):
+        def logps_of(hidden, tokens, bans):
+            del bans
+            return logps_and_entropies(
+                hidden @ head.T, tokens, jnp.zeros_like(tokens), special_ids=(0,)
+            )
+
+        logps, entropies = sequence_logps(hidden, logps_of, tokens, tokens, chunk=chunk)
+        return logps.sum() + entropies.sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(head, hidden).compile()
+    program = hlo.parse(compiled.as_text())
+    every = [x for c in program.computations.values() for x in c.values()]
+    names = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+    moved = [a for x in every if x.opcode.startswith(names) for a in x.results]
+    assert moved and max(math.prod(a.dims) for a in moved) <= words * D
+    made = [a for x in every for a in x.results if words in a.dims]
+    assert max(math.prod(a.dims) for a in made) <= max(chunk // 8, D) * words
+
+
 @pytest.mark.parametrize("limits", [{}, {"top_k": 4, "top_p": 0.8}])
 def test_sequence_logps_in_chunks_equal_all_at_once(limits):
     rng = np.random.default_rng(0)
@@ -136,7 +169,7 @@ def test_sequence_logps_in_chunks_equal_all_at_once(limits):
         return jax.value_and_grad(total, has_aux=True)(hidden)
 
     (_, (logps, entropies)), gradient = value_and_gradient(hidden, 0)
-    for chunk in (4, 5):  # neither, and 14 positions, divide
+    for chunk in (1, 4, 5):  # 1 or 2 of each row; 2 does not divide 7
         (_, out), other = value_and_gradient(hidden, chunk)
         np.testing.assert_allclose(out[0], logps, atol=1e-5)
         np.testing.assert_allclose(out[1], entropies, atol=1e-5)

@@ -28,6 +28,7 @@ from pr1_jax.plan.programs import (
     training_stage,
 )
 from pr1_jax.stages.experiment import Experiment
+from pr1_jax.system.mesh import batch_shards
 
 PARAMETERS, OPTIMIZER = "parameters", "optimizer state"
 REFERENCE, BATCH = "reference parameters", "batch"
@@ -254,7 +255,10 @@ def estimated_update(experiment: Experiment) -> Program:
     chunk = min(c.query_chunk, T)
     scores = _LIVE_SCORES * 4 * rows * _heads(c, tensor) * chunk * T
     predicted = rows * min(T, policy.max_trained)
-    logits = _LIVE_LOGITS * 4 * (policy.logits_chunk or predicted) * c.vocab_size
+    if policy.logits_chunk:  # of all shards, and one token a row at least
+        held = max(policy.logits_chunk // batch_shards(experiment.mesh), rows)
+        predicted = min(predicted, held)
+    logits = _LIVE_LOGITS * 4 * predicted * c.vocab_size
     one_layer = rows * T * 2 * kept + scores
     total = parts[PARAMETERS] * 3 + parts[OPTIMIZER] + device_bytes(batch)
     total += rows * T * c.num_layers * layers + max(one_layer, logits // tensor)

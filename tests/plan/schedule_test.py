@@ -270,14 +270,16 @@ def test_times_of_a_configs_programs():
     said = []
     made = programs.build(config, jax.devices())
     found = timing.measure(made, topology, say=said.append)
-    update, prefill, main, blocks = found.programs
+    update, _, main, blocks = found.programs
     assert update.name == "update, micro-batch of 8 × 76"
     assert (update.runs, main.runs) == (1, config.rollout.steps_per_chunk)
     assert main.name.endswith("rows in main streams") and "blocks of 2" in blocks.name
     for x in found.programs:
         assert x.before_collectives <= x.seconds() <= x.without_overlap
         assert x.memory_bytes > 0 and x.flops > 0
-        assert {"attention", "projections", "norms"} <= {c.group for c in x.schedule.costs}
+        assert {"attention", "projections", "norms"} <= {
+            c.group for c in x.schedule.costs
+        }
     assert {"draw", "rows"} <= {c.group for c in main.schedule.costs}
     assert {"head", "optimizer"} <= {c.group for c in update.schedule.costs}
     assert main.needed_bytes == blocks.needed_bytes and blocks.flops > main.flops
