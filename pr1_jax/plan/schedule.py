@@ -204,10 +204,13 @@ class _Walk:
         devices = _group_size(x.rest)
         if kind != "collective-permute" and devices < 2:
             return 0.0
-        results = x.results
-        if x.opcode.endswith("-start"):  # (operands, results, …)
-            results = results[len(results) // 2 :][:1] or results
-        size = sum(a.bytes for a in results)
+        made = x.results
+        if x.opcode.endswith("-start") and kind != "all-reduce":
+            made = [
+                a for a in made if a.dims
+            ]  # operands, results; scalars are contexts
+            made = made[len(made) // 2 :]
+        size = sum(a.bytes for a in made)
         return size * _RING[kind](devices) / self.hardware.ici_per_sec
 
     def _at_bandwidth(self, x: hlo.Instruction, inside: hlo.Computation) -> float:

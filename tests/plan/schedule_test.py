@@ -163,6 +163,27 @@ def test_a_collective_that_overlaps_is_told_apart(work, waits):
     assert round(1e9 * found.collective_seconds) == 1500
 
 
+@pytest.mark.parametrize(
+    ("shape", "name", "expected"),
+    [
+        ("(bf16[500]{0}, bf16[1000]{0})", "all-gather", 1 / 2 * 2000),
+        (
+            "((bf16[500]{0}, bf16[50]{0}), (bf16[1000]{0}, bf16[100]{0}))",
+            *("all-gather", 1 / 2 * 2200),
+        ),
+        ("(bf16[500]{0}, bf16[500]{0}, u32[], u32[])", "collective-permute", 1000),
+        ("(bf16[500]{0}, bf16[300]{0})", "all-reduce", 2 / 2 * 1600),
+    ],
+)
+def test_bytes_of_a_collective_that_is_started(shape, name, expected):
+    entry = f"""
+  %p = bf16[500]{{0}} parameter(0)
+  %start = {shape} {name}-start(%p), replica_groups={{{{0,1}}}}
+  ROOT %done = bf16[500]{{0}} {name}-done(%start)
+"""
+    assert round(1e9 * of(entry).collective_seconds) == expected
+
+
 def test_what_is_sliced_or_updated_in_place_moves_only_that():
     fused = """
 %slice (stack: f32[24,100], i: s32[]) -> f32[1,100] {
