@@ -8,7 +8,8 @@ deadline or labels:
         --config.rollout.max_sequential_steps=0 --config.rollout.path_labels="()" \
         --config.rollout.max_prompt_tokens=28 --config.rollout.max_response_tokens=92 \
         --config.rollout.max_path_tokens=36 --config.rollout.max_summary_tokens=8 \
-        --config.rollout.summary_reserve=8 --config.rollout.answer_reserve=6
+        --config.rollout.summary_reserve=8 --config.rollout.answer_reserve=6 \
+        --config.data.sft=embedded:easy
 
 A problem asks which two numbers of a list add up to a target, and is answered with their
 difference, which cannot be guessed without the pair:

@@ -8,7 +8,7 @@ import ml_collections
 from pr1_jax.data import search
 
 FIELDS = {
-    name: text if text == "search" else ast.literal_eval(text.strip('"'))
+    name: text if name.startswith("data.") else ast.literal_eval(text.strip('"'))
     for name, text in re.findall(r"--config\.(\S+)=(\S+)", search.__doc__)
 }
 

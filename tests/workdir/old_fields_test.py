@@ -51,7 +51,7 @@ def test_a_run_from_before_bos_goes_on_with_todays(tmp_path, caplog):
 def test_a_run_of_other_defaults_goes_on_by_the_flags_that_are_named(tmp_path):
     """The embedded task was another one: its values are to be given, all of them."""
     config = rl_alternating.get_config("smoke")
-    differs = f"data.task='partner', but the run in {tmp_path} has 'search'; take ano"
+    differs = f"data.sft='embedded:hard', but the run in {tmp_path} has 'embedded:ea"
     with pytest.raises(ValueError, match=differs) as refused:
         open_workdir(write(tmp_path), config)
     _, _, given = str(refused.value).partition(" or go on as it was begun, with ")
