@@ -142,19 +142,17 @@ class _Walk:
         clock = copied = linked = 0.0  # when the device, its copies, its links are free
         ends: dict[str, float] = {}  # of what was started
         for x in inside.values():
-            kind, _, part = x.opcode.rpartition("-")
+            part = x.opcode.rpartition("-")[2]
             if part == "done" and x.operands and x.operands[0] in ends:
                 wait = max(0.0, ends.pop(x.operands[0]) - clock)
                 self._add(inside[x.operands[0]], times, wait, inside)
                 clock += wait
-            elif part == "start" and (of := self._collective(x, kind)):
+            elif part == "start" and (of := self._links(x)):
                 linked = max(linked, clock) + of
                 ends[x.name] = linked
-            elif part == "start" and x.opcode in _COPIES:
+            elif part == "start":
                 copied = max(copied, clock) + self._at_bandwidth(x, inside)
                 ends[x.name] = copied
-            elif part == "start":
-                ends[x.name] = clock + self._started(x, inside)
             elif part != "update" and x.opcode not in _FREE:
                 clock += self._one(x, times, inside)
         return clock
@@ -169,9 +167,9 @@ class _Walk:
             return trips * self.computation(x.computation("body"), times * trips)
         if x.opcode == "conditional":
             return self._branches(x, times)
-        if x.opcode in ("call", "async-start") and x.called:
+        if x.opcode == "call":
             return self.computation(x.called[0], times)
-        if of := self._collective(x, x.opcode):
+        if of := self._links(x):
             return self._add(x, times, of, inside)
         if x.cycles is not None:
             seconds = x.cycles / self.hardware.clock_hz
@@ -189,28 +187,18 @@ class _Walk:
         self.endless += chosen.endless
         return seconds
 
-    def _started(self, x: hlo.Instruction, inside: hlo.Computation) -> float:
-        """Seconds of another asynchronous operation, which wraps a computation."""
-        if not x.called:
-            return self._at_bandwidth(x, inside)
-        wrapped = self.program.computations[x.called[0]].values()
-        links = [self._collective(y, y.opcode) for y in wrapped]
-        return sum(links) or self._at_bandwidth(x, inside)
-
-    def _collective(self, x: hlo.Instruction, kind: str) -> float:
+    def _links(self, x: hlo.Instruction) -> float:
         """Seconds of a collective over its links; 0 for anything else."""
+        if x.opcode == "async-start":  # wraps what it starts
+            wrapped = self.program.computations[x.called[0]].values()
+            return sum(map(self._links, wrapped))
+        kind = x.opcode.removesuffix("-start")
         if kind not in _RING:
             return 0.0
         devices = _group_size(x.rest)
         if kind != "collective-permute" and devices < 2:
             return 0.0
-        made = x.results
-        if x.opcode.endswith("-start") and kind != "all-reduce":
-            made = [
-                a for a in made if a.dims
-            ]  # operands, results; scalars are contexts
-            made = made[len(made) // 2 :]
-        size = sum(a.bytes for a in made)
+        size = sum(a.bytes for a in _made(x))
         return size * _RING[kind](devices) / self.hardware.ici_per_sec
 
     def _at_bandwidth(self, x: hlo.Instruction, inside: hlo.Computation) -> float:
@@ -226,7 +214,7 @@ class _Walk:
         for i, name in enumerate(x.operands):
             whole = sum(a.bytes for a in inside[name].results if not a.on_chip)
             read += min(whole, self._read(i, body)) if body else whole
-        written = sum(a.bytes for a in x.results if not a.on_chip)
+        written = sum(a.bytes for a in _made(x) if not a.on_chip)
         if body and (updates := [*_updates(body)]):
             written = min(written, sum(updates))
         return read + written
@@ -256,10 +244,7 @@ class _Walk:
     def _add(
         self, x: hlo.Instruction, times: int, seconds: float, inside: hlo.Computation
     ) -> float:
-        kind = x.opcode.removesuffix("-start")
-        link = self._collective(x, kind) or 0.0
-        if not link and x.opcode.endswith("-start") and x.opcode not in _COPIES:
-            link = self._started(x, inside) if x.called else 0.0
+        link = self._links(x)
         source = AT_LINKS if link else AT_BANDWIDTH
         source = ESTIMATED if x.cycles is not None and not link else source
         moved = self._moved(x, inside)
@@ -273,6 +258,14 @@ class _Walk:
                 )
             )
         return seconds
+
+
+def _made(x: hlo.Instruction) -> Sequence[hlo.Array]:
+    """What an instruction makes; one that starts another lists its operands as well."""
+    if not x.opcode.endswith("-start") or x.opcode == "all-reduce-start":
+        return x.results
+    made = [a for a in x.results if a.dims]  # scalars are contexts
+    return made[len(made) // 2 :]
 
 
 def group_of(x: hlo.Instruction) -> str:

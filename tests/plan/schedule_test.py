@@ -184,6 +184,28 @@ def test_bytes_of_a_collective_that_is_started(shape, name, expected):
     assert round(1e9 * of(entry).collective_seconds) == expected
 
 
+WRAPPED = """
+%wrapped (p: bf16[1000]) -> bf16[1000] {
+  %p = bf16[1000]{0} parameter(0)
+  ROOT %y = bf16[1000]{0} NAME(%p), replica_groups={{0,1}}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "expected"),
+    [("all-to-all", "collectives", 1000), ("negate", "other", 2000)],
+)
+def test_what_is_started_in_a_wrapper_is_what_it_wraps(name, group, expected):
+    entry = """
+  %p = bf16[1000]{0} parameter(0)
+  %start = ((bf16[1000]{0}), bf16[1000]{0:S(1)}, u32[]) async-start(%p), calls=%wrapped
+  ROOT %done = bf16[1000]{0:S(1)} async-done(%start)
+"""
+    (cost,) = of(entry, WRAPPED.replace("NAME", name)).costs
+    assert (cost.group, round(1e9 * cost.seconds)) == (group, expected)
+
+
 def test_what_is_sliced_or_updated_in_place_moves_only_that():
     fused = """
 %slice (stack: f32[24,100], i: s32[]) -> f32[1,100] {
