@@ -53,6 +53,9 @@ def test_exactly_one_number_has_a_partner_and_is_the_answer(family, split):
         numbers = [*itertools.chain(*rows)]
         assert len(numbers) in partner.FAMILIES[family].lengths
         assert len({*map(len, rows)}) == 1 and len({*numbers}) == len(numbers)
+        # Each partner is a number that the list might have, so that none can be skipped.
+        low, high = partner.FAMILIES[family].numbers
+        assert low <= min(numbers) and max(numbers) + gap <= high
         with_partner = [n for n in numbers if n + gap in numbers]
         assert with_partner == [int(record["answer"])]
 

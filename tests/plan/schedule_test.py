@@ -46,6 +46,8 @@ BODY = """
   %i = s32[] get-tuple-element(%state), index=0
   %other = pred[] compare(%i, %i), direction=LT
   %less = pred[] compare(%i, %bound), direction=LT
+  %far = s32[] constant(900)
+  %least = pred[] compare(%i, %far), direction=LT
   ROOT %both = pred[] and(%less, %other)
 }
 
@@ -71,7 +73,12 @@ def test_a_loop_costs_its_body_times_its_trips():
 
 
 def test_a_loop_of_unknown_length_is_named_and_counts_once():
-    found = of(LOOP, BODY.replace("constant(24)", "parameter(1)"))
+    found = of(
+        LOOP,
+        BODY.replace("constant(24)", "parameter(1)").replace(
+            "constant(900)", "parameter(2)"
+        ),
+    )
     assert [*found.endless] == ["loop"] and nanoseconds(found) == 70
 
 
@@ -112,6 +119,18 @@ def test_a_copy_costs_what_is_waited_for(work, waits):
     found = of(entry)
     assert nanoseconds(found, schedule.COPIES) == waits
     assert nanoseconds(found) == work + waits + 10
+
+
+def test_a_loop_hides_what_goes_on_beside_it():
+    entry = """
+  %p = (s32[], f32[8,100]{1,0}) parameter(0)
+  %q = f32[1000]{0} parameter(1)
+  %start = (f32[1000]{0:S(1)}, f32[1000]{0}, u32[]) copy-start(%q)
+  %loop = (s32[], f32[8,100]{1,0}) while(%p), condition=%condition, body=%body
+  ROOT %done = f32[1000]{0:S(1)} copy-done(%start)
+"""
+    found = of(entry, BODY)
+    assert nanoseconds(found, schedule.COPIES) == 4000 - 24 * 70
 
 
 def test_copies_take_turns():
@@ -320,11 +339,13 @@ def test_times_of_a_configs_programs():
     for x in found.programs:
         assert x.before_collectives <= x.seconds() <= x.without_overlap
         assert x.memory_bytes > 0 and x.flops > 0
+        assert x.seconds() == pytest.approx(x.schedule.seconds() / x.runs)
         assert {"attention", "projections", "norms"} <= {
             c.group for c in x.schedule.costs
         }
     assert {"draw", "rows"} <= {c.group for c in main.schedule.costs}
     assert {"head", "optimizer"} <= {c.group for c in update.schedule.costs}
+    assert blocks.schedule.costs != main.schedule.costs  # of other programs
     assert main.needed_bytes == blocks.needed_bytes and blocks.flops > main.flops
     assert len(said) == 4
     data = json.loads(json.dumps(found.data()))

@@ -160,6 +160,12 @@ def test_an_alarm_that_comes_and_goes_is_one_event():
     assert [(e.row, e.last_row) for e in found] == [(0, 3), (40, 40), (61, 61)]
     assert found[0].text.endswith(" in 3 of 4 steps")
     assert "steps" not in found[1].text
+    stages = [{"stage": name, "alarm/skipped": 1.0} for name in ("sft", "rl")]
+    found = [e for e in events.find(_run(stages), {}) if e.kind == "skipped"]
+    assert [(e.stage, e.row, e.last_row) for e in found] == [
+        ("sft", 0, 0),
+        ("rl", 1, 1),
+    ]
 
 
 def test_figures_of_paths_in_older_lines_are_those_of_the_responses():
