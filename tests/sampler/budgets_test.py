@@ -170,3 +170,21 @@ def test_the_deadline_by_hand():
     assert steps[np.isin(early.tokens, VOCAB.special_ids[4:6])].tolist() == [34, 42]
     assert np.bincount(last.path).tolist() == [38, 10, 10]
     assert late.num_blocks == 0 and len(late.tokens) == 48
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"max_sequential_steps": 2**31},
+            r"max_sequential_steps=2147483648 must be be",
+        ),
+        (
+            {"path_labels": (" ", " 2")},
+            r"path_labels=\(' ', ' 2'\) must hold texts, none",
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit_and_blank_labels_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(SETTINGS, **wrong)

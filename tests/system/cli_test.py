@@ -88,3 +88,9 @@ def test_an_installation_has_all_files():
             assert (ROOT / file).with_name("__init__.py").exists(), file
         else:
             assert any(fnmatch.fnmatch(file, pattern) for pattern in patterns), file
+
+
+def test_a_mistake_is_one_line_and_keeps_its_blanks(capsys):
+    with pytest.raises(cli.Mistake):
+        cli.stop(ValueError("labels=('  ',\n   ' 2')"))
+    assert capsys.readouterr().err == "error: labels=('  ', ' 2')\n"
