@@ -46,8 +46,9 @@ def _experiment(c: ml_collections.ConfigDict) -> None:
     # Stages in order: "coldstart", "sft", "rl", "benchmark". A model is evaluated before
     # the first and after each that trains it.
     c.stages = ("sft", "rl")
-    # What computes the model: "xla", "cpu" (C++ kernels: float32 on a CPU, updates on
-    # one device), or "auto": for updates and for decoding each "cpu" where it runs.
+    # What computes the model: "xla", "tpu" (a Pallas kernel attends in decode steps; for
+    # updates see model.attention), "cpu" (C++ kernels: float32 on a CPU, updates on one
+    # device), or "auto": for updates and for decoding each "tpu" or "cpu" where it runs.
     c.kernels = "auto"
 
 

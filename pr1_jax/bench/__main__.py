@@ -29,7 +29,10 @@ _OUT = flags.DEFINE_string("out", None, "Folder for results.json and results.md.
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Least sizes: does everything still run?")
 _KERNELS = flags.DEFINE_enum(
-    "kernels", "auto", ["auto", "cpu", "xla"], "Of decode steps and updates; cpu: C++."
+    "kernels",
+    "auto",
+    ["auto", "cpu", "tpu", "xla"],
+    "Of decode steps and updates; cpu: C++, tpu: Pallas in decode steps.",
 )
 
 

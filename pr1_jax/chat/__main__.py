@@ -72,7 +72,7 @@ _TEMPLATE = flags.DEFINE_enum(
     "template", None, ["plain", "instruction", "chat"], "Of prompts; as trained."
 )
 _KERNELS = flags.DEFINE_enum(
-    "kernels", "auto", ["auto", "xla", "cpu"], "What computes the model."
+    "kernels", "auto", ["auto", "xla", "tpu", "cpu"], "What computes the model."
 )
 _JSON = flags.DEFINE_bool("json", False, "Writes a JSON object a line.")
 _PACE = flags.DEFINE_float(

@@ -1,4 +1,4 @@
-"""Which backend computes a model: XLA, or kernels in C++ on CPU."""
+"""Which backend computes a model: XLA, or kernels for TPU or in C++ on CPU."""
 
 import jax
 from absl import logging
@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.xla import Xla
 
-KERNELS = ("auto", "xla", "cpu")
+KERNELS = ("auto", "xla", "tpu", "cpu")
 Backend = Xla  # what all of them are
 
 
@@ -21,22 +21,29 @@ def choose(
     """The backend of a sampler, or of updates, on a mesh or on JAX's default device.
 
     Args:
-      kernels: of `KERNELS`; `auto` takes `cpu` where it runs.
-      training: for updates, whose C++ kernels run on one device alone.
+      kernels: of `KERNELS`; `auto` takes `tpu` or `cpu` where they run.
+      training: for updates, whose C++ kernels run on one device alone. Those on TPU are
+        not a backend's: `model.attention` chooses them.
 
     Raises:
-      ValueError: `cpu` cannot run here, and why.
+      ValueError: `tpu` or `cpu` cannot run here, and why.
     """
     _set_precision(config.dtype)
     if kernels == "xla":
         return Xla(config)
-    from pr1_jax.model import cpu  # the one place that knows of it
+    from pr1_jax.model import cpu, tpu  # the one place that knows of them
 
-    reason = cpu.why_not(config, mesh, training=training)
+    device = mesh.devices.flat[0] if mesh is not None else jax.devices()[0]
+    if kernels == "tpu" or (kernels == "auto" and device.platform == "tpu"):
+        name, reason = "tpu", tpu.why_not(config, mesh)
+        make = Xla if training else lambda config: tpu.make(config, mesh)
+    else:
+        name, reason = "cpu", cpu.why_not(config, mesh, training=training)
+        make = cpu.Cpu
     if not reason:
-        return cpu.Cpu(config)
-    if kernels == "cpu":
-        raise ValueError(f"kernels=cpu: {reason}")
+        return make(config)
+    if kernels == name:
+        raise ValueError(f"kernels={name}: {reason}")
     what = "compute updates" if training else "decode"
     logging.info("XLA's kernels %s: %s", what, reason)
     return Xla(config)

@@ -6,9 +6,10 @@ logits, log-probs of tokens, draws. Its signatures are of arrays. `model.backend
 one; `model.cpu` departs from this one where it has kernels of its own.
 
 A cache has an entry a layer: keys [B, K, H, S] and values [B, K, S, H], an order in which
-both products of a decode step read memory along its last axis. While decoding, a row's
-keys and values lie in two caches: those of its prompt are kept once for all rows that
-read it, those of its response are its own. `attend` then gets pairs of the two.
+both products of a decode step read memory along its last axis. Other backends may have
+other entries, whose last array has its slots on axis 2, too. While decoding, a row's keys
+and values lie in two caches: those of its prompt are kept once for all rows that read it,
+those of its response are its own. `attend` then gets pairs of the two.
 """
 
 import dataclasses
@@ -75,7 +76,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Xla:
-    """The backend in plain JAX, and in Pallas on TPU."""
+    """The backend in plain JAX; updates are in Pallas on TPU."""
 
     config: ModelConfig
 
@@ -278,7 +279,7 @@ class Xla:
         def attend(q, k, v, cache):
             own, shared = cache
             own = self._write(own, rows[:, None], slot, k, v)
-            B, S = own[1].shape[0], own[1].shape[2]
+            B, _, S, _ = own[-1].shape
             mine = self._rows(own, jnp.clip(rows, 0, B - 1))
             of_prompts = self._rows(shared, entry)
             out = []

@@ -60,10 +60,10 @@ def build(
       ValueError, FileNotFoundError: names the field and its value.
     """
     config = config.copy_and_resolve_references()
+    on_tpu = devices[0].platform == "tpu"
     if config.model.attention == "auto":  # would ask for the machine that plans
-        on_tpu = devices[0].platform == "tpu"
         config.model.attention = "pallas" if on_tpu else "xla"
-    if config.kernels == "auto":  # these devices stand for accelerators
+    if config.kernels == "auto" and not on_tpu:  # they stand for accelerators
         config.kernels = "xla"
     path = config.model.path
     if not path or pathlib.Path(path).expanduser().is_dir():

@@ -151,7 +151,7 @@ def rejoin(
 
 
 def _prompts(state: State, readers: int) -> Prompts:
-    slots = state.prompts.cache[0][1].shape[2]
+    slots = state.prompts.cache[0][-1].shape[2]
     return Prompts(state.prompts.length, slots, readers)
 
 

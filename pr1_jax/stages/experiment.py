@@ -322,10 +322,10 @@ def build(
         mesh=mesh.make_mesh(**config.mesh, devices=devices),
         settings=settings,
     )
-    if config.kernels == "cpu":  # whether they run, before anything compiles
+    if config.kernels in ("tpu", "cpu"):  # do they run? before anything compiles
         updates = {"sft", "rl"} & {*config.stages}
         for training in {False, bool(updates)}:
-            choose(made.model, "cpu", made.mesh, training=training)
+            choose(made.model, config.kernels, made.mesh, training=training)
     if config.checkpoint.init:
         about = dict(made.about)
         if not {"sft", "rl"} & {*config.stages} and config.stages:

@@ -12,7 +12,9 @@ from pr1_jax.model.backend import choose
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.forward import forward
 from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.tpu import Tpu
 from pr1_jax.model.xla import Xla
+from pr1_jax.system.mesh import AXES
 from tests.helpers.tiny import ONE_LAYER as CONFIG
 from tests.helpers.tiny import YARN, needs_kernels
 
@@ -50,6 +52,48 @@ def test_kernels_are_chosen_where_they_run(dtype, sizes, training, reason):
             chosen("cpu")
     else:
         assert chosen("cpu") == Cpu(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeTpu:
+    """What is asked of a device of a mesh."""
+
+    id: int
+    device_kind: str
+    platform: str = "tpu"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(
+    "changes, tensor, reason",
+    [
+        ({}, 2, ""),
+        ({"head_dim": 128, "dtype": "bfloat16"}, 1, ""),
+        ({"head_dim": 80}, 1, "model.head_dim=80 is not a multiple of 64"),
+        ({}, 4, "mesh.tensor=4 does not divide model.num_kv_heads=2"),
+    ],
+)
+@pytest.mark.parametrize("kind, cores", [("TPU v5 lite", 1), ("TPU v5p", 2)])
+def test_kernels_for_tpu_are_chosen_where_they_run(
+    changes, tensor, reason, kind, cores
+):
+    config = dataclasses.replace(CONFIG, **{"head_dim": 64, **changes})
+    devices = np.array([FakeTpu(i, kind) for i in range(tensor)])
+    mesh = jax.sharding.Mesh(devices.reshape(1, 1, -1), AXES)
+    assert choose(config, "xla", mesh) == Xla(config)
+    assert choose(config, mesh=mesh, training=True) == Xla(config)
+    if reason:
+        assert choose(config, mesh=mesh) == Xla(config)
+        with pytest.raises(ValueError, match=f"^kernels=tpu: {reason}$"):
+            choose(config, "tpu", mesh)
+    else:
+        assert choose(config, mesh=mesh) == choose(config, "tpu", mesh)
+        assert choose(config, mesh=mesh) == Tpu(config, mesh, cores)
+
+
+def test_kernels_for_tpu_are_refused_elsewhere():
+    with pytest.raises(ValueError, match="^kernels=tpu: the device is a cpu$"):
+        choose(CONFIG, "tpu")
 
 
 @pytest.mark.parametrize(

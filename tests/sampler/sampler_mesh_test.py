@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from pr1_jax import layout
+from pr1_jax.kernels import decode
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.params import init_params, param_shardings
+from pr1_jax.model.tpu import Tpu
 from pr1_jax.model.xla import Xla
 from pr1_jax.sampler.cache import empty
 from pr1_jax.sampler.sampler import Sampler
@@ -101,6 +103,15 @@ def test_eight_devices_sample_what_one_does(variant, sizes):
 def test_kernels_of_several_devices_sample_what_one_does_without():
     mesh = make_mesh(2, 2, 1, devices=jax.devices()[:4])
     found, _ = sample("structured", mesh, Cpu)
+    for a, b in zip(found, on_one_device("structured"), strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
+
+
+def test_tpu_kernels_of_several_devices_sample_what_one_does_without(monkeypatch):
+    monkeypatch.setattr(decode, "tile_slots", lambda *_: 128)  # interpreted faster
+    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    found, _ = sample("structured", mesh, lambda c: Tpu(c, mesh, interpret=True))
     for a, b in zip(found, on_one_device("structured"), strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)

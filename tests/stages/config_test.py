@@ -268,6 +268,7 @@ WRONG = [
     ({"stages": ("sft", "dpo")}, "'dpo'"),
     ({"stages": ("rl", "rl")}, "stages=('rl', 'rl')"),
     ({"model.attention": "pallas"}, "model.attention=pallas needs a TPU"),
+    ({"kernels": "tpu"}, "kernels=tpu: the device is a cpu"),
     ({"kernels": "cpu", "model.dtype": "bfloat16"}, "model.dtype=bfloat16 is not fl"),
     (
         {"kernels": "cpu"},

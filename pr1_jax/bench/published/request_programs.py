@@ -36,7 +36,7 @@ def _step(
     backend: Backend, vocab: Vocab, params, state: State
 ) -> tuple[State, tuple[jax.Array, jax.Array]]:
     """Feeds all live rows; what each drew, −1 where nothing, and its log-prob."""
-    B, S = state.token.shape[0], state.cache[0][1].shape[2]
+    B, S = state.token.shape[0], state.cache[0][-1].shape[2]
     row = jnp.nonzero(state.live, size=B, fill_value=B)[0]  # live ones first
     index, count = jnp.minimum(row, B - 1), state.live.sum(dtype=jnp.int32)
     main = jnp.zeros((B, 1), jnp.int32)
@@ -128,10 +128,12 @@ def _insert(cache, fresh, rows):
         some = (slice(None),) * (axis - 1) + (slice(T),)
         return old.at[(rows, *some)].set(new[(slice(None), *some)], mode="drop")
 
-    return tuple(
-        (put(keys, new_keys, 3 if keys.ndim == 4 else 2), put(values, new_values, 2))
-        for (keys, values), (new_keys, new_values) in zip(cache, fresh)
-    )
+    def put_layer(old, new):  # an entry's last array has its slots on axis 2
+        *keys, values = zip(old, new, strict=True)
+        keys = [put(x, y, 3 if x.ndim == 4 else 2) for x, y in keys]
+        return *keys, put(*values, 2)
+
+    return tuple(map(put_layer, cache, fresh))
 
 
 class Programs:

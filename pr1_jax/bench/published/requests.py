@@ -219,7 +219,7 @@ class _Run:
         self._start(chosen)
 
     def _resize(self, kept: list[Request], rows: int, slots: int) -> None:
-        have_rows, have_slots = len(self.occupant), self.state.cache[0][1].shape[2]
+        have_rows, have_slots = len(self.occupant), self.state.cache[0][-1].shape[2]
         slots = max(_size(_FEWEST_SLOTS, slots), have_slots)
         if rows == have_rows and slots == have_slots:
             return

@@ -1,0 +1,186 @@
+"""Attention of a decode step under the path mask, as one Pallas kernel for TPU.
+
+Keys and values of a token lie side by side, [B, K, S, 2 H]: they come by one transfer, and
+a token is a row of memory. What a step has to go over is a list of tiles, made once for
+all layers (`walk`); in its order the kernel (`decode_kernel`) fetches several tiles ahead.
+Which lanes may see a slot is a bit mask a slot, made once as well. A flat list of what is
+ragged, and transfers that run ahead of it, are ideas of ragged paged attention
+(https://github.com/vllm-project/tpu-inference).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pr1_jax.kernels.decode_kernel import (
+    PIECE,
+    SUBLANES,
+    WINDOW,
+    Plan,
+    Walk,
+    kernel,
+    scratch,
+)
+
+MOST_LANES = 32  # of a row: the bits of a mask
+
+_TILE_BYTES = 1 << 19  # of a tile, about: what a transfer needs to be worth its latency
+
+
+def tile_slots(num_kv_heads: int, head_dim: int, dtype) -> int:
+    """Slots of a tile.
+
+    Args:
+      num_kv_heads: key heads of one device.
+    """
+    slot = num_kv_heads * 2 * head_dim * jnp.dtype(dtype).itemsize
+    tile = PIECE
+    while tile < 8 * PIECE and 2 * tile * slot <= _TILE_BYTES:
+        tile *= 2
+    return tile
+
+
+def walk(
+    lanes,
+    slot,
+    visible,
+    filled,
+    *,
+    length,
+    reader,
+    readers: int,
+    prompt_slots: int,
+    tile: int,
+    num_lanes: int,
+) -> Walk:
+    """The tiles that a decode step of B rows of P lanes goes over.
+
+    Args:
+      lanes: [B, P] int32, where each lane is in the flat list of L; L: it is not fed.
+      slot: [B, P] int32, of its token; −1: its keys are there already. The lanes of a
+        row write slots that lie side by side, the last ones of those that are filled.
+      visible: [B, P, S] bool, slots that a lane may see.
+      filled: [B] int32, slots in use, those of this step included.
+      length: [M] int32, of the prompts.
+      reader: [B] int32, entry · readers + the row's number among its readers;
+        M · readers: it reads none.
+      readers: rows that an entry can have. prompt_slots: tokens that it has space for.
+      tile: slots of a tile. num_lanes: L.
+
+    Raises:
+      ValueError: a row has more lanes than a mask has bits.
+    """
+    (B, P), M, S = lanes.shape, len(length), visible.shape[2]
+    if P > MOST_LANES:
+        raise ValueError(f"{P} lanes a row are more than {MOST_LANES}")
+    is_fed = (lanes < num_lanes).any(axis=1)
+    of_entry = jnp.full((M * readers, P), num_lanes, jnp.int32)
+    reader = jnp.where(is_fed, reader, M * readers)
+    of_entry = of_entry.at[reader].set(lanes, mode="drop")
+    is_read = (of_entry < num_lanes).reshape(M, -1).any(axis=1)
+    lengths = jnp.where(is_read, length, 0), jnp.where(is_fed, filled, 0)
+    lengths = jnp.concatenate(lengths).astype(jnp.int32)
+    tiles = -(-lengths // tile)
+    ends = jnp.cumsum(tiles)
+    number = jnp.arange(M * -(-prompt_slots // tile) + B * -(-S // tile))
+    sequence = (ends <= number[:, None]).sum(axis=1)
+    sequence = jnp.minimum(sequence, M + B - 1)  # behind the last tile: any
+    bits = jnp.sum(visible << jnp.arange(P)[:, None], axis=1, dtype=jnp.int32)
+    bits = jnp.pad(bits, [(0, 0), (0, -S % tile)])
+    return Walk(
+        count=ends[-1:].astype(jnp.int32),
+        sequence=sequence.astype(jnp.int32),
+        tile=(number - (ends - tiles)[sequence]).astype(jnp.int32),
+        length=lengths,
+        readers=of_entry.ravel(),
+        lanes=lanes.astype(jnp.int32).ravel(),
+        slot=jnp.where(lanes < num_lanes, slot, -1).astype(jnp.int32).ravel(),
+        visible=bits.reshape(B, -1, 1, tile),
+    )
+
+
+def attend(
+    q, k, v, own, prompts, walk: Walk, *, cores: int = 1, interpret: bool = False
+):
+    """Attention of a decode step's lanes, and the cache with their keys and values.
+
+    Args:
+      q: [L, N, H], of the flat list of lanes. k, v: [L, K, H].
+      own: [B, K, S, 2 H], S a multiple of `PIECE`; taken over by the result.
+      prompts: [M, K, S', 2 H], likewise. walk: of `walk`, in which L is the same.
+      cores: that share a device, and each takes a part of the heads if these divide.
+      interpret: run without a TPU, slowly.
+
+    Returns:
+      out [L, N, H] in q's dtype, 0 for lanes that are not fed; softmax is in float32.
+      The new `own`.
+    """
+    (L, N, H), K = q.shape, k.shape[1]
+    plan = _plan(q, own, prompts, walk, cores)
+    R, Q, A = plan.queries, plan.keys.stop, plan.sum_width
+    # A lane's queries fill whole registers of float32, to be picked by its number.
+    widths = [(0, 0), (0, 0), (0, R - N // K), (0, Q - H)]
+    queries = jnp.pad(q.reshape(L, K, N // K, H).astype(jnp.float32), widths)
+    new = jnp.concatenate([k, v], axis=-1)[:, :, None].astype(jnp.float32)
+    by_head = lambda *shape: pl.BlockSpec(
+        (L, plan.heads, *shape), lambda h, *_: (0, h, 0, 0)
+    )
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    scalars = walk[:-1]
+    out, own = pl.pallas_call(
+        functools.partial(kernel, plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(K // plan.heads,),
+            in_specs=[by_head(R, Q), by_head(1, 2 * H), *[anywhere] * 3],
+            out_specs=[by_head(R, A), anywhere],
+            scratch_shapes=scratch(plan, L, own.dtype),
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((L, K, R, A), q.dtype),
+            jax.ShapeDtypeStruct(own.shape, own.dtype),
+        ],
+        input_output_aliases={len(scalars) + 4: 1},
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=["parallel"], disable_bounds_checks=True
+        ),
+        cost_estimate=_cost(q, own, prompts, plan),
+        interpret=interpret,
+        name="decode_attention",
+    )(*scalars, queries, new, walk.visible, prompts, own)
+    return out[:, :, : N // K, -H:].reshape(q.shape), own
+
+
+def _plan(q, own, prompts, walk: Walk, cores: int) -> Plan:
+    (rows, K, _, _), entries = own.shape, len(prompts)
+    lanes, groups = len(walk.lanes) // rows, q.shape[1] // K
+    return Plan(
+        entries=entries,
+        row_lanes=lanes,
+        entry_lanes=len(walk.readers) // entries,
+        heads=K if K % cores else K // cores,
+        head_dim=q.shape[2],
+        queries=-(-groups // SUBLANES) * SUBLANES,
+        tile=walk.visible.shape[3],
+        window=WINDOW * (1 + -(-(lanes - 1) // WINDOW)),
+    )
+
+
+def _cost(q, own, prompts, plan: Plan) -> pl.CostEstimate:
+    """On average: half of a row's slots in use, whole prompts, each read by all it can.
+
+    How many entries are read is not known: here as few as rows of whole groups need.
+    """
+    (L, N, H), (B, _, S, _) = q.shape, own.shape
+    readers = plan.entry_lanes // plan.row_lanes
+    entries = min(plan.entries, -(-B // readers))
+    pairs = L * (S // 2 + prompts.shape[2])
+    of_prompts = prompts.nbytes // plan.entries * entries
+    return pl.CostEstimate(
+        flops=4 * pairs * N * H,
+        transcendentals=pairs * N,
+        bytes_accessed=own.nbytes // 2 + of_prompts + 2 * B * S + 2 * q.nbytes,
+    )
