@@ -7,9 +7,11 @@ that the TPU compiler notes `estimated_cycles` beside some of them.
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _HEAD = re.compile(r"(ENTRY )?%(\S+) \(")
@@ -22,6 +24,8 @@ _CALLED = re.compile(
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INTEGER = re.compile(r"-?\d+")
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+_CONFIG = "backend_config="
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,21 @@ class Array:
         if bits is None:
             bits = int(re.search(r"\d+", self.dtype)[0])  # bf16, s32, f8e4m3
         return math.prod(self.dims) * bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel, as Mosaic gives it to the TPU compiler.
+
+    Attributes:
+      config: the compiler's settings; `body` is the kernel itself.
+      flops, bytes: of one call, as its `pl.CostEstimate` declares them; None = it does
+        not.
+    """
+
+    config: Mapping[str, Any]
+    flops: int | None = None
+    bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +95,18 @@ class Instruction:
         """As the compiler estimates them."""
         found = _CYCLES.search(self.rest)
         return int(found[1]) if found else None
+
+    @functools.cached_property
+    def kernel(self) -> Kernel | None:
+        """Of an instruction that calls one."""
+        if self.opcode != "custom-call" or _KERNEL not in self.rest:
+            return None
+        text = self.rest.partition(_CONFIG)[2]
+        found = json.JSONDecoder().raw_decode(text)[0] if text else {}
+        config = found.get("custom_call_config", {})
+        declared = config.get("cost_estimate", {})
+        number = lambda name: int(declared[name]) if name in declared else None
+        return Kernel(config, number("flops"), number("bytes_accessed"))
 
     @functools.cached_property
     def op_name(self) -> str:

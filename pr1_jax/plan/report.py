@@ -39,6 +39,8 @@ def show_timings(timings: timing.Timings) -> rich.console.Group:
     parts = [rich.text.Text(title + "\n", style="bold")]
     parts.append(timing_table(timings.programs, topology.hardware).terminal())
     parts += [largest_table(x).terminal() for x in timings.programs]
+    if any(x.kernels for x in timings.programs):
+        parts.append(kernel_table(timings.programs).terminal())
     notes = "".join(f"* {line}\n" for line in timings.assumptions)
     return rich.console.Group(*parts, rich.text.Text(notes, style="dim"))
 
@@ -87,6 +89,26 @@ def largest_table(of: timing.Timing) -> Table:
         for x in of.schedule.largest()
     ]
     return Table(of.name, rows)
+
+
+def kernel_table(timings: Sequence[timing.Timing]) -> Table:
+    """Pallas kernels, with the share of the peak that their instructions allow."""
+    rows = [
+        {
+            "kernel": x.name,
+            "program": of.name,
+            "times": x.times / of.runs,
+            "ms each": 1e3 * x.seconds,
+            "MB": x.bytes / 1e6,
+            "by": x.source,
+            "bundles a step": of.bodies[x.name].bundles or None,
+            "MFLOP a step": of.bodies[x.name].flops / 1e6 or None,
+            "peak at most": _share(x.peak_share),
+        }
+        for of in timings
+        for x in of.kernels
+    ]
+    return Table("Pallas kernels", rows)
 
 
 def memory_table(plan: Plan) -> Table:

@@ -2,13 +2,17 @@
 
 The compiler notes beside each fusion and copy how many cycles it expects (`hlo`). A
 program's instructions run one after the other, so their sum, loop bodies times their
-trips, is an estimate of its time. Three things have none, and are priced here:
+trips, is an estimate of its time. Four things have none, and are priced here:
 
 * asynchronous copies: bytes at the data sheet's bandwidth, one after the other, beside
   what runs meanwhile; what is waited for counts (group `copies`);
 * collectives: bytes over the links of a ring, at the data sheet's rate. `seconds` counts
   those that are waited for, `collective_seconds` all of them as if none overlapped;
-* kernels and all else without an estimate: bytes at that bandwidth, at the least.
+* Pallas kernels: the longer of their bytes at that bandwidth and their bundles. Both are
+  of what a kernel declares (`pl.CostEstimate`): its FLOPs in as many bundles for each as
+  a step of its grid takes (`kernels`); without that, at the peak. One that declares
+  nothing is priced by its operands and results, and by all steps of its grid;
+* all else without an estimate: bytes at that bandwidth, at the least.
 
 It is one instrument for all programs, so ratios of two of them count, not milliseconds:
 large products come out slightly too fast, memory-bound work too slow. Of a conditional
@@ -18,16 +22,19 @@ the branch that takes longest counts, and of a loop its most trips.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pr1_jax.plan import hlo
 from pr1_jax.plan.hardware import Hardware
+from pr1_jax.plan.kernels import Body
 
 COPIES, COLLECTIVES, OTHER = "copies", "collectives", "other"
 # By the innermost of these name scopes of the traced code.
 SCOPES = ("attention", "projections", "norms", "head", "draw", "optimizer", "rows")
 GROUPS = (*SCOPES, COPIES, COLLECTIVES, OTHER)
 ESTIMATED, AT_BANDWIDTH, AT_LINKS = "cycles", "bytes", "links"
+BY_BUNDLES, DECLARED = "bundles", "declared"
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
@@ -60,7 +67,10 @@ class Cost:
       times: that it runs. seconds: that it is waited for, each time.
       bytes: of the device's main memory that it reads and writes, each time.
       link_seconds: of a collective, each time, were nothing to overlap.
-      source: of its seconds: `ESTIMATED`, `AT_BANDWIDTH` or `AT_LINKS`.
+      source: of its seconds: `ESTIMATED`, `AT_BANDWIDTH` or `AT_LINKS`; of a kernel
+        whose bundles are counted `BY_BUNDLES`, else `DECLARED`, if it declares them.
+      peak_share: of the peak, that a kernel's bundles allow; 0 = it has no products, or
+        they are not counted.
     """
 
     name: str
@@ -72,6 +82,7 @@ class Cost:
     bytes: int
     link_seconds: float = 0.0
     source: str = ESTIMATED
+    peak_share: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +113,8 @@ class Schedule:
 
     @property
     def unestimated_seconds(self) -> float:
-        """Of what has no estimate but its bytes: at the least."""
-        chosen = [x for x in self.costs if x.source == AT_BANDWIDTH]
+        """Of what has no estimate but its bytes, or what it declares: at the least."""
+        chosen = [x for x in self.costs if x.source in (AT_BANDWIDTH, DECLARED)]
         return sum(x.times * x.seconds for x in chosen if x.group != COPIES)
 
     def largest(self, count: int = 10) -> list[Cost]:
@@ -111,16 +122,25 @@ class Schedule:
         return sorted(self.costs, key=lambda x: -x.times * x.seconds)[:count]
 
 
-def of_program(text: str, hardware: Hardware) -> Schedule:
-    """The schedule of a compiled program, from `compiled.as_text()`.
+def of_program(
+    program: str | hlo.Program,
+    hardware: Hardware,
+    bodies: Mapping[str, Body] | None = None,
+) -> Schedule:
+    """The schedule of a compiled program.
+
+    Args:
+      program: `compiled.as_text()`, or what it was parsed to.
+      bodies: of its kernels, as of `kernels.measure`.
 
     Raises:
       ValueError: the text is no HLO module, or no clock of the device is known.
     """
     if not hardware.clock_hz:
         raise ValueError(f"{hardware.name} has no known clock, so cycles say nothing")
-    program = hlo.parse(text)
-    return _Walk(program, hardware).run()
+    if isinstance(program, str):
+        program = hlo.parse(program)
+    return _Walk(program, hardware, bodies or {}).run()
 
 
 @dataclasses.dataclass
@@ -129,6 +149,7 @@ class _Walk:
 
     program: hlo.Program
     hardware: Hardware
+    bodies: Mapping[str, Body]
     costs: list[Cost] = dataclasses.field(default_factory=list)
     endless: list[str] = dataclasses.field(default_factory=list)
 
@@ -171,16 +192,29 @@ class _Walk:
             return self.computation(x.called[0], times)
         if of := self._links(x):
             return self._add(x, times, of, inside)
+        if x.kernel is not None:
+            return self._kernel(x, times, inside)
         if x.cycles is not None:
             seconds = x.cycles / self.hardware.clock_hz
             return self._add(x, times, seconds, inside)
         return self._add(x, times, self._at_bandwidth(x, inside), inside)
 
+    def _kernel(self, x: hlo.Instruction, times: int, inside: hlo.Computation) -> float:
+        """Costs of a Pallas kernel; its seconds, once."""
+        body, declared = self.bodies.get(x.name, Body()), x.kernel.flops
+        computing, source = body.seconds(declared, self.hardware), BY_BUNDLES
+        if computing is None:
+            computing = (declared or 0) / self.hardware.flops_per_sec
+            source = AT_BANDWIDTH if declared is None else DECLARED
+        seconds = max(computing, self._at_bandwidth(x, inside))
+        share = body.share(self.hardware)
+        return self._add(x, times, seconds, inside, source=source, peak_share=share)
+
     def _branches(self, x: hlo.Instruction, times: int) -> float:
         """Of a conditional: the branch that takes longest."""
         found = []
         for name in x.called:
-            alone = _Walk(self.program, self.hardware)
+            alone = _Walk(self.program, self.hardware, self.bodies)
             found.append((alone.computation(name, times), alone))
         seconds, chosen = max(found, key=lambda of: of[0])
         self.costs += chosen.costs
@@ -206,6 +240,8 @@ class _Walk:
 
     def _moved(self, x: hlo.Instruction, inside: hlo.Computation) -> int:
         """Bytes of main memory that an instruction reads and writes."""
+        if x.kernel is not None and x.kernel.bytes is not None:
+            return x.kernel.bytes
         if x.opcode in _COPIES and x.opcode != "copy":
             to = x.results[:1] if x.opcode == "copy-start" else x.results[1:2]
             return sum(a.bytes for a in to or x.results[:1])
@@ -242,7 +278,12 @@ class _Walk:
         return read
 
     def _add(
-        self, x: hlo.Instruction, times: int, seconds: float, inside: hlo.Computation
+        self,
+        x: hlo.Instruction,
+        times: int,
+        seconds: float,
+        inside: hlo.Computation,
+        **fields: Any,
     ) -> float:
         link = self._links(x)
         source = AT_LINKS if link else AT_BANDWIDTH
@@ -253,8 +294,7 @@ class _Walk:
             self.costs.append(
                 Cost(
                     *(x.name, x.opcode, group, x.op_name, times, seconds, moved),
-                    link_seconds=link,
-                    source=source,
+                    **{"link_seconds": link, "source": source} | fields,
                 )
             )
         return seconds

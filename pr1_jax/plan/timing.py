@@ -9,13 +9,13 @@ and bytes of weights and of keys and values in use, at the plan's mean lengths.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from pr1_jax.model import costs as model_costs
-from pr1_jax.plan import costs, memory, schedule
+from pr1_jax.plan import costs, hlo, kernels, memory, schedule
 from pr1_jax.plan.hardware import Hardware, Topology
 from pr1_jax.plan.programs import (
     build,
@@ -33,6 +33,8 @@ LIMITS = (
     "large products come out slightly too fast, memory-bound work up to 4 times too slow",
     "what has no estimate costs its bytes at the data sheet's bandwidth, a collective its "
     + "own at the links' rate, one after the other",
+    "a Pallas kernel costs its declared FLOPs in the bundles that the compiler makes of "
+    + "them, or its declared bytes at the bandwidth, if that is longer",
     "a loop counts with its most trips, a conditional with its longest branch",
 )
 
@@ -46,6 +48,7 @@ class Timing:
       flops: of a run, on one device. needed_bytes: of a run, of main memory; 0 = not
         counted.
       memory_bytes: of a call, arguments included.
+      bodies: of its Pallas kernels, by instruction.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Timing:
     needed_bytes: float
     memory_bytes: int
     compile_sec: float
+    bodies: Mapping[str, kernels.Body] = dataclasses.field(default_factory=dict)
 
     def seconds(self, group: str = "") -> float:
         """Of a run; of a group of `schedule.GROUPS`, or of all."""
@@ -85,6 +89,14 @@ class Timing:
         """Needed bytes by those that the device could read meanwhile, 0 to 1."""
         return self.needed_bytes / (hardware.hbm_per_sec * self.seconds())
 
+    @property
+    def kernels(self) -> list[schedule.Cost]:
+        """The costs of its Pallas kernels."""
+        return [x for x in self.schedule.costs if x.name in self.bodies]
+
+    def _cost(self, x: schedule.Cost) -> dict[str, Any]:
+        return dataclasses.asdict(x) | {"times": x.times / self.runs}
+
     def data(self, hardware: Hardware) -> dict[str, Any]:
         """For JSON; times in seconds of a run."""
         return {
@@ -105,10 +117,11 @@ class Timing:
             "memory_bytes": self.memory_bytes,
             "compile_sec": self.compile_sec,
             "loops_of_unknown_length": [*self.schedule.endless],
-            "largest": [
-                dataclasses.asdict(x) | {"times": x.times / self.runs}
-                for x in self.schedule.largest()
+            "kernels": [
+                self._cost(x) | dataclasses.asdict(self.bodies[x.name])
+                for x in self.kernels
             ],
+            "largest": [*map(self._cost, self.schedule.largest())],
         }
 
 
@@ -127,6 +140,8 @@ class Timings:
         n = self.lengths
         unknown = {name for x in self.programs for name in x.schedule.endless}
         names = ", ".join(sorted(unknown))
+        bodies = {k: v for x in self.programs for k, v in x.bodies.items()}
+        errors = [f"{name}: {x.error}" for name, x in bodies.items() if x.error]
         return [
             *LIMITS,
             (
@@ -134,6 +149,7 @@ class Timings:
                 f"and half of {n.response_tokens:,} response tokens written"
             ),
             *[f"loops whose length is not known count once: {names}"] * bool(unknown),
+            *[f"a kernel whose bundles are not counted, {x}" for x in errors],
         ]
 
     def data(self) -> dict[str, Any]:
@@ -189,9 +205,12 @@ def _read(
     began = time.perf_counter()
     compiled = lowered.compile()
     took = time.perf_counter() - began
+    program = hlo.parse(compiled.as_text())
+    bodies = kernels.measure(program, hardware)
     return Timing(
         name=name,
-        schedule=schedule.of_program(compiled.as_text(), hardware),
+        schedule=schedule.of_program(program, hardware, bodies),
+        bodies=bodies,
         memory_bytes=memory.program_bytes(compiled.memory_analysis()),
         compile_sec=took,
         **counted,
