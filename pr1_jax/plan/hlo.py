@@ -15,6 +15,11 @@ from typing import Any
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _HEAD = re.compile(r"(ENTRY )?%(\S+) \(")
+_END = re.compile(r"\}(, execution_thread=.*)?\s*$")
+# An instruction, the head of a computation or of the module, an end, an empty line.
+_BEGIN = re.compile(
+    rf"\s+(ROOT )?%\S+ = |{_HEAD.pattern}|HloModule |{_END.pattern}|\s*$"
+)
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
@@ -176,13 +181,13 @@ def parse(text: str) -> Program:
     """
     computations: dict[str, dict[str, Instruction]] = {}
     inside, entry = None, ""
-    for line in text.splitlines():
+    for line in _lines(text):
         if inside is None:
             head = _HEAD.match(line)
             if head and line.rstrip().endswith("{"):
                 inside = computations.setdefault(head[2], {})
                 entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             inside = None
         elif " = " in line:
             x = _instruction(line)
@@ -190,6 +195,18 @@ def parse(text: str) -> Program:
     if not entry:
         raise ValueError("the text is no HLO module: it has no ENTRY")
     return Program(computations, entry)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines, those of an instruction joined: texts in its attributes may go over some."""
+    parts: list[str] = []
+    for line in text.splitlines():
+        if parts and not _BEGIN.match(line):
+            parts.append(line)
+            continue
+        yield "".join(parts)
+        parts = [line]
+    yield "".join(parts)
 
 
 def _instruction(line: str) -> Instruction:

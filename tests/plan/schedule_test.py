@@ -259,6 +259,19 @@ def test_what_is_sliced_or_updated_in_place_moves_only_that():
     assert written.bytes == 2 * 400
 
 
+def test_attributes_may_go_over_several_lines():
+    entry = """
+  %p = f32[1000]{0} parameter(0)
+  %k = f32[1000]{0} custom-call(%p), frontend_attributes={kernel_metadata={
+"settings":"{\\"tile\\": 8}"
+}}, metadata={op_name="jit(f)/attention/k"}, FIVE
+  ROOT %y = f32[1000]{0} negate(%k), SEVEN
+""".replace("FIVE", cycles(5)).replace("SEVEN", cycles(7))
+    found = of(entry)
+    assert nanoseconds(found) == 5 + 7
+    assert nanoseconds(found, "attention") == 5
+
+
 def test_what_has_no_estimate_is_priced_by_bytes_and_told():
     entry = """
   %p = f32[1000]{0} parameter(0)
