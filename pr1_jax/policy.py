@@ -4,10 +4,15 @@ The one definition of the policy (docs/method.md, section 3). Sampler and traine
 use it with the same settings, so that a sampled log-prob equals the teacher-forced one.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 NEG_INF = -1e30
+_NORMALISER = "normaliser"  # logarithm of the sum of a position's exponentials
 
 
 def policy_logits(
@@ -27,14 +32,20 @@ def policy_logits(
       num_tokens: ids from here on are padding of the model's vocabulary, and banned.
       temperature: greater than 0.
     """
-    ids = jnp.array(special_ids)
-    bits = (bans[..., None] >> jnp.arange(len(special_ids))) & 1
+    V, always = logits.shape[-1], jnp.int32(-(2**31))  # a bit that is no tag's
+    # Bit i of a token: it is token `special_ids[i]`. One comparison in the loop that
+    # reads the logits then bans, on any shard, where a scatter is a pass of its own.
+    bits = (
+        jnp.zeros(V, jnp.int32)
+        .at[jnp.array(special_ids)]
+        .add(1 << jnp.arange(len(special_ids)))
+    )
+    if num_tokens is not None and num_tokens < V:
+        bits = jnp.where(jnp.arange(V) < num_tokens, bits, always)
+    is_banned = bits & (bans[..., None] | always) != 0
     # However improbable a legal token is, a banned one is less probable.
     logits = jnp.maximum(logits.astype(jnp.float32) / temperature, NEG_INF / 1e5)
-    if num_tokens is not None and num_tokens < logits.shape[-1]:
-        padding = jnp.arange(logits.shape[-1]) >= num_tokens
-        logits = jnp.where(padding, NEG_INF, logits)
-    return logits.at[..., ids].add(jnp.where(bits == 1, NEG_INF, 0.0))
+    return jnp.where(is_banned, NEG_INF, logits)
 
 
 def truncated(logits, *, top_k: int = 0, top_p: float = 1.0, keep=None):
@@ -70,24 +81,78 @@ def token_logps(logits, tokens):
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def entropy(logits):
-    """Entropy [...] in nats of policy logits [..., V]; banned tokens add nothing."""
-    logps = jax.nn.log_softmax(logits, axis=-1)
-    return -jnp.sum(jnp.where(logits > NEG_INF / 2, jnp.exp(logps) * logps, 0.0), -1)
-
-
 def logps_and_entropies(
-    logits, tokens, bans, *, top_k: int = 0, top_p: float = 1.0, **policy
+    logits,
+    tokens,
+    bans,
+    *,
+    special_ids: tuple[int, ...],
+    num_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ):
     """Log-probs [...] float32 of tokens [...], and entropies [...] without gradient.
 
+    Banned tokens add nothing to an entropy. The gradient of a log-prob is
+    (one-hot − probabilities) / temperature: said here, since going back through the steps
+    of the definition takes many passes over the logits.
+
     Args:
-      logits, bans, policy: as of `policy_logits`.
+      logits, bans, special_ids, num_tokens, temperature: as of `policy_logits`.
       top_k, top_p: as of `truncated`.
     """
-    logits = policy_logits(logits, bans, **policy)
-    logits = truncated(logits, top_k=top_k, top_p=top_p, keep=tokens)
-    return token_logps(logits, tokens), entropy(jax.lax.stop_gradient(logits))
+    policy = _Policy(special_ids, num_tokens, temperature, top_k, top_p)
+    return _logps_and_entropies(policy, logits, tokens, bans)
+
+
+class _Policy(NamedTuple):
+    """What is static about a policy."""
+
+    special_ids: tuple[int, ...]
+    num_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logps_and_entropies(policy: _Policy, logits, tokens, bans):
+    return _forward(policy, logits, tokens, bans)[0]
+
+
+def _forward(policy: _Policy, logits, tokens, bans):
+    logits = policy_logits(
+        logits,
+        bans,
+        special_ids=policy.special_ids,
+        num_tokens=policy.num_tokens,
+        temperature=policy.temperature,
+    )
+    logits = truncated(logits, top_k=policy.top_k, top_p=policy.top_p, keep=tokens)
+    most = jnp.max(logits, axis=-1)
+    most = jnp.where(jnp.isfinite(most), most, 0.0)  # as `jax.nn.logsumexp` does
+    less = logits - most[..., None]
+    shares = jnp.exp(less)
+    total = jnp.sum(shares, axis=-1)
+    entropies = jnp.log(total) - jnp.sum(shares * less, axis=-1) / total
+    normaliser = checkpoint_name(most + jnp.log(total), _NORMALISER)
+    chosen = jnp.sum(jnp.where(_one_hot(tokens, logits), logits, 0.0), axis=-1)
+    return (chosen - normaliser, entropies), (logits, tokens, normaliser)
+
+
+def _backward(policy: _Policy, residuals, gradients):
+    logits, tokens, normaliser = residuals
+    probs = jnp.exp(logits - normaliser[..., None])
+    scale = gradients[0] / policy.temperature
+    return (_one_hot(tokens, logits) - probs) * scale[..., None], None, None
+
+
+_logps_and_entropies.defvjp(_forward, _backward)
+
+
+def _one_hot(tokens, logits):
+    return jnp.arange(logits.shape[-1]) == tokens[..., None]
 
 
 def sequence_logps(hidden, logps_of, tokens, bans, *, chunk: int = 0):
@@ -119,7 +184,9 @@ def sequence_logps(hidden, logps_of, tokens, bans, *, chunk: int = 0):
         x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(B, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
-    one = jax.checkpoint(of_columns)
+    # Of a chunk, the backward pass makes logits anew, but not their normalisers.
+    kept = jax.checkpoint_policies.save_only_these_names(_NORMALISER)
+    one = jax.checkpoint(of_columns, policy=kept)
     chunks = tuple(map(cut, (hidden, tokens, bans)))
     out = jax.lax.map(lambda columns: one(*columns), chunks)
     return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in out)

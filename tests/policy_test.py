@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from pr1_jax.plan import hlo
 from pr1_jax.policy import (
-    entropy,
     logps_and_entropies,
     policy_logits,
     sequence_logps,
@@ -109,10 +108,52 @@ def test_truncation_of_banned_logits_never_brings_them_back():
 
 
 def test_entropy_is_the_log_of_the_number_of_equal_choices():
-    policy = policy_of(jnp.full((3, V), 4.2), [0, 0b001, 0b111])
-    np.testing.assert_allclose(entropy(policy), np.log([V, V - 1, V - 3]), rtol=1e-6)
+    def entropies(logits, bans):
+        tokens = jnp.zeros(len(logits), int)
+        return logps_and_entropies(logits, tokens, bans, special_ids=SPECIAL_IDS)[1]
+
+    found = entropies(jnp.full((3, V), 4.2), jnp.array([0, 0b001, 0b111]))
+    np.testing.assert_allclose(found, np.log([V, V - 1, V - 3]), rtol=1e-6)
     certain = jnp.zeros((1, V)).at[0, 2].set(60.0)
-    np.testing.assert_allclose(entropy(certain), 0, atol=1e-6)
+    np.testing.assert_allclose(entropies(certain, jnp.zeros(1, int)), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.7}], ids=str
+)
+def test_logps_entropies_and_gradient_are_those_of_the_plain_definition(limits):
+    """Step by step: logits of the policy, truncation, softmax, and what JAX derives."""
+    rng = np.random.default_rng(0)
+    logits, bans = random_logits(40, V), rng.integers(0, 8, 40)
+    settings = {"num_tokens": V - 2, "temperature": 0.7}
+    banned = (bans[:, None] >> np.arange(3)) & 1 == 1
+    tokens = rng.choice([0, 2, 4, 5, 6], 40)  # no tags, no padding
+    tokens[~banned[:, 0]] = SPECIAL_IDS[0]
+    weights = jnp.asarray(rng.normal(size=40), jnp.float32)
+
+    def plain(logits):
+        policy = policy_of(logits, bans, **settings)
+        every = jax.nn.log_softmax(truncated(policy, **limits, keep=tokens))
+        entropies = -jnp.sum(jnp.exp(every) * jnp.maximum(every, -1e9), axis=-1)
+        return every[jnp.arange(40), tokens], jax.lax.stop_gradient(entropies)
+
+    def found(logits):
+        return logps_and_entropies(
+            logits,
+            tokens,
+            jnp.asarray(bans),
+            special_ids=SPECIAL_IDS,
+            **settings,
+            **limits,
+        )
+
+    def gradient(function):
+        total = lambda x: sum((weights * y).sum() for y in function(x))
+        return jax.grad(total)(jnp.asarray(logits))
+
+    for a, b in zip(found(logits), plain(logits), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_allclose(gradient(found), gradient(plain), atol=1e-6)
 
 
 def test_devices_that_split_the_rows_split_every_chunk():

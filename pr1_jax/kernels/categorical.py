@@ -13,7 +13,7 @@ import jax.numpy as jnp
 COARSE = 2.0**-23
 
 
-def draw(logits, keys, counts):
+def draw(logits, keys, counts, axis: str | None = None):
     """Draws a token a row, and gives its log-prob.
 
     A draw's randomness depends on its row's key and count alone, so what is drawn does
@@ -21,13 +21,12 @@ def draw(logits, keys, counts):
 
     Args:
       logits: [L, V] float32. keys: [L] PRNG keys. counts: [L] int32, folded into them.
+      axis: as of `inverse_cdf`.
 
     Returns:
       tokens [L] int32 and log-probs [L] float32.
     """
-    tokens = inverse_cdf(logits, uniform(keys, counts))
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+    return inverse_cdf(logits, uniform(keys, counts), axis)
 
 
 def uniform(keys, counts):
@@ -47,8 +46,8 @@ def uniform(keys, counts):
     return jnp.stack([(first >> 9) * COARSE, fine * 2.0**-47], axis=-1)
 
 
-def inverse_cdf(logits, numbers):
-    """The tokens [L] int32 at which the distribution function passes `numbers` [L, 2].
+def inverse_cdf(logits, numbers, axis: str | None = None):
+    """Where the distribution function passes `numbers` [L, 2], and how probable that is.
 
     Gumbel noise would take one random number a token of the vocabulary. The sum runs
     over groups of about √V tokens, then inside the group that it ends in. It is kept in
@@ -56,24 +55,54 @@ def inverse_cdf(logits, numbers):
 
     Args:
       logits: [L, V] float32. numbers: as of `uniform`.
+      axis: of the mesh, inside `jax.shard_map`, that splits the vocabulary: `logits` are
+        then this device's. Groups lie within devices, which tell each other the masses
+        of all groups, and the logits of the chosen one.
+
+    Returns:
+      tokens [L] int32 and their log-probs [L] float32.
     """
-    L, V = logits.shape
-    width = 2 ** math.ceil(math.log2(V) / 2)
-    probs = jnp.exp(logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-    probs = jnp.pad(probs, [(0, 0), (0, -V % width)]).reshape(L, -1, width)
-    masses = [part.sum(axis=-1) for part in _parts(probs)]
-    sums = _running_sums(masses)
-    missing = (sums[0][:, -1] - 1.0) + sums[1][:, -1]  # of the total, by rounding
+    (L, V), shards = logits.shape, jax.lax.axis_size(axis) if axis else 1
+    width = 2 ** math.ceil(math.log2(V * shards) / 2)
+    normalisers = _normalisers(logits, axis)
+    groups = jnp.pad(logits, [(0, 0), (0, -V % width)], constant_values=-jnp.inf)
+    groups = groups.reshape(L, -1, width)
+    count = groups.shape[1]
+    probs = jnp.exp(groups - normalisers[:, None, None])
+    masses = jnp.stack([part.sum(axis=-1) for part in _parts(probs)])
+    if axis:
+        masses = jax.lax.all_gather(masses, axis, axis=2, tiled=True)
+    sums = jnp.cumsum(masses, axis=-1)
+    missing = (sums[0, :, -1] - 1.0) + sums[1, :, -1]  # of the total, by rounding
     coarse, fine = numbers[:, 0], numbers[:, 1]
-    target = coarse, fine + coarse * missing
+    target = jnp.stack([coarse, fine + coarse * missing])
     group = _first_above(masses, sums, target)
-    before = [jnp.pad(x, [(0, 0), (1, 0)]) for x in sums]
-    before = [jnp.take_along_axis(x, group[:, None], axis=1)[:, 0] for x in before]
-    inside = jnp.take_along_axis(probs, group[:, None, None], axis=1)[:, 0]
-    inside = _parts(inside)
-    rest = [x - y for x, y in zip(target, before, strict=True)]
-    within = _first_above(inside, _running_sums(inside), rest)
-    return (group * width + within).astype(jnp.int32)
+    before = _pick(sums, group - 1)  # 0 of the first one
+    inside = _group(groups, group, axis)
+    parts = jnp.stack(_parts(jnp.exp(inside - normalisers[:, None])))
+    within = _first_above(parts, jnp.cumsum(parts, axis=-1), target - before)
+    first = group // count * V + group % count * width
+    logps = _pick(inside, within) - normalisers
+    return (first + within).astype(jnp.int32), logps
+
+
+def _normalisers(logits, axis: str | None):
+    """Logarithms [L] of the sums of exponentials of logits [L, V], of all devices."""
+    own = jax.nn.logsumexp(logits, axis=-1)
+    if not axis:
+        return own
+    return jax.nn.logsumexp(jax.lax.all_gather(own, axis), axis=0)
+
+
+def _group(groups, number, axis: str | None):
+    """Entries [L, width] of groups [L, n, width] at numbers [L], counted over devices."""
+    if not axis:
+        return jnp.take_along_axis(groups, number[:, None, None], axis=1)[:, 0]
+    number -= jax.lax.axis_index(axis) * groups.shape[1]
+    is_mine = (number >= 0) & (number < groups.shape[1])
+    number = jnp.clip(number, 0, groups.shape[1] - 1)
+    mine = jnp.take_along_axis(groups, number[:, None, None], axis=1)[:, 0]
+    return jax.lax.psum(jnp.where(is_mine[:, None], mine, 0.0), axis)
 
 
 def _parts(x):
@@ -82,18 +111,21 @@ def _parts(x):
     return coarse, x - coarse
 
 
-def _running_sums(parts):
-    return [jnp.cumsum(part, axis=-1) for part in parts]
+def _pick(x, index):
+    """Entries [..., L] of x [..., L, n] at index [L]; 0 where that is none of x's."""
+    return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index[:, None], x, 0.0), -1)
 
 
 def _first_above(masses, sums, target):
-    """Index [L] of the first of running sums [L, n] above the target [L], in two parts.
+    """Index [L] of the first of running sums [2, L, n] above the target [2, L].
 
     Entries of mass 0 are never taken. Where rounding leaves none above the target, it is
     the last one that has a mass.
     """
     has_mass = masses[0] + masses[1] > 0
-    coarse, fine = (x - y[:, None] for x, y in zip(sums, target, strict=True))
+    coarse, fine = sums - target[..., None]
+    index = jnp.arange(has_mass.shape[-1])
     is_above = has_mass & (coarse + fine > 0)
-    last = (has_mass * jnp.arange(has_mass.shape[-1])).max(axis=-1)
-    return jnp.where(is_above.any(axis=-1), is_above.argmax(axis=-1), last)
+    first = jnp.where(is_above, index, len(index)).min(axis=-1)
+    last = jnp.where(has_mass, index, 0).max(axis=-1)
+    return jnp.where(first < len(index), first, last)

@@ -179,8 +179,8 @@ class Cpu(Xla):
         return attend
 
     @staticmethod
-    def draw(logits, keys, counts, live=None):
-        """As `Xla.draw`."""
+    def draw(logits, keys, counts, live=None, axis: str | None = None):
+        """As `Xla.draw`; `tensor` is 1, so that no axis splits the vocabulary."""
         is_threefry = jax.random.key_impl(keys) == "threefry2x32"
         uniform = decoding.uniform if is_threefry else categorical.uniform
         return decoding.draw(logits, uniform(keys, counts), live)

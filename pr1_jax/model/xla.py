@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from pr1_jax.kernels import attention, categorical
 from pr1_jax.kernels.attention import (
@@ -138,9 +138,7 @@ class Xla:
     def logits(self, params, hidden, live=None):
         """Logits [..., V] float32 of final hidden states [..., D]."""
         head = params.get("head", params["embedding"]).astype(hidden.dtype)
-        return jnp.einsum(
-            "...D,VD->...V", hidden, head, preferred_element_type=jnp.float32
-        )
+        return _logits(hidden, head)
 
     def token_logps(self, params, hidden, tokens, bans, define: Callable, **policy):
         """Log-probs and entropies [M] of tokens [M] that hidden states [M, D] predict.
@@ -301,9 +299,33 @@ class Xla:
     # --- Draws ----------------------------------------------------------------------
 
     @staticmethod
-    def draw(logits, keys, counts, live=None):
+    def draw(logits, keys, counts, live=None, axis: str | None = None):
         """Draws a token a row: see `categorical.draw`; `live` as of `forward.forward`."""
-        return categorical.draw(logits, keys, counts)
+        return categorical.draw(logits, keys, counts, axis)
+
+
+@jax.custom_vjp
+def _logits(hidden, head):
+    """Products [..., V] float32 of hidden [..., D] and head [V, D]."""
+    return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+
+
+def _logits_back(inputs, gradient):
+    """Rounds the gradient to the inputs' dtype once, for both of its products."""
+    hidden, head = inputs
+    # Without the barrier it would be made anew for each tile of the two.
+    gradient = jax.lax.optimization_barrier(gradient.astype(hidden.dtype))
+    to_hidden = jnp.einsum("...V,VD->...D", gradient, head)
+    to_head = jnp.einsum("...V,...D->VD", gradient, hidden)
+    if not jax.sharding.get_abstract_mesh().empty:
+        # Added up whole and then cut: XLA would else cut the product, and add up parts of
+        # it in passes of their own.
+        spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
+        to_head = jax.lax.with_sharding_constraint(to_head, spec)
+    return to_hidden, to_head
+
+
+_logits.defvjp(lambda *inputs: (_logits(*inputs), inputs), _logits_back)
 
 
 def repeat_rows(x: jax.Array, times: int) -> jax.Array:

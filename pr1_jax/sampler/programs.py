@@ -1,5 +1,6 @@
 """The jitted pieces of a sampler."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ class Programs:
         Raises:
           ValueError: the schedule has another number of shards than their mesh.
         """
-        self._backend, self._decoding, self._schedule = backend, decoding, schedule
+        self._backend, self._schedule = backend, schedule
         self._mesh = self._weights = self._whole = self._by_row = None
         if isinstance(params_sharding, NamedSharding):
             whole_mesh = params_sharding.mesh
@@ -64,6 +65,9 @@ class Programs:
                 f"shards={schedule.shards}, but the parameters' mesh splits rows "
                 f"into {shards}"
             )
+        self._decoding = dataclasses.replace(
+            decoding, draw=self._by_vocabulary(decoding.draw)
+        )
         self.empty = functools.partial(
             cache.empty, backend, decoding.settings, schedule
         )
@@ -146,6 +150,28 @@ class Programs:
                 out_shardings=(self._shardings, log, self._whole),
             )
         return self._chunks[num_lanes]
+
+    def _by_vocabulary(self, draw):
+        """A draw for which devices of `tensor` do not exchange their logits."""
+        tensor = self._mesh.shape["tensor"] if self._mesh else 1
+        split = functools.partial(draw, axis="tensor")
+
+        def run(logits, *rows):
+            if tensor == 1 or logits.shape[-1] % tensor:
+                return draw(logits, *rows)
+            return jax.shard_map(
+                split,
+                mesh=None if self._is_split else self._mesh,  # None: that around it
+                in_specs=(
+                    PartitionSpec(None, "tensor"),
+                    *(PartitionSpec(),) * len(rows),
+                ),
+                out_specs=PartitionSpec(),
+                axis_names={"tensor"},
+                check_vma=False,
+            )(logits, *rows)
+
+        return run
 
     def _by_shard(self, function, whole: int = 1, out=None):
         """A function that every shard runs on its part of the arguments.

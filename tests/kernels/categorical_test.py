@@ -1,15 +1,21 @@
 """Draws of both backends: tokens follow the policy, whatever the vocabulary's size."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from pr1_jax import policy
 from pr1_jax.kernels import categorical
 from pr1_jax.kernels.cpu import decoding
 from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.xla import Xla
+from pr1_jax.plan import hlo
+from pr1_jax.system.mesh import make_mesh
 from tests.helpers.tiny import needs_kernels
 
 DRAWS = 20_000
@@ -43,7 +49,7 @@ def invert(backend, logits, numbers):
     rows = jnp.broadcast_to(logits, (len(numbers), len(logits)))
     if backend is Cpu:
         return np.asarray(decoding.draw(rows, numbers)[0])
-    return np.asarray(categorical.inverse_cdf(rows, numbers))
+    return np.asarray(categorical.inverse_cdf(rows, numbers)[0])
 
 
 @both
@@ -116,3 +122,31 @@ def test_a_draw_depends_on_its_own_key_and_count_alone():
     np.testing.assert_array_equal(some, tokens[order])
     again, _ = Xla.draw(logits, keys, counts + 1)
     assert (again != tokens).any()
+
+
+def test_devices_that_split_the_vocabulary_draw_what_one_does():
+    """They tell each other masses of groups and one group's logits, and no more."""
+    rows, vocab_size = 64, 1036
+    mesh = make_mesh(tensor=4, devices=jax.devices()[:4])
+    logits = 3 * jax.random.normal(jax.random.key(1), (rows, vocab_size))
+    logits = logits.at[:, 5].set(policy.NEG_INF).at[0, vocab_size // 4 :].set(-1e25)
+    keys, counts = jax.random.split(jax.random.key(2), rows), jnp.arange(rows)
+    split = jax.jit(
+        jax.shard_map(
+            functools.partial(Xla.draw, axis="tensor"),
+            mesh=mesh,
+            in_specs=(P(None, "tensor"), P(), P()),
+            out_specs=P(),
+            check_vma=False,
+        )
+    )
+    tokens, logps = split(logits, keys, counts)
+    expected, wanted = Xla.draw(logits, keys, counts)
+    np.testing.assert_array_equal(tokens, expected)
+    assert len(np.unique(np.asarray(tokens) * 4 // vocab_size)) == 4  # from all devices
+    np.testing.assert_allclose(logps, wanted, atol=1e-5)
+    program = hlo.parse(split.lower(logits, keys, counts).compile().as_text())
+    every = [x for c in program.computations.values() for x in c.values()]
+    moved = [a for x in every if x.opcode.startswith("all-") for a in x.results]
+    largest = max(math.prod(a.dims) for a in moved)
+    assert 0 < largest <= 2 * rows * 2 ** math.ceil(math.log2(vocab_size) / 2 + 1)

@@ -16,6 +16,7 @@ from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.params import init_params, param_shardings
 from pr1_jax.model.tpu import Tpu
 from pr1_jax.model.xla import Xla
+from pr1_jax.plan import hlo
 from pr1_jax.sampler.cache import empty
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
@@ -136,7 +137,13 @@ def test_rows_are_split_and_weights_only_over_tensor():
         num_lanes=4,
     )
     assert set(lowered) == {"prefill", "decode"}
-    params, placed, _ = lowered["decode"].compile().input_shardings[0]
+    decode = lowered["decode"].compile()
+    program = hlo.parse(decode.as_text())
+    every = [x for c in program.computations.values() for x in c.values()]
+    gathered = [a for x in every if x.opcode == "all-gather" for a in x.results]
+    largest = max(math.prod(a.dims) for a in gathered)
+    assert largest < schedule.rows * CONFIG.vocab_size  # no logits
+    params, placed, _ = decode.input_shardings[0]
     keys = placed.cache[0][0].shard_shape(state.cache[0][0].shape)
     assert keys == (4, 1, 8, 8)  # rows and heads split
     layer = params["layer_0"]
