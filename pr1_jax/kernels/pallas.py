@@ -1,42 +1,54 @@
 """Attention under the path mask as Pallas kernels for TPU, forward and backward.
 
-The scores of a tile of queries against a tile of keys exist in VMEM alone, and their
-mask is made there from two integers a token (docs/method.md, section 2). Between the passes only
-outputs and normalisers are kept. A tile of keys that no query of a tile may see,
-because it lies in the future or belongs to siblings, is neither computed nor fetched.
+The scores of a tile of queries against a tile of keys exist in VMEM alone. Between the
+passes only outputs and normalisers are kept. A tile of keys that no query of a tile may
+see, because it lies in the future or belongs to siblings, is not computed; one that all
+of them may see needs no mask; the mask of any other is made there from one integer a
+token (docs/method.md, section 2).
+
+A step of a kernel has a tile of queries of all heads that share a key head, and goes
+through the tiles of many keys, which stay in VMEM from step to step. While one head waits
+for the vector unit, another keeps the matrix unit busy. The backward pass makes each
+score once for the three gradients.
 
 Scores are held transposed, [keys, queries]. Maxima, sums, normalisers and the labels of
 queries are then rows, which a TPU stores densely; as columns each would be widened to
-128 lanes. Queries, and what is shaped like them, therefore come as [B, N, H, T].
+128 lanes. Queries, and what is shaped like them, therefore come as [B, K, R, H, T].
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from pr1_jax import layout
 from pr1_jax.system.mesh import RULES
 
 NEG_INF = -1e30  # finite: a row with no visible key gives no NaN
+KEPT = "attention"  # name of what is kept between the passes (`checkpoint_name`)
 
-_TILES = (512, 256, 128)  # tokens; the last is the width of a vector register
+_TILES = (256, 128)  # tokens; the last is the width of a vector register
+_MOST_QUERIES = 1024  # of all heads in a tile
+_VMEM_BYTES = 23 * 2**19  # for tiles and parts of arrays, of 16 MiB in all
+_HIDDEN, _PARTLY, _VISIBLE = range(3)  # kinds of tiles
+_PATH_BITS = 16  # of a label in one integer: its path; those above are its block
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is static about a call. T is a multiple of both tiles."""
+    """What is static about a call."""
 
+    tokens: int  # T, a multiple of `held`
     tile_q: int
     tile_k: int
+    held: int  # keys that are in VMEM at once, a multiple of both tiles
     interpret: bool
     mesh: AbstractMesh | None  # None: the kernels run where they are called
     batch: tuple[str, ...] | None = None  # mesh axes that sequences are split over
@@ -52,6 +64,7 @@ def flash_attention(
     *,
     tile_q: int = 0,
     tile_k: int = 0,
+    held: int = 0,
     interpret: bool = False,
 ):
     """Causal attention in which siblings do not see each other (docs/method.md, section 2).
@@ -62,8 +75,9 @@ def flash_attention(
     Args:
       q: [B, T, N, H], bfloat16 or float32.
       k, v: [B, T, K, H], N a multiple of K.
-      block, path: [B, T] int32 labels; all zero for plain causal attention.
+      block, path: [B, T] int32 labels, below 2^15; all zero for plain causal attention.
       tile_q, tile_k: tokens of a tile, on TPU multiples of 128; 0 = `default_tile`.
+      held: keys in VMEM at once, at most, and a tile at least; 0 = as many as fit.
       interpret: run without a TPU, slowly.
 
     Returns:
@@ -72,60 +86,96 @@ def flash_attention(
     Raises:
       ValueError: N is not a multiple of K.
     """
-    (B, T, N, _), K = q.shape, k.shape[2]
+    (B, T, N, H), K = q.shape, k.shape[2]
     if N % K:
         raise ValueError(f"{N} query heads are not a multiple of {K} key heads")
-    tile_q, tile_k = tile_q or default_tile(T), tile_k or default_tile(T)
-    padding = -T % math.lcm(tile_q, tile_k)
-    pad = lambda x: jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, 0)])
+    tile_q = tile_q or default_tile(T, N // K)
+    tile_k = tile_k or default_tile(T)
+    most = held or _most_held(H, k.dtype.itemsize, tile_q * N // K)
+    held = _held_keys(T, math.lcm(tile_q, tile_k), most)
+    padding = -T % held
     # Padded keys lie behind all queries, padded queries have no gradient.
+    pad = lambda x: jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, 0)])
     labels = _pad_labels(jnp.stack([block, path], axis=1), padding)
-    plan = _plan(B, K, tile_q=tile_q, tile_k=tile_k, interpret=interpret)
-    return _attention(plan, pad(q), pad(k), pad(v), labels)[:, :T]
+    sizes = {"tokens": T + padding, "tile_q": tile_q, "tile_k": tile_k, "held": held}
+    plan = _plan(B, K, **sizes, interpret=interpret)
+    across = pad(q).reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 4, 1)
+    down = lambda x: pad(x).swapaxes(1, 2)
+    out = _attention(plan, across, down(k), down(v), labels)
+    return out.transpose(0, 4, 1, 2, 3).reshape(B, -1, N, H)[:, :T]
 
 
-def default_tile(T: int) -> int:
-    """The largest tile, in tokens, that lengthens T by a quarter at most, or 128."""
-    return next((t for t in _TILES if -T % t <= T // 4), _TILES[-1])
+def default_tile(T: int, heads: int = 1) -> int:
+    """The largest tile of tokens that lengthens T by a quarter at most, or 128.
+
+    Args:
+      heads: that share a key head, of a tile of queries.
+    """
+    fits = lambda t: -T % t <= T // 4 and t * heads <= _MOST_QUERIES
+    return next(filter(fits, _TILES), _TILES[-1])
 
 
-def visible_tiles(block, path, tile_q: int, tile_k: int):
-    """Which tiles of keys some query of a tile may see, bool [B, T / tq, T / tk].
+def _most_held(H: int, itemsize: int, queries: int) -> int:
+    """Keys of head dim H that VMEM holds, beside a tile of queries of all heads.
 
-    Never False for a tile with a visible pair. True for one without only where labels
-    of a path lie apart, as they never do in canonical order.
+    Four arrays, gradients among them, are like the keys and four like the queries, two
+    buffers each; sums are float32, of two and of one.
+    """
+    free = _VMEM_BYTES - queries * H * (8 * itemsize + 4)
+    return free // (H * (8 * itemsize + 8))
+
+
+def _held_keys(T: int, tile: int, most: int) -> int:
+    """Keys in VMEM at once, a multiple of `tile`, such that few are padding."""
+    parts = math.ceil(T / max(most // tile * tile, tile))
+    return math.ceil(T / parts / tile) * tile
+
+
+def tile_kinds(block, path, tile_q: int, tile_k: int):
+    """Which tiles of keys the queries of a tile may see, int32 [B, T / tq, T / tk].
+
+    `_HIDDEN`: no pair is visible. `_VISIBLE`: all are. `_PARTLY`: neither is certain; in
+    canonical order some pairs of such a tile are visible.
 
     Args:
       block, path: [B, T] int32; T need not be a multiple of the tiles.
     """
     padding = -block.shape[1] % math.lcm(tile_q, tile_k)
     labels = _pad_labels(jnp.stack([block, path], axis=1), padding)
+    q, k = _Tiles.of(labels, tile_q), _Tiles.of(labels, tile_k)
+    q, k = (
+        _Tiles(*(jnp.expand_dims(x, axis) for x in tiles))
+        for tiles, axis in ((q, -1), (k, -2))
+    )
+    # Of blocks, and of paths: all are one and the same; none is in both tiles.
+    one = jnp.minimum(q.least, k.least) == jnp.maximum(q.most, k.most)
+    apart = (q.most < k.least) | (k.most < q.least)
+    index_q = tile_q * jnp.arange(labels.shape[2] // tile_q)[:, None]
+    index_k = tile_k * jnp.arange(labels.shape[2] // tile_k)
+    hidden = ~q.has_main & ~k.has_main & one[0] & apart[1]
+    hidden |= index_k >= index_q + tile_q
+    visible = (index_k + tile_k <= index_q + 1) & (apart[0] | one[1])
+    return jnp.where(hidden, _HIDDEN, jnp.where(visible, _VISIBLE, _PARTLY))
 
-    def extremes(tile):  # [2, B, T / tile] each: of blocks, of paths
+
+class _Tiles(NamedTuple):
+    """The least and the greatest label of the tokens in paths, by tile."""
+
+    least: jax.Array  # [2, B, tiles], of blocks and of paths; a great number if none is
+    most: jax.Array  # −1 if none is
+    has_main: jax.Array  # bool [B, tiles], some are in the main stream
+
+    @classmethod
+    def of(cls, labels, tile: int):
+        """Of labels [B, 2, T]."""
         tiles = labels.reshape(*labels.shape[:2], -1, tile).swapaxes(0, 1)
-        return tiles.min(axis=-1), tiles.max(axis=-1)
-
-    least_q, most_q = (x[..., :, None] for x in extremes(tile_q))
-    least_k, most_k = (x[..., None, :] for x in extremes(tile_k))
-    # Either tile lies in one block, the same; no path is in both.
-    same = (jnp.minimum(least_q, least_k) == jnp.maximum(most_q, most_k))[0]
-    apart = ((most_q < least_k) | (most_k < least_q))[1]
-    last_q = tile_q * (1 + jnp.arange(labels.shape[2] // tile_q)) - 1
-    first_k = tile_k * jnp.arange(labels.shape[2] // tile_k)
-    return (first_k <= last_q[:, None]) & ~(same & apart)
-
-
-def fetched_tiles(visible):
-    """The tile to hold in memory at each step over tiles, int32 like `visible`.
-
-    At a visible tile it is that tile. Before the first it is the first, else the last
-    that was visible, so that hidden ones cause no transfer: of visible tiles
-    [no, yes, no, yes, no] the fetched ones are [1, 1, 1, 3, 3].
-    """
-    steps = jnp.arange(visible.shape[-1], dtype=jnp.int32)
-    last = jax.lax.cummax(jnp.where(visible, steps, -1), axis=visible.ndim - 1)
-    first = jnp.argmax(visible, axis=-1, keepdims=True).astype(jnp.int32)
-    return jnp.where(last < 0, first, last)
+        is_main = (tiles == 0).all(axis=0)
+        # Where a path has block 0, as in no layout, the main stream is its sibling.
+        stray = ((tiles[0] == 0) & (tiles[1] != 0)).any(axis=(1, 2), keepdims=True)
+        is_main &= ~stray
+        least = jnp.where(is_main, jnp.iinfo(tiles.dtype).max, tiles).min(axis=-1)
+        most = jnp.where(is_main, -1, tiles).max(axis=-1)
+        return cls(least, most, is_main.any(axis=-1))
 
 
 def _pad_labels(labels, padding: int):
@@ -154,17 +204,18 @@ def _attention(plan, q, k, v, labels):
 
 
 def _attention_forward(plan, q, k, v, labels):
-    """Output [B, T, N, H] and residuals. labels: [B, 2, T]."""
-    tokens, rows, ints = _partitions(plan)
-    run = _on_shards(plan, _forward, (tokens,) * 3 + (ints,), (tokens, rows))
+    """Output [B, K, R, H, T] and residuals. labels: [B, 2, T]."""
+    heads, rows = _partitions(plan)
+    run = _on_shards(plan, _forward, (heads,) * 3 + (rows,), (heads,) * 2)
     out, normaliser = run(q, k, v, labels)
+    out, normaliser = checkpoint_name(out, KEPT), checkpoint_name(normaliser, KEPT)
     return out, (q, k, v, labels, out, normaliser)
 
 
 def _attention_backward(plan, residuals, gradient):
-    tokens, rows, ints = _partitions(plan)
-    parts = (tokens,) * 3 + (ints, tokens, rows, tokens)
-    run = _on_shards(plan, _backward, parts, (tokens,) * 3)
+    heads, rows = _partitions(plan)
+    parts = (heads,) * 3 + (rows,) + (heads,) * 3
+    run = _on_shards(plan, _backward, parts, (heads,) * 3)
     return *run(*residuals, gradient), None
 
 
@@ -172,8 +223,8 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _partitions(plan):
-    """Specs of arrays [B, T, heads, H], [B, N, 1, T] and [B, 2, T]."""
-    return P(plan.batch, None, plan.heads), P(plan.batch, plan.heads), P(plan.batch)
+    """Specs of arrays [B, K, …] and [B, …]."""
+    return P(plan.batch, plan.heads), P(plan.batch)
 
 
 def _on_shards(plan, function, in_specs, out_specs):
@@ -190,170 +241,113 @@ def _on_shards(plan, function, in_specs, out_specs):
     )
 
 
-def _across(x):
-    """[B, T, heads, H] to [B, heads, H, T]."""
-    return x.transpose(0, 2, 3, 1)
-
-
-def _down(x):
-    """[B, T, heads, H] to [B, heads, T, H]."""
-    return x.swapaxes(1, 2)
-
-
 def _forward(plan, q, k, v, labels):
-    """Output [B, T, N, H] and normalisers [B, N, 1, T] float32."""
-    B, T, N, H = q.shape
-    out, normaliser = _call(
+    """Output [B, K, R, H, T] and base-2 normalisers [B, K, R, T] float32."""
+    (B, K, R, H, T), tile = q.shape, plan.tile_q
+    return _call(
         _forward_kernel,
         plan,
-        _over_keys(plan, q.shape, k.shape[2], labels),
-        [
-            ("queries", _across(q)),
-            ("keys", _down(k)),
-            ("keys_across", _across(v)),
-            ("query_labels", labels),
-            ("key_labels", labels),
-        ],
-        [("queries", (B, N, H, T), q.dtype), ("row", (B, N, 1, T), jnp.float32)],
-        scratch=[(H, plan.tile_q), (1, plan.tile_q), (1, plan.tile_q)],
+        labels,
+        [("queries", q), ("keys", k), ("keys", v)],
+        [("queries", q.shape, q.dtype), ("rows", (B, K, R, T), jnp.float32)],
+        scratch=[(R, H, tile), (R, tile), (R, tile)],
+        products=2,
     )
-    return out.transpose(0, 3, 1, 2), normaliser
 
 
 def _backward(plan, q, k, v, labels, out, normaliser, gradient):
     """Gradients of q, k and v."""
-    (B, T, N, H), K = q.shape, k.shape[2]
-    # What a score's own output takes back from its gradient, [B, N, 1, T].
-    shared = (out.astype(jnp.float32) * gradient).sum(axis=-1)
-    shared = shared.swapaxes(1, 2)[:, :, None]
-    inputs = [
-        ("queries", _across(q)),
-        ("keys", _down(k)),
-        ("keys", _down(v)),
-        ("query_labels", labels),
-        ("key_labels", labels),
-        ("queries", _across(gradient)),
-        ("row", normaliser),
-        ("row", shared),
-    ]
-    (d_queries,) = _call(
-        _query_gradient_kernel,
+    (R, H), parts = q.shape[2:4], plan.tokens // plan.held
+    dtype = q.dtype if parts == 1 else jnp.float32
+    d_queries, d_keys, d_values = _call(
+        _backward_kernel,
         plan,
-        _over_keys(plan, q.shape, K, labels),
-        inputs,
-        [("queries", (B, N, H, T), q.dtype)],
-        scratch=[(H, plan.tile_q)],
+        labels,
+        [
+            *(("queries", q), ("keys", k), ("keys", v)),
+            *(("queries", out), ("rows", normaliser), ("queries", gradient)),
+        ],
+        [
+            ("part_queries", (parts, *q.shape), dtype),
+            ("keys", k.shape, k.dtype),
+            ("keys", v.shape, v.dtype),
+        ],
+        scratch=[(R, H, plan.tile_q), (R, plan.tile_q), *[(plan.held, H)] * 2],
+        products=5,
     )
-    d_keys, d_values = _call(
-        _key_gradient_kernel,
-        plan,
-        _over_queries(plan, q.shape, K, labels),
-        inputs,
-        [("keys", (B, K, T, H), k.dtype), ("keys", (B, K, T, H), v.dtype)],
-        scratch=[(plan.tile_k, H), (plan.tile_k, H)],
-    )
-    return d_queries.transpose(0, 3, 1, 2), _down(d_keys), _down(d_values)
+    return d_queries.sum(axis=0).astype(q.dtype), d_keys, d_values
 
 
-class _Walk(NamedTuple):
-    """The steps of a kernel: for each result, over the tiles that add to it.
+def _call(kernel, plan, labels, inputs, outputs, *, scratch, products: int):
+    """Runs a kernel over sequences, key heads, and tiles of queries × parts of the keys.
 
-    The tile of the result is on axis 2 of the grid, the tiles that add to it are on
-    the last axis.
-    """
-
-    grid: tuple[int, ...]
-    sums: int  # so many of the last axes add to one result
-    fetched: jax.Array  # [B · tiles · tiles] int32 of `fetched_tiles`
-    # Step and `fetched` -> sequence, query head, key head, tiles of queries and keys.
-    where: Callable[..., tuple[jax.Array, ...]]
-
-
-def _over_keys(plan, shape, K: int, labels) -> _Walk:
-    """Over all keys, for each tile of queries of each head."""
-    B, T, N, _ = shape
-    num_q, num_k = T // plan.tile_q, T // plan.tile_k
-    visible = visible_tiles(labels[:, 0], labels[:, 1], plan.tile_q, plan.tile_k)
-
-    def where(b, n, i, j, fetched):
-        return b, n, n // (N // K), i, fetched[(b * num_q + i) * num_k + j]
-
-    fetched = fetched_tiles(visible).reshape(-1)
-    return _Walk((B, N, num_q, num_k), 1, fetched, where)
-
-
-def _over_queries(plan, shape, K: int, labels) -> _Walk:
-    """Over all queries of all heads that share them, for each tile of keys."""
-    B, T, N, _ = shape
-    num_q, num_k = T // plan.tile_q, T // plan.tile_k
-    visible = visible_tiles(labels[:, 0], labels[:, 1], plan.tile_q, plan.tile_k)
-
-    def where(b, h, j, r, i, fetched):
-        return b, h * (N // K) + r, h, fetched[(b * num_k + j) * num_q + i], j
-
-    fetched = fetched_tiles(visible.swapaxes(1, 2)).reshape(-1)
-    return _Walk((B, K, num_k, N // K, num_q), 2, fetched, where)
-
-
-def _call(kernel, plan, walk: _Walk, inputs, outputs, *, scratch):
-    """Runs a kernel; inputs and outputs are listed with how they are cut into tiles.
+    Of the last two the first is the outer in the forward pass, whose results are of
+    queries, and the second in the backward pass.
 
     Args:
-      inputs: pairs (cut, array). outputs: triples (cut, shape, dtype).
-      scratch: shapes of float32 sums.
+      labels: [B, 2, T]. inputs: pairs (cut, array). outputs: triples (cut, shape, dtype).
+      scratch: shapes of float32 sums. products: matrix products for each score.
     """
-    H, tile_q, tile_k = inputs[0][1].shape[2], plan.tile_q, plan.tile_k
-    at = lambda index: lambda *step: index(*walk.where(*step))
-    across, down = (
-        lambda b, n, h, i, j: (b, n, 0, i),
-        lambda b, n, h, i, j: (b, h, j, 0),
-    )
-    cuts = {
-        "queries": ((None, None, H, tile_q), across),
-        "row": ((None, None, 1, tile_q), across),
-        "keys": ((None, None, tile_k, H), down),
-        "keys_across": ((None, None, H, tile_k), lambda b, n, h, i, j: (b, h, 0, j)),
-        "query_labels": ((None, 2, tile_q), lambda b, n, h, i, j: (b, 0, i)),
-        "key_labels": ((None, 2, tile_k), lambda b, n, h, i, j: (b, 0, j)),
-    }
+    B, K, R, H, T = inputs[0][1].shape
+    tile, held = plan.tile_q, plan.held
+    num_q, parts = T // tile, T // held
+    keys_outer = kernel is _backward_kernel
+
+    def at(index, *, clamp: bool = True):
+        """An index of blocks by sequence, key head, tile of queries, part of the keys."""
+
+        def of_step(b, h, outer, inner, _):
+            i, j = (inner, outer) if keys_outer else (outer, inner)
+            if clamp and keys_outer:  # nothing is fetched for what is not computed
+                i = jnp.maximum(i, j * (held // tile))
+            elif clamp:
+                j = jnp.minimum(j, jax.lax.div(i * tile + tile - 1, held))
+            return index(b, h, i, j)
+
+        return of_step
+
+    blocks = (None, None, R, H, tile)
     specs = {
-        cut: pl.BlockSpec(shape, at(index)) for cut, (shape, index) in cuts.items()
+        "queries": pl.BlockSpec(blocks, at(lambda b, h, i, j: (b, h, 0, 0, i))),
+        "part_queries": pl.BlockSpec(
+            (None, *blocks), at(lambda b, h, i, j: (j, b, h, 0, 0, i), clamp=False)
+        ),
+        "rows": pl.BlockSpec(
+            (None, None, R, tile), at(lambda b, h, i, j: (b, h, 0, i))
+        ),
+        "keys": pl.BlockSpec(
+            (None, None, held, H), at(lambda b, h, i, j: (b, h, j, 0))
+        ),
+        "query_labels": pl.BlockSpec((None, 1, tile), at(lambda b, h, i, j: (b, 0, i))),
+        "key_labels": pl.BlockSpec((None, 1, held), at(lambda b, h, i, j: (b, 0, j))),
     }
-    order = ["parallel"] * (len(walk.grid) - walk.sums) + ["arbitrary"] * walk.sums
+    kinds = tile_kinds(labels[:, 0], labels[:, 1], tile, plan.tile_k)
+    packed = (labels[:, :1] << _PATH_BITS) | labels[:, 1:]
+    cuts = [*[cut for cut, _ in inputs], "query_labels", "key_labels"]
+    arrays = [*[array for _, array in inputs], packed, packed]
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in outputs]
+    pairs = B * K * R * T * (T + 1) // 2
     return pl.pallas_call(
-        functools.partial(kernel, walk.sums),
+        functools.partial(kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=walk.grid,
-            in_specs=[specs[cut] for cut, _ in inputs],
+            grid=(B, K, parts, num_q) if keys_outer else (B, K, num_q, parts),
+            in_specs=[specs[cut] for cut in cuts],
             out_specs=[specs[cut] for cut, _, _ in outputs],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in outputs],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=order),
+        out_shape=shapes,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products * pairs * H,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays + shapes),
+            transcendentals=pairs,
+        ),
         interpret=plan.interpret,
         name=kernel.__name__.strip("_"),
-    )(walk.fetched, *[array for _, array in inputs])
-
-
-def _step(sums: int, fetched):
-    """Where a kernel is, and whether that tile is visible, the first, the last.
-
-    Returns:
-      The tiles on axis 2 and on the last axis, int32, and three bools.
-    """
-    axes = range(3, 3 + sums)
-    outer, inner = pl.program_id(2), pl.program_id(2 + sums)
-    row = pl.program_id(0) * pl.num_programs(2) + outer
-    visible = fetched[row * pl.num_programs(2 + sums) + inner] == inner
-    first = functools.reduce(
-        jnp.logical_and, [pl.program_id(axis) == 0 for axis in axes]
-    )
-    last = functools.reduce(
-        jnp.logical_and,
-        [pl.program_id(axis) == pl.num_programs(axis) - 1 for axis in axes],
-    )
-    return outer, inner, visible, first, last
+    )(kinds.reshape(-1), *arrays)
 
 
 def _product(a, b, axis_a: int, axis_b: int):
@@ -362,105 +356,124 @@ def _product(a, b, axis_a: int, axis_b: int):
     return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
 
 
-def _scores(i, j, q, k, query_labels, key_labels):
-    """Scores [tk, tq] of tile i of queries [H, tq] and tile j of keys [tk, H]."""
-    scores = _product(k[...], q[...], 1, 0) * k.shape[1] ** -0.5
-    tile_k, tile_q = scores.shape
-    visible = layout.visible_labels(
-        query_labels[0:1],
-        query_labels[1:2],
-        key_labels[0:1].reshape(tile_k, 1),
-        key_labels[1:2].reshape(tile_k, 1),
-    )
-    index_q = i * tile_q + jax.lax.broadcasted_iota(jnp.int32, (1, tile_q), 1)
-    index_k = j * tile_k + jax.lax.broadcasted_iota(jnp.int32, (tile_k, 1), 0)
-    return jnp.where(visible & (index_k <= index_q), scores, NEG_INF)
+def _each_tile(plan, kinds, i, j, labels, add):
+    """Calls add(at, bias) for tiles of the keys of part j that queries of tile i may see.
+
+    Args:
+      labels: packed, of the queries [1, tq] and of the keys of the part [1, held].
+      add: `at` are the tile's keys in the part; `bias` is what their mask adds to scores,
+        [tk, tq] float32, or None where all pairs are visible.
+    """
+    query_labels, key_labels = labels
+    tile_q, tile_k, in_part = plan.tile_q, plan.tile_k, plan.held // plan.tile_k
+    row = pl.program_id(0) * (plan.tokens // tile_q) + i
+    first = row * (plan.tokens // tile_k) + j * in_part
+    end = (i + 1) * tile_q  # of what the queries may see; from here on, in the part
+    end = jnp.clip(end - j * plan.held, 0, plan.held)
+
+    def bias(c, at):
+        apart = query_labels[...] ^ key_labels[:, at].reshape(tile_k, 1)
+        visible = (apart == 0) | (apart >= 1 << _PATH_BITS)  # one path, or two blocks
+        index_q = i * tile_q + jax.lax.broadcasted_iota(jnp.int32, (1, tile_q), 1)
+        index_k = jax.lax.broadcasted_iota(jnp.int32, (tile_k, 1), 0)
+        index_k += j * plan.held + c * tile_k
+        return jnp.where(visible & (index_k <= index_q), 0.0, NEG_INF)
+
+    def one(c, _):
+        kind = kinds[first + c]
+        at = pl.ds(pl.multiple_of(c * tile_k, tile_k), tile_k)
+        pl.when(kind == _PARTLY)(lambda: add(at, bias(c, at)))
+        pl.when(kind == _VISIBLE)(lambda: add(at, None))
+        return 0
+
+    jax.lax.fori_loop(0, jax.lax.div(end + tile_k - 1, tile_k), one, 0)
 
 
-def _forward_kernel(num_sums, fetched, *refs):
-    """q, out, sums: [H, tq]. k: [tk, H]. v: [H, tk]. normaliser, top, total: [1, tq].
+def _scores(keys, q, bias):
+    """Scores [tk, tq] of queries [R, H, tq], a head each: without the scale."""
+    scores = [_product(keys, head, 1, 0) for head in q[...]]
+    return scores if bias is None else [x + bias for x in scores]
 
-    Labels are [2, tq] and [2, tk]; `fetched` is of `_Walk`, as in all kernels.
+
+def _exponent(H: int) -> float:
+    """What scores are multiplied with for a softmax in powers of 2."""
+    return H**-0.5 * math.log2(math.e)
+
+
+def _forward_kernel(plan, kinds, *refs):
+    """q, out, sums: [R, H, tq]. k, v: [held, H]. normaliser, top, total: [R, tq].
+
+    Labels are packed, [1, tq] and [1, held]; `kinds` is of `tile_kinds`, flat.
     """
     q, k, v, query_labels, key_labels, out, normaliser, sums, top, total = refs
-    i, j, visible, first, last = _step(num_sums, fetched)
+    scale = _exponent(q.shape[1])
+    i, j = pl.program_id(2), pl.program_id(3)
 
-    @pl.when(first)
+    @pl.when(j == 0)
     def _start():
         sums[...] = jnp.zeros_like(sums)
         total[...] = jnp.zeros_like(total)
         top[...] = jnp.full_like(top, NEG_INF)
 
-    @pl.when(visible)
-    def _add():
-        scores = _scores(i, j, q, k, query_labels, key_labels)
-        new_top = jnp.maximum(top[...], scores.max(axis=0, keepdims=True))
-        # All 1 for a query that has seen no key yet; `kept` is 0 at its first.
-        probs = jnp.exp(scores - new_top)
-        kept = jnp.exp(top[...] - new_top)
-        total[...] = total[...] * kept + probs.sum(axis=0, keepdims=True)
-        added = _product(v[...], probs.astype(v.dtype), 1, 0)
-        sums[...] = sums[...] * kept + added
-        top[...] = new_top
+    def add(at, bias):
+        values = v[at].T
+        for r, scores in enumerate(_scores(k[at], q, bias)):
+            head = slice(r, r + 1)
+            new_top = jnp.maximum(top[head], scores.max(axis=0, keepdims=True))
+            # All 1 for a query that has seen no key yet; `kept` is 0 at its first.
+            probs = jnp.exp2((scores - new_top) * scale)
+            kept = jnp.exp2((top[head] - new_top) * scale)
+            total[head] = total[head] * kept + probs.sum(axis=0, keepdims=True)
+            added = _product(values, probs.astype(values.dtype), 1, 0)
+            sums[r] = sums[r] * kept + added
+            top[head] = new_top
 
-    @pl.when(last)
+    _each_tile(plan, kinds, i, j, (query_labels, key_labels), add)
+
+    @pl.when(j == pl.num_programs(3) - 1)
     def _finish():
-        out[...] = (sums[...] / total[...]).astype(out.dtype)
-        normaliser[...] = top[...] + jnp.log(total[...])
+        for r in range(len(q)):
+            out[r] = (sums[r] / total[r : r + 1]).astype(out.dtype)
+        normaliser[...] = top[...] * scale + jnp.log2(total[...])
 
 
-def _gradients(i, j, inputs):
-    """Probabilities and the gradients of scores, [tk, tq] float32.
+def _backward_kernel(plan, kinds, *refs):
+    """As `_forward_kernel`; gradients and their sums have the shapes of q, k and v.
 
-    Args:
-      inputs: q [H, tq], k and v [tk, H], labels of queries [2, tq] and of keys [2, tk],
-        the output's gradient [H, tq], normalisers and `shared` of `_backward`, [1, tq].
+    `shared` [R, tq] is what a score's own output takes back from its gradient.
     """
-    q, k, v, query_labels, key_labels, gradient, normaliser, shared = inputs
-    scores = _scores(i, j, q, k, query_labels, key_labels)
-    probs = jnp.exp(scores - normaliser[...])
-    d_probs = _product(v[...], gradient[...], 1, 0)
-    return probs, probs * (d_probs - shared[...]) * k.shape[1] ** -0.5
+    q, k, v, out, normaliser, gradient, query_labels, key_labels = refs[:8]
+    d_queries, d_keys, d_values, query_sums, shared, key_sums, value_sums = refs[8:]
+    H = q.shape[1]
+    j, i = pl.program_id(2), pl.program_id(3)
 
-
-def _query_gradient_kernel(num_sums, fetched, *refs):
-    """d_queries, sums: [H, tq]; the other arguments are inputs of `_gradients`."""
-    *inputs, d_queries, sums = refs
-    k = inputs[1]
-    i, j, visible, first, last = _step(num_sums, fetched)
-
-    @pl.when(first)
-    def _start():
-        sums[...] = jnp.zeros_like(sums)
-
-    @pl.when(visible)
-    def _add():
-        _, d_scores = _gradients(i, j, inputs)
-        sums[...] += _product(k[...], d_scores.astype(k.dtype), 0, 0)
-
-    @pl.when(last)
-    def _finish():
-        d_queries[...] = sums[...].astype(d_queries.dtype)
-
-
-def _key_gradient_kernel(num_sums, fetched, *refs):
-    """d_keys, d_values and their sums: [tk, H]; the rest are inputs of `_gradients`."""
-    *inputs, d_keys, d_values, key_sums, value_sums = refs
-    q, gradient = inputs[0], inputs[5]
-    j, i, visible, first, last = _step(num_sums, fetched)
-
-    @pl.when(first)
+    @pl.when(i == 0)
     def _start():
         key_sums[...] = jnp.zeros_like(key_sums)
         value_sums[...] = jnp.zeros_like(value_sums)
 
-    @pl.when(visible)
-    def _add():
-        probs, d_scores = _gradients(i, j, inputs)
-        key_sums[...] += _product(d_scores.astype(q.dtype), q[...], 1, 1)
-        value_sums[...] += _product(probs.astype(gradient.dtype), gradient[...], 1, 1)
+    query_sums[...] = jnp.zeros_like(query_sums)
+    for r in range(len(q)):
+        products = out[r].astype(jnp.float32) * gradient[r]
+        shared[r : r + 1] = products.sum(axis=0, keepdims=True)
 
-    @pl.when(last)
+    def add(at, bias):
+        keys, values = k[at], v[at]
+        keys_across = keys.T
+        all_d_probs = [_product(values, head, 1, 0) for head in gradient[...]]
+        for r, scores in enumerate(_scores(keys, q, bias)):
+            head = slice(r, r + 1)
+            probs = jnp.exp2(scores * _exponent(H) - normaliser[head])
+            d_scores = (probs * (all_d_probs[r] - shared[head])).astype(keys.dtype)
+            probs = probs.astype(keys.dtype)
+            value_sums[at] += _product(probs, gradient[r], 1, 1)
+            key_sums[at] += _product(d_scores, q[r], 1, 1)
+            query_sums[r] += _product(keys_across, d_scores, 1, 0)
+
+    _each_tile(plan, kinds, i, j, (query_labels, key_labels), add)
+    d_queries[...] = (query_sums[...] * H**-0.5).astype(d_queries.dtype)
+
+    @pl.when(i == pl.num_programs(3) - 1)
     def _finish():
-        d_keys[...] = key_sums[...].astype(d_keys.dtype)
+        d_keys[...] = (key_sums[...] * H**-0.5).astype(d_keys.dtype)
         d_values[...] = value_sums[...].astype(d_values.dtype)
