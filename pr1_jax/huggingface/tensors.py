@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import safetensors
 from absl import logging
 from flax import traverse_util
 
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.params import abstract_params, unbox
 from pr1_jax.system import files
 
 SINGLE = "model.safetensors"
@@ -77,7 +76,7 @@ class Tensor:
 
 def tensor_table(config: ModelConfig) -> dict[tuple[str, ...], list[Tensor]]:
     """Our parameter -> the tensors that fill it: one, or one a layer if stacked."""
-    params = jax.eval_shape(lambda: unbox(init_params(config, jax.random.key(0))))
+    params = unbox(abstract_params(config))
     table = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         shape, layers, prefix, key = leaf.shape, [None], "", path

@@ -1,6 +1,7 @@
 """Parameters: random ones, their shardings, and the forms that they take for decoding."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
@@ -18,6 +19,15 @@ Rules = Mapping[str, str | Sequence[str] | None]
 def init_params(config: ModelConfig, key: jax.Array):
     """Random parameters, boxed with their logical axis names (`nn.unbox` strips them)."""
     return Decoder(config).init(key)["params"]
+
+
+@functools.lru_cache(maxsize=32)
+def abstract_params(config: ModelConfig):
+    """Shapes and dtypes of parameters, boxed as those of `init_params`.
+
+    They are kept, since they are asked for often, and tracing a model takes long.
+    """
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def unbox(params):
@@ -87,7 +97,7 @@ def fuse_heads(config: ModelConfig, *qkv):
 
 def param_shardings(config: ModelConfig, mesh: Mesh, rules: Rules = RULES):
     """A NamedSharding for every parameter, from its logical names."""
-    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    boxed = abstract_params(config)
 
     def sharding(box):
         names = zip(box.names, box.value.shape)

@@ -3,6 +3,7 @@ r"""What a config needs on accelerators that are not there: `python -m pr1_jax.p
     python -m pr1_jax.plan --config=configs/rl_alternating.py:qwen3_4b \
         --topology=v5e:4x4
     python -m pr1_jax.plan … --schedule      # how long the programs take, and where
+    python -m pr1_jax.plan … --search        # the fastest setting that fits
 
 The TPU compiler compiles the real update, prefill and decode step on any machine; no
 weights, data or TPU are needed, but `pip install "jax[tpu]"`. For GPUs (`gpu:h100x8`)
@@ -43,6 +44,19 @@ _SCHEDULE = flags.DEFINE_bool(
     False,
     "Instead of memory, the TPU compiler's estimate of each program's time.",
 )
+_SEARCH = flags.DEFINE_bool(
+    "search",
+    False,
+    "Instead, look for the fastest mesh, micro-batch, remat policy, chunk and rows.",
+)
+_SEARCH_CACHE = flags.DEFINE_string(
+    "search_cache",
+    "",
+    "File that keeps what --search compiled; default in the user's cache folder.",
+)
+_CONFIRM = flags.DEFINE_bool(
+    "confirm", True, "Let --search compile the fastest setting in full at its end."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -67,7 +81,9 @@ def main(argv: list[str]) -> None:
     exit_code = 0
     try:
         devices = hardware.open_devices(topology)
-        if _SCHEDULE.value:
+        if _SEARCH.value:
+            data, shown, exit_code = _search(topology, devices, means, say)
+        elif _SCHEDULE.value:
             timings = timing.measure(
                 programs.build(_CONFIG.value, devices), topology, **means, say=say
             )
@@ -88,6 +104,23 @@ def main(argv: list[str]) -> None:
         width = None if sys.stdout.isatty() else 120
         rich.console.Console(width=width).print(shown)
     sys.exit(exit_code)
+
+
+def _search(topology, devices, means, say) -> tuple:
+    """What `--search` prints, as data and as tables, and the exit code."""
+    from pr1_jax.plan import found as found_
+    from pr1_jax.plan import prices, search
+
+    cache = prices.Cache(_SEARCH_CACHE.value or prices.default_cache())
+    given = {"cache": cache, **means, "say": say}
+    space = prices.Prices(_CONFIG.value, topology, devices, **given)
+    found = search.Found()
+    try:
+        search.search(space, confirm=_CONFIRM.value, found=found)
+    except KeyboardInterrupt:
+        say(f"interrupted; {cache.path} keeps what was compiled")
+    exit_code = 130 if not found.complete else int(found.best is None)
+    return found_.data(found, space), found_.show(found, space), exit_code
 
 
 if __name__ == "__main__":

@@ -83,16 +83,25 @@ def compile_program(lowered: jax.stages.Lowered, arguments: int) -> Program:
     Args:
       arguments: bytes of them by count, for one that is too large.
     """
+    return compile_with_text(lowered, arguments)[0]
+
+
+def compile_with_text(
+    lowered: jax.stages.Lowered, arguments: int
+) -> tuple[Program, str]:
+    """Compiles, as `compile_program`; with its text, "" for one that is too large."""
     began = time.perf_counter()
     try:
-        analysis = lowered.compile().memory_analysis()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         total = _wanted(str(error), arguments)
         if total is None:
             raise
-        return Program(total, arguments, time.perf_counter() - began, fits=False)
-    seconds = time.perf_counter() - began
-    return Program(program_bytes(analysis), analysis.argument_size_in_bytes, seconds)
+        took = time.perf_counter() - began
+        return Program(total, arguments, took, fits=False), ""
+    took, analysis = time.perf_counter() - began, compiled.memory_analysis()
+    given = analysis.argument_size_in_bytes
+    return Program(program_bytes(analysis), given, took), compiled.as_text()
 
 
 def program_bytes(analysis: Any) -> int:
@@ -251,7 +260,7 @@ def estimated_update(experiment: Experiment) -> Program:
     parts = resident(experiment)
 
     kept = _layer_numbers(c, tensor) * itemsize
-    layers = _remat_numbers(c, tensor) * itemsize if c.remat else kept
+    layers = remat_numbers(c, tensor) * itemsize if c.remat else kept
     chunk = min(c.query_chunk, T)
     scores = _LIVE_SCORES * 4 * rows * _heads(c, tensor) * chunk * T
     predicted = rows * min(T, policy.max_trained)
@@ -284,7 +293,7 @@ def _heads(config: ModelConfig, tensor: int) -> int:
     return config.num_heads // (tensor if config.num_heads % tensor == 0 else 1)
 
 
-def _remat_numbers(config: ModelConfig, tensor: int) -> int:
+def remat_numbers(config: ModelConfig, tensor: int) -> int:
     """Numbers a token that a layer with `remat` keeps: its input, or products too."""
     c = config
     if c.remat_policy == "nothing":

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from pr1_jax.model.params import param_count
-from pr1_jax.plan import costs, memory, search
+from pr1_jax.plan import costs, largest, memory
 from pr1_jax.plan.hardware import Topology
 from pr1_jax.plan.programs import (
     build,
@@ -271,7 +271,7 @@ def _largest_micro_batch(
     name = f"{stage}__micro_batch_size"
     total = lambda n: _peak([trials.update(trials.build(config, **{name: n}))], limit)
     known = {config[stage].micro_batch_size: _peak([update], limit)}
-    return search.largest(sizes, total, limit, known)
+    return largest.largest(sizes, total, limit, known)
 
 
 def _largest_rows(
@@ -290,4 +290,4 @@ def _largest_rows(
         trials.sampling(trials.build(config, rollout__rows=n)), limit
     )
     known = {config.rollout.rows: _peak(sampling, limit)}
-    return search.largest(sizes, total, limit, known)
+    return largest.largest(sizes, total, limit, known)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from pr1_jax import tags
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.params import init_params, unbox
+from pr1_jax.model.params import abstract_params, unbox
 from pr1_jax.model.xla import Xla
 from pr1_jax.plan import hardware, shapes
 from pr1_jax.sampler.sampler import Sampler
@@ -162,7 +162,7 @@ def decoding_params(made: Experiment) -> Any:
 @functools.lru_cache(maxsize=8)
 def _decoding_params(config: ModelConfig, mesh: Mesh) -> Any:
     """They are asked for often, and tracing many layers that stand apart is slow."""
-    boxed = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    boxed = abstract_params(config)
     backend = Xla(config)
     prepared = jax.eval_shape(backend.prepare, unbox(boxed))
     struct = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)

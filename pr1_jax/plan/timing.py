@@ -18,7 +18,6 @@ from pr1_jax.model import costs as model_costs
 from pr1_jax.plan import costs, hlo, kernels, memory, schedule
 from pr1_jax.plan.hardware import Hardware, Topology
 from pr1_jax.plan.programs import (
-    build,
     lower_sampling,
     lower_update,
     mini_batch,
@@ -26,6 +25,7 @@ from pr1_jax.plan.programs import (
     training_stage,
 )
 from pr1_jax.plan.schedule import Schedule
+from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
 
 LIMITS = (
@@ -183,14 +183,19 @@ def measure(
       ValueError: the devices' compiler says nothing of time.
     """
     lengths = costs.mean_lengths(made, prompt_tokens, response_tokens)
-    if not topology.hardware.clock_hz:
-        raise ValueError(
-            f"--schedule: the compiler for {topology.text} tells no times; leave the flag "
-            "away, or take one of v4, v5e, v5p, v6e"
-        )
+    check_tells_times(topology, "--schedule")
     read = functools.partial(_read, hardware=topology.hardware, say=say)
     programs = (*_update(made, lengths, read), *_sampling(made, lengths, read))
     return Timings(made, topology, lengths, programs)
+
+
+def check_tells_times(topology: Topology, flag: str) -> None:
+    """Raises ValueError, with the flag, where the compiler says nothing of time."""
+    if not topology.hardware.clock_hz:
+        raise ValueError(
+            f"{flag}: the compiler for {topology.text} tells no times; leave the flag "
+            "away, or take one of v4, v5e, v5p, v6e"
+        )
 
 
 def _read(
@@ -221,7 +226,7 @@ def _update(
     made: Experiment, lengths: costs.Lengths, read: Callable[..., Timing]
 ) -> Iterator[Timing]:
     """An update, by micro-batch; its bytes are not counted, as products rule it."""
-    made = _of_lengths(made, lengths)
+    made = of_lengths(made, lengths)
     config, tokens = made.config, made.settings.max_tokens
     size = config[training_stage(config)].micro_batch_size
     flops = model_costs.update_flops(
@@ -236,7 +241,7 @@ def _update(
     )
 
 
-def _of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
+def of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
     """The experiment whose longest prompts and responses fill the mean length bucket."""
     config = made.config.copy_and_resolve_references()
     total = lengths.prompt_tokens + lengths.response_tokens
@@ -244,7 +249,8 @@ def _of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
     config.rollout.max_response_tokens = response
     config.rollout.max_prompt_tokens = lengths.update_tokens - response
     config.model.length_buckets = (lengths.update_tokens,)
-    return build(config, [*made.mesh.devices.ravel()])
+    settings = checks.decode_settings(config)
+    return dataclasses.replace(made, config=config, settings=settings)
 
 
 def _sampling(

@@ -18,7 +18,12 @@ from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import read_config, resolve
 from pr1_jax.model.backend import Backend, choose
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.params import init_params, param_shardings, unbox
+from pr1_jax.model.params import (
+    abstract_params,
+    init_params,
+    param_shardings,
+    unbox,
+)
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
@@ -213,7 +218,7 @@ class Experiment:
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters."""
-        boxed = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
+        boxed = abstract_params(self.model)
         return jax.tree.map(
             lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),
             unbox(boxed),

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,6 +36,19 @@ def replace_file(
             file.flush()
             os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def cache_folder() -> pathlib.Path:
+    """The package's folder in the user's cache, made; else a temporary one."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(cache) / "pr1_jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return pathlib.Path(tempfile.mkdtemp(prefix="pr1_jax-"))
 
 
 def write_error(error: BaseException) -> str | None:

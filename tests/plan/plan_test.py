@@ -9,7 +9,7 @@ import pytest
 
 from configs import rl_alternating, sft_structured
 from pr1_jax.model.params import init_params, param_count, unbox
-from pr1_jax.plan import costs, hardware, memory, planning, search, shapes
+from pr1_jax.plan import costs, hardware, largest, memory, planning, shapes
 from pr1_jax.plan.programs import build, lower_update, sampling_shape
 
 GIB = hardware.GIB
@@ -268,7 +268,7 @@ def test_a_straight_line_takes_two_trials():
         return 100 + 7 * n
 
     sizes = [8, 16, 32, 64, 128, 256]
-    assert search.largest(sizes, total, 100 + 7 * 130, {16: total(16)}) == 128
+    assert largest.largest(sizes, total, 100 + 7 * 130, {16: total(16)}) == 128
     assert len(asked) <= 4
 
 
@@ -277,7 +277,7 @@ def test_a_straight_line_takes_two_trials():
 def test_what_is_found_fits_and_the_next_does_not(limit, start):
     sizes = [8, 16, 32, 64, 128, 256]
     total = lambda n: 100 + 7 * n + n**2 // 100  # bent a little
-    found = search.largest(sizes, total, limit, {start: total(start)}, trials=6)
+    found = largest.largest(sizes, total, limit, {start: total(start)}, trials=6)
     fitting = [n for n in sizes if total(n) <= limit]
     assert found == max(fitting, default=None)
 

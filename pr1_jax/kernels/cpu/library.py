@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from pr1_jax.system import processor
+from pr1_jax.system import files, processor
 
 _FOLDER = pathlib.Path(__file__).parent
 _SOURCES = (
@@ -79,19 +79,6 @@ def _compiler() -> str:
     raise OSError("no C++ compiler was found (g++, clang++ or $CXX)")
 
 
-def _folder() -> pathlib.Path:
-    """Where compiled kernels are kept: the user's cache, or else a temporary folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(cache) / "pr1_jax"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return pathlib.Path(tempfile.mkdtemp(prefix="pr1_jax-"))
-
-
 def build() -> pathlib.Path:
     """The compiled kernels of this machine; compiles them if they are not there.
 
@@ -103,7 +90,7 @@ def build() -> pathlib.Path:
     depends = (*sources, *_FLAGS, compiler, platform.machine(), *processor.describe())
     depends += (importlib.metadata.version("jaxlib"),)
     key = hashlib.sha256("\0".join(map(str, depends)).encode()).hexdigest()[:16]
-    folder = _folder()
+    folder = files.cache_folder()
     path = folder / f"cpu_kernels-{key}.so"
     if path.exists():
         return path
