@@ -111,7 +111,7 @@ def verdict(found: Found, prices: Prices) -> rich.text.Text:
         faster = f", {own.total / best.total:.2f} times as fast as the config is"
         faster = faster if own and not own.why else ""
         checked = "; compiled in full, it fits" if found.confirmed else ""
-        lines.append(f"fastest: {best.total:,.0f} s a step{faster}{checked}")
+        lines.append(f"fastest: {best.total:,.4g} s a step{faster}{checked}")
         lines.append(" ".join(changes) or "nothing to change: it is the config's own")
     elif found.complete:
         lines.append("NOTHING FITS: see below; take more devices, or shorter responses")

@@ -194,9 +194,9 @@ class Prices:
         if kind == SAMPLING:
             rl = self.experiment.config.rl
             most = rl.prompts_per_step * rl.group_size
-            rows = _ladder(shards * rl.group_size, most)
-            own = -(-self.own[_ROWS] // shards) * shards
-            return [_axis(_ROWS, sorted({*rows, own}))]
+            groups = shards * rl.group_size  # a whole one on each
+            rows = _ladder(groups if groups <= most else shards, most)
+            return [_axis(_ROWS, sorted({*rows, self._own_rows(shards)}))]
         whole = mini_batch(self.experiment.config)
         sizes = [shards * n for n in _divisors(whole // shards)]
         chunks = sorted({*_CHUNKS, self.own[_CHUNK]} - {0})
@@ -205,6 +205,10 @@ class Prices:
             Axis("remat", self._remat_choices),
             _axis(_CHUNK, [*chunks, 0]),
         ]
+
+    def _own_rows(self, shards: int) -> int:
+        """The config's rows, as many on each shard."""
+        return -(-self.own[_ROWS] // shards) * shards
 
     @functools.cached_property
     def _remat_choices(self) -> Sequence[Setting]:
@@ -270,7 +274,7 @@ class Prices:
             price = of_kind(made, setting, full)
         except ValueError as error:
             price = Price({}, {}, str(error))
-        seconds = f"{price.total:,.1f} s" if not price.why else price.why
+        seconds = f"{price.total:,.4g} s" if not price.why else price.why
         self._say(f"{describe(kind, setting)}: {seconds}")
         return price
 
@@ -292,9 +296,9 @@ class Prices:
         parts[memory.TRAINING] = int(parts[memory.TRAINING] * longer)
         moment = dataclasses.replace(moment, parts=parts, compiled=program.fits)
         if full and program.fits:
-            self._say(f"compiling {name}, in full")
-            whole = memory.compile_program(lower_update(made), given)
-            moment = memory.update_moment(made, whole)
+            whole = self._compile(f"{name}, in full", lower_update(made))
+            total = memory.Program(int(given + whole.rest), fits=whole.fits)
+            moment = memory.update_moment(made, total)
         if not moment.fits(limit):
             return _too_large([moment], limit)
         updates = costs.responses(made) / mini_batch(made.config)
@@ -308,22 +312,21 @@ class Prices:
             return _too_large(guess[1:2], limit, "by arithmetic")
         name = describe(SAMPLING, setting)
         lower = lambda of, piece: lower_sampling(of, lanes=1)[piece]
+        # A prefill takes the same for any number of rows.
+        alike = self._build({**setting, _ROWS: self._own_rows(shape.shards)})
         prefill, decode = (
             self._at_depth(
-                f"{piece}, {name}", made, functools.partial(lower, piece=piece)
+                f"{piece}, {name}", of, functools.partial(lower, piece=piece)
             )
-            for piece in ("prefill", "decode")
+            for piece, of in (("prefill", alike), ("decode", made))
         )
-        blocks = prefill, decode
+        widest = decode
         if full:  # with all rows in blocks, as the plan's own
-            self._say(f"compiling {name}, in full")
-            lowered = lower_sampling(made)
-            given = sum(kept.values())
-            whole = memory.compile_program(lowered["decode"], given)
-            blocks = prefill, Compiled({}, whole.total - given, whole.fits)
+            lowered = lower_sampling(made)["decode"]
+            widest = self._compile(f"decode, {name}, in full", lowered)
         wanted = [
             memory.Program(int(x.rest + y), fits=x.fits)
-            for x, y in zip(blocks, (0, sum(kept.values())), strict=True)
+            for x, y in zip((prefill, widest), (0, sum(kept.values())), strict=True)
         ]
         moments = memory.sampling_moments(made, *wanted)
         if not all(moment.fits(limit) for moment in moments):
@@ -334,7 +337,7 @@ class Prices:
         )
         longest = s.max_sequential_steps or s.max_response_tokens
         mean = min(n.response_tokens, longest)
-        batches = costs.responses(made) / (shape.rows * shape.shards)
+        batches = max(costs.responses(made) / (shape.rows * shape.shards), 1.0)
         steps = mean * batches + longest - mean
         return Price(
             {

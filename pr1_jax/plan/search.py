@@ -169,7 +169,7 @@ def _search_mesh(
         rest = sum(least[other] for other in KINDS if other not in halves)
         known = sum(price.total for _, price in halves.values())
         if known + rest >= found.total:
-            seconds = f"{known + rest:,.0f} s"
+            seconds = f"{known + rest:,.4g} s"
             found.left.append((mesh, f"a step takes {seconds} at the least"))
             return
         axes, start = space.axes(kind, mesh), space.start(kind, mesh, like)
