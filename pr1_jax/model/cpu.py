@@ -16,7 +16,7 @@ from pr1_jax.kernels import categorical
 from pr1_jax.kernels.cpu import decoding, library, training
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.layers import Attend
-from pr1_jax.model.params import compute_params, fuse_heads
+from pr1_jax.model.params import compute_params, fuse_heads, head_of
 from pr1_jax.model.xla import Step, Xla, padded
 from pr1_jax.system.mesh import replicated
 
@@ -47,7 +47,7 @@ class Cpu(Xla):
     def prepare(self, params):
         """Parameters as `Xla.prepare` makes them, their matrices packed."""
         params = super().prepare(params)
-        head = decoding.pack(params.get("head", params["embedding"]).T)
+        head = decoding.pack(head_of(params).T)
         layers = {
             name: tree | _packed(tree)
             for name, tree in params.items()
@@ -100,7 +100,7 @@ class Cpu(Xla):
 
     def logits(self, params, hidden, live=None):
         """As `Xla.logits`; of a packed head in one call."""
-        head = params.get("head", params["embedding"])
+        head = head_of(params)
         if head.ndim == 2:
             return super().logits(params, hidden)
         return decoding.project(hidden, head, self.config.vocab_size, live=live)
@@ -112,7 +112,7 @@ class Cpu(Xla):
         if top_k or top_p < 1.0:
             policy |= {"top_k": top_k, "top_p": top_p}
             return super().token_logps(params, hidden, tokens, bans, define, **policy)
-        head = params.get("head", params["embedding"]).astype(hidden.dtype)
+        head = head_of(params).astype(hidden.dtype)
         return training.token_logps(hidden, head, tokens, bans, **policy)
 
     def training_attention(

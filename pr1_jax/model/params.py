@@ -92,6 +92,11 @@ def fuse_heads(config: ModelConfig, *qkv):
     return jax.tree.map(fuse, *qkv)
 
 
+def head_of(params) -> jax.Array:
+    """The matrix [V, D] that maps hidden states to logits; packed, if parameters are."""
+    return params["head"] if "head" in params else params["embedding"]
+
+
 # --- Shardings ----------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from pr1_jax.kernels import attention, categorical
 from pr1_jax.kernels.attention import (
@@ -36,6 +36,7 @@ from pr1_jax.model.params import (
     compute_params,
     fuse_projections,
     fused_shardings,
+    head_of,
     unstack_layers,
 )
 from pr1_jax.system.mesh import SAMPLING_RULES
@@ -137,13 +138,14 @@ class Xla:
 
     def logits(self, params, hidden, live=None):
         """Logits [..., V] float32 of final hidden states [..., D]."""
-        head = params.get("head", params["embedding"]).astype(hidden.dtype)
+        head = head_of(params).astype(hidden.dtype)
         return _logits(hidden, head)
 
     def token_logps(self, params, hidden, tokens, bans, define: Callable, **policy):
         """Log-probs and entropies [M] of tokens [M] that hidden states [M, D] predict.
 
         Args:
+          params: those of `params.head_of` are enough.
           bans: [M] int32. define: `policy.logps_and_entropies`, which says what they are
             as a function of logits. policy: its settings.
         """
@@ -316,13 +318,7 @@ def _logits_back(inputs, gradient):
     # Without the barrier it would be made anew for each tile of the two.
     gradient = jax.lax.optimization_barrier(gradient.astype(hidden.dtype))
     to_hidden = jnp.einsum("...V,VD->...D", gradient, head)
-    to_head = jnp.einsum("...V,...D->VD", gradient, hidden)
-    if not jax.sharding.get_abstract_mesh().empty:
-        # Added up whole and then cut: XLA would else cut the product, and add up parts of
-        # it in passes of their own.
-        spec = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
-        to_head = jax.lax.with_sharding_constraint(to_head, spec)
-    return to_hidden, to_head
+    return to_hidden, jnp.einsum("...V,...D->VD", gradient, hidden)
 
 
 _logits.defvjp(lambda *inputs: (_logits(*inputs), inputs), _logits_back)

@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from pr1_jax.model.backend import Backend
 from pr1_jax.model.forward import forward
+from pr1_jax.model.params import head_of
 from pr1_jax.model.xla import repeat_rows
 from pr1_jax.policy import logps_and_entropies, sequence_logps
+from pr1_jax.system.mesh import RULES
 from pr1_jax.trajectory import Batch
 
 
@@ -70,29 +74,54 @@ def policy_logps(
     wanted, restore = _trained_span(batch.loss_mask[:, first:], policy.max_trained)
 
     @jax.named_scope("head")
-    def logps_of(hidden, tokens, bans):
-        return backend.token_logps(
-            params,
-            hidden,
-            tokens,
-            bans,
-            logps_and_entropies,
-            special_ids=policy.special_ids,
-            num_tokens=policy.num_tokens,
-            temperature=policy.temperature or 1.0,
-            top_k=policy.top_k,
-            top_p=policy.top_p,
-        )
+    def of_rows(head, hidden, *rows):
+        def logps_of(hidden, tokens, bans):
+            return backend.token_logps(
+                {"head": head},
+                hidden,
+                tokens,
+                bans,
+                logps_and_entropies,
+                special_ids=policy.special_ids,
+                num_tokens=policy.num_tokens,
+                temperature=policy.temperature or 1.0,
+                top_k=policy.top_k,
+                top_p=policy.top_p,
+            )
 
-    out = sequence_logps(
-        wanted(hidden),
-        logps_of,
-        wanted(batch.tokens[:, first:]),
-        wanted(batch.bans[:, first:]),
-        chunk=policy.logits_chunk,
-    )
+        share = policy.logits_chunk * len(hidden) / len(batch.tokens)
+        return sequence_logps(hidden, logps_of, *rows, chunk=math.ceil(share))
+
+    # A cast before, so that this is what devices send each other.
+    head = head_of(params).astype(hidden.dtype)
+    columns = hidden, batch.tokens[:, first:], batch.bans[:, first:]
+    out = _by_rows(of_rows, head, *map(wanted, columns))
     logps, entropies = (jnp.pad(restore(x), [(0, 0), (first, 0)]) for x in out)
     return logps, entropies
+
+
+def _by_rows(
+    function: Callable[..., tuple[jax.Array, ...]], whole: jax.Array, *rows: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Calls a function on each device's own rows, so that it adds up gradients once.
+
+    Left to itself, XLA gathers `whole`, and adds up its gradient, in every chunk of a loop
+    inside; or it cuts the product that makes the gradient, and adds up the parts.
+
+    Args:
+      function: called with `whole` and `rows`.
+      whole: not split by rows. rows: [B, …].
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), RULES["batch"]
+    if mesh.empty or math.prod(mesh.shape[axis] for axis in axes) == 1:
+        return function(whole, *rows)
+    return jax.shard_map(
+        function,
+        in_specs=(PartitionSpec(), *(PartitionSpec(axes),) * len(rows)),
+        out_specs=PartitionSpec(axes),
+        axis_names=set(axes),
+        check_vma=False,
+    )(whole, *rows)
 
 
 def _predicting(

@@ -17,6 +17,7 @@ from pr1_jax import layout, tags
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, param_shardings, unbox
 from pr1_jax.model.xla import Xla
+from pr1_jax.plan import hlo
 from pr1_jax.system.mesh import (
     AXES,
     batch_sharding,
@@ -27,7 +28,7 @@ from pr1_jax.system.mesh import (
     replicated,
 )
 from pr1_jax.system.mesh import training as mesh_training
-from pr1_jax.training.logps import PolicySettings
+from pr1_jax.training.logps import PolicySettings, policy_logps
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState, abstract_state, from_params, shardings_of
 from pr1_jax.training.update import GrpoSettings, grpo_update, sft_update
@@ -251,7 +252,8 @@ def test_eight_devices_compute_what_one_does(kind, sizes):
     mesh = make_mesh(*sizes)
     state = sharded_state(mesh)
     batch = put_batch(random_batch(), mesh)
-    new, metrics = run(kind, state, batch, mesh)
+    chunks = dataclasses.replace(POLICY, logits_chunk=24)  # 3 tokens of each row
+    new, metrics = run(kind, state, batch, mesh, chunks)
     expected, expected_metrics = on_one_device(kind)
     assert expected_metrics["grad_norm"] > 1e-2
     for name, value in expected_metrics.items():
@@ -266,6 +268,31 @@ def test_eight_devices_compute_what_one_does(kind, sizes):
     assert_moments_lie_where_parameters_do(new)
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+def test_the_head_is_gathered_and_its_gradient_added_up_once_for_all_chunks():
+    mesh = make_mesh(1, 4, 2)
+    params, batch = sharded_state(mesh).params, put_batch(random_batch(1), mesh)
+    batch = jax.tree.map(lambda x: x[0], batch)
+    policy = dataclasses.replace(POLICY, logits_chunk=24)
+
+    def total(params):
+        return policy_logps(Xla(CONFIG), params, batch, policy)[0].sum()
+
+    with mesh_training(mesh):
+        compiled = jax.jit(jax.grad(total)).lower(params).compile()
+    program = hlo.parse(compiled.as_text())
+    rows = CONFIG.vocab_size // mesh.shape["tensor"]  # of the head, on a device
+    exchanged = {name: 0 for name in program.computations}
+    for name, computation in program.computations.items():
+        for x in computation.values():
+            if x.opcode.startswith(("all-", "reduce-scatter", "collective")):
+                exchanged[name] += sum(
+                    a.dims == (rows, CONFIG.width) for a in x.results
+                )
+    # Gathered; and added up, beside the gradient of the same matrix as embeddings.
+    assert exchanged.pop(program.entry) == 3
+    assert not any(exchanged.values())  # in loops
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 4)])
