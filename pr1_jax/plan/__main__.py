@@ -42,7 +42,7 @@ _LARGEST = flags.DEFINE_bool(
 _SCHEDULE = flags.DEFINE_bool(
     "schedule",
     False,
-    "Instead of memory, the TPU compiler's estimate of each program's time.",
+    "Instead of memory, the compiler's estimate of each program's time.",
 )
 _SEARCH = flags.DEFINE_bool(
     "search",
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
         topology = hardware.parse_topology(_TOPOLOGY.value)
     except ValueError as error:
         cli.stop(error)
-    for name, value in hardware.environment(topology).items():
+    times = _SCHEDULE.value or _SEARCH.value
+    for name, value in hardware.environment(topology, times=times).items():
         if name == "XLA_FLAGS":  # of a flag that is given twice the last counts
             os.environ[name] = f"{os.environ.get(name, '')} {value}"
         os.environ.setdefault(name, value)

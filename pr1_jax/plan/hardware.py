@@ -158,8 +158,19 @@ def parse_topology(text: str) -> Topology:
     )
 
 
-def environment(topology: Topology) -> dict[str, str]:
+_TIMES = (
+    "--xla_gpu_collect_cost_model_stats=true",
+    "--xla_gpu_enable_triton_gemm=false",
+)
+
+
+def environment(topology: Topology, *, times: bool = False) -> dict[str, str]:
     """Variables to set before JAX is imported.
+
+    Args:
+      times: whether a GPU's compiler shall note how long instructions take. It has no
+        GPU to try tiles of its own matrix products on, and would take the time of bad
+        ones; so they are left to cuBLAS.
 
     JAX itself runs on the CPU. For GPUs without their compiler it makes as many devices
     there, which are only to be counted; with it, kernels shall not be tried on a GPU.
@@ -170,7 +181,7 @@ def environment(topology: Topology) -> dict[str, str]:
             "JAX_PLATFORMS": "cpu",
             "CUDA_VISIBLE_DEVICES": "-1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            "XLA_FLAGS": "--xla_gpu_autotune_level=0",
+            "XLA_FLAGS": " ".join(["--xla_gpu_autotune_level=0", *_TIMES * times]),
         }
     if topology.is_gpu:
         flag = f"--xla_force_host_platform_device_count={topology.num_devices}"

@@ -2,7 +2,8 @@
 
 The text is what `compiled.as_text()` gives. Instructions of a computation stand in the
 order in which the device runs them. Nothing here knows what an instruction costs, but
-that the TPU compiler notes `estimated_cycles` beside some of them.
+that the TPU compiler notes `estimated_cycles` beside some of them, and XLA's GPU compiler
+microseconds, where it is told to (`hardware.environment`).
 """
 
 import dataclasses
@@ -27,6 +28,13 @@ _CALLED = re.compile(
     r"true_computation|false_computation)=(\{[^}]*\}|%[\w.\-]+)"
 )
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_MODELS = ("indexing-cost-model", "", "sol")  # of one kernel's tiles, of any, of links
+_ESTIMATE = re.compile(
+    rf'"exec_time_us":([\d.e+-]+)[^}}]*"name":"({"|".join(_MODELS)})"'
+)
+_CUBLAS = re.compile(
+    r'custom_call_target="__cublas.*?"lhs_contracting_dimensions":\[([^\]]*)\]'
+)
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INTEGER = re.compile(r"-?\d+")
 _KERNEL = 'custom_call_target="tpu_custom_call"'
@@ -100,6 +108,21 @@ class Instruction:
         """As the compiler estimates them."""
         found = _CYCLES.search(self.rest)
         return int(found[1]) if found else None
+
+    @functools.cached_property
+    def seconds(self) -> float | None:
+        """As XLA's GPU compiler estimates them, by the best of its models that says it."""
+        found = {name: float(x) / 1e6 for x, name in _ESTIMATE.findall(self.rest)}
+        return next((found[name] for name in _MODELS if name in found), None)
+
+    @functools.cached_property
+    def contracted(self) -> tuple[int, ...]:
+        """Of a product that is left to cuBLAS: dimensions of the first operand that it sums.
+
+        Empty for all else.
+        """
+        found = _CUBLAS.search(self.rest)
+        return tuple(map(int, _INTEGER.findall(found[1]))) if found else ()
 
     @functools.cached_property
     def kernel(self) -> Kernel | None:

@@ -26,7 +26,7 @@ import jax
 import ml_collections
 
 from pr1_jax.model.config import REMAT_POLICIES
-from pr1_jax.plan import costs, hlo, memory, schedule, timing
+from pr1_jax.plan import bundles, costs, hlo, kernels, memory, schedule, timing
 from pr1_jax.plan.hardware import GIB, Topology
 from pr1_jax.plan.programs import (
     build,
@@ -270,10 +270,10 @@ class Prices:
         """As of `search.Space`. `full`: memory is that of the whole program, compiled."""
         try:
             made = self._build(setting)
-            of_kind = self._update if kind == UPDATE else self._sampling
-            price = of_kind(made, setting, full)
         except ValueError as error:
-            price = Price({}, {}, str(error))
+            return Price({}, {}, str(error))
+        of_kind = self._update if kind == UPDATE else self._sampling
+        price = of_kind(made, setting, full)
         seconds = f"{price.total:,.4g} s" if not price.why else price.why
         self._say(f"{describe(kind, setting)}: {seconds}")
         return price
@@ -378,11 +378,13 @@ class Prices:
     def _really_compile(self, name: str, lowered: jax.stages.Lowered) -> Compiled:
         self._say(f"compiling {name}")
         self.compiled += 1
-        program, text = memory.compile_with_text(lowered, 0)
-        rest = program.total - program.arguments
-        if not program.fits:
+        sizes, text = memory.compile_with_text(lowered, 0)
+        rest = sizes.total - sizes.arguments
+        if not sizes.fits:
             return Compiled({}, rest, fits=False)
-        found = schedule.of_program(text, self.topology.hardware)
+        program = hlo.parse(text)
+        bodies = kernels.measure(program, self.topology.hardware)
+        found = schedule.of_program(program, self.topology.hardware, bodies)
         seconds = {group: found.seconds(group) for group in schedule.GROUPS}
         return Compiled({g: x for g, x in seconds.items() if x}, rest)
 
@@ -392,7 +394,7 @@ class Prices:
         n, s = self.lengths, self.experiment.settings
         longest = s.max_sequential_steps or s.max_response_tokens
         return [
-            *timing.LIMITS,
+            *timing.limits(self.topology),
             (
                 f"the sampler's programs (and an update's, without model.scan_layers) were "
                 f"compiled with {DEPTHS[0]} and {DEPTHS[1]} layers; time and memory of "
@@ -442,7 +444,9 @@ def _too_large(
 def _key(lowered: jax.stages.Lowered, topology: Topology) -> str:
     """What a compiled program follows from, and how it is read, as a digest."""
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    reading = [inspect.getsource(module) for module in (hlo, schedule)]
+    reading = [
+        inspect.getsource(module) for module in (bundles, hlo, kernels, schedule)
+    ]
     hardware = dataclasses.astuple(topology.hardware)
     depends = (topology.text, hardware, _versions(), flags, reading)
     text = "\0".join([*map(str, depends), lowered.as_text()])

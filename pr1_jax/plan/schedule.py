@@ -1,6 +1,6 @@
-"""How long a compiled TPU program takes, by the TPU compiler's own estimates.
+"""How long a compiled program takes, by its compiler's own estimates.
 
-The compiler notes beside each fusion and copy how many cycles it expects (`hlo`). A
+The TPU compiler notes beside each fusion and copy how many cycles it expects (`hlo`). A
 program's instructions run one after the other, so their sum, loop bodies times their
 trips, is an estimate of its time. Four things have none, and are priced here:
 
@@ -14,6 +14,11 @@ trips, is an estimate of its time. Four things have none, and are priced here:
   nothing is priced by its operands and results, and by all steps of its grid;
 * all else without an estimate: bytes at that bandwidth, at the least.
 
+Of a program for GPUs the compiler notes seconds instead, by a model of each kernel, and of
+collectives by the links. What it says of products that are left to cuBLAS is far off where
+they make float32; they are priced at the peak, or by their bytes if that is longer. So are
+plain copies. What it takes to launch a kernel is not counted.
+
 It is one instrument for all programs, so ratios of two of them count, not milliseconds:
 large products come out slightly too fast, memory-bound work too slow. Of a conditional
 the branch that takes longest counts, and of a loop its most trips.
@@ -26,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pr1_jax.plan import hlo
-from pr1_jax.plan.hardware import Hardware
+from pr1_jax.plan.hardware import GPUS, Hardware
 from pr1_jax.plan.kernels import Body
 
 COPIES, COLLECTIVES, OTHER = "copies", "collectives", "other"
@@ -34,7 +39,7 @@ COPIES, COLLECTIVES, OTHER = "copies", "collectives", "other"
 SCOPES = ("attention", "projections", "norms", "head", "draw", "optimizer", "rows")
 GROUPS = (*SCOPES, COPIES, COLLECTIVES, OTHER)
 ESTIMATED, AT_BANDWIDTH, AT_LINKS = "cycles", "bytes", "links"
-BY_BUNDLES, DECLARED = "bundles", "declared"
+BY_BUNDLES, DECLARED, AT_PEAK = "bundles", "declared", "peak"
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
@@ -113,8 +118,9 @@ class Schedule:
 
     @property
     def unestimated_seconds(self) -> float:
-        """Of what has no estimate but its bytes, or what it declares: at the least."""
-        chosen = [x for x in self.costs if x.source in (AT_BANDWIDTH, DECLARED)]
+        """Of what has no estimate but its bytes or FLOPs: at the least."""
+        guessed = (AT_BANDWIDTH, AT_PEAK, DECLARED)
+        chosen = [x for x in self.costs if x.source in guessed]
         return sum(x.times * x.seconds for x in chosen if x.group != COPIES)
 
     def largest(self, count: int = 10) -> list[Cost]:
@@ -134,13 +140,18 @@ def of_program(
       bodies: of its kernels, as of `kernels.measure`.
 
     Raises:
-      ValueError: the text is no HLO module, or no clock of the device is known.
+      ValueError: the text is no HLO module, or no clock of a TPU is known.
     """
-    if not hardware.clock_hz:
+    if not tells_times(hardware):
         raise ValueError(f"{hardware.name} has no known clock, so cycles say nothing")
     if isinstance(program, str):
         program = hlo.parse(program)
     return _Walk(program, hardware, bodies or {}).run()
+
+
+def tells_times(hardware: Hardware) -> bool:
+    """Whether the device's compiler notes times, or cycles of a known clock."""
+    return hardware.name in GPUS or hardware.clock_hz > 0
 
 
 @dataclasses.dataclass
@@ -194,10 +205,29 @@ class _Walk:
             return self._add(x, times, of, inside)
         if x.kernel is not None:
             return self._kernel(x, times, inside)
+        if x.contracted:
+            return self._product(x, times, inside)
+        seconds = self._estimated(x)
+        seconds = self._at_bandwidth(x, inside) if seconds is None else seconds
+        return self._add(x, times, seconds, inside)
+
+    def _estimated(self, x: hlo.Instruction) -> float | None:
+        """Seconds by the compiler; None where it says nothing."""
         if x.cycles is not None:
-            seconds = x.cycles / self.hardware.clock_hz
-            return self._add(x, times, seconds, inside)
-        return self._add(x, times, self._at_bandwidth(x, inside), inside)
+            return x.cycles / self.hardware.clock_hz
+        return x.seconds
+
+    def _product(
+        self, x: hlo.Instruction, times: int, inside: hlo.Computation
+    ) -> float:
+        """Costs of a matrix product at the peak; its seconds, once."""
+        first = inside[x.operands[0]].results[0].dims
+        flops = (
+            2 * math.prod(x.results[0].dims) * math.prod(first[i] for i in x.contracted)
+        )
+        computing = flops / self.hardware.flops_per_sec
+        seconds = max(computing, self._at_bandwidth(x, inside))
+        return self._add(x, times, seconds, inside, source=AT_PEAK)
 
     def _kernel(self, x: hlo.Instruction, times: int, inside: hlo.Computation) -> float:
         """Costs of a Pallas kernel; its seconds, once."""
@@ -229,6 +259,8 @@ class _Walk:
         kind = x.opcode.removesuffix("-start")
         if kind not in _RING:
             return 0.0
+        if x.seconds is not None:
+            return x.seconds
         devices = _group_size(x.rest)
         if kind != "collective-permute" and devices < 2:
             return 0.0
@@ -287,7 +319,8 @@ class _Walk:
     ) -> float:
         link = self._links(x)
         source = AT_LINKS if link else AT_BANDWIDTH
-        source = ESTIMATED if x.cycles is not None and not link else source
+        if x.seconds is not None or (x.cycles is not None and not link):
+            source = ESTIMATED
         moved = self._moved(x, inside)
         group = COLLECTIVES if link else group_of(x)
         if moved or seconds or link:
@@ -302,6 +335,8 @@ class _Walk:
 
 def _made(x: hlo.Instruction) -> Sequence[hlo.Array]:
     """What an instruction makes; one that starts another lists its operands as well."""
+    if x.contracted:
+        return x.results[:1]  # the other is cuBLAS's scratch
     if not x.opcode.endswith("-start") or x.opcode == "all-reduce-start":
         return x.results
     made = [a for a in x.results if a.dims]  # scalars are contexts

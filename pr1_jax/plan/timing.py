@@ -16,7 +16,7 @@ import jax
 
 from pr1_jax.model import costs as model_costs
 from pr1_jax.plan import costs, hlo, kernels, memory, schedule
-from pr1_jax.plan.hardware import Hardware, Topology
+from pr1_jax.plan.hardware import TPUS, Hardware, Topology, has_gpu_compiler
 from pr1_jax.plan.programs import (
     lower_sampling,
     lower_update,
@@ -28,7 +28,13 @@ from pr1_jax.plan.schedule import Schedule
 from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
 
-LIMITS = (
+_GPU_LIMITS = (
+    "times are what XLA's GPU compiler expects of a kernel: ratios count, not milliseconds",
+    "matrix products are taken to be cuBLAS's at the peak, so at the least; launches of "
+    + "kernels are not counted",
+    "a loop counts with its most trips, a conditional with its longest branch",
+)
+_TPU_LIMITS = (
     "times are the compiler's estimates of cycles: ratios count, not milliseconds",
     "large products come out slightly too fast, memory-bound work up to 4 times too slow",
     "what has no estimate costs its bytes at the data sheet's bandwidth, a collective its "
@@ -37,6 +43,11 @@ LIMITS = (
     + "them, or its declared bytes at the bandwidth, if that is longer",
     "a loop counts with its most trips, a conditional with its longest branch",
 )
+
+
+def limits(topology: Topology) -> Sequence[str]:
+    """What the times of a device's compiler cannot know."""
+    return _GPU_LIMITS if topology.is_gpu else _TPU_LIMITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +154,7 @@ class Timings:
         bodies = {k: v for x in self.programs for k, v in x.bodies.items()}
         errors = [f"{name}: {x.error}" for name, x in bodies.items() if x.error]
         return [
-            *LIMITS,
+            *limits(self.topology),
             (
                 f"needed bytes of a decode step are of {n.prompt_tokens:,} prompt tokens, "
                 f"and half of {n.response_tokens:,} response tokens written"
@@ -191,10 +202,16 @@ def measure(
 
 def check_tells_times(topology: Topology, flag: str) -> None:
     """Raises ValueError, with the flag, where the compiler says nothing of time."""
-    if not topology.hardware.clock_hz:
+    if topology.is_gpu and not has_gpu_compiler():
         raise ValueError(
-            f"{flag}: the compiler for {topology.text} tells no times; leave the flag "
-            "away, or take one of v4, v5e, v5p, v6e"
+            f"{flag}: {topology.text} needs XLA's compiler for GPUs: "
+            'pip install "jax[cuda12]" (no GPU is needed)'
+        )
+    if not schedule.tells_times(topology.hardware):
+        known = ", ".join(x.name for x in TPUS.values() if schedule.tells_times(x))
+        raise ValueError(
+            f"{flag}: the compiler for {topology.text} tells cycles of an unknown clock; "
+            f"leave the flag away, or take one of {known}"
         )
 
 

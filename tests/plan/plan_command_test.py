@@ -30,7 +30,6 @@ def test_command_prints_json():
         (["--topology=gpu:h100x8"], "--config is missing"),
         ([SMOKE], "--topology is missing"),
         ([SMOKE, "--topology=v3:2x2"], "--topology=v3:2x2 is not known"),
-        ([SMOKE, "--topology=gpu:h100x8", "--schedule"], "gpu:h100x8 tells no times"),
     ],
 )
 def test_mistake_is_one_line(args, text):
@@ -71,6 +70,21 @@ def test_compiles_for_gpus_that_are_not_there():
     found = json.loads(done.stdout)
     assert found["compiled"] and len(found["compile_sec"]) == 4
     assert any("not tried" in line for line in found["assumptions"])
+
+
+@pytest.mark.skipif(
+    not hardware.has_gpu_compiler(), reason='needs pip install "jax[cuda12]"'
+)
+def test_the_gpu_compiler_tells_the_time_of_programs():
+    done = run(SMOKE, "--topology=gpu:h100x4", "--json", "--schedule")
+    assert done.returncode == 0, done.stderr
+    for program in json.loads(done.stdout)["programs"].values():
+        assert sum(program["seconds_by_group"].values()) == pytest.approx(
+            program["seconds"]
+        )
+        sources = {x["source"] for x in program["largest"]}
+        assert "peak" in sources or "cycles" in sources
+        assert not program["loops_of_unknown_length"]
 
 
 @pytest.mark.skipif(

@@ -303,9 +303,76 @@ def test_the_innermost_scope_names_the_group(op_name, group):
 def test_a_text_that_is_none_and_a_clock_that_is_unknown_are_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         schedule.of_program("nothing", UNIT)
-    gpu = hardware.GPUS["h100"]
-    with pytest.raises(ValueError, match="h100 has no known clock"):
-        schedule.of_program(text(LOOP, BODY), gpu)
+    tpu = hardware.TPUS["tpu7x"]
+    with pytest.raises(ValueError, match="tpu7x has no known clock"):
+        schedule.of_program(text(LOOP, BODY), tpu)
+
+
+def noted(**models):
+    """What XLA's GPU compiler notes: microseconds by model, "_" standing for "-"."""
+    one = '{{"end_to_end_cycles":0,"exec_time_us":{},"compute_time_us":0,"name":"{}"}}'
+    costs = (one.format(x, name.replace("_", "-")) for name, x in models.items())
+    return f'backend_config={{"reification_cost":[{",".join(costs)}]}}'
+
+
+PRODUCT = """
+  %p = bf16[64,200]{1,0} parameter(0)
+  %q = bf16[64,30]{1,0} parameter(1)
+  %product = (f32[200,30]{1,0}, s8[33554432]{0}) custom-call(%p, %q), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["0"],"rhs_contracting_dimensions":["0"]}},"reification_cost":[{"exec_time_us":99,"name":"sol"}]}
+"""
+
+
+def test_what_xla_notes_of_gpu_kernels_is_read():
+    """Of a kernel's models that of its tiles; of a collective that of links."""
+    nothing = (
+        "%nothing (p: f32[8]) -> f32[8] {\n  ROOT %p = f32[8]{0} parameter(0)\n}\n"
+    )
+    gpu = dataclasses.replace(hardware.GPUS["h100"], hbm_per_sec=1e9)
+    entry = f"""
+  %p = f32[8]{{0}} parameter(0)
+  %a = f32[8]{{0}} fusion(%p), kind=kLoop, calls=%nothing, {noted(**{"": 3, "sol": 7})}
+  %b = f32[8]{{0}} fusion(%a), kind=kCustom, calls=%nothing, {noted(**{"": 500, "indexing_cost_model": 2, "sol": 9})}
+  %c = f32[8]{{0}} all-reduce(%b), replica_groups={{{{0,1}}}}, {noted(sol=11)}
+  ROOT %d = f32[8]{{0}} copy(%c)
+"""
+    found = schedule.of_program(text(entry, nothing), gpu)
+    seconds = {x.name: round(1e9 * x.seconds) for x in found.costs}
+    assert seconds == {"a": 3000, "b": 2000, "c": 11000, "d": 64}
+    assert found.collective_seconds == pytest.approx(11e-6)
+    sources = [x.source for x in found.costs]
+    assert sources == 3 * [schedule.ESTIMATED] + [schedule.AT_BANDWIDTH]
+
+
+@pytest.mark.parametrize(("bandwidth", "seconds"), [(1e12, 0.768), (1e6, 53.44e-3)])
+def test_a_product_that_is_left_to_cublas_takes_the_longer_of_flops_and_bytes(
+    bandwidth, seconds
+):
+    """2 · 200 · 30 · 64 FLOPs at 10^6 a second; (64 · 230) · 2 + 200 · 30 · 4 bytes."""
+    gpu = dataclasses.replace(
+        hardware.GPUS["h100"], flops_per_sec=1e6, hbm_per_sec=bandwidth
+    )
+    if bandwidth == 1e6:
+        gpu = dataclasses.replace(gpu, flops_per_sec=1e12)
+    (cost,) = schedule.of_program(text(PRODUCT), gpu).costs
+    assert cost.source == schedule.AT_PEAK and cost.bytes == 53440
+    assert cost.seconds == pytest.approx(seconds)
+
+
+def test_only_compilers_that_tell_times_are_asked(monkeypatch):
+    gpu = hardware.parse_topology("gpu:h100x8")
+    monkeypatch.setattr(timing, "has_gpu_compiler", lambda: False)
+    with pytest.raises(ValueError, match=r"--schedule: gpu:h100x8 .*jax\[cuda12\]"):
+        timing.check_tells_times(gpu, "--schedule")
+    monkeypatch.setattr(timing, "has_gpu_compiler", lambda: True)
+    timing.check_tells_times(gpu, "--schedule")
+    timing.check_tells_times(hardware.parse_topology("v6e:4x4"), "--search")
+    with pytest.raises(
+        ValueError, match=r"--search: .*tpu7x:2x2x1 .* v4, v5e, v5p, v6e"
+    ):
+        timing.check_tells_times(hardware.parse_topology("tpu7x:2x2x1"), "--search")
+    flags = lambda times: hardware.environment(gpu, times=times)["XLA_FLAGS"]
+    monkeypatch.setattr(hardware, "has_gpu_compiler", lambda: True)
+    assert "cost_model_stats" in flags(True) and "cost_model_stats" not in flags(False)
 
 
 def test_clocks_are_those_that_peaks_follow_from():
