@@ -59,6 +59,7 @@ _SLICES = ("slice", "dynamic-slice", "gather")
 # Transformed ones, too: `transpose(jvp(attention))`.
 _SCOPE = re.compile(rf"(?<![^/(])({'|'.join(SCOPES)})(?![^/)])")
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
+_CHANNEL = re.compile(r"channel_id=\d+")
 _GROUP = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _GROUP_GRID = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
@@ -172,22 +173,46 @@ class _Walk:
         """Costs of a computation that runs so many times; its seconds, once."""
         inside = self.program.computations[name]
         clock = copied = linked = 0.0  # when the device, its copies, its links are free
-        ends: dict[str, float] = {}  # of what was started
+        started: dict[str, tuple[hlo.Instruction, float]] = {}  # and when it ends
         for x in inside.values():
-            part = x.opcode.rpartition("-")[2]
-            if part == "done" and x.operands and x.operands[0] in ends:
-                wait = max(0.0, ends.pop(x.operands[0]) - clock)
-                self._add(inside[x.operands[0]], times, wait, inside)
+            part, key = self._part(x)
+            if part == "done" and key in started:
+                start, end = started.pop(key)
+                wait = max(0.0, end - clock)
+                self._add(start, times, wait, inside)
                 clock += wait
             elif part == "start" and (of := self._links(x)):
                 linked = max(linked, clock) + of
-                ends[x.name] = linked
+                started[key] = x, linked
             elif part == "start":
                 copied = max(copied, clock) + self._at_bandwidth(x, inside)
-                ends[x.name] = copied
+                started[key] = x, copied
             elif part != "update" and x.opcode not in _FREE:
                 clock += self._one(x, times, inside)
         return clock
+
+    def _part(self, x: hlo.Instruction) -> tuple[str, str]:
+        """Whether it is the "start" or the "done" of something, and of what."""
+        if collective := self._chained(x, "Start"):
+            return "start", collective
+        if collective := self._chained(x, "Done"):
+            return "done", collective
+        part = x.opcode.rpartition("-")[2]
+        return part, x.operands[0] if part == "done" and x.operands else x.name
+
+    def _chained(self, x: hlo.Instruction, part: str) -> str:
+        """The channel of the collective that a fusion starts or ends, or "".
+
+        Between the two, it goes on in fusions that also compute; they cost cycles.
+        """
+        if x.opcode != "fusion" or "kind=kCustom" not in x.rest:
+            return ""
+        body = self.program.computations[x.called[0]].values()
+        target = f'custom_call_target="AsyncCollective{part}"'
+        if not any(target in y.rest for y in body):
+            return ""
+        found = (_CHANNEL.search(y.rest) for y in body if y.opcode in _RING)
+        return next((channel[0] for channel in found if channel), x.name)
 
     def _one(self, x: hlo.Instruction, times: int, inside: hlo.Computation) -> float:
         """Costs of an instruction that is waited for; its seconds, once."""
@@ -253,7 +278,8 @@ class _Walk:
 
     def _links(self, x: hlo.Instruction) -> float:
         """Seconds of a collective over its links; 0 for anything else."""
-        if x.opcode == "async-start":  # wraps what it starts
+        if x.opcode == "async-start" or self._chained(x, "Start"):
+            # It wraps what it starts.
             wrapped = self.program.computations[x.called[0]].values()
             return sum(map(self._links, wrapped))
         kind = x.opcode.removesuffix("-start")
@@ -277,6 +303,13 @@ class _Walk:
         if x.opcode in _COPIES and x.opcode != "copy":
             to = x.results[:1] if x.opcode == "copy-start" else x.results[1:2]
             return sum(a.bytes for a in to or x.results[:1])
+        if self._chained(x, "Start"):
+            body = self.program.computations[x.called[0]]
+            wrapped = [y for y in body.values() if y.opcode in _RING]
+            return sum(self._moved(y, body) for y in wrapped)
+        if x.opcode in _IN_PLACE:  # what is not written is not moved
+            update = inside[x.operands[_IN_PLACE[x.opcode]]]
+            return 2 * sum(a.bytes for a in update.results)
         body = self.program.computations[x.called[0]] if x.opcode == "fusion" else None
         read = 0
         for i, name in enumerate(x.operands):

@@ -225,6 +225,48 @@ def test_what_is_started_in_a_wrapper_is_what_it_wraps(name, group, expected):
     assert (cost.group, round(1e9 * cost.seconds)) == (group, expected)
 
 
+CHAINED = """
+%begin (p: bf16[500]) -> (bf16[500], bf16[1000]) {
+  %p = bf16[500]{0} parameter(0)
+  %all = bf16[1000]{0} all-gather(%p), channel_id=7, replica_groups={{0,1}}
+  ROOT %s = (bf16[500]{0}, bf16[1000]{0}) custom-call(%all), custom_call_target="AsyncCollectiveStart"
+}
+
+%goes_on (p: bf16[500], q: f32[8]) -> (f32[8], bf16[1000]) {
+  %p = bf16[500]{0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %all = bf16[1000]{0} all-gather(%p), channel_id=7, replica_groups={{0,1}}
+  %part = bf16[1000]{0} custom-call(%all), custom_call_target="AsyncCollectivePart"
+  %y = f32[8]{0} negate(%q)
+  ROOT %both = (f32[8]{0}, bf16[1000]{0}) tuple(%y, %part)
+}
+
+%end (p: bf16[1000]) -> bf16[1000] {
+  %p = bf16[1000]{0} parameter(0)
+  %all = bf16[1000]{0} all-gather(%p), channel_id=7, replica_groups={{0,1}}
+  ROOT %d = bf16[1000]{0} custom-call(%p, %all), custom_call_target="AsyncCollectiveDone"
+}
+"""
+
+
+@pytest.mark.parametrize(("work", "waits"), [(400, 600), (1500, 0)])
+def test_a_collective_goes_on_in_fusions_that_compute(work, waits):
+    entry = """
+  %p = bf16[500]{0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %start = (bf16[500]{0}, bf16[1000]{0}) fusion(%p), kind=kCustom, calls=%begin
+  %a = bf16[1000]{0} get-tuple-element(%start), index=1
+  %work = (f32[8]{0}, bf16[1000]{0}) fusion(%p, %q), kind=kCustom, calls=%goes_on, CYCLES
+  ROOT %done = bf16[1000]{0} fusion(%a), kind=kCustom, calls=%end
+""".replace("CYCLES", cycles(work))
+    found = of(entry, CHAINED)
+    assert nanoseconds(found) == work + waits
+    assert nanoseconds(found, schedule.COLLECTIVES) == waits
+    assert round(1e9 * found.collective_seconds) == 1000
+    (gathered,) = [x for x in found.costs if x.group == schedule.COLLECTIVES]
+    assert gathered.bytes == 1000 + 2000
+
+
 def test_what_is_sliced_or_updated_in_place_moves_only_that():
     fused = """
 %slice (stack: f32[24,100], i: s32[]) -> f32[1,100] {
@@ -256,6 +298,11 @@ def test_what_is_sliced_or_updated_in_place_moves_only_that():
 """.replace("CYCLES", cycles(1))
     read, written = of(entry, fused).costs
     assert read.bytes == 2 * 400  # a row in, a row out
+    assert written.bytes == 2 * 400
+    bare = entry.replace("fusion(%stack, %row, %i), kind=kLoop, calls=%write, ", "PUT")
+    _, written = of(
+        bare.replace("PUT", "dynamic-update-slice(%stack, %row, %i, %i), "), fused
+    ).costs
     assert written.bytes == 2 * 400
 
 
