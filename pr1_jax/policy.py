@@ -5,6 +5,7 @@ use it with the same settings, so that a sampled log-prob equals the teacher-for
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -163,9 +164,9 @@ def sequence_logps(hidden, logps_of, tokens, bans, *, chunk: int = 0):
       logps_of: maps hidden [n, D], tokens [n] and bans [n] to log-probs and entropies,
         both [n] float32.
       tokens, bans: [B, T] int32.
-      chunk: tokens of all rows whose logits are held at once, at least one a row; 0 =
-        all. A chunk has as many of each row, so that devices that split the rows split
-        every chunk.
+      chunk: tokens of all rows whose logits are held at once, at most, but at least one
+        a row; 0 = all. A chunk has as many of each row, so that devices that split the
+        rows split every chunk.
 
     Returns:
       logps [B, T] float32 and entropies [B, T] float32.
@@ -179,6 +180,7 @@ def sequence_logps(hidden, logps_of, tokens, bans, *, chunk: int = 0):
     size = max(chunk // B, 1) if chunk else T
     if size >= T:
         return of_columns(hidden, tokens, bans)
+    size = math.ceil(T / math.ceil(T / size))  # as many chunks, alike: little is padded
 
     def cut(x):  # to [chunks, B, size, …]
         x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))

@@ -185,6 +185,22 @@ def test_devices_that_split_the_rows_split_every_chunk():
     assert max(math.prod(a.dims) for a in made) <= max(chunk // 8, D) * words
 
 
+@pytest.mark.parametrize("T, chunk, computed", [(9, 8, 10), (9, 9, 9), (12, 5, 12)])
+def test_chunks_are_alike_so_that_few_positions_are_padded(T, chunk, computed):
+    sizes = []
+
+    def logps_of(hidden, tokens, bans):
+        sizes.append(len(hidden))
+        return (hidden.sum(axis=-1),) * 2
+
+    tokens = jnp.zeros((1, T), jnp.int32)
+    hidden = jnp.arange(T, dtype=jnp.float32)[None, :, None]
+    out, _ = sequence_logps(hidden, logps_of, tokens, tokens, chunk=chunk)
+    np.testing.assert_array_equal(out, hidden[..., 0])
+    assert {-(-T // n) * n for n in sizes} == {computed}
+    assert max(sizes) <= chunk
+
+
 @pytest.mark.parametrize("limits", [{}, {"top_k": 4, "top_p": 0.8}])
 def test_sequence_logps_in_chunks_equal_all_at_once(limits):
     rng = np.random.default_rng(0)
