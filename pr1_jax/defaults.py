@@ -69,7 +69,9 @@ def _model(c: ml_collections.ConfigDict) -> None:
     c.model.dtype = "float32"
     c.model.scan_layers = False  # compile one layer for all, with stacked parameters
     c.model.remat = False  # recompute layers in the backward pass: less memory, slower
-    c.model.remat_policy = "nothing"  # what remat keeps: or "dots", matrix products
+    # What remat keeps of a layer beside its input: "nothing", "attention" (its output), or
+    # "dots" (that of matrix products, too).
+    c.model.remat_policy = "nothing"
     c.model.attention = "auto"  # attention of updates: "pallas" (TPU), "xla" or "auto"
     c.model.query_chunk = 512  # [tokens] queries whose scores XLA holds at once
     # [tokens] Of a micro-batch, as many of each row, whose logits are held at once; 0 = all.
@@ -307,6 +309,7 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.model.path = "Parallel-R1/Qwen3-4B-Base-add-special-token"
     c.model.dtype = "bfloat16"
     c.model.scan_layers = c.model.remat = True
+    c.model.remat_policy = "attention"
     c.model.logits_chunk = 8192
     c.model.length_buckets = (1536, 3072)
     c.data.sft = "hf:Parallel-R1/parallel-r1-cold-start"

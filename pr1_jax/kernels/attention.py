@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pr1_jax import layout
 from pr1_jax.kernels import fusion, pallas
-from pr1_jax.kernels.pallas import NEG_INF
+from pr1_jax.kernels.pallas import KEPT, NEG_INF
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
@@ -140,7 +141,8 @@ def _forward(q, k, v, block, path, chunk):
         out = out / total.reshape(B, K, -1, 1)
         outs.append(ungroup_queries(out, q[:, own]))
         normalisers.append(top + jnp.log(total))
-    out = jnp.concatenate(outs, axis=1)
+    out = checkpoint_name(jnp.concatenate(outs, axis=1), KEPT)
+    normalisers = [checkpoint_name(x, KEPT) for x in normalisers]
     return out, (q, k, v, block, path, out, normalisers)
 
 

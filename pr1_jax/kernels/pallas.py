@@ -208,8 +208,14 @@ def _attention_forward(plan, q, k, v, labels):
     heads, rows = _partitions(plan)
     run = _on_shards(plan, _forward, (heads,) * 3 + (rows,), (heads,) * 2)
     out, normaliser = run(q, k, v, labels)
-    out, normaliser = checkpoint_name(out, KEPT), checkpoint_name(normaliser, KEPT)
+    out, normaliser = _kept(out), _kept(normaliser)
     return out, (q, k, v, labels, out, normaliser)
+
+
+def _kept(x):
+    """x under the name `KEPT`, as integers: of floats JAX makes another copy."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return jax.lax.bitcast_convert_type(checkpoint_name(bits, KEPT), x.dtype)
 
 
 def _attention_backward(plan, residuals, gradient):

@@ -4,12 +4,18 @@ import dataclasses
 
 import jax
 
+from pr1_jax.kernels.pallas import KEPT
 from pr1_jax.model.rope import Scaling
 
-# What is kept of a layer with `remat` for its backward pass.
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(KEPT)
+
+# What is kept of a layer with `remat` for its backward pass: each more than the last.
 REMAT_POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": _ATTENTION,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        _ATTENTION, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
 }
 
 

@@ -152,27 +152,37 @@ def _decode(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
 
 
 def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Work:
-    """Three forward passes, four where all is recomputed; the state moves once."""
-    rows = responses(experiment)
+    """Three forward passes, and what is recomputed; the state moves once."""
+    model, rows = experiment.model, responses(experiment)
+    trained = min(experiment.settings.max_response_tokens, lengths.update_tokens)
     flops = model_costs.update_flops(
-        experiment.model,
-        rows=rows,
-        tokens=lengths.update_tokens,
-        trained=min(experiment.settings.max_response_tokens, lengths.update_tokens),
+        model, rows=rows, tokens=lengths.update_tokens, trained=trained
     )
-    passes = 4 if _recomputes(experiment.model) else 3
+    passes = 3
+    if _recomputes(model):
+        passes += 1
+        again = flops / 3
+        if model.remat_policy == "attention":  # all but that
+            again = model_costs.forward(
+                model,
+                tokens=rows * lengths.update_tokens,
+                pairs=0,
+                cached=0,
+                logits=rows * trained,
+            ).flops
+        flops += again
     micro_batches, updates = _counts(experiment)
     state = memory.resident(experiment)
     grads = state[memory.PARAMETERS]
     bytes_ = micro_batches * (passes * weight_bytes(experiment) + 3 * grads)
     moved = 2 * (state[memory.PARAMETERS] + state[memory.OPTIMIZER]) + grads
     bytes_ += updates * moved
-    return _work("update", experiment, hardware, flops * passes / 3, bytes_)
+    return _work("update", experiment, hardware, flops, bytes_)
 
 
 def _recomputes(model: ModelConfig) -> bool:
-    """Whether the backward pass of a layer computes all of its products again."""
-    return model.remat and model.remat_policy == "nothing"
+    """Whether the backward pass of a layer computes its products with weights again."""
+    return model.remat and model.remat_policy != "dots"
 
 
 def _counts(experiment: Experiment) -> tuple[int, int]:
@@ -191,8 +201,8 @@ def step_traffic(
     A micro-batch gathers every weight over `fsdp` for its forward pass and again for
     its backward pass (where `remat` computes forward again), in the dtype of
     activations, and scatters their gradients' sums; over `data` it adds those. Over
-    `tensor`, each layer adds its activations twice forward and twice backward. The
-    sampler gathers all weights once a step.
+    `tensor`, each layer adds its activations twice forward, twice backward, and once where
+    `remat` computes forward again. The sampler gathers all weights once a step.
     """
     c, mesh = experiment.model, experiment.mesh
     a = jnp.dtype(c.dtype).itemsize
@@ -207,7 +217,7 @@ def step_traffic(
     }
     shards = data * fsdp
     tokens = responses(experiment) * lengths.update_tokens * 2  # forward, backward
-    tokens += _recomputes(c) * tokens // 2
+    tokens += _recomputes(c) * tokens // 4  # one of a forward pass's two
     if "rl" in experiment.config.stages:
         tokens += responses(experiment) * lengths.response_tokens
         tokens += experiment.config.rl.prompts_per_step * lengths.prompt_tokens

@@ -294,12 +294,15 @@ def _heads(config: ModelConfig, tensor: int) -> int:
 
 
 def remat_numbers(config: ModelConfig, tensor: int) -> int:
-    """Numbers a token that a layer with `remat` keeps: its input, or products too."""
+    """Numbers a token that a layer with `remat` keeps: its input, and by its policy."""
     c = config
+    attention = c.num_heads * c.head_dim
     if c.remat_policy == "nothing":
         return c.width
-    heads = c.num_heads + 2 * c.num_kv_heads  # q, k, v
-    return 3 * c.width + (heads * c.head_dim + 2 * c.mlp_width) // tensor
+    if c.remat_policy == "attention":
+        return c.width + attention // tensor
+    heads = attention + 2 * c.num_kv_heads * c.head_dim  # q, k, v
+    return 3 * c.width + (attention + heads + 2 * c.mlp_width) // tensor
 
 
 def _layer_numbers(config: ModelConfig, tensor: int) -> int:

@@ -46,6 +46,12 @@ _NUMERICS = (
     "query_chunk",
 )
 _ROPE_BASE = 1e4  # of a model without a folder
+# Options of the update's compiler on TPU. It would cut products with gathered weights into
+# steps of a ring, each too small to be fast. Gathered whole, they come beside other work.
+_TPU_OPTIONS = {
+    "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
+    "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +186,13 @@ class Experiment:
         """
         state = abstract_state(self.abstract_params(), optimizer, self.mesh)
         shardings = shardings_of(state), mesh.replicated(self.mesh)
-        jitted = jax.jit(update, out_shardings=shardings, donate_argnums=0)
+        on_tpu = self.mesh.devices.flat[0].platform == "tpu"
+        jitted = jax.jit(
+            update,
+            out_shardings=shardings,
+            donate_argnums=0,
+            compiler_options=_TPU_OPTIONS if on_tpu else None,
+        )
         with mesh.training(self.mesh):
             return jitted.lower(state, batch, *inputs)
 

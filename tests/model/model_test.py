@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from pr1_jax import layout, tags
 from pr1_jax.kernels import attention
@@ -135,6 +136,22 @@ def test_remat_changes_no_gradient(scan_layers, remat_policy):
     for a, b in zip(jax.tree.leaves(remat), jax.tree.leaves(plain), strict=True):
         assert np.abs(b).max() > 0  # every parameter is used
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", REMAT_POLICIES)
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+def test_attention_is_kept_by_all_policies_but_one(policy, implementation, capsys):
+    how = {"attention": implementation, "remat": True, "remat_policy": policy}
+    backend = Xla(dataclasses.replace(QWEN3, num_layers=1, **how))
+    tokens, positions, *labels = (x[None] for x in (TOKENS, *LAYOUT))
+
+    def loss(params):
+        attend = backend.training_attention(*labels)
+        return forward(backend, params, tokens, positions, attend)[0].sum()
+
+    print_saved_residuals(loss, random_params(backend.config))
+    kept = 0 if policy == "nothing" else 2  # its output, and its normaliser
+    assert capsys.readouterr().out.count("named 'attention'") == kept
 
 
 def test_untied_head_is_used_for_logits_and_only_there():

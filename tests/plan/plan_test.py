@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from configs import rl_alternating, sft_structured
+from pr1_jax.model.config import REMAT_POLICIES
 from pr1_jax.model.params import init_params, param_count, unbox
 from pr1_jax.plan import costs, hardware, largest, memory, planning, shapes
 from pr1_jax.plan.programs import build, lower_update, sampling_shape
@@ -109,18 +110,24 @@ def test_tags_take_padding_first_and_then_new_rows():
 
 @pytest.mark.parametrize("path", ["", "Qwen/Qwen3-4B"])
 def test_what_remat_keeps_reaches_the_program_and_its_costs(path):
-    """With `dots` products are kept: more memory, and no fourth forward pass."""
-    of = lambda policy: built(
-        model__path=path, model__remat=True, model__remat_policy=policy
-    )
-    nothing, dots = of("nothing"), of("dots")
-    assert dots.training_backend.config.remat_policy == "dots"
+    """The more a layer keeps, the more memory, and the less is computed again."""
+    all_made = [
+        built(model__path=path, model__remat=True, model__remat_policy=policy)
+        for policy in REMAT_POLICIES
+    ]
+    policies = [made.training_backend.config.remat_policy for made in all_made]
+    assert policies == ["nothing", "attention", "dots"]
     lengths = costs.Lengths(10, 50, 76)
-    flops = [costs.step_work(made, UNIT, lengths)[-1].flops for made in (nothing, dots)]
-    assert flops[0] == flops[1] / 3 * 4
-    less, more = (memory.estimated_update(made).total for made in (nothing, dots))
+    nothing, attention, dots = (
+        costs.step_work(made, UNIT, lengths)[-1].flops for made in all_made
+    )
+    assert nothing == dots / 3 * 4
+    c, pairs = all_made[0].model, costs.responses(all_made[0]) * 76 * 77 // 2
+    heads = c.num_layers * c.num_heads * c.head_dim
+    assert nothing - attention == pytest.approx(4 * heads * pairs)
+    sizes = [memory.estimated_update(made).total for made in all_made]
     none = memory.estimated_update(built(model__path=path)).total
-    assert less < more < none
+    assert sorted({*sizes, none}) == [*sizes, none]
 
 
 def test_unknown_model_names_the_field():
