@@ -332,7 +332,7 @@ def _call(kernel, plan, labels, inputs, outputs, *, scratch, products: int):
     cuts = [*[cut for cut, _ in inputs], "query_labels", "key_labels"]
     arrays = [*[array for _, array in inputs], packed, packed]
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in outputs]
-    pairs = B * K * R * T * (T + 1) // 2
+    pairs = B * K * R * T * (T + tile) // 2  # causal tiles are computed whole
     return pl.pallas_call(
         functools.partial(kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(

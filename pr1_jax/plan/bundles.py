@@ -21,7 +21,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 DUMP_FLAGS = "--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
 _DTYPES = {
@@ -107,27 +107,37 @@ def _loops(text: str) -> _Loop:
     return stack[0]
 
 
-def products(module: Any) -> float:
-    """FLOPs of the matrix products of a step of a kernel's grid.
+def work(module: Any) -> tuple[float, float]:
+    """What `count` counts the bundles of: FLOPs of its products, and bytes.
+
+    Bytes are of transfers that the kernel starts itself, not of its blocks.
 
     Args:
       module: of Mosaic, an `ir.Module`.
     """
-    (body, *_) = module.body.operations  # the others say where windows lie
+    (body, *_) = module.body.operations  # the others say where blocks lie
     found = [*_walk(body.operation, 1, False)]
-    chosen = [x for x in found if x[1]] or found
-    return sum(flops for flops, _ in chosen)
+    unknown = [x for x in found if x.unknown]
+    chosen = unknown if any(x.flops for x in unknown) else found
+    return sum(x.flops for x in chosen), sum(x.bytes for x in chosen)
 
 
-def _walk(operation: Any, times: int, unknown: bool) -> Iterator[tuple[float, bool]]:
-    """FLOPs of each product, and whether a loop of unknown length is around it."""
+class _Work(NamedTuple):
+    flops: float
+    bytes: float
+    unknown: bool  # whether a loop of unknown length is around it
+
+
+def _walk(operation: Any, times: int, unknown: bool) -> Iterator[_Work]:
     seen = []  # upper bounds of loops: one that begins there is the rest of another
     for block in (block for region in operation.regions for block in region):
         for x in block.operations:
             name = x.operation.name.removeprefix("stable_mosaic.")
             inner, is_unknown = times, unknown
             if name == "tpu.matmul":
-                yield times * _flops(x), unknown
+                yield _Work(times * _flops(x), 0.0, unknown)
+            elif name == "tpu.enqueue_dma":
+                yield _Work(0.0, times * _bytes(x.operands[0].type), unknown)
             elif name == "scf.for":
                 low, high, step = (_constant(x.operands[i]) for i in range(3))
                 if x.operands[0] in seen:
@@ -141,6 +151,11 @@ def _walk(operation: Any, times: int, unknown: bool) -> Iterator[tuple[float, bo
             elif name == "scf.while":
                 inner, is_unknown = 1, True
             yield from _walk(x.operation, inner, is_unknown)
+
+
+def _bytes(memref: Any) -> float:
+    bits = re.search(r"\d+", str(memref.element_type))
+    return math.prod(memref.shape) * int(bits[0]) / 8
 
 
 def _flops(matmul: Any) -> float:
@@ -210,6 +225,7 @@ def measure(request: dict[str, Any], device: Any, folder: pathlib.Path) -> dict:
 
     module = read_module(request["config"]["body"])
     steps, parallel = grid(module)
+    flops, transferred = work(module)
     struct = lambda array, **kwargs: jax.ShapeDtypeStruct(
         tuple(array[1]), _DTYPES[array[0]], **kwargs
     )
@@ -226,7 +242,8 @@ def measure(request: dict[str, Any], device: Any, folder: pathlib.Path) -> dict:
     made = {*folder.iterdir()} - before
     (dump,) = [x for x in made if re.search(r"ffi_call.*\d-final_bundles", x.name)]
     found = {
-        "flops": products(module),
+        "flops": flops,
+        "bytes": transferred,
         "bundles": count(dump.read_text(), has_grid=steps != 1),
         "steps": steps,
         "parallel": parallel,

@@ -29,12 +29,14 @@ class Body:
     """A step of a kernel's grid, as the compiler makes it.
 
     Attributes:
-      flops: of its matrix products. bundles: in a cycle each; 0 = not counted.
+      flops: of its matrix products. bytes: of transfers that it starts itself.
+      bundles: in a cycle each; 0 = not counted.
       steps: of the grid; 0 = not known. cores: that share them.
       error: why nothing is known.
     """
 
     flops: float = 0.0
+    bytes: float = 0.0
     bundles: int = 0
     steps: int = 0
     cores: int = 1
@@ -44,21 +46,30 @@ class Body:
         """Of the peak, that its bundles allow, 0 to 1; 0 for one without products."""
         if not self.bundles:
             return 0.0
-        rate = self.cores * self.flops / self.bundles * hardware.clock_hz
-        return rate / hardware.flops_per_sec
+        return self.flops / hardware.flops_per_sec / self._step_sec(hardware)
 
-    def seconds(self, flops: float | None, hardware: Hardware) -> float | None:
+    def _step_sec(self, hardware: Hardware) -> float:
+        """Of a step, at the peak at best: of products, bundles count up to a fifth less."""
+        issued = self.bundles / self.cores / hardware.clock_hz
+        return max(issued, self.flops / hardware.flops_per_sec)
+
+    def seconds(
+        self, flops: float | None, bytes_: float | None, hardware: Hardware
+    ) -> float | None:
         """Of all of the kernel's bundles; None where that is not known.
 
+        They are as many times those of a step as its FLOPs and bytes are, whichever says
+        more. Where neither says anything, all steps of the grid count.
+
         Args:
-          flops: of the whole kernel, as it declares them. Without them, or in a kernel
-            without products, all steps of the grid count.
+          flops, bytes_: of the whole kernel, as it declares them.
         """
-        if flops and (share := self.share(hardware)):
-            return flops / (hardware.flops_per_sec * share)
-        if not self.bundles or not self.steps:
+        pairs = (flops, self.flops), (bytes_, self.bytes)
+        times = [whole / part for whole, part in pairs if whole and part]
+        times = max(times, default=self.steps)
+        if not self.bundles or not times:
             return None
-        return self.steps * self.bundles / self.cores / hardware.clock_hz
+        return times * self._step_sec(hardware)
 
 
 def measure(program: hlo.Program, hardware: Hardware) -> dict[str, Body]:
@@ -118,4 +129,5 @@ def _body(found: Mapping[str, Any], hardware: Hardware) -> Body:
     if "error" in found:
         return Body(error=found["error"])
     cores = _CORES.get(hardware.name, 1) if found["parallel"] else 1
-    return Body(found["flops"], found["bundles"], found["steps"] or 0, cores)
+    names = "flops", "bytes", "bundles"
+    return Body(*(found[x] for x in names), steps=found["steps"] or 0, cores=cores)

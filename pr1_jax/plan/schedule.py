@@ -9,9 +9,10 @@ trips, is an estimate of its time. Four things have none, and are priced here:
 * collectives: bytes over the links of a ring, at the data sheet's rate. `seconds` counts
   those that are waited for, `collective_seconds` all of them as if none overlapped;
 * Pallas kernels: the longer of their bytes at that bandwidth and their bundles. Both are
-  of what a kernel declares (`pl.CostEstimate`): its FLOPs in as many bundles for each as
-  a step of its grid takes (`kernels`); without that, at the peak. One that declares
-  nothing is priced by its operands and results, and by all steps of its grid;
+  of what a kernel declares (`pl.CostEstimate`): its FLOPs, and the bytes of transfers that
+  it starts itself, in as many bundles for each as a step of its grid takes (`kernels`);
+  without bundles, FLOPs at the peak. One that declares nothing is priced by its operands
+  and results, and by all steps of its grid;
 * all else without an estimate: bytes at that bandwidth, at the least.
 
 Of a program for GPUs the compiler notes seconds instead, by a model of each kernel, and of
@@ -257,7 +258,8 @@ class _Walk:
     def _kernel(self, x: hlo.Instruction, times: int, inside: hlo.Computation) -> float:
         """Costs of a Pallas kernel; its seconds, once."""
         body, declared = self.bodies.get(x.name, Body()), x.kernel.flops
-        computing, source = body.seconds(declared, self.hardware), BY_BUNDLES
+        computing = body.seconds(declared, x.kernel.bytes, self.hardware)
+        source = BY_BUNDLES
         if computing is None:
             computing = (declared or 0) / self.hardware.flops_per_sec
             source = AT_BANDWIDTH if declared is None else DECLARED

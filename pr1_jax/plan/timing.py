@@ -7,7 +7,6 @@ and bytes of weights and of keys and values in use, at the plan's mean lengths.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 from pr1_jax.model import costs as model_costs
 from pr1_jax.plan import costs, hlo, kernels, memory, schedule
 from pr1_jax.plan.hardware import TPUS, Hardware, Topology, has_gpu_compiler
+from pr1_jax.plan.kernels import Body
 from pr1_jax.plan.programs import (
     lower_sampling,
     lower_update,
@@ -69,7 +69,7 @@ class Timing:
     needed_bytes: float
     memory_bytes: int
     compile_sec: float
-    bodies: Mapping[str, kernels.Body] = dataclasses.field(default_factory=dict)
+    bodies: Mapping[str, Body] = dataclasses.field(default_factory=dict)
 
     def seconds(self, group: str = "") -> float:
         """Of a run; of a group of `schedule.GROUPS`, or of all."""
@@ -195,8 +195,10 @@ def measure(
     """
     lengths = costs.mean_lengths(made, prompt_tokens, response_tokens)
     check_tells_times(topology, "--schedule")
-    read = functools.partial(_read, hardware=topology.hardware, say=say)
-    programs = (*_update(made, lengths, read), *_sampling(made, lengths, read))
+    programs = []
+    for work in works(made, lengths):
+        say(f"compiling {work.name}")
+        programs.append(read(work, topology.hardware))
     return Timings(made, topology, lengths, programs)
 
 
@@ -215,33 +217,55 @@ def check_tells_times(topology: Topology, flag: str) -> None:
         )
 
 
-def _read(
-    name: str,
-    lowered: jax.stages.Lowered,
-    *,
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A program to be compiled; its figures are as of `Timing`."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    runs: int
+    flops: float
+    needed_bytes: float = 0.0
+
+
+def read(
+    work: Work,
     hardware: Hardware,
-    say: Callable[[str], None],
-    **counted: float,
+    *,
+    count: Callable[[hlo.Program, Hardware], Mapping[str, Body]] = kernels.measure,
+    keep: Callable[[str], None] = lambda text: None,
 ) -> Timing:
-    say(f"compiling {name}")
+    """Compiles a program and reads its times.
+
+    Args:
+      count: bundles of its kernels. keep: is given the text of the compiled program.
+    """
+    lowered = work.lower()
     began = time.perf_counter()
     compiled = lowered.compile()
     took = time.perf_counter() - began
-    program = hlo.parse(compiled.as_text())
-    bodies = kernels.measure(program, hardware)
+    text = compiled.as_text()
+    keep(text)
+    program = hlo.parse(text)
+    bodies = count(program, hardware)
     return Timing(
-        name=name,
+        name=work.name,
         schedule=schedule.of_program(program, hardware, bodies),
-        bodies=bodies,
+        runs=work.runs,
+        flops=work.flops,
+        needed_bytes=work.needed_bytes,
         memory_bytes=memory.program_bytes(compiled.memory_analysis()),
         compile_sec=took,
-        **counted,
+        bodies=bodies,
     )
 
 
-def _update(
-    made: Experiment, lengths: costs.Lengths, read: Callable[..., Timing]
-) -> Iterator[Timing]:
+def works(made: Experiment, lengths: costs.Lengths) -> list[Work]:
+    """A config's update, prefill, and decode steps."""
+    return [_update(made, lengths), *_sampling(made, lengths)]
+
+
+def _update(made: Experiment, lengths: costs.Lengths) -> Work:
     """An update, by micro-batch; its bytes are not counted, as products rule it."""
     made = of_lengths(made, lengths)
     config, tokens = made.config, made.settings.max_tokens
@@ -249,12 +273,11 @@ def _update(
     flops = model_costs.update_flops(
         made.model, rows=size, tokens=tokens, trained=config.rollout.max_response_tokens
     )
-    yield read(
+    return Work(
         f"update, micro-batch of {size} × {tokens:,}",
-        lower_update(made),
+        lambda: lower_update(made),
         runs=mini_batch(config) // size,
         flops=flops / made.mesh.size,
-        needed_bytes=0.0,
     )
 
 
@@ -270,17 +293,15 @@ def of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
     return dataclasses.replace(made, config=config, settings=settings)
 
 
-def _sampling(
-    made: Experiment, lengths: costs.Lengths, read: Callable[..., Timing]
-) -> Iterator[Timing]:
+def _sampling(made: Experiment, lengths: costs.Lengths) -> Iterator[Work]:
     """A prefill, a step in main streams, and one with all rows in a block."""
     shape, model = sampling_shape(made), made.model
     tensor, group = made.mesh.shape["tensor"], made.config.rl.group_size
     wide, prompt = shape.prompts_per_prefill, shape.prompt_tokens
     weights = costs.weight_bytes(made, logits=False)
-    yield read(
+    yield Work(
         f"prefill of {wide} × {prompt:,}",
-        lower_sampling(made)["prefill"],
+        lambda: lower_sampling(made)["prefill"],
         runs=1,
         flops=model_costs.prefill(model, rows=wide, tokens=prompt).flops / tensor,
         needed_bytes=weights + memory.cache_bytes(made, wide, prompt),
@@ -294,9 +315,9 @@ def _sampling(
             cost = model_costs.decode_step(
                 model, rows=shape.rows, prompt=mean, response=half, lanes=lanes
             )
-            yield read(
+            yield Work(
                 f"decode step, {shape.rows} rows in {name}",
-                lower_sampling(made, lanes=lanes)["decode"],
+                lambda lanes=lanes: lower_sampling(made, lanes=lanes)["decode"],
                 runs=made.config.rollout.steps_per_chunk,
                 flops=cost.flops / tensor,
                 needed_bytes=needed,

@@ -52,19 +52,29 @@ BODY = Body(flops=50_000, bundles=100, steps=7)
         (None, Body(error="x"), 8000, 8000, "bytes"),
         # All steps of the grid: 700 cycles, which bytes outlast.
         (None, BODY, 8000, 8000, "bundles"),
-        (None, Body(50_000, 10_000, 7), 70_000, 8000, "bundles"),
-        (None, Body(50_000, 10_000, 7, cores=2), 35_000, 8000, "bundles"),
-        (None, Body(50_000, 10_000, 0), 8000, 8000, "bytes"),
+        (None, Body(50_000, bundles=10_000, steps=7), 70_000, 8000, "bundles"),
+        (None, Body(50_000, bundles=10_000, steps=7, cores=2), 35_000, 8000, "bundles"),
+        (None, Body(50_000, bundles=10_000), 8000, 8000, "bytes"),
         # What is declared, at the peak or at the bandwidth.
         ((9_000_000, 30, 5), None, 9000, 30, "declared"),
         ((9_000_000, 12_000, 5), None, 12_000, 12_000, "declared"),
         # At the share of the peak that bundles allow.
         ((9_000_000, 30, 5), BODY, 18_000, 30, "bundles"),
         ((9_000_000, 20_000, 5), BODY, 20_000, 20_000, "bundles"),
-        ((9_000_000, 30, 5), Body(50_000, 100, 7, cores=2), 9000, 30, "bundles"),
+        (
+            (9_000_000, 30, 5),
+            Body(50_000, bundles=100, steps=7, cores=2),
+            9000,
+            30,
+            "bundles",
+        ),
+        # Of 60 bytes a step 200 are 20 thirds of its bundles, which take longer.
+        ((1, 200, 5), Body(50_000, 60, bundles=100, steps=9), 333.333, 200, "bundles"),
+        # No share of the peak is above 1.
+        ((9_000_000, 30, 5), Body(50_000, bundles=40, steps=7), 9000, 30, "bundles"),
         # Without products all steps count, whatever is declared.
-        ((9_000_000, 30, 5), Body(0, 100, 7), 700, 30, "bundles"),
-        ((9_000_000, 30, 5), Body(0, 100, 0), 9000, 30, "declared"),
+        ((9_000_000, 30, 5), Body(0, bundles=100, steps=7), 700, 30, "bundles"),
+        ((9_000_000, 30, 5), Body(0, bundles=100), 9000, 30, "declared"),
     ],
 )
 def test_a_kernel_costs_its_bytes_or_its_bundles(
@@ -186,8 +196,31 @@ PRODUCT = 2 * 16 * 256 * 128
 def test_products_of_a_step_are_read_from_the_kernel(monkeypatch, unknown, flops):
     monkeypatch.setitem(KERNEL, "unknown", unknown)
     module = bundles.read_module(body_of(lower(64, parallel=unknown)))
-    assert bundles.products(module) == flops
+    assert bundles.work(module) == (flops, 0)
     assert bundles.grid(module) == (8, unknown)
+
+
+def test_transfers_of_a_step_are_read_from_the_kernel():
+    def kernel(x, out, buffer, arrived):
+        @pl.loop(0, 3)
+        def _(i):
+            rows = x.at[pl.ds(pl.multiple_of(8 * i, 8), 8)]
+            copy = pltpu.make_async_copy(rows, buffer, arrived)
+            copy.start()
+            copy.wait()
+            out[...] += buffer[...].astype(jnp.float32)
+
+    call = pl.pallas_call(
+        kernel,
+        in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
+        out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32),
+        scratch_shapes=[pltpu.VMEM((8, 128), jnp.bfloat16), pltpu.SemaphoreType.DMA],
+    )
+    traced = jax.jit(call).trace(jax.ShapeDtypeStruct((24, 128), jnp.bfloat16))
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    module = bundles.read_module(body_of(lowered))
+    assert bundles.work(module) == (0, 3 * 8 * 128 * 2)
+    assert bundles.grid(module) == (1, False)
 
 
 def test_a_kernel_that_cannot_be_compiled_says_why(monkeypatch):
@@ -200,10 +233,10 @@ def test_a_kernel_that_cannot_be_compiled_says_why(monkeypatch):
 
 
 def test_cores_share_what_is_parallel():
-    found = {"flops": 8.0, "bundles": 3, "steps": None, "parallel": True}
+    found = {"flops": 8.0, "bytes": 4.0, "bundles": 3, "steps": None, "parallel": True}
     body = lambda name: kernels._body(found, hardware.TPUS[name])
-    assert body("v5p") == Body(8.0, 3, 0, cores=2)
-    assert body("v5e") == Body(8.0, 3, 0, cores=1)
+    assert body("v5p") == Body(8.0, 4.0, 3, cores=2)
+    assert body("v5e") == Body(8.0, 4.0, 3, cores=1)
 
 
 @pytest.mark.skipif(
