@@ -145,8 +145,9 @@ def _forward(policy: _Policy, logits, tokens, bans):
 def _backward(policy: _Policy, residuals, gradients):
     logits, tokens, normaliser = residuals
     probs = jnp.exp(logits - normaliser[..., None])
+    is_chosen = _one_hot(tokens, logits) & (logits > NEG_INF / 2)  # and not banned
     scale = gradients[0] / policy.temperature
-    return (_one_hot(tokens, logits) - probs) * scale[..., None], None, None
+    return (is_chosen - probs) * scale[..., None], None, None
 
 
 _logps_and_entropies.defvjp(_forward, _backward)
