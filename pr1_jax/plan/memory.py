@@ -243,7 +243,7 @@ def advice(experiment: Experiment, moment: Moment, limit: int) -> str:
 # --- By arithmetic, where there is no compiler --------------------------------------
 
 _LIVE_SCORES = 3  # scores, probabilities and their gradient
-_LIVE_LOGITS = 3
+_LIVE_LOGITS = 2  # of a draw: also by groups
 
 
 def estimated_update(experiment: Experiment) -> Program:
@@ -267,7 +267,7 @@ def estimated_update(experiment: Experiment) -> Program:
     if policy.logits_chunk:  # of all shards, and one token a row at least
         held = max(policy.logits_chunk // batch_shards(experiment.mesh), rows)
         predicted = min(predicted, held)
-    logits = _LIVE_LOGITS * 4 * predicted * c.vocab_size
+    logits = (4 + itemsize) * predicted * c.vocab_size  # and their gradient
     one_layer = rows * T * 2 * kept + scores
     total = parts[PARAMETERS] * 3 + parts[OPTIMIZER] + device_bytes(batch)
     total += rows * T * c.num_layers * layers + max(one_layer, logits // tensor)
