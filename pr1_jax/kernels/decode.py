@@ -84,6 +84,8 @@ def walk(
     lengths = jnp.where(is_read, length, 0), jnp.where(is_fed, filled, 0)
     lengths = jnp.concatenate(lengths).astype(jnp.int32)
     tiles = -(-lengths // tile)
+    # A row has a tile, by whose end its lanes are put out, even before its first slot.
+    tiles = tiles.at[M:].max(is_fed.astype(jnp.int32))
     ends = jnp.cumsum(tiles)
     number = jnp.arange(M * -(-prompt_slots // tile) + B * -(-S // tile))
     sequence = (ends <= number[:, None]).sum(axis=1)
@@ -103,84 +105,97 @@ def walk(
 
 
 def attend(
-    q, k, v, own, prompts, walk: Walk, *, cores: int = 1, interpret: bool = False
+    projected,
+    own,
+    prompts,
+    walk: Walk,
+    *,
+    angles=None,
+    scales=None,
+    eps: float = 0.0,
+    cores: int = 1,
+    interpret: bool = False,
 ):
     """Attention of a decode step's lanes, and the cache with their keys and values.
 
     Args:
-      q: [L, N, H], of the flat list of lanes. k, v: [L, K, H].
+      projected: [L, K · (G + 2) · H] of the flat list of lanes: of each key head the
+        queries that share it, its key, its value.
       own: [B, K, S, 2 H], S a multiple of `PIECE`; taken over by the result.
       prompts: [M, K, S', 2 H], likewise. walk: of `walk`, in which L is the same.
+      angles: `layers.rotary_angles` of the lanes; None: all are rotated already.
+      scales: [2, H] float32, of the norms of queries and keys, whose epsilon is `eps`;
+        None: they have none.
       cores: that share a device, and each takes a part of the heads if these divide.
       interpret: run without a TPU, slowly.
 
     Returns:
-      out [L, N, H] in q's dtype, 0 for lanes that are not fed; softmax is in float32.
-      The new `own`.
+      out [L, K · G · H] in the dtype of `projected`, 0 for lanes that are not fed; norms,
+      rotation and softmax are in float32. The new `own`.
     """
-    (L, N, H), K = q.shape, k.shape[1]
-    plan = _plan(q, own, prompts, walk, cores)
-    R, Q, A = plan.queries, plan.keys.stop, plan.sum_width
-    # A lane's queries fill whole registers of float32, to be picked by its number.
-    widths = [(0, 0), (0, 0), (0, R - N // K), (0, Q - H)]
-    queries = jnp.pad(q.reshape(L, K, N // K, H).astype(jnp.float32), widths)
-    new = jnp.concatenate([k, v], axis=-1)[:, :, None].astype(jnp.float32)
-    by_head = lambda *shape: pl.BlockSpec(
-        (L, plan.heads, *shape), lambda h, *_: (0, h, 0, 0)
+    (B, K, _, width), L, M = own.shape, len(projected), len(prompts)
+    H = width // 2
+    groups, P = projected.shape[1] // (K * H) - 2, len(walk.lanes) // B
+    plan = Plan(
+        entries=M,
+        row_lanes=P,
+        entry_lanes=len(walk.readers) // M,
+        heads=K if K % cores else K // cores,
+        head_dim=H,
+        groups=groups,
+        queries=-(-groups // SUBLANES) * SUBLANES,
+        norm_eps=None if scales is None else eps,
+        is_rotated=angles is None,
+        tile=walk.visible.shape[3],
+        window=WINDOW * (1 + -(-(P - 1) // WINDOW)),
     )
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    scalars = walk[:-1]
-    out, own = pl.pallas_call(
+    if scales is None:
+        scales = jnp.zeros((2, H))
+    sin, cos = angles or (jnp.zeros((L, H // 2)),) * 2
+    angles = jnp.stack([jnp.concatenate(x, 1) for x in ((-sin, sin), (cos, cos))])
+    by_head = lambda n: pl.BlockSpec((L, plan.heads * n * H), lambda h, *_: (0, h))
+    whole = lambda x: pl.BlockSpec(x.shape, lambda h, *_: (0,) * x.ndim)
+    anywhere, scalars = pl.BlockSpec(memory_space=pl.ANY), walk[:-1]
+    return pl.pallas_call(
         functools.partial(kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(K // plan.heads,),
-            in_specs=[by_head(R, Q), by_head(1, 2 * H), *[anywhere] * 3],
-            out_specs=[by_head(R, A), anywhere],
+            in_specs=[
+                by_head(groups + 2),
+                whole(angles),
+                whole(scales),
+                *[anywhere] * 3,
+            ],
+            out_specs=[by_head(groups), anywhere],
             scratch_shapes=scratch(plan, L, own.dtype),
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((L, K, R, A), q.dtype),
+            jax.ShapeDtypeStruct((L, K * groups * H), projected.dtype),
             jax.ShapeDtypeStruct(own.shape, own.dtype),
         ],
-        input_output_aliases={len(scalars) + 4: 1},
+        input_output_aliases={len(scalars) + 5: 1},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=["parallel"], disable_bounds_checks=True
         ),
-        cost_estimate=_cost(q, own, prompts, plan),
+        cost_estimate=_cost(projected, own, prompts, plan),
         interpret=interpret,
         name="decode_attention",
-    )(*scalars, queries, new, walk.visible, prompts, own)
-    return out[:, :, : N // K, -H:].reshape(q.shape), own
+    )(*scalars, projected, angles, scales, walk.visible, prompts, own)
 
 
-def _plan(q, own, prompts, walk: Walk, cores: int) -> Plan:
-    (rows, K, _, _), entries = own.shape, len(prompts)
-    lanes, groups = len(walk.lanes) // rows, q.shape[1] // K
-    return Plan(
-        entries=entries,
-        row_lanes=lanes,
-        entry_lanes=len(walk.readers) // entries,
-        heads=K if K % cores else K // cores,
-        head_dim=q.shape[2],
-        queries=-(-groups // SUBLANES) * SUBLANES,
-        tile=walk.visible.shape[3],
-        window=WINDOW * (1 + -(-(lanes - 1) // WINDOW)),
-    )
-
-
-def _cost(q, own, prompts, plan: Plan) -> pl.CostEstimate:
+def _cost(projected, own, prompts, plan: Plan) -> pl.CostEstimate:
     """On average: half of a row's slots in use, whole prompts, each read by all it can.
 
     How many entries are read is not known: here as few as rows of whole groups need.
     """
-    (L, N, H), (B, _, S, _) = q.shape, own.shape
+    (B, K, S, width), L = own.shape, len(projected)
     readers = plan.entry_lanes // plan.row_lanes
     entries = min(plan.entries, -(-B // readers))
-    pairs = L * (S // 2 + prompts.shape[2])
+    pairs = L * K * plan.groups * (S // 2 + prompts.shape[2])
     of_prompts = prompts.nbytes // plan.entries * entries
     return pl.CostEstimate(
-        flops=4 * pairs * N * H,
-        transcendentals=pairs * N,
-        bytes_accessed=own.nbytes // 2 + of_prompts + 2 * B * S + 2 * q.nbytes,
+        flops=2 * pairs * width,
+        transcendentals=pairs,
+        bytes_accessed=own.nbytes // 2 + of_prompts + 2 * B * S + 2 * projected.nbytes,
     )

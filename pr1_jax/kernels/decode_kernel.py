@@ -1,10 +1,11 @@
 """The kernel of `decode`: what it goes over, what it keeps, its transfers and sums.
 
-A call goes over the keys and values in use, once: over the prompts that are read, each for
-all lanes of all rows that read it, and then over the slots that each row has filled, for
-all lanes of the row. Maximum, sum and output of every lane stay in VMEM from the one to
-the other (online softmax, https://arxiv.org/abs/1805.02867). On its way the kernel puts
-the step's own keys and values into the cache, in place.
+A call normalises and rotates the step's own queries and keys, while the first tiles are
+fetched. It then goes over the keys and values in use, once: over the prompts that are
+read, each for all lanes of all rows that read it, and then over the slots that each row
+has filled, for all lanes of the row. Maximum, sum and output of every lane stay in VMEM
+from the one to the other (online softmax, https://arxiv.org/abs/1805.02867). On its way
+the kernel puts the step's own keys and values into the cache, in place.
 
 Where H is no multiple of the 128 lanes of a vector register, queries have zeros where
 values lie, so that nothing is cut out of a register.
@@ -26,6 +27,7 @@ WINDOW = 16  # slots that are written at once: rows of a register of bfloat16
 SUBLANES = 8  # rows of a register of float32
 
 _REGISTER = 128  # lanes of a vector register
+_LANES = (32, 16)  # of the step, which are normalised and rotated at once
 _TILES = 4  # in VMEM: one is computed, the others are fetched
 _WRITES = 4  # windows that are on their way to memory
 
@@ -56,7 +58,10 @@ class Plan:
     entry_lanes: int  # that can read an entry
     heads: int  # key heads of a program of the kernel
     head_dim: int
-    queries: int  # sublanes of a lane's queries that share a key head
+    groups: int  # query heads that share a key head
+    queries: int  # sublanes that these take
+    norm_eps: float | None  # queries and keys are normalised; None: they are already
+    is_rotated: bool  # whether they are already
     tile: int  # slots
     window: int  # slots that a row's new tokens lie in
 
@@ -87,13 +92,17 @@ class Refs(NamedTuple):
     `own_before` is `own`, and is left alone.
     """
 
-    q: jax.Array  # [L, k, R, Q] float32, k heads and R queries of each
-    new: jax.Array  # [L, k, 1, 2 H] float32
+    projected: jax.Array  # [L, k · (G + 2) · H]: of k heads G queries, key, value
+    angles: jax.Array  # [2, L, H] float32, sines and cosines
+    scales: jax.Array  # [2, H] float32, of the norms of queries and keys
     visible: jax.Array  # in memory, as of `Walk`
     prompts: jax.Array  # in memory
     own_before: jax.Array
-    out: jax.Array  # [L, k, R, A]
+    out: jax.Array  # [L, k · G · H]
     own: jax.Array  # in memory
+    q: jax.Array  # [k, G, L, Q] float32
+    new: jax.Array  # [k, L, 2 H] float32
+    found: jax.Array  # [k, G, L + 1, A] float32, normalised
     tiles: jax.Array  # [_TILES, k, T, 2 H]
     masks: jax.Array  # [_TILES, 1, T] int32
     arrived: jax.Array  # semaphores, a tile each
@@ -116,6 +125,9 @@ def scratch(plan: Plan, num_lanes: int, dtype) -> list:
     widths = _REGISTER, _REGISTER, plan.sum_width
     f32 = functools.partial(pltpu.VMEM, dtype=jnp.float32)
     return [
+        f32((k, plan.groups, num_lanes, plan.keys.stop)),
+        f32((k, num_lanes, width)),
+        f32((k, plan.groups, num_lanes + 1, plan.sum_width)),
         pltpu.VMEM((_TILES, k, plan.tile, width), dtype),
         pltpu.VMEM((_TILES, 1, plan.tile), jnp.int32),
         pltpu.SemaphoreType.DMA((_TILES,)),
@@ -139,7 +151,9 @@ def kernel(plan: Plan, *refs):
     refs.all_top[...] = jnp.full_like(refs.all_top, NEG_INF)
     refs.all_total[...] = jnp.zeros_like(refs.all_total)
     refs.all_sums[...] = jnp.zeros_like(refs.all_sums)
+    refs.found[...] = jnp.zeros_like(refs.found)
     refs.num_written[0] = 0
+    run.prepare()
 
     @pl.loop(0, count)
     def _go_over(item):
@@ -152,9 +166,7 @@ def kernel(plan: Plan, *refs):
     for index in range(_WRITES):
         is_open = index < refs.num_written[0]
         pl.when(is_open)(lambda index=index: run.write(index).wait())
-    lanes = len(refs.q)
-    total = jnp.maximum(refs.all_total[:lanes, :, :, :1], 1e-30)  # 0: it is not fed
-    refs.out[...] = (refs.all_sums[:lanes] / total).astype(refs.out.dtype)
+    run.finish()
 
 
 def _buffer(item):
@@ -177,6 +189,59 @@ class _Run:
 
     def _tile(self, item):
         return self.refs.tiles.at[_buffer(item)]
+
+    def _nearest(self, lane):
+        """The lane; another one, if it is not fed."""
+        return jnp.minimum(lane, self.refs.projected.shape[0] - 1)
+
+    # --- The step's own heads -------------------------------------------------------
+
+    def prepare(self):
+        """Normalises and rotates queries and keys, and lays out what tiles need."""
+        lanes = self.refs.projected.shape[0]
+        some = next((n for n in _LANES if lanes % n == 0), lanes)
+
+        @pl.loop(0, lanes // some)
+        def _prepare(number):
+            self._prepare(pl.ds(pl.multiple_of(number * some, some), some))
+
+    def _prepare(self, lanes):
+        refs, plan = self.refs, self.plan
+        H, G = plan.head_dim, plan.groups
+        for h in range(plan.heads):
+            for i in range(G + 2):
+                first = (h * (G + 2) + i) * H
+                x = refs.projected[lanes, first : first + H].astype(jnp.float32)
+                if i == G + 1:
+                    refs.new[h, lanes, H:] = x
+                    continue
+                x = self._normalised(x, int(i == G), lanes)
+                if i == G:
+                    refs.new[h, lanes, :H] = x
+                    continue
+                refs.q[h, i, lanes, :H] = x
+                if plan.keys.stop > H:
+                    refs.q[h, i, lanes, H:] = jnp.zeros_like(x)
+
+    def _normalised(self, x, which: int, lanes):
+        """Queries (0) or keys (1) [lanes, H], normalised and rotated."""
+        refs, plan, half = self.refs, self.plan, self.plan.head_dim // 2
+        if plan.norm_eps is not None:
+            mean = jnp.mean(x * x, axis=1, keepdims=True)
+            x = x * jax.lax.rsqrt(mean + plan.norm_eps) * refs.scales[which : which + 1]
+        if not plan.is_rotated:
+            swapped = jnp.concatenate([x[:, half:], x[:, :half]], axis=1)
+            x = x * refs.angles[1, lanes] + swapped * refs.angles[0, lanes]
+        return x
+
+    def finish(self):
+        """Puts out what was found, head by head."""
+        refs, plan, H = self.refs, self.plan, self.plan.head_dim
+        for h in range(plan.heads):
+            for i in range(plan.groups):
+                out = refs.found[h, i, : refs.out.shape[0], plan.sum_width - H :]
+                first = (h * plan.groups + i) * H
+                refs.out[:, first : first + H] = out.astype(refs.out.dtype)
 
     # --- Transfers ------------------------------------------------------------------
 
@@ -237,7 +302,7 @@ class _Run:
         lanes = [self.walk.readers[entry * C + i] for i in range(C)]
         self._clear_behind(item)
         slots = jax.lax.broadcasted_iota(jnp.int32, (1, self.plan.tile), 1)
-        self._attend(item, lanes, slots < self._left(item))
+        self._attend(item, lanes, slots < self._left(item), self._keep)
 
     def attend_row(self, item):
         """A tile of a row's slots, for its lanes, whose tokens may belong there."""
@@ -253,7 +318,7 @@ class _Run:
         lane = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
         lane = jax.lax.div(lane, plan.queries)
         visible = (self.refs.masks[_buffer(item)] & (1 << lane)) != 0
-        self._attend(item, lanes, visible)
+        self._attend(item, lanes, visible, self._put_out)
 
     def _insert(self, item, row, lanes, slots):
         """Puts a row's new tokens into the tile, and the slots around them into memory.
@@ -276,8 +341,8 @@ class _Run:
             window = tile[h, pl.ds(first, plan.window)].astype(jnp.float32)
             at = first + jax.lax.broadcasted_iota(jnp.int32, window.shape, 0)
             for lane, slot in zip(lanes, slots):
-                lane = jnp.minimum(lane, len(refs.q) - 1)
-                window = jnp.where(at == slot, refs.new[lane, h], window)
+                token = refs.new[h, pl.ds(self._nearest(lane), 1)]
+                window = jnp.where(at == slot, token, window)
             window = window.astype(tile.dtype)
             tile[h, pl.ds(first, plan.window)] = window
             refs.windows[index, h] = window
@@ -298,32 +363,61 @@ class _Run:
                 values = jnp.where(at < left, values, jnp.zeros_like(values))
                 tile[h, pl.ds(first, WINDOW), plan.values] = values
 
-    def _attend(self, item, lanes, visible):
-        """Adds a tile to what lanes have seen; visible: bool [lanes · R or 1, T]."""
-        refs, R = self.refs, self.plan.queries
-        some = slice(0, len(lanes) * R)
-        state = (refs.all_top, refs.all_total, refs.all_sums)
-        state = list(zip(state, (refs.top, refs.total, refs.sums)))
+    def _attend(self, item, lanes, visible, end):
+        """Adds a tile to what lanes have seen.
 
-        @pl.when(self.walk.tile[item] == 0)
-        def _begin():
-            for h in range(self.plan.heads):
-                # A lane that is not fed stands for any.
-                q = [refs.q[jnp.minimum(lane, len(refs.q) - 1), h] for lane in lanes]
-                refs.queries[h, some] = jnp.concatenate(q).astype(refs.queries.dtype)
-                for every, mine in state:
-                    for i, lane in enumerate(lanes):
-                        mine[h, i * R : (i + 1) * R] = every[lane, h]
-
+        Args:
+          visible: bool [lanes · R or 1, T].
+          end: is called with the lanes after the last tile of their sequence.
+        """
+        some = slice(0, len(lanes) * self.plan.queries)
+        pl.when(self.walk.tile[item] == 0)(lambda: self._begin(lanes, some))
         for h in range(self.plan.heads):
             self._add(item, h, some, visible)
+        pl.when(self._left(item) <= self.plan.tile)(lambda: end(lanes))
 
-        @pl.when(self._left(item) <= self.plan.tile)
-        def _end():
+    def _begin(self, lanes, some):
+        """Fetches queries of lanes, and what they have seen so far."""
+        refs = self.refs
+        for h in range(self.plan.heads):
+            q = [self._queries(h, lane) for lane in lanes]
+            refs.queries[h, some] = jnp.concatenate(q).astype(refs.queries.dtype)
+        self._keep(lanes, back=True)
+
+    def _queries(self, h, lane):
+        """Queries of a lane [R, Q], one below the other."""
+        shape = self.plan.queries, self.plan.keys.stop
+        row, q = jax.lax.broadcasted_iota(jnp.int32, shape, 0), jnp.zeros(shape)
+        for i in range(self.plan.groups):
+            one = self.refs.q[h, i, pl.ds(self._nearest(lane), 1)]
+            q = jnp.where(row == i, one, q)
+        return q
+
+    def _keep(self, lanes, *, back: bool = False):
+        """Puts what lanes have seen aside, for the next sequence; or gets it back."""
+        refs, R = self.refs, self.plan.queries
+        pairs = zip(
+            (refs.all_top, refs.all_total, refs.all_sums),
+            (refs.top, refs.total, refs.sums),
+        )
+        for every, mine in pairs:
             for h in range(self.plan.heads):
-                for every, mine in state:
-                    for i, lane in enumerate(lanes):
-                        every[lane, h] = mine[h, i * R : (i + 1) * R]
+                for i, lane in enumerate(lanes):
+                    some = slice(i * R, (i + 1) * R)
+                    if back:
+                        mine[h, some] = every[lane, h]
+                    else:
+                        every[lane, h] = mine[h, some]
+
+    def _put_out(self, lanes):
+        """Normalises what lanes have seen, who have come to the end."""
+        refs, R = self.refs, self.plan.queries
+        for h in range(self.plan.heads):
+            for i, lane in enumerate(lanes):
+                some = slice(i * R, (i + 1) * R)
+                out = refs.sums[h, some] / refs.total[h, some, :1]
+                for j in range(self.plan.groups):
+                    refs.found[h, j, pl.ds(lane, 1)] = out[j : j + 1]
 
     def _add(self, item, h, some, visible):
         """Adds a tile to the sums of some queries of head h."""

@@ -50,10 +50,7 @@ def forward(
     )
 
     def layer(x, params, cache):
-        with jax.named_scope("projections"):
-            q, k, v = backend.project_heads(params, x, angles, live)
-        with jax.named_scope("attention"):
-            out, cache = attend(q, k, v, cache)
+        out, cache = backend.attend_heads(params, x, angles, attend, cache, live)
         with jax.named_scope("projections"):
             x = backend.finish_layer(params, x, out, live)
         axes = ("batch",) + (None,) * (x.ndim - 1)

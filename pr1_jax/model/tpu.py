@@ -1,5 +1,8 @@
 """What Pallas kernels compute of a model on TPU: attention of decode steps.
 
+The kernel takes queries, keys and values as the product gives them, and normalises and
+rotates them itself: each operation of its own would take a microsecond and more.
+
 A cache has one array a layer, keys and values side by side, [B, K, S, 2 H], as
 `kernels.decode` reads and writes it; S is rounded up to whole pieces of it. The rest is
 XLA's.
@@ -9,11 +12,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pr1_jax.kernels import attention, decode
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.layers import Attend
+from pr1_jax.model.layers import project, rms_norm
 from pr1_jax.model.xla import Step, Xla, padded
 from pr1_jax.system.mesh import RULES, local_mesh
 
@@ -57,6 +60,75 @@ class Tpu(Xla):
     cores: int = 1  # of a device
     interpret: bool = False  # run kernels without a TPU, slowly
 
+    # --- Parameters -----------------------------------------------------------------
+
+    def prepare(self, params):
+        """As `Xla.prepare`, what is fused as matrices, which lie in memory as products
+        read them: qkv [D, K · (R + 2) · H]; gate_up [D, 2 · F], a device's gates before
+        its ups.
+        """
+        params = super().prepare(params)
+        for i in range(self.config.num_layers):
+            layer = params[f"layer_{i}"]
+            kernel = layer["gate_up"]["kernel"]  # [D, 2, F]
+            D, parts = len(kernel), self._mlp_shards
+            kernel = kernel.reshape(D, 2, parts, -1).swapaxes(1, 2).reshape(D, -1)
+            qkv = {"kernel": layer["qkv"]["kernel"].reshape(D, -1)}
+            if "bias" in layer["qkv"]:
+                qkv["bias"] = layer["qkv"]["bias"].ravel()
+            params[f"layer_{i}"] = layer | {"qkv": qkv, "gate_up": {"kernel": kernel}}
+        return params
+
+    def prepared_shardings(self, mesh: Mesh):
+        """As `Xla.prepared_shardings`."""
+        shardings = super().prepared_shardings(mesh)
+        spec = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+        for name, layer in shardings.items():
+            if name.startswith("layer_"):
+                *first, _, mlp = layer["gate_up"]["kernel"].spec
+                qkv = {n: x.spec for n, x in layer["qkv"].items()}
+                flat = {
+                    n: spec(*x[: 2 if n == "kernel" else 1]) for n, x in qkv.items()
+                }
+                both = {"kernel": spec(*first, mlp)}
+                shardings[name] = layer | {"qkv": flat, "gate_up": both}
+        return shardings
+
+    @property
+    def _mlp_shards(self) -> int:
+        """Parts that the MLP is split into."""
+        shards = _shards(self.mesh)
+        return 1 if self.config.mlp_width % shards else shards
+
+    # --- The forward pass -----------------------------------------------------------
+
+    def attend_heads(self, params, x, angles, attend, cache, live=None):
+        """As `Xla.attend_heads`; in a decode step the kernel normalises and rotates."""
+        if not isinstance(attend, _StepAttention):
+            return super().attend_heads(params, x, angles, attend, cache, live)
+        c = self.config
+        with jax.named_scope("projections"):
+            h = rms_norm(params["attn_norm"], x, c.rms_eps)
+            projected = project(params["qkv"], h)
+        scales = None
+        if c.qk_norm:
+            scales = [params[name]["scale"] for name in ("q_norm", "k_norm")]
+            scales = jnp.stack(scales).astype(jnp.float32)
+        with jax.named_scope("attention"):
+            return attend.projected(projected, cache, angles=angles, scales=scales)
+
+    def _fused_heads(self, params, h):
+        qkv = project(params["qkv"], h)
+        return qkv.reshape(
+            *h.shape[:-1], self.config.num_kv_heads, -1, self.config.head_dim
+        )
+
+    def _fused_mlp(self, params, h):
+        both = project(params["gate_up"], h)
+        both = both.reshape(*h.shape[:-1], self._mlp_shards, 2, -1)
+        gate, up = (both[..., i, :].reshape(*h.shape[:-1], -1) for i in range(2))
+        return gate, up
+
     # --- Caches ---------------------------------------------------------------------
 
     def grow_cache(self, cache, slots: int):
@@ -79,7 +151,7 @@ class Tpu(Xla):
 
     # --- Attention of decoding ------------------------------------------------------
 
-    def step_attention(self, step: Step) -> Attend:
+    def step_attention(self, step: Step) -> "_StepAttention":
         """As `Xla.step_attention`, over what is in use alone."""
         c, (B, P), L = self.config, step.live.shape, len(step.row)
         heads = c.num_kv_heads // _shards(self.mesh)
@@ -109,34 +181,63 @@ class Tpu(Xla):
             num_lanes=L,
         )
 
-        def attend(q, k, v, cache):
-            (own,), shared = cache
-            if shared is None:
-                shared = self.empty_cache(1, 1)[0]
-            out, own = self._on_shards(q, k, v, own, *shared, walk)
-            return out, (own,)
+        return _StepAttention(self, walk)
 
-        return attend
+    def on_shards(self, by_head, whole):
+        """`decode.attend`, in which every device attends with its own heads.
 
-    def _on_shards(self, *args):
-        """`decode.attend`, in which every device attends with its own heads."""
+        Args:
+          by_head: arrays whose second axis is split. whole: trees that all have.
+        """
 
-        def attend(*args):
-            return decode.attend(*args, cores=self.cores, interpret=self.interpret)
+        def attend(by_head, whole):
+            walk, angles, scales = whole
+            return decode.attend(
+                *by_head,
+                walk,
+                angles=angles,
+                scales=scales,
+                eps=self.config.rms_eps,
+                cores=self.cores,
+                interpret=self.interpret,
+            )
 
         if self.mesh is None:
-            return attend(*args)
+            return attend(by_head, whole)
         around = jax.sharding.get_abstract_mesh()  # in which rows may be split already
         mesh, done = (self.mesh, ()) if around.empty else (around, around.manual_axes)
-        by_head = PartitionSpec(None, RULES["kv_heads"])
+        split = PartitionSpec(None, RULES["kv_heads"])
         return jax.shard_map(
             attend,
             mesh=mesh,
-            in_specs=(by_head,) * 5 + (PartitionSpec(),),
-            out_specs=(by_head, by_head),
+            in_specs=(split, PartitionSpec()),
+            out_specs=(split, split),
             axis_names=set(mesh.axis_names) - set(done),
             check_vma=False,
-        )(*args)
+        )(by_head, whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepAttention:
+    """Attention of a decode step."""
+
+    backend: Tpu
+    walk: decode.Walk
+
+    def __call__(self, q, k, v, cache):
+        """As `layers.Attend`."""
+        L, K, H = k.shape
+        both = q.reshape(L, K, -1, H), k[:, :, None], v[:, :, None]
+        return self.projected(jnp.concatenate(both, axis=2).reshape(L, -1), cache)
+
+    def projected(self, heads, cache, *, angles=None, scales=None):
+        """The same of heads as they are projected: see `decode.attend`."""
+        (own,), shared = cache
+        if shared is None:
+            shared = self.backend.empty_cache(1, 1)[0]
+        by_head = (heads, own, *shared)
+        out, own = self.backend.on_shards(by_head, (self.walk, angles, scales))
+        return out.reshape(len(heads), -1, self.backend.config.head_dim), (own,)
 
 
 def _rounded(slots: int) -> int:

@@ -100,12 +100,23 @@ class Xla:
 
     # --- The forward pass -----------------------------------------------------------
 
-    def project_heads(self, params, x, angles, live=None):
-        """Queries, keys and values of a layer: normalised, projected and rotated.
+    def attend_heads(self, params, x, angles, attend: Attend, cache, live=None):
+        """The half of a layer up to attention: its output [..., N, H], the new cache.
 
         Args:
           params: the layer's. x: [..., D]. angles: of `layers.rotary_angles`.
           live: scalar int32, as `forward.forward` has it, here and in all that follows.
+        """
+        with jax.named_scope("projections"):
+            q, k, v = self.project_heads(params, x, angles, live)
+        with jax.named_scope("attention"):
+            return attend(q, k, v, cache)
+
+    def project_heads(self, params, x, angles, live=None):
+        """Queries, keys and values of a layer: normalised, projected and rotated.
+
+        Args:
+          params, x, angles, live: of `attend_heads`.
 
         Returns:
           q [..., N, H], k and v [..., K, H].
@@ -113,7 +124,7 @@ class Xla:
         eps = self.config.rms_eps
         h = rms_norm(params["attn_norm"], x, eps)
         if "qkv" in params:
-            qkv = project(params["qkv"], h)
+            qkv = self._fused_heads(params, h)
             q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
             q = q.reshape(*h.shape[:-1], -1, q.shape[-1])
         else:
@@ -128,13 +139,20 @@ class Xla:
         x = x + project(params["o"], out, 2)
         h = rms_norm(params["mlp_norm"], x, self.config.rms_eps)
         if "gate_up" in params:
-            # As a matrix, [D, 2 · F], it could not be split over F.
-            kernel = params["gate_up"]["kernel"].astype(h.dtype)
-            both = jnp.tensordot(h, kernel, 1)
-            gate, up = both[..., 0, :], both[..., 1, :]
+            gate, up = self._fused_mlp(params, h)
         else:
             gate, up = project(params["gate"], h), project(params["up"], h)
         return x + project(params["down"], jax.nn.silu(gate) * up)
+
+    def _fused_heads(self, params, h):
+        """Of each key head its queries, its key and its value, [..., K, R + 2, H]."""
+        return project(params["qkv"], h)
+
+    def _fused_mlp(self, params, h):
+        """Gates and ups of the MLP, [..., F] each."""
+        # As a matrix, [D, 2 · F], it could not be split over F.
+        both = jnp.tensordot(h, params["gate_up"]["kernel"].astype(h.dtype), 1)
+        return both[..., 0, :], both[..., 1, :]
 
     def logits(self, params, hidden, live=None):
         """Logits [..., V] float32 of final hidden states [..., D]."""

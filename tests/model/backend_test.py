@@ -154,6 +154,6 @@ def test_a_prepared_decoder_computes_what_the_plain_one_does(changes):
         Xla(config), params, zeros if config.scan_layers else tuple(zeros)
     )
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    for backend in (Xla(config), Cpu(config)):
+    for backend in (Xla(config), Cpu(config), Tpu(config)):
         got = outputs(backend, backend.prepare(params), tuple(zeros))
         jax.tree.map(close, got, expected)
