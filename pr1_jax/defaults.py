@@ -69,8 +69,8 @@ def _model(c: ml_collections.ConfigDict) -> None:
     c.model.dtype = "float32"
     c.model.scan_layers = False  # compile one layer for all, with stacked parameters
     c.model.remat = False  # recompute layers in the backward pass: less memory, slower
-    # What remat keeps of a layer beside its input: "nothing", "attention" (its output), or
-    # "dots" (that of matrix products, too).
+    # What remat keeps of a layer beside its input: "nothing", "attention" (its output, and
+    # the sum that it is added to), or "dots" (that of matrix products, too).
     c.model.remat_policy = "nothing"
     c.model.attention = "auto"  # attention of updates: "pallas" (TPU), "xla" or "auto"
     c.model.query_chunk = 512  # [tokens] queries whose scores XLA holds at once

@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec as P
 from pr1_jax.system.mesh import RULES
 
 NEG_INF = -1e30  # finite: a row with no visible key gives no NaN
-KEPT = "attention"  # name of what is kept between the passes (`checkpoint_name`)
+KEPT = "attention"  # name of what policies of remat keep (`checkpoint_name`)
 
 _TILES = (256, 128)  # tokens; the last is the width of a vector register
 _MOST_QUERIES = 1024  # of all heads in a tile

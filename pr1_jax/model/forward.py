@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pr1_jax.kernels import fusion
-from pr1_jax.model.config import REMAT_POLICIES
+from pr1_jax.model import parallel
+from pr1_jax.model.config import REMAT_POLICIES, ModelConfig
 from pr1_jax.model.layers import Attend, rms_norm, rotary_angles
 from pr1_jax.model.xla import Xla
 
@@ -53,9 +54,9 @@ def forward(
         out, cache = backend.attend_heads(params, x, angles, attend, cache, live)
         with jax.named_scope("projections"):
             x = backend.finish_layer(params, x, out, live)
-        axes = ("batch",) + (None,) * (x.ndim - 1)
-        return nn.with_logical_constraint(x, axes), cache
+        return _placed(c, x), cache
 
+    x = _placed(c, x)
     is_stacked = "layers" in params
     if c.remat and cache is None:
         policy = REMAT_POLICIES[c.remat_policy]
@@ -70,3 +71,10 @@ def forward(
             cache.append(entry)
         cache = tuple(cache)
     return rms_norm(params["final_norm"], x, c.rms_eps), cache
+
+
+def _placed(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Activations [B, …, D] between layers, split over the mesh if there is one."""
+    if parallel.splits_lengths(config, x):
+        return parallel.by_length(x)
+    return nn.with_logical_constraint(x, ("batch",) + (None,) * (x.ndim - 1))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from pr1_jax.kernels import attention, categorical
@@ -30,6 +31,8 @@ from pr1_jax.kernels.attention import (
     slot_mask,
     ungroup_queries,
 )
+from pr1_jax.kernels.pallas import KEPT
+from pr1_jax.model import parallel
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.layers import Attend, project, rms_norm, rotate
 from pr1_jax.model.params import (
@@ -128,7 +131,7 @@ class Xla:
             q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
             q = q.reshape(*h.shape[:-1], -1, q.shape[-1])
         else:
-            q, k, v = (project(params[name], h) for name in ("q", "k", "v"))
+            q, k, v = self._project_in([params[name] for name in ("q", "k", "v")], h)
         if "q_norm" in params:
             q = rms_norm(params["q_norm"], q, eps)
             k = rms_norm(params["k_norm"], k, eps)
@@ -136,13 +139,25 @@ class Xla:
 
     def finish_layer(self, params, x, out, live=None):
         """What comes after attention, `out` [..., N, H]: its projection and the MLP."""
-        x = x + project(params["o"], out, 2)
+        x = checkpoint_name(x + self._project_out(x, params["o"], out, 2), KEPT)
         h = rms_norm(params["mlp_norm"], x, self.config.rms_eps)
         if "gate_up" in params:
             gate, up = self._fused_mlp(params, h)
         else:
-            gate, up = project(params["gate"], h), project(params["up"], h)
-        return x + project(params["down"], jax.nn.silu(gate) * up)
+            gate, up = self._project_in([params["gate"], params["up"]], h)
+        return x + self._project_out(x, params["down"], jax.nn.silu(gate) * up)
+
+    def _project_in(self, params, x):
+        """What several kernels [D, heads, …] make of activations x."""
+        if parallel.splits_lengths(self.config, x):
+            return parallel.project_in(self.config, params, x)
+        return [project(each, x) for each in params]
+
+    def _project_out(self, like, params, x, num_in: int = 1):
+        """What a kernel [heads, …, D] makes of x, to be added to activations `like`."""
+        if parallel.splits_lengths(self.config, like):
+            return parallel.project_out(self.config, params, x, num_in)
+        return project(params, x, num_in)
 
     def _fused_heads(self, params, h):
         """Of each key head its queries, its key and its value, [..., K, R + 2, H]."""

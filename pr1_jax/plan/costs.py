@@ -201,8 +201,9 @@ def step_traffic(
     A micro-batch gathers every weight over `fsdp` for its forward pass and again for
     its backward pass (where `remat` computes forward again), in the dtype of
     activations, and scatters their gradients' sums; over `data` it adds those. Over
-    `tensor`, each layer adds its activations twice forward, twice backward, and once where
-    `remat` computes forward again. The sampler gathers all weights once a step.
+    `tensor`, each layer gathers activations twice and scatters sums of them twice, forward
+    and backward. Where it recomputes, it gathers twice again, and scatters once more if it
+    kept nothing. The sampler gathers all weights once a step.
     """
     c, mesh = experiment.model, experiment.mesh
     a = jnp.dtype(c.dtype).itemsize
@@ -217,7 +218,9 @@ def step_traffic(
     }
     shards = data * fsdp
     tokens = responses(experiment) * lengths.update_tokens * 2  # forward, backward
-    tokens += _recomputes(c) * tokens // 4  # one of a forward pass's two
+    tokens += (
+        c.remat * tokens // 4 + (c.remat and c.remat_policy == "nothing") * tokens // 8
+    )
     if "rl" in experiment.config.stages:
         tokens += responses(experiment) * lengths.response_tokens
         tokens += experiment.config.rl.prompts_per_step * lengths.prompt_tokens

@@ -296,13 +296,14 @@ def _heads(config: ModelConfig, tensor: int) -> int:
 def remat_numbers(config: ModelConfig, tensor: int) -> int:
     """Numbers a token that a layer with `remat` keeps: its input, and by its policy."""
     c = config
-    attention = c.num_heads * c.head_dim
+    width = c.width // (tensor if c.num_kv_heads % tensor == 0 else 1)
+    attention = c.num_heads * c.head_dim // tensor
     if c.remat_policy == "nothing":
-        return c.width
+        return width
     if c.remat_policy == "attention":
-        return c.width + attention // tensor
-    heads = attention + 2 * c.num_kv_heads * c.head_dim  # q, k, v
-    return 3 * c.width + (attention + heads + 2 * c.mlp_width) // tensor
+        return 2 * width + attention
+    heads = 2 * c.num_kv_heads * c.head_dim // tensor  # k and v
+    return 3 * width + 2 * attention + heads + 2 * c.mlp_width // tensor
 
 
 def _layer_numbers(config: ModelConfig, tensor: int) -> int:

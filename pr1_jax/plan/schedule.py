@@ -284,6 +284,9 @@ class _Walk:
             # It wraps what it starts.
             wrapped = self.program.computations[x.called[0]].values()
             return sum(map(self._links, wrapped))
+        if devices := self._scatters(x):
+            size = sum(a.bytes for a in x.results)
+            return size * _RING["reduce-scatter"](devices) / self.hardware.ici_per_sec
         kind = x.opcode.removesuffix("-start")
         if kind not in _RING:
             return 0.0
@@ -294,6 +297,20 @@ class _Walk:
             return 0.0
         size = sum(a.bytes for a in _made(x))
         return size * _RING[kind](devices) / self.hardware.ici_per_sec
+
+    def _scatters(self, x: hlo.Instruction) -> int:
+        """Devices among which a fusion scatters a sum; 0 for anything else.
+
+        TPUs take a sum's scattering as one: of an all-reduce each device makes its slice.
+        """
+        if x.opcode != "fusion" or "kind=kCustom" not in x.rest:
+            return 0
+        body = self.program.computations[x.called[0]]
+        root = next(y for y in body.values() if y.is_root)
+        summed = body.get(root.operands[0]) if root.operands else None
+        if root.opcode != "dynamic-slice" or not summed:
+            return 0
+        return _group_size(summed.rest) if summed.opcode == "all-reduce" else 0
 
     def _at_bandwidth(self, x: hlo.Instruction, inside: hlo.Computation) -> float:
         return self._moved(x, inside) / self.hardware.hbm_per_sec

@@ -225,6 +225,25 @@ def test_what_is_started_in_a_wrapper_is_what_it_wraps(name, group, expected):
     assert (cost.group, round(1e9 * cost.seconds)) == (group, expected)
 
 
+SCATTERED = """
+%scattered (p: bf16[4000]) -> bf16[1000] {
+  %p = bf16[4000]{0} parameter(0)
+  %sum = bf16[4000]{0} all-reduce(%p), replica_groups={{0,1,2,3}}
+  %at = s32[] constant(0)
+  ROOT %own = bf16[1000]{0} dynamic-slice(%sum, %at), dynamic_slice_sizes={1000}
+}
+"""
+
+
+def test_a_slice_of_a_sum_is_a_scattered_sum():
+    call = "  ROOT %f = bf16[1000]{0} fusion(%p), kind=kCustom, calls=%scattered\n"
+    entry = "\n  %p = bf16[4000]{0} parameter(0)\n" + call
+    (cost,) = of(entry, SCATTERED).costs
+    assert (cost.group, round(1e9 * cost.link_seconds)) == ("collectives", 3 * 2000)
+    (cost,) = of(entry, SCATTERED.replace("all-reduce", "negate")).costs
+    assert cost.group == "other" and cost.link_seconds == 0
+
+
 CHAINED = """
 %begin (p: bf16[500]) -> (bf16[500], bf16[1000]) {
   %p = bf16[500]{0} parameter(0)

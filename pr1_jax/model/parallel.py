@@ -1,0 +1,123 @@
+"""Products of a layer over the mesh, with activations split by length between them.
+
+Where weights are split over `tensor`, the outputs of two products a layer have to be
+added up over devices. If each device gets the whole sum, it also computes norms and
+residuals of all tokens. Here it gets the sums of its own part of each sequence, and the
+parts are gathered before the next product: together as many bytes as one sum for all
+(sequence parallelism: Korthikanti et al. 2022, arXiv 2205.05198). Weights, which are
+split over `fsdp` as well, are gathered in the dtype of activations.
+
+What sends what is written down, and not left to XLA, which would gather weights over
+`tensor`, or add up whole sums and throw three quarters of them away.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from pr1_jax.model.config import ModelConfig
+from pr1_jax.model.layers import project
+from pr1_jax.system.mesh import RULES
+
+_ROWS, _WEIGHTS, _HEADS = RULES["batch"], RULES["embed"], RULES["heads"]
+
+
+def splits_lengths(config: ModelConfig, x: jax.Array) -> bool:
+    """Whether activations like x are split by length, on the mesh that is traced under.
+
+    So are those of sequences [B, T, …] whose rows and lengths the mesh divides, where it
+    splits heads and the MLP.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[_HEADS] == 1 or x.ndim < 3:
+        return False
+    c, rows = config, math.prod(mesh.shape[axis] for axis in _ROWS)
+    over_tensor = math.gcd(c.num_kv_heads, c.num_heads, c.mlp_width, x.shape[1])
+    return (
+        over_tensor % mesh.shape[_HEADS] == 0
+        and c.width % mesh.shape[_WEIGHTS] == 0
+        and x.shape[0] % rows == 0
+    )
+
+
+def by_length(x: jax.Array) -> jax.Array:
+    """Activations [B, T, D] split over `tensor` by length."""
+    return jax.lax.with_sharding_constraint(x, P(_ROWS, _HEADS))
+
+
+def project_in(
+    config: ModelConfig, params: Sequence[dict], x: jax.Array
+) -> Sequence[jax.Array]:
+    """`layers.project` with several kernels [D, heads, …] of x [B, T, D], split by length.
+
+    Returns:
+      [B, T, heads, …] each, split over heads.
+    """
+
+    def on_device(x, params):
+        parts = jax.lax.all_gather(x, _HEADS)  # [tensor, B, T / tensor, D]
+        x = parts.swapaxes(0, 1).reshape(len(x), -1, x.shape[-1])
+        return [project(_gathered(each, x), x) for each in params]
+
+    specs = {"kernel": P(_WEIGHTS, _HEADS), "bias": P(_HEADS)}
+    return jax.shard_map(
+        on_device,
+        in_specs=(
+            P(_ROWS, _HEADS),
+            [{name: specs[name] for name in x} for x in params],
+        ),
+        out_specs=P(_ROWS, None, _HEADS),
+    )(x, list(params))
+
+
+def project_out(
+    config: ModelConfig, params: dict, x: jax.Array, num_in: int = 1
+) -> jax.Array:
+    """`layers.project` of x [B, T, heads, …], split over heads; a kernel without bias.
+
+    Returns:
+      [B, T, D], split by length.
+    """
+
+    def on_device(x, kernel):
+        kernel = kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype)
+        y = x.reshape(*x.shape[:2], -1) @ _gathered_last(kernel)
+        y = y.reshape(len(y), jax.lax.axis_size(_HEADS), -1, y.shape[-1])
+        return jax.lax.psum_scatter(y.swapaxes(0, 1), _HEADS)
+
+    return _on_devices(
+        config,
+        on_device,
+        in_specs=(P(_ROWS, None, _HEADS), P(_HEADS, *(None,) * (num_in - 1), _WEIGHTS)),
+        out_specs=P(_ROWS, _HEADS),
+    )(x, params["kernel"])
+
+
+def _on_devices(config: ModelConfig, function: Callable, **specs) -> Callable:
+    if not config.remat:  # else a layer does: of what is gathered, nothing is kept
+        function = jax.checkpoint(function)
+    return jax.shard_map(function, **specs, check_vma=False)
+
+
+def _gathered(params: dict, x: jax.Array) -> dict:
+    """Parameters with the whole width, the kernel's first axis, in x's dtype."""
+    kernel = params["kernel"].astype(x.dtype)
+    kernel = jax.lax.all_gather(kernel, _WEIGHTS, tiled=True)
+    return params | {"kernel": kernel}
+
+
+@jax.custom_vjp
+def _gathered_last(kernel: jax.Array) -> jax.Array:
+    """A kernel [I, D / fsdp] with the whole width."""
+    return jax.lax.all_gather(kernel, _WEIGHTS, axis=1, tiled=True)
+
+
+def _scattered_last(_, gradient: jax.Array) -> tuple[jax.Array]:
+    # TPUs scatter sums along the first axis alone.
+    parts = gradient.reshape(len(gradient), jax.lax.axis_size(_WEIGHTS), -1)
+    return (jax.lax.psum_scatter(parts.swapaxes(0, 1), _WEIGHTS),)
+
+
+_gathered_last.defvjp(lambda kernel: (_gathered_last(kernel), None), _scattered_last)
