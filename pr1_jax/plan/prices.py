@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import itertools
 import math
 import os
 import pathlib
@@ -252,7 +253,8 @@ class Prices:
         fits = []
         for count in rows:
             made = self._build({**fields, _ROWS: count})
-            if fits and self._kept(made) > self.topology.hardware.hbm_bytes:
+            limit = self.topology.hardware.hbm_bytes
+            if fits and not all(x.fits(limit) for x in self._least(made)):
                 break
             fits.append(made)
         works = costs.step_work(fits[-1], self.topology.hardware, self.lengths)
@@ -261,13 +263,16 @@ class Prices:
         return sum(x.compute_sec if kind == UPDATE else x.seconds for x in chosen)
 
     @staticmethod
-    def _kept(made: Experiment) -> int:
-        """Bytes that sampling keeps in any case."""
-        parts = memory.resident(made) | memory.sampling_parts(made)
-        return sum(parts.values())
+    def _least(made: Experiment) -> list[memory.Moment]:
+        """Sampling, if its programs took nothing but their arguments."""
+        kept = sum(memory.sampling_parts(made).values())
+        return memory.sampling_moments(made, memory.Program(0), memory.Program(kept))
 
     def price(self, kind: str, setting: Setting, *, full: bool = False) -> Price:
         """As of `search.Space`. `full`: memory is that of the whole program, compiled."""
+        if kind == SAMPLING:  # where any micro-batch will do that the mesh can split
+            any_size = setting[_MESH[0]] * setting[_MESH[1]]
+            setting = {**setting, _MICRO_BATCH: any_size}
         try:
             made = self._build(setting)
         except ValueError as error:
@@ -307,9 +312,9 @@ class Prices:
     def _sampling(self, made: Experiment, setting: Setting, full: bool) -> Price:
         limit, shape = self.topology.hardware.hbm_bytes, sampling_shape(made)
         kept = memory.sampling_parts(made)
-        if self._kept(made) > limit:
-            guess = memory.sampling_moments(made, *memory.estimated_sampling(made))
-            return _too_large(guess[1:2], limit, "by arithmetic")
+        least = self._least(made)
+        if not all(moment.fits(limit) for moment in least):
+            return _too_large(least, limit, "by arithmetic")
         name = describe(SAMPLING, setting)
         lower = lambda of, piece: lower_sampling(of, lanes=1)[piece]
         # A prefill takes the same for any number of rows.
@@ -475,9 +480,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _ladder(step: int, most: int) -> list[int]:
-    """`step` times 1, 2, 3, 4, 6, 8, 12, …, up to `most`; one at least."""
-    sizes, size = [step], 2 * step
-    while size <= most:
-        sizes += [n for n in (size, 3 * size // 2) if n <= most]
-        size *= 2
-    return sizes
+    """`step` times 1 to 8, 10, 12, 14, 16, 20, …, up to `most`; one at least."""
+    quarters = (n << k for k in range(32) for n in (4, 5, 6, 7))
+    counts = [1, 2, 3, *itertools.takewhile(lambda n: n * step <= most, quarters)]
+    return [step * n for n in counts if n == 1 or step * n <= most]

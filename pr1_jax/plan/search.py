@@ -165,7 +165,7 @@ def _search_mesh(
     like = found.best.setting if found.best else space.own
     least = {kind: space.bound(kind, mesh) for kind in KINDS}
     halves: dict[str, tuple[Setting, Price]] = {}
-    for kind in KINDS:
+    for kind in (SAMPLING, UPDATE):  # the one that is priced sooner first
         rest = sum(least[other] for other in KINDS if other not in halves)
         known = sum(price.total for _, price in halves.values())
         if known + rest >= found.total:

@@ -13,6 +13,7 @@ from pr1_jax.plan import found as found_
 from pr1_jax.plan import hardware, hlo, kernels, memory, prices, schedule, search
 from pr1_jax.plan.prices import Compiled, extrapolate
 from pr1_jax.plan.search import SAMPLING, UPDATE, Axis, Price
+from pr1_jax.system import mesh
 from tests.helpers import command
 from tests.plan import plan_test
 
@@ -37,9 +38,9 @@ class Invented:
         }
         self.prices, self.asked = {}, []
         for kind, axes in self._axes.items():
-            for mesh in self.meshes:
+            for shape in self.meshes:
                 for choice in itertools.product(*(axis.choices for axis in axes)):
-                    setting = {**mesh, **{n: x for c in choice for n, x in c.items()}}
+                    setting = {**shape, **{n: x for c in choice for n, x in c.items()}}
                     why = "" if draw.random() < fits else "it is too large"
                     seconds = {kind: 1 + draw.random()}
                     price = Price(seconds, {kind: 1}, why)
@@ -235,7 +236,8 @@ def invented(monkeypatch):
             seconds = layers * (1 + 8 / size) + (chunk > 0)
             rest = layers * size * 2**20
         else:
-            seconds, rest = layers * (20 + made.config.rollout.rows), layers * 2**20
+            rows = made.config.rollout.rows
+            seconds, rest = layers * (20 + rows), layers * rows * 2**20
         return memory.Program(int(rest)), str(seconds)
 
     read = lambda program, hardware, bodies: schedule.Schedule(
@@ -275,27 +277,39 @@ def test_meshes_are_those_that_divide_model_and_devices(tmp_path, invented):
 
 
 def test_a_search_of_a_config_and_its_cache(tmp_path, invented):
-    first = space(tmp_path, model__num_layers=6, model__remat=True)
+    fields = {"model__num_layers": 6, "rollout__max_sequential_steps": 0}
+    first = space(tmp_path, model__remat=True, **fields)
     found = search.search(first)
     assert found.complete and first.compiled == len(invented) > 4
     best = found.best.setting
     # Without a chunk, with the largest micro-batch; 4 prompts × 4 responses are 2 batches.
     assert (best["rl.micro_batch_size"], best["model.logits_chunk"]) == (8, 0)
     assert found.best.seconds["update"] == 2 * 6 * (1 + 8 / 8)
-    # 8 rows: 16 responses of 48 tokens are 2 × 43 steps, limited by the deadline.
+    # 16 responses of 48 tokens on average; at the end the last go on to 96.
     rows, c = best["rollout.rows"], first.experiment.config
-    mean = min(48, c.rollout.max_sequential_steps)
-    steps = mean * 16 / rows + c.rollout.max_sequential_steps - mean
+    steps = 48 * 16 / rows + 96 - 48
     each = 6 * (20 + rows) / c.rollout.steps_per_chunk
     assert found.best.seconds["decode"] == pytest.approx(steps * each)
     assert found.total <= found.own.total
 
-    again = space(tmp_path, model__num_layers=6, model__remat=True)
+    again = space(tmp_path, model__remat=True, **fields)
     assert found_.data(search.search(again), again) == found_.data(found, first) | {
         "compiled_programs": 0
     }
     assert json.loads(json.dumps(found_.data(found, first)))["fastest"]["overrides"]
     assert "An RL step" in found_.candidates_table(found).title
+
+
+def test_all_meshes_are_priced_whatever_the_config_can_split(tmp_path, invented):
+    """Micro-batches of 4 on meshes of 4 × 2 devices; other meshes have 8 shards."""
+    fields = {"mesh__tensor": 2, "model__num_kv_heads": 2, "sft__micro_batch_size": 4}
+    of = space(tmp_path, rl__micro_batch_size=4, **fields)
+    found = search.search(of)
+    shapes = {
+        tuple(x.setting[f"mesh.{n}"] for n in mesh.AXES) for x in found.candidates
+    }
+    assert shapes == {tuple(x[f"mesh.{n}"] for n in mesh.AXES) for x in of.meshes}
+    assert not found.refused and not found.left
 
 
 def test_overrides_are_what_differs_from_the_config():

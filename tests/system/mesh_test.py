@@ -325,3 +325,15 @@ def test_the_devices_of_a_process_stay_together():
     slice_ = [device(2 * (i // 8) + (i % 4) // 2, i) for i in range(16)]
     groups = np.reshape([d.process_index for d in by_process(slice_)], (4, 4))
     assert groups.tolist() == [[0] * 4, [1] * 4, [2] * 4, [3] * 4]
+
+
+def test_a_slice_whose_sides_do_not_divide_so_has_a_mesh_all_the_same(monkeypatch):
+    """JAX splits no side of a slice of TPUs over two axes."""
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("logical_axis_index 1 of size 2")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    found = make_mesh(data=4, fsdp=2)
+    assert dict(found.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert {*found.devices.flat} == {*jax.devices()}
