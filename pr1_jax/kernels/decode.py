@@ -156,6 +156,9 @@ def attend(
     by_head = lambda n: pl.BlockSpec((L, plan.heads * n * H), lambda h, *_: (0, h))
     whole = lambda x: pl.BlockSpec(x.shape, lambda h, *_: (0,) * x.ndim)
     anywhere, scalars = pl.BlockSpec(memory_space=pl.ANY), walk[:-1]
+    if not interpret:  # else XLA would copy a whole cache to VMEM, and back
+        stays = lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM)
+        own, prompts = stays(own), stays(prompts)
     return pl.pallas_call(
         functools.partial(kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(

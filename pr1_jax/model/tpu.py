@@ -125,9 +125,11 @@ class Tpu(Xla):
 
     def _fused_mlp(self, params, h):
         both = project(params["gate_up"], h)
-        both = both.reshape(*h.shape[:-1], self._mlp_shards, 2, -1)
-        gate, up = (both[..., i, :].reshape(*h.shape[:-1], -1) for i in range(2))
-        return gate, up
+        apart = lambda both: tuple(jnp.split(both, 2, axis=-1))
+        if self._mlp_shards == 1:
+            return apart(both)
+        split = PartitionSpec(*(None,) * (h.ndim - 1), RULES["mlp"])
+        return self._on_shards(apart, split, (split, split))(both)
 
     # --- Caches ---------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ class Tpu(Xla):
 
         return _StepAttention(self, walk)
 
-    def on_shards(self, by_head, whole):
+    def attend(self, by_head, whole):
         """`decode.attend`, in which every device attends with its own heads.
 
         Args:
@@ -202,19 +204,24 @@ class Tpu(Xla):
                 interpret=self.interpret,
             )
 
+        split = PartitionSpec(None, RULES["kv_heads"])
+        run = self._on_shards(attend, (split, PartitionSpec()), (split, split))
+        return run(by_head, whole)
+
+    def _on_shards(self, function, in_specs, out_specs):
+        """A function that every device runs on its part of what is split."""
         if self.mesh is None:
-            return attend(by_head, whole)
+            return function
         around = jax.sharding.get_abstract_mesh()  # in which rows may be split already
         mesh, done = (self.mesh, ()) if around.empty else (around, around.manual_axes)
-        split = PartitionSpec(None, RULES["kv_heads"])
         return jax.shard_map(
-            attend,
+            function,
             mesh=mesh,
-            in_specs=(split, PartitionSpec()),
-            out_specs=(split, split),
+            in_specs=in_specs,
+            out_specs=out_specs,
             axis_names=set(mesh.axis_names) - set(done),
             check_vma=False,
-        )(by_head, whole)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +243,7 @@ class _StepAttention:
         if shared is None:
             shared = self.backend.empty_cache(1, 1)[0]
         by_head = (heads, own, *shared)
-        out, own = self.backend.on_shards(by_head, (self.walk, angles, scales))
+        out, own = self.backend.attend(by_head, (self.walk, angles, scales))
         return out.reshape(len(heads), -1, self.backend.config.head_dim), (own,)
 
 
