@@ -8,6 +8,7 @@ ragged, and transfers that run ahead of it, are ideas of ragged paged attention
 (https://github.com/vllm-project/tpu-inference).
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -133,22 +134,11 @@ def attend(
       out [L, K · G · H] in the dtype of `projected`, 0 for lanes that are not fed; norms,
       rotation and softmax are in float32. The new `own`.
     """
-    (B, K, _, width), L, M = own.shape, len(projected), len(prompts)
-    H = width // 2
-    groups, P = projected.shape[1] // (K * H) - 2, len(walk.lanes) // B
-    plan = Plan(
-        entries=M,
-        row_lanes=P,
-        entry_lanes=len(walk.readers) // M,
-        heads=K if K % cores else K // cores,
-        head_dim=H,
-        groups=groups,
-        queries=-(-groups // SUBLANES) * SUBLANES,
-        norm_eps=None if scales is None else eps,
-        is_rotated=angles is None,
-        tile=walk.visible.shape[3],
-        window=WINDOW * (1 + -(-(P - 1) // WINDOW)),
+    plan = _plan(projected, own, walk, cores)
+    plan = dataclasses.replace(
+        plan, norm_eps=None if scales is None else eps, is_rotated=angles is None
     )
+    L, K, H, groups = len(projected), own.shape[1], plan.head_dim, plan.groups
     if scales is None:
         scales = jnp.zeros((2, H))
     sin, cos = angles or (jnp.zeros((L, H // 2)),) * 2
@@ -185,6 +175,25 @@ def attend(
         interpret=interpret,
         name="decode_attention",
     )(*scalars, projected, angles, scales, walk.visible, prompts, own)
+
+
+def _plan(projected, own, walk: Walk, cores: int) -> Plan:
+    """What is static about a call, where queries and keys are ready."""
+    (B, K, _, width), M = own.shape, len(walk.length) - len(own)
+    groups, P = 2 * projected.shape[1] // (K * width) - 2, len(walk.lanes) // B
+    return Plan(
+        entries=M,
+        row_lanes=P,
+        entry_lanes=len(walk.readers) // M,
+        heads=K if K % cores else K // cores,
+        head_dim=width // 2,
+        groups=groups,
+        queries=-(-groups // SUBLANES) * SUBLANES,
+        norm_eps=None,
+        is_rotated=True,
+        tile=walk.visible.shape[3],
+        window=WINDOW * (1 + -(-(P - 1) // WINDOW)),
+    )
 
 
 def _cost(projected, own, prompts, plan: Plan) -> pl.CostEstimate:
