@@ -28,10 +28,10 @@ def splits_lengths(config: ModelConfig, x: jax.Array) -> bool:
     """Whether activations like x are split by length, on the mesh that is traced under.
 
     So are those of sequences [B, T, …] whose rows and lengths the mesh divides, where it
-    splits heads and the MLP.
+    splits heads and the MLP. Not while sampling, where rows are split already.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape[_HEADS] == 1 or x.ndim < 3:
+    if mesh.empty or mesh.manual_axes or mesh.shape[_HEADS] == 1 or x.ndim < 3:
         return False
     c, rows = config, math.prod(mesh.shape[axis] for axis in _ROWS)
     over_tensor = math.gcd(c.num_kv_heads, c.num_heads, c.mlp_width, x.shape[1])

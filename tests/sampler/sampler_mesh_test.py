@@ -63,7 +63,7 @@ def sample(variant, mesh=None, backend=Xla, **settings):
         backend(CONFIG),
         with_vocab(SETTINGS),
         dataclasses.replace(SETTINGS, variant=variant, **settings),
-        Batching(ROWS, shards, GROUP_SIZE, prompts_per_prefill=4),
+        Batching(ROWS, shards, GROUP_SIZE, prompts_per_prefill=16),
     )
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 24, rng.integers(1, 10)) for _ in range(GROUPS)]
