@@ -110,14 +110,17 @@ def _count(requests: Sequence[str], hardware: Hardware) -> list[Body]:
         file = pathlib.Path(folder) / "requests.json"
         file.write_text(f"[{','.join(requests)}]")
         topology, dumps = f"{hardware.name}:{shape}", f"{folder}/dumps"
-        done = subprocess.run(
-            [sys.executable, "-m", "pr1_jax.plan.bundles", file, topology, dumps],
-            capture_output=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
-            text=True,
-            timeout=_LIMIT_SEC,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pr1_jax.plan.bundles", file, topology, dumps],
+                capture_output=True,
+                check=False,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
+                text=True,
+                timeout=_LIMIT_SEC,
+            )
+        except subprocess.TimeoutExpired as error:
+            return [Body(error=str(error))] * len(requests)
     lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
     said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     missing = [{"error": f"the compiler of kernels stopped: {said}"}]

@@ -9,6 +9,7 @@ of one device of four that share the heads (`tensor` 4), with one sequence of 3,
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,8 +61,44 @@ def splash() -> tuple[Callable, list]:
     return jax.grad(attend, (0, 1, 2)), shapes
 
 
-# By name: a function that returns a function to compile, and shapes of its arguments.
-KERNELS = {"flash": flash, "splash": splash}
+def decode(paths: int) -> tuple[Callable, list]:
+    """Ours of a decode step: 32 rows of so many lanes, prompts shared by 8 rows."""
+    import jax.numpy as jnp
+
+    from pr1_jax.kernels import decode
+
+    rows, slots, entries, prompt_slots = 32, 3072, 8, 2048
+    lanes, width = rows * paths, 2 * HEAD_DIM
+    shared = {
+        "readers": 8,
+        "prompt_slots": prompt_slots,
+        "tile": decode.tile_slots(KV_HEADS, HEAD_DIM, jnp.bfloat16),
+        "num_lanes": lanes,
+    }
+
+    def attend(lane, slot, visible, filled, length, reader, *arrays):
+        walk = decode.walk(
+            *(lane, slot, visible, filled), length=length, reader=reader, **shared
+        )
+        return decode.attend(*arrays, walk)
+
+    ints = [(rows, paths), (rows, paths), (rows,), (entries,), (rows,)]
+    shapes = [(shape, "int32") for shape in ints]
+    shapes.insert(2, ((rows, paths, slots), "bool"))
+    heads = HEADS, KV_HEADS, KV_HEADS
+    shapes += [((lanes, n, HEAD_DIM), "bfloat16") for n in heads]
+    shapes += [((rows, KV_HEADS, slots, width), "bfloat16")]
+    shapes += [((entries, KV_HEADS, prompt_slots, width), "bfloat16")]
+    return attend, shapes
+
+
+# By name: what returns a function to compile, and shapes of its arguments.
+KERNELS = {
+    "flash": flash,
+    "decode": functools.partial(decode, 1),
+    "decode in blocks": functools.partial(decode, 2),
+    "splash": splash,
+}
 
 
 def measure(name: str, topology: hardware.Topology) -> list[Mapping[str, Any]]:
@@ -86,13 +123,16 @@ def measure(name: str, topology: hardware.Topology) -> list[Mapping[str, Any]]:
         {
             "of": name,
             "kernel": x.name,
-            "MFLOP a step": bodies[x.name].flops / 1e6,
+            "MFLOP a step": bodies[x.name].flops / 1e6 or None,
+            "MB a step": bodies[x.name].bytes / 1e6 or None,
             "bundles a step": bodies[x.name].bundles,
             "steps": bodies[x.name].steps or None,
-            "peak at most, %": 100 * x.peak_share,
+            "share of the peak": x.peak_share or None,
+            "MB": x.bytes / 1e6,
             "ms": 1e3 * x.seconds,
-            "ms by": x.source,
-            "said": bodies[x.name].error,
+            "by": x.source,
+            "share of bandwidth": x.bytes / topology.hardware.hbm_per_sec / x.seconds,
+            "error": bodies[x.name].error,
         }
         for x in found.costs
         if x.name in bodies

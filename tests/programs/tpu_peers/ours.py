@@ -21,7 +21,13 @@ def program(part: str, topology: hardware.Topology, layers: int) -> Program:
     made = programs.build(config, hardware.open_devices(topology))
     shape = dataclasses.replace(made.model, num_layers=layers)
     made = dataclasses.replace(made, model=shape)
-    lengths = costs.mean_lengths(made, worker.MEAN_PROMPT, worker.MEAN_RESPONSE)
+    mean = worker.PROMPT, worker.RESPONSE
+    if part == "update":
+        mean = (
+            worker.TOKENS - worker.TRAINED,
+            worker.TRAINED,
+        )  # of which none is padding
+    lengths = costs.mean_lengths(made, *mean)
     work = next(x for x in timing.works(made, lengths) if part in x.name)
     config = made.config
     if part == "update":
@@ -36,7 +42,7 @@ def program(part: str, topology: hardware.Topology, layers: int) -> Program:
         shards = made.mesh.size // made.mesh.shape["tensor"]
         setting = f"{rows // shards} rows a shard, {config.rollout.max_response_tokens:,} slots"
         setting += f" and {config.rollout.max_prompt_tokens:,} of prompts once a group"
-    return Program(work, tokens, made.mesh.shape, setting)
+    return Program(work, tokens, made.mesh.shape, setting, own_bytes=work.needed_bytes)
 
 
 if __name__ == "__main__":

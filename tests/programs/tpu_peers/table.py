@@ -21,14 +21,16 @@ LAYERS = 36
 OURS, TUNIX = "ours", "tunix"
 ADDED = (  # what grows in a line with layers
     *("seconds", "seconds_before_collectives", "seconds_without_overlap"),
-    *("seconds_at_bandwidth", "flops", "needed_bytes", "moved_bytes", "memory_bytes"),
+    *("seconds_at_bandwidth", "flops", "needed_bytes", "own_bytes", "moved_bytes"),
+    "memory_bytes",
 )
 NOTE = (
     "ms, of the compiler's estimates: ratios count. µs a token: of all devices together. "
     "ours / Tunix: time a token over the least that Tunix takes for such a token. A decode "
     "step needs the weights, and keys and values in use: half of the response's slots on "
-    "average, prompts of half of the longest, which ours reads once a group and Tunix once "
-    "a row. Tunix attends over all slots of its cache, since its program does."
+    "average, and prompts, which ours reads once a group and Tunix once a row. Tunix "
+    "attends over all slots of its cache, since its program does; what a program reads by "
+    "its nature, at the bandwidth, stands beside the estimate."
 )
 
 
@@ -64,7 +66,7 @@ class Row:
 
     def value(self, name: str) -> float | None:
         """One of `ADDED` at 36 layers; None where that is not known."""
-        return at_depth({n: x[name] for n, x in self.prices.items()})
+        return at_depth({n: x.get(name, 0.0) for n, x in self.prices.items()})
 
     def over_peak(self, name: str) -> float | None:
         """FLOPs over those that the device could do in seconds of this name."""
@@ -78,6 +80,12 @@ class Row:
         return (
             needed and needed / (self.device.hbm_per_sec * self.value("seconds"))
         ) or None
+
+    @property
+    def floor_sec(self) -> float | None:
+        """Seconds of what the program reads by its nature, at the bandwidth."""
+        own = self.value("own_bytes")
+        return (own and own / self.device.hbm_per_sec) or None
 
     @property
     def token_sec(self) -> float | None:
@@ -259,7 +267,7 @@ def _groups(row: Row) -> dict[str, float | None]:
 def _kept(price: Mapping[str, Any]) -> dict[str, Any]:
     kernels = {x["name"]: x for x in price["kernels"]}
     names = "seconds", "times", "bytes", "source", "peak_share", "bundles", "error"
-    return {name: price[name] for name in (*ADDED, "compile_sec")} | {
+    return {name: price.get(name) for name in (*ADDED, "compile_sec")} | {
         "kernels": {k: {n: x[n] for n in names} for k, x in kernels.items()}
     }
 
@@ -312,6 +320,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         "ms": scaled("seconds", 1e3),
         "before collectives": scaled("seconds_before_collectives", 1e3),
         "if none overlaps": scaled("seconds_without_overlap", 1e3),
+        "its bytes at the bandwidth": row.floor_sec and 1e3 * row.floor_sec,
         "needed GB": scaled("needed_bytes", 1e-9) or None,
         "bandwidth share": row.bandwidth,
         "MFU before collectives": over_peak("seconds_before_collectives"),

@@ -139,25 +139,25 @@ def decode(topology: hardware.Topology, layers: int) -> Program:
         lowered = jax.jit(run, donate_argnums=1).lower(weights, state)
 
     ours = model_of(layers)
+    half = worker.RESPONSE // 2
     cost = costs.decode_step(
-        ours,
-        rows=worker.ROWS,
-        prompt=worker.MEAN_PROMPT,
-        response=worker.MEAN_RESPONSE // 2,
+        ours, rows=worker.ROWS, prompt=worker.PROMPT, response=half
     )
-    used = worker.ROWS * (worker.MEAN_PROMPT + worker.MEAN_RESPONSE // 2)
+    read = lambda slots: (
+        (costs.weight_bytes(ours) + cache_bytes(c, slots)) / worker.TENSOR
+    )
     return Program(
         timing.Work(
             "decode step",
             lambda: lowered,
             runs=steps,
             flops=cost.flops / worker.TENSOR,
-            needed_bytes=(costs.weight_bytes(ours) + cache_bytes(c, used))
-            / worker.TENSOR,
+            needed_bytes=read(worker.ROWS * (worker.PROMPT + half)),
         ),
         tokens=worker.ROWS * topology.num_devices // worker.TENSOR,
         mesh=mesh.shape,
         setting=f"{worker.ROWS} rows a shard, a cache of {steps:,} slots, all attended",
+        own_bytes=read(worker.ROWS * steps),
     )
 
 

@@ -19,10 +19,10 @@ from pr1_jax.system import files
 MODEL_LAYERS = 36  # Qwen3-4B
 TENSOR = 4  # devices that share the heads
 ROWS = 32  # responses of a shard that are decoded at the same time
-PROMPT, RESPONSE = 2000, 3000  # tokens, at most, in decoding
-MEAN_PROMPT, MEAN_RESPONSE = 1000, 1500
+# Tokens in decoding, at most. Prompts are as long, responses half as long on average.
+PROMPT, RESPONSE = 2000, 3000
 SEQUENCES, TOKENS = 4, 3072  # of a micro-batch, all over the devices
-TRAINED = TOKENS * MEAN_RESPONSE // (MEAN_PROMPT + MEAN_RESPONSE)  # the response's
+TRAINED = TOKENS * RESPONSE // (PROMPT + RESPONSE)  # the response's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Program:
       tokens: that a run makes or trains, on all devices of the topology.
       mesh: sizes by axis. setting: in words, for the table.
       busy_steps: of the grids of kernels that declare no cost, the share that computes.
+      own_bytes: of main memory that the program reads by its nature, on one device; 0 =
+        not counted.
     """
 
     work: timing.Work
@@ -41,6 +43,7 @@ class Program:
     mesh: Mapping[str, int]
     setting: str
     busy_steps: float = 1.0
+    own_bytes: float = 0.0
 
 
 def part(topology: hardware.Topology) -> hardware.Topology:
@@ -70,6 +73,7 @@ def price(
         "tokens": program.tokens,
         "mesh": dict(program.mesh),
         "setting": program.setting,
+        "own_bytes": program.own_bytes,
     }
 
 
