@@ -62,11 +62,12 @@ def project_in(
         return [project(_gathered(each, x), x) for each in params]
 
     specs = {"kernel": P(_WEIGHTS, _HEADS), "bias": P(_HEADS)}
-    return jax.shard_map(
+    return _on_devices(
+        config,
         on_device,
         in_specs=(
             P(_ROWS, _HEADS),
-            [{name: specs[name] for name in x} for x in params],
+            [{name: specs[name] for name in each} for each in params],
         ),
         out_specs=P(_ROWS, None, _HEADS),
     )(x, list(params))

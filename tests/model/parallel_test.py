@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from pr1_jax.model import parallel
 from pr1_jax.model.config import ModelConfig
@@ -72,6 +73,21 @@ def test_split_by_length_equals_whole(remat):
     jax.tree.map(close, jax.device_get(got), on_one_device())
     for leaf in jax.tree.leaves(on_one_device()):
         assert np.abs(leaf).max() > 0.01
+
+
+def test_without_remat_nothing_gathered_is_kept(capsys):
+    config = dataclasses.replace(QWEN2, remat=False)
+    layer = jax.tree.map(lambda x: x[0], random_params()["layers"])
+    x = jnp.zeros((4, 12, 16))
+
+    def products(layer, x):
+        q, k = parallel.project_in(config, [layer["q"], layer["k"]], x)
+        return parallel.project_out(config, layer["o"], q, 2).sum() + k.sum()
+
+    with training(make_mesh(2, 2, 2)):
+        print_saved_residuals(products, layer, x)
+    for line in capsys.readouterr().out.splitlines():
+        assert "from the argument" in line or "f32[4,12,4,4]" in line, line  # q
 
 
 @pytest.mark.parametrize(
