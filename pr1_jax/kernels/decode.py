@@ -115,7 +115,7 @@ def attend(
     scales=None,
     eps: float = 0.0,
     cores: int = 1,
-    interpret: bool = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ):
     """Attention of a decode step's lanes, and the cache with their keys and values.
 

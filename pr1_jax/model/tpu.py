@@ -12,6 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pr1_jax.kernels import attention, decode
@@ -58,7 +59,7 @@ class Tpu(Xla):
 
     mesh: Mesh | None = None  # heads are split over its axis `tensor`
     cores: int = 1  # of a device
-    interpret: bool = False  # run kernels without a TPU, slowly
+    interpret: bool | pltpu.InterpretParams = False  # run kernels without a TPU, slowly
 
     # --- Parameters -----------------------------------------------------------------
 

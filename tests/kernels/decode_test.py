@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from pr1_jax.kernels import decode
 from pr1_jax.model.backend import choose
@@ -127,9 +128,9 @@ def padded_with(value, x):
     return jnp.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)], constant_values=value)
 
 
-def interpreted(case, **settings):
+def interpreted(case, interpret):
     """What `attend` gives with the kernel, its caches' unused slots not a number."""
-    backend = Tpu(case.config, interpret=True, **settings)
+    backend = Tpu(case.config, interpret=interpret)
     beside = lambda x: jnp.concatenate([x[0].swapaxes(2, 3), x[1]], axis=3)
     used = lambda x, ends: jnp.where(
         (jnp.arange(x.shape[2]) < ends[:, None])[:, None, :, None], x, jnp.nan
@@ -143,11 +144,25 @@ def interpreted(case, **settings):
     return out, new
 
 
+# Transfers happen when they are waited for, and nothing has a value before it is written.
+LATE = pltpu.InterpretParams(dma_execution_mode="on_wait", uninitialized_memory="nan")
 CASES = [
-    pytest.param((1, 1, 64), {"flat": False, "K": 2}, id="main-streams"),
-    pytest.param((2, 4, 128), {"dtype": "bfloat16"}, id="two-paths-bfloat16"),
-    pytest.param((3, 8, 64), {"readers": 1}, id="a-prompt-each"),
-    pytest.param((8, 2, 64), {"readers": 0}, id="eight-paths-no-prompts"),
+    pytest.param((1, 1, 64), {"flat": False, "K": 2, "readers": 0}, True, id="1-path"),
+    pytest.param((2, 4, 128), {"dtype": "bfloat16"}, LATE, id="2-paths-bfloat16"),
+    pytest.param((8, 8, 64), {"readers": 1}, True, id="8-paths-a-prompt-each"),
+    *(
+        pytest.param(shape, settings, True, marks=pytest.mark.slow)
+        for shape, settings in [
+            ((1, 4, 128), {"flat": False, "dtype": "bfloat16", "readers": 5}),
+            ((2, 1, 64), {"K": 3, "readers": 8}),
+            ((3, 2, 128), {"readers": 0}),
+            ((4, 3, 64), {"readers": 3, "K": 2}),
+            ((5, 8, 128), {"dtype": "bfloat16", "readers": 1}),
+            ((6, 5, 64), {"readers": 2, "dtype": "bfloat16"}),
+            ((7, 6, 256), {"readers": 4}),
+            ((8, 7, 64), {"readers": 2}),
+        ]
+    ),
 ]
 
 
@@ -156,12 +171,12 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(decode, "tile_slots", lambda *_: 256)
 
 
-@pytest.mark.parametrize("shape, settings", CASES)
-def test_the_kernel_attends_as_plain_jax(shape, settings):
+@pytest.mark.parametrize("shape, settings, interpret", CASES)
+def test_the_kernel_attends_as_plain_jax(shape, settings, interpret):
     """Ragged rows, rows that are done, borders of all kinds; what is unused is NaN."""
     case = a_case(*shape, **settings)
     expected, own = attend(Xla(case.config), case, case.own, case.prompts)
-    out, new = interpreted(case)
+    out, new = interpreted(case, interpret)
     is_used = np.asarray(case.step.row) < len(FILLED)
     as_floats = lambda x: np.asarray(x, np.float32)
     atol = 0.02 if case.config.dtype == "bfloat16" else 2e-6
