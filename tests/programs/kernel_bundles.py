@@ -80,15 +80,17 @@ def decode(paths: int) -> tuple[Callable, list]:
         walk = decode.walk(
             *(lane, slot, visible, filled), length=length, reader=reader, **shared
         )
-        return decode.attend(*arrays, walk)
+        *arrays, sin, cos, scales = arrays
+        norms = {"scales": scales, "eps": 1e-6}
+        return decode.attend(*arrays, walk, angles=(sin, cos), **norms)
 
     ints = [(rows, paths), (rows, paths), (rows,), (entries,), (rows,)]
     shapes = [(shape, "int32") for shape in ints]
     shapes.insert(2, ((rows, paths, slots), "bool"))
-    heads = HEADS, KV_HEADS, KV_HEADS
-    shapes += [((lanes, n, HEAD_DIM), "bfloat16") for n in heads]
+    shapes += [((lanes, (HEADS + 2 * KV_HEADS) * HEAD_DIM), "bfloat16")]
     shapes += [((rows, KV_HEADS, slots, width), "bfloat16")]
     shapes += [((entries, KV_HEADS, prompt_slots, width), "bfloat16")]
+    shapes += 2 * [((lanes, HEAD_DIM // 2), "float32")] + [((2, HEAD_DIM), "float32")]
     return attend, shapes
 
 
