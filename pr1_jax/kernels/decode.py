@@ -10,6 +10,7 @@ ragged, and transfers that run ahead of it, are ideas of ragged paged attention
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +170,9 @@ def attend(
         ],
         input_output_aliases={len(scalars) + 5: 1},
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=["parallel"], disable_bounds_checks=True
+            dimension_semantics=["parallel"],
+            disable_bounds_checks=True,
+            vmem_limit_bytes=_vmem_bytes(plan, projected, own.dtype),
         ),
         cost_estimate=_cost(projected, own, prompts, plan),
         interpret=interpret,
@@ -194,6 +197,17 @@ def _plan(projected, own, walk: Walk, cores: int) -> Plan:
         tile=walk.visible.shape[3],
         window=WINDOW * (1 + -(-(P - 1) // WINDOW)),
     )
+
+
+def _vmem_bytes(plan: Plan, projected, dtype) -> int:
+    """VMEM that a call may take: what it has there, and as much again for the compiler."""
+    size = 8 * projected.nbytes  # arguments and results, two of each
+    for x in scratch(plan, len(projected), dtype):
+        if x.memory_space == pltpu.VMEM:
+            *outer, rows, lanes = x.shape
+            padded = -(-rows // SUBLANES) * SUBLANES * -(-lanes // 128) * 128
+            size += math.prod(outer) * padded * x.dtype.itemsize
+    return max(2 * size, 16 << 20)
 
 
 def _cost(projected, own, prompts, plan: Plan) -> pl.CostEstimate:

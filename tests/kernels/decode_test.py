@@ -276,7 +276,9 @@ def test_no_decode_step_copies_a_cache_on_tpu(
     for name, program in lowered.items():
         text = program.compile().as_text()
         caches = {f"[8,{K},1024,{2 * H}]", f"[7,{K},512,{2 * H}]"}
-        copied = re.findall(r"= (.*) (?:copy|slice)(?:-start)?\(", text)
+        # A prefill may put a small cache into VMEM and back; no step of a loop may.
+        kinds = "copy" if name == "prefill" else "copy|copy-start|slice-start"
+        copied = re.findall(rf"= (.*) (?:{kinds})\(", text)
         copied = {shape for found in copied for shape in re.findall(r"\[.*?\]", found)}
         assert not caches & copied, name
     assert text.count('custom_call_target="tpu_custom_call"') == 1
