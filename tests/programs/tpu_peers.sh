@@ -10,7 +10,7 @@
 #   TOPOLOGIES  of "v5e:4x4 v6e:4x4 v5p:2x2x2"
 #   WORKS       of "ours:decode ours:decode_blocks ours:update tunix:decode tunix:update
 #               tunix:update_once tunix:update_tp2 tunix:update_tp1 tunix:update_packed"
-#   LAYERS      full: all 36; else two depths from which 36 are extrapolated
+#   LAYERS      full: all 36; else updates of 2 and 4, from which 36 are extrapolated
 #   REDO        a word: results whose name has it are made again
 #   OUT         folder of tpu_peers.md and tpu_peers.json
 #   LIMIT_SEC   what a compile may take; one that fails does not stop the others
@@ -66,10 +66,9 @@ price() { # topology peer:work layers
 trap 'exit 130' INT
 for topology in "${topologies[@]}"; do
   for work in "${works[@]}"; do
-    # Of few layers a part of the cache stays on the chip, which deeper models have not.
+    # Weights and caches of few layers stay on the chip between decode steps.
     depths=(2 4)
-    [[ $work != *decode* ]] || depths=(4 8)
-    [[ ${LAYERS:-} != full ]] || depths=(36)
+    [[ $work != *decode* && ${LAYERS:-} != full ]] || depths=(36)
     for layers in "${depths[@]}"; do price "$topology" "$work" "$layers"; done
   done
 done
