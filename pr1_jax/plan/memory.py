@@ -1,10 +1,10 @@
 """Memory of one device by part, in bytes: from compiled programs, or by arithmetic.
 
-A run has four moments at which memory can run out: the update, a prefill, the decode
-steps, and the growth of the responses' cache to its full size. While sampling, the
-training state stays where it is. What lives across programs is counted from shapes and
-shardings. What a program needs besides is what the compiler says that it allocates,
-less those; without a compiler it is estimated.
+A run has five moments at which memory can run out: the update, a prefill, the decode
+steps, the growth of the responses' cache to its full size, and evaluation. While
+sampling, the training state stays where it is. What lives across programs is counted
+from shapes and shardings. What a program needs besides is what the compiler says that
+it allocates, less those; without a compiler it is estimated.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from pr1_jax.plan.programs import (
     abstract_state,
     decoding_params,
     device_bytes,
+    evaluation_entries,
     sampling_shape,
     training_stage,
 )
@@ -199,7 +200,9 @@ def sampling_parts(experiment: Experiment) -> dict[str, int]:
 def sampling_moments(
     experiment: Experiment, prefill: Program, decode: Program
 ) -> list[Moment]:
-    """Prefill, decode and growth of the cache, beside the training state.
+    """Prefill, decode, growth of the cache and evaluation, beside the training state.
+
+    An evaluation decodes and grows as RL does, with more prompts.
 
     Args:
       prefill: what one needs besides its arguments, as a program without any.
@@ -208,11 +211,17 @@ def sampling_moments(
     parts = resident(experiment) | kept
     decode_rest = max(decode.total - sum(kept.values()), 0)
     old = cache_bytes(experiment, shape.rows, shape.slots_before)
-    return [
+    moments = [
         Moment("prefill", parts | {PREFILL: prefill.total}, prefill.fits),
         Moment("decode", parts | {DECODE: decode_rest}, decode.fits),
         Moment("cache growth", parts | {GROWTH: old}),
     ]
+    if entries := evaluation_entries(experiment):
+        largest = max(moments[1:], key=lambda moment: moment.total)
+        prompts = cache_bytes(experiment, entries, shape.prompt_tokens)
+        evaluating = {**largest.parts, PROMPTS: prompts}
+        moments.append(Moment("evaluation", evaluating, largest.compiled))
+    return moments
 
 
 def advice(experiment: Experiment, moment: Moment, limit: int) -> str:

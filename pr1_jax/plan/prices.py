@@ -3,8 +3,9 @@
 A step is its updates, its prefills and its decode steps, at the plan's mean lengths; their
 times are those of `--schedule`, their memory is that of the plan. Where layers stand side
 by side in a program (the sampler's, and an update without `model.scan_layers`), compiling
-takes longer with each; they are alike, so that programs of two and of four layers say what
-all of them take, in a line. What sizes alone rule out is not compiled at all.
+takes longer with each; they are alike, so that programs of eight and of twelve layers say
+what all of them take, in a line. With fewer, weights are fetched while other things are
+computed, and layers come out too fast. What sizes alone rule out is not compiled at all.
 
 Programs once compiled are kept in a file, by their text before compilation, the devices,
 and the versions of the compilers.
@@ -37,10 +38,10 @@ from pr1_jax.plan.programs import (
     sampling_shape,
 )
 from pr1_jax.plan.search import SAMPLING, UPDATE, Axis, Price, Setting
-from pr1_jax.stages.experiment import Experiment
+from pr1_jax.stages.experiment import TPU_OPTIONS, Experiment
 from pr1_jax.system import files, mesh
 
-DEPTHS = (2, 4)  # layers of the models that are compiled
+DEPTHS = (8, 12)  # layers of the models that are compiled
 _MESH = tuple(f"mesh.{axis}" for axis in mesh.AXES)
 _SFT_BATCH = "sft.micro_batch_size"  # which the mesh must be able to split, too
 _MICRO_BATCH, _ROWS = "rl.micro_batch_size", "rollout.rows"
@@ -448,7 +449,8 @@ def _too_large(
 
 def _key(lowered: jax.stages.Lowered, topology: Topology) -> str:
     """What a compiled program follows from, and how it is read, as a digest."""
-    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    names = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
+    flags = [*(os.environ.get(name, "") for name in names), TPU_OPTIONS]
     reading = [
         inspect.getsource(module) for module in (bundles, hlo, kernels, schedule)
     ]

@@ -154,6 +154,17 @@ def sampling_shape(made: Experiment) -> SamplingShape:
     )
 
 
+def evaluation_entries(made: Experiment) -> int:
+    """Prompts kept by a shard while a stage evaluates; 0 where none does.
+
+    They are more than in RL, where more rows share a prompt.
+    """
+    if not {"sft", "rl"} & {*made.config.stages}:
+        return 0
+    sampler = _of_one_process(made).sampler(made.config.eval.samples)
+    return sampler.schedule.entries
+
+
 def decoding_params(made: Experiment) -> Any:
     """Shapes and shardings of the weights that the sampler reads."""
     return _decoding_params(made.model, made.mesh)

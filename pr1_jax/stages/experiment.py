@@ -48,7 +48,7 @@ _NUMERICS = (
 _ROPE_BASE = 1e4  # of a model without a folder
 # Options of the update's compiler on TPU. It would cut products with gathered weights into
 # steps of a ring, each too small to be fast. Gathered whole, they come beside other work.
-_TPU_OPTIONS = {
+TPU_OPTIONS = {
     "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
     "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
 }
@@ -191,7 +191,7 @@ class Experiment:
             update,
             out_shardings=shardings,
             donate_argnums=0,
-            compiler_options=_TPU_OPTIONS if on_tpu else None,
+            compiler_options=TPU_OPTIONS if on_tpu else None,
         )
         with mesh.training(self.mesh):
             return jitted.lower(state, batch, *inputs)

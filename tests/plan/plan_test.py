@@ -27,8 +27,8 @@ def tiny(**fields):
     config.sft.micro_batch_size = 8
     config.rl.prompts_per_step, config.rl.group_size, config.rl.mini_batches = 4, 4, 2
     for name, value in fields.items():
-        section, field = name.split("__")
-        config[section][field] = value
+        *section, field = name.split("__")
+        (config[section[0]] if section else config)[field] = value
     return config
 
 
@@ -128,6 +128,21 @@ def test_what_remat_keeps_reaches_the_program_and_its_costs(path):
     sizes = [memory.estimated_update(made).total for made in all_made]
     none = memory.estimated_update(built(model__path=path)).total
     assert sorted({*sizes, none}) == [*sizes, none]
+
+
+def test_an_evaluation_keeps_a_prompt_for_each_row():
+    """8 rows a device; in RL two groups and what waits for the slowest of them."""
+    made = built(rollout__rows=64)
+    parts = memory.sampling_parts(made)
+    kept = memory.Program(sum(parts.values()))
+    *others, evaluation = memory.sampling_moments(made, memory.Program(0), kept)
+    assert evaluation.name == "evaluation" and sampling_shape(made).entries == 7
+    assert evaluation.parts[memory.PROMPTS] == parts[memory.PROMPTS] / 7 * 8
+    rest = sum(x for n, x in evaluation.parts.items() if n != memory.PROMPTS)
+    assert rest == max(x.total for x in others[1:]) - parts[memory.PROMPTS]
+    made = dataclasses.replace(made, config=tiny(stages=("coldstart",)))
+    moments = memory.sampling_moments(made, memory.Program(0), kept)
+    assert [x.name for x in moments] == ["prefill", "decode", "cache growth"]
 
 
 def test_unknown_model_names_the_field():
@@ -328,7 +343,9 @@ def test_largest_batches_are_tried_and_fit():
     data = json.loads(json.dumps(plan.data()))
     assert data["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
     moments = data["memory"]
-    assert list(moments) == ["update", "prefill", "decode", "cache growth"]
+    assert list(moments) == [
+        *("update", "prefill", "decode", "cache growth", "evaluation")
+    ]
     for moment in moments.values():
         assert moment["total"] == sum(moment["parts"].values())
     assert data["peak_bytes"] == max(m["total"] for m in moments.values())

@@ -206,6 +206,21 @@ def test_a_cache_keeps_programs_and_names_a_file_that_is_none(tmp_path):
         prices.Cache(path)
 
 
+def test_a_key_says_all_that_a_program_follows_from(monkeypatch):
+    made = plan_test.built()
+    key = lambda kind=UPDATE, topology=DEVICES: prices._key(Shown(kind, made), topology)
+    slower = dataclasses.replace(UNIT, hbm_per_sec=1.0)
+    keys = [key(), key("decode"), key(topology=dataclasses.replace(DEVICES, text="x"))]
+    keys.append(key(topology=dataclasses.replace(DEVICES, hardware=slower)))
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--some=flag")
+    keys.append(key())
+    monkeypatch.setattr(prices, "TPU_OPTIONS", {"some": "option"})
+    keys.append(key())
+    monkeypatch.setattr(prices, "_versions", lambda: ["jax 99"])
+    keys.append(key())
+    assert len({*keys}) == len(keys) == 7 and key() == keys[-1]
+
+
 class Shown:
     """A lowered program that only knows what it was made of."""
 
@@ -277,18 +292,18 @@ def test_meshes_are_those_that_divide_model_and_devices(tmp_path, invented):
 
 
 def test_a_search_of_a_config_and_its_cache(tmp_path, invented):
-    fields = {"model__num_layers": 6, "rollout__max_sequential_steps": 0}
+    fields = {"model__num_layers": 16, "rollout__max_sequential_steps": 0}
     first = space(tmp_path, model__remat=True, **fields)
     found = search.search(first)
     assert found.complete and first.compiled == len(invented) > 4
     best = found.best.setting
     # Without a chunk, with the largest micro-batch; 4 prompts × 4 responses are 2 batches.
     assert (best["rl.micro_batch_size"], best["model.logits_chunk"]) == (8, 0)
-    assert found.best.seconds["update"] == 2 * 6 * (1 + 8 / 8)
+    assert found.best.seconds["update"] == 2 * 16 * (1 + 8 / 8)
     # 16 responses of 48 tokens on average; at the end the last go on to 96.
     rows, c = best["rollout.rows"], first.experiment.config
     steps = 48 * 16 / rows + 96 - 48
-    each = 6 * (20 + rows) / c.rollout.steps_per_chunk
+    each = 16 * (20 + rows) / c.rollout.steps_per_chunk
     assert found.best.seconds["decode"] == pytest.approx(steps * each)
     assert found.total <= found.own.total
 
