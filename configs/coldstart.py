@@ -20,9 +20,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = defaults.get_config(arg)
     c.name = "coldstart"
     c.stages = ("sft", "coldstart")
-    if arg in defaults.REAL:
+    if defaults.size_of(arg) in defaults.REAL:
         c.stages = ("coldstart",)
-    if arg == "qwen3_4b":
+    if defaults.size_of(arg) == "qwen3_4b":
         c.data.coldstart = "tfds:gsm8k"
         c.data.template = "chat"
         c.coldstart.mode = "ordinary"

@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.name = "evaluate"
     c.stages = ("benchmark",)
     embedded = "easy=embedded:easy@4,hard=embedded:hard@4"
-    c.data.eval = _BENCHMARKS.get(arg, embedded)
-    if arg == "qwen3_4b":
+    c.data.eval = _BENCHMARKS.get(defaults.size_of(arg), embedded)
+    if defaults.size_of(arg) == "qwen3_4b":
         c.eval.problems = 1000  # of each at most
     return c

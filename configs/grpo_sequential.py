@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.rollout.max_blocks = 0
     c.alarms.min_parallel_ratio = 0.0
     c.data.task = "partner:block_share=0.0"
-    if arg in defaults.REAL:
+    if defaults.size_of(arg) in defaults.REAL:
         c.stages = ("rl",)
         c.data.template = "plain"
     return c

@@ -17,6 +17,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.name = "rl_scaffold"
     c.reward.schedule = "scaffold"
     c.rl.clip_high = 0.28
-    if arg != "qwen3_4b":
+    if defaults.size_of(arg) != "qwen3_4b":
         c.reward.scaffold_steps = c.rl.steps // 2
     return c

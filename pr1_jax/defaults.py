@@ -20,22 +20,41 @@ REAL = ("smollm2", "qwen3_4b")  # sizes with a pretrained model and real data
 
 
 def get_config(
-    size: str | None = None, *, variant: str = "structured"
+    arg: str | None = None, *, variant: str = "structured"
 ) -> ml_collections.ConfigDict:
     """The settings of a size: None, `smoke`, `smollm2` or `qwen3_4b`.
 
+    Args:
+      arg: the size; behind a comma, devices of `FASTEST`, as in `qwen3_4b,v5e:4x4`.
+
     Raises:
-      ValueError: an unknown size.
+      ValueError: an unknown size, or devices that it has no settings for.
     """
+    size, _, devices = (arg or "").partition(",")
+    size = size or None
     if size not in SIZES:
         known = [name for name in SIZES if name]
-        raise ValueError(f"config variant {size!r} is not one of {known}")
+        raise ValueError(f"config variant {arg!r} is not one of {known}")
+    known = FASTEST.get(size, {})
+    if devices and devices not in known:
+        raise ValueError(
+            f"config variant {arg!r}: {size} has settings for {[*known]}; without a comma "
+            "it is for any devices, and `python -m pr1_jax.plan --search` looks for others"
+        )
     config = ml_collections.ConfigDict()
     for add in _GROUPS:
         add(config)
     config.variant = variant
     SIZES[size](config)
+    for name, value in known.get(devices, {}).items():
+        section, field = name.split(".")
+        config[section][field] = value
     return config
+
+
+def size_of(arg: str | None) -> str | None:
+    """The size that a config's variant names: `qwen3_4b` of `qwen3_4b,v5e:4x4`."""
+    return arg.partition(",")[0] if arg else None
 
 
 def _experiment(c: ml_collections.ConfigDict) -> None:
@@ -343,6 +362,16 @@ SIZES: Mapping[str | None, Callable[[ml_collections.ConfigDict], None]] = {
     "qwen3_4b": _qwen3_4b,
 }
 
+# What `python -m pr1_jax.plan --search` prices best for RL, by size and devices; the
+# mesh of the size is the best on all of these (docs/launch.md).
+FASTEST: Mapping[str | None, Mapping[str, Mapping[str, Any]]] = {
+    "qwen3_4b": {
+        "v5e:4x4": {"rl.micro_batch_size": 4, "rollout.rows": 192},
+        "v6e:4x4": {"rl.micro_batch_size": 4, "rollout.rows": 448},
+        "v5p:2x2x2": {"rl.micro_batch_size": 16, "rollout.rows": 384},
+    },
+}
+
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping with dotted names."""
@@ -410,6 +439,9 @@ def markdown() -> str:
         changed = (f"`{n}={x!r}`" for n, x in mine.items() if x != base[n])
         text = " ".join(inspect.getdoc(SIZES[size]).split())
         lines.append(f"\n**{size}**: {text} {', '.join(changed)}.")
+        for devices, settings in FASTEST.get(size, {}).items():
+            found = ", ".join(f"`{n}={x!r}`" for n, x in settings.items())
+            lines.append(f"\n**{size},{devices}**: the same, but {found}.")
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ What `--config.a.b=v` becomes is tested in this process through `config_flags`, 
 import ast
 import importlib
 import json
+import math
 import pathlib
 import re
 import subprocess
@@ -16,8 +17,9 @@ import jax
 import ml_collections
 import pytest
 
-from pr1_jax import rewards
+from pr1_jax import defaults, rewards
 from pr1_jax.data import search, sources, tasks
+from pr1_jax.plan import hardware
 from pr1_jax.stages import checks, curriculum
 from pr1_jax.system import files
 from tests.helpers import command, compiling, search_task
@@ -188,6 +190,36 @@ def test_published_sizes(name):
         )
         if name != "rl_easy":
             assert c.rl.prompts_per_step // c.rl.mini_batches == 128
+
+
+DEVICES = [
+    (size, devices) for size, known in defaults.FASTEST.items() for devices in known
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("size", "devices"), DEVICES)
+def test_settings_for_devices_divide_what_they_must(name, size, devices):
+    c, plain = get_config(name, f"{size},{devices}"), get_config(name, size)
+    count = hardware.parse_topology(devices).num_devices
+    fixed = math.prod(n for n in c.mesh.values() if n > 0)
+    assert count % fixed == 0 and (fixed == count or -1 in c.mesh.values())
+    shards = count // c.mesh.tensor
+    whole = c.rl.prompts_per_step * c.rl.group_size // c.rl.mini_batches
+    assert whole % c.rl.micro_batch_size == 0 == c.rl.micro_batch_size % shards
+    assert c.sft.batch_size % c.sft.micro_batch_size == 0
+    assert c.sft.micro_batch_size % shards == 0 == c.rollout.rows % shards
+    fields, before = (defaults.flat(x.to_dict()) for x in (c, plain))
+    changed = {n for n, x in fields.items() if x != before[n]}
+    assert changed <= {*defaults.FASTEST[size][devices]}
+
+
+def test_settings_for_unknown_devices_name_the_known_ones():
+    for variant in ("qwen3_4b,v9:4x4", "smoke,v5e:4x4", ",v5e:4x4"):
+        with pytest.raises(
+            ValueError, match=f"config variant '{variant}'.*settings for"
+        ):
+            get_config("rl_alternating", variant)
 
 
 def names_of(c, steps):
