@@ -1,13 +1,12 @@
 """Lowers this package's decode steps and GRPO update on Qwen3-4B; see `worker.py`.
 
-What `configs/rl_alternating.py:qwen3_4b` says, on this topology; as many responses in all
-as the peer decodes, and micro-batches of as many sequences at least.
+Settings are those that `configs/rl_alternating.py:qwen3_4b` has for the topology, but for
+as many responses as the peer decodes.
 """
 
 import dataclasses
 import functools
 
-from configs import rl_alternating
 from pr1_jax.plan import costs, hardware, programs, timing
 from tests.programs.tpu_peers import worker
 from tests.programs.tpu_peers.worker import Program
@@ -15,7 +14,7 @@ from tests.programs.tpu_peers.worker import Program
 
 def program(part: str, topology: hardware.Topology, layers: int) -> Program:
     """The program of the config that has this in its name."""
-    config = rl_alternating.get_config("qwen3_4b")
+    config = worker.settings(topology)
     rows = worker.ROWS * topology.num_devices // worker.TENSOR
     config.rollout.rows = rows
     made = programs.build(config, hardware.open_devices(topology))

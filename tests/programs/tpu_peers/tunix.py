@@ -187,7 +187,7 @@ def update(
     """
     fsdp = topology.num_devices // tp
     mesh = make_mesh(hardware.open_devices(topology), fsdp=fsdp, tp=tp)
-    rows = max(worker.SEQUENCES, fsdp)
+    rows = max(worker.sequences(topology), fsdp)
     place = NamedSharding(mesh, P("fsdp"))
     array = lambda dtype, *shape: jax.ShapeDtypeStruct(
         (rows, *shape), dtype, sharding=place
@@ -216,7 +216,8 @@ def update(
 def update_packed(topology: hardware.Topology, layers: int) -> Program:
     """The train step on one packed row, whose tokens are split over devices as well."""
     parts = topology.num_devices // worker.TENSOR
-    length = worker.SEQUENCES * worker.TOKENS
+    rows = worker.sequences(topology)
+    length = rows * worker.TOKENS
     devices = hardware.open_devices(topology)
     mesh = make_mesh(devices, fsdp=1, sp=parts, tp=worker.TENSOR)
     place = NamedSharding(mesh, P("fsdp", "sp"))
@@ -239,7 +240,7 @@ def update_packed(topology: hardware.Topology, layers: int) -> Program:
         tiles // parts
     )  # of the last part, which sees most, and which the others await
     return Program(
-        _work(lowered, layers, worker.SEQUENCES, topology),
+        _work(lowered, layers, rows, topology),
         tokens=length,
         mesh=mesh.shape,
         setting=f"packed into 1 × {length:,}, {_accumulated(256)}",

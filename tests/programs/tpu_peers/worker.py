@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
+from configs import rl_alternating
 from pr1_jax.plan import hardware, kernels, timing
 from pr1_jax.system import files
 
@@ -21,7 +24,7 @@ TENSOR = 4  # devices that share the heads
 ROWS = 32  # responses of a shard that are decoded at the same time
 # Tokens in decoding, at most. Prompts are as long, responses half as long on average.
 PROMPT, RESPONSE = 2000, 3000
-SEQUENCES, TOKENS = 4, 3072  # of a micro-batch, all over the devices
+TOKENS = 3072  # of a sequence of a micro-batch
 TRAINED = TOKENS * RESPONSE // (PROMPT + RESPONSE)  # the response's
 
 
@@ -44,6 +47,16 @@ class Program:
     setting: str
     busy_steps: float = 1.0
     own_bytes: float = 0.0
+
+
+def sequences(topology: hardware.Topology) -> int:
+    """Of a micro-batch, on all devices: as many as our config takes there."""
+    return settings(topology).rl.micro_batch_size
+
+
+def settings(topology: hardware.Topology) -> ml_collections.ConfigDict:
+    """Our config of the model on these devices."""
+    return rl_alternating.get_config(f"qwen3_4b,{topology.text}")
 
 
 def part(topology: hardware.Topology) -> hardware.Topology:
