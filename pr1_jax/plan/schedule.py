@@ -189,7 +189,12 @@ class _Walk:
                 copied = max(copied, clock) + self._at_bandwidth(x, inside)
                 started[key] = x, copied
             elif part != "update" and x.opcode not in _FREE:
+                begun = clock
                 clock += self._one(x, times, inside)
+                if x.kernel is not None and x.kernel.bytes:
+                    # The bandwidth is one: its transfers come after those under way.
+                    copied = max(copied, begun) + self._at_bandwidth(x, inside)
+                    clock += self._wait(x, times, copied - clock)
         return clock
 
     def _part(self, x: hlo.Instruction) -> tuple[str, str]:
@@ -266,6 +271,15 @@ class _Walk:
         seconds = max(computing, self._at_bandwidth(x, inside))
         share = body.share(self.hardware)
         return self._add(x, times, seconds, inside, source=source, peak_share=share)
+
+    def _wait(self, x: hlo.Instruction, times: int, seconds: float) -> float:
+        """Costs of what a kernel waits for copies; seconds, once, 0 at the least."""
+        if seconds <= 0:
+            return 0.0
+        name = f"copies beside {x.name}"
+        found = Cost(name, x.opcode, COPIES, x.op_name, times, seconds, 0)
+        self.costs.append(dataclasses.replace(found, source=AT_BANDWIDTH))
+        return seconds
 
     def _branches(self, x: hlo.Instruction, times: int) -> float:
         """Of a conditional: the branch that takes longest."""

@@ -94,6 +94,24 @@ def test_what_bundles_allow_is_told_and_what_they_do_not_count_too():
     assert counted.unestimated_seconds == 0
 
 
+@pytest.mark.parametrize(("size", "waits"), [(1000, 4000), (0, 0)])
+def test_a_kernel_and_copies_beside_it_share_the_bandwidth(size, waits):
+    text = program((1, 9000, 5)).replace("ROOT %k", "%k")
+    entry = f"""  %q = f32[{size}]{{0}} parameter(1)
+  %s = (f32[{size}]{{0:S(1)}}, f32[{size}]{{0}}, u32[]) copy-start(%q)
+  %k = """
+    text = text.replace("  %k = ", entry)
+    text = text.replace(
+        ", other={}",
+        f"""
+  ROOT %d = f32[{size}]{{0:S(1)}} copy-done(%s)""",
+    )
+    found = schedule.of_program(text, UNIT, {"k": BODY})
+    assert round(1e9 * found.seconds("attention")) == 9000
+    assert round(1e9 * found.seconds(schedule.COPIES)) == waits
+    assert round(1e9 * found.seconds()) == 9000 + waits
+
+
 def test_other_custom_calls_are_no_kernels():
     found = cost((9_000_000, 30, 5), BODY, target="TopK")
     assert (found.bytes, found.source) == (8000, "bytes")
