@@ -362,8 +362,8 @@ SIZES: Mapping[str | None, Callable[[ml_collections.ConfigDict], None]] = {
     "qwen3_4b": _qwen3_4b,
 }
 
-# What `python -m pr1_jax.plan --search` prices best for RL, by size and devices; the
-# mesh of the size is the best on all of these (docs/launch.md).
+# The best for RL of what was priced as `python -m pr1_jax.plan --search` prices, by size
+# and devices, each on the mesh of the size (docs/launch.md).
 FASTEST: Mapping[str | None, Mapping[str, Mapping[str, Any]]] = {
     "qwen3_4b": {
         "v5e:4x4": {"rl.micro_batch_size": 4, "rollout.rows": 192},

@@ -31,7 +31,7 @@ def choose(
     _set_precision(config.dtype)
     if kernels == "xla":
         return Xla(config)
-    from pr1_jax.model import cpu, tpu  # the one place that knows of them
+    from pr1_jax.model import cpu, tpu  # no other module names them
 
     device = mesh.devices.flat[0] if mesh is not None else jax.devices()[0]
     if kernels == "tpu" or (kernels == "auto" and device.platform == "tpu"):

@@ -3,7 +3,7 @@
 A backend is one value that provides all that kernels for a device may do otherwise:
 forms of parameters and of caches, the two halves of a layer, attention in its four uses,
 logits, log-probs of tokens, draws. Its signatures are of arrays. `model.backend` chooses
-one; `model.cpu` departs from this one where it has kernels of its own.
+one; `model.tpu` and `model.cpu` depart from this one where they have kernels of their own.
 
 A cache has an entry a layer: keys [B, K, H, S] and values [B, K, S, H], an order in which
 both products of a decode step read memory along its last axis. Other backends may have

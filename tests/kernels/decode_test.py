@@ -5,7 +5,6 @@ installed; no TPU is needed.
 """
 
 import math
-import os
 import re
 from typing import NamedTuple
 
@@ -216,18 +215,6 @@ def test_the_order_of_the_tiles_is_prompts_that_are_read_then_rows():
     assert walk.readers.tolist() == [4, 4, 4, 4, 4, 4, 4, 4, 2, 1, 0, 4]
     assert walk.slot.tolist() == [299, -1, -1, -1, 6, 5]
     assert walk.visible.shape == (3, 3, 1, 128) and (walk.visible == 3).all()
-
-
-@pytest.fixture(scope="module")
-def tpu_compiler():
-    pytest.importorskip("libtpu", reason="libtpu, the compiler for TPU, is missing")
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 @pytest.mark.parametrize(

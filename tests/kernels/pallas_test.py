@@ -4,7 +4,6 @@ Whether they compile for TPU is tested where libtpu is installed; no TPU is need
 """
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -238,18 +237,6 @@ def compiled(topology, attend, *, B, T, N, K, H, mesh=(1, 1, 1)):
     shapes = [struct(N), struct(K), struct(K), labels, labels, struct(N)]
     with jax.set_mesh(mesh):
         return jax.jit(run).lower(*shapes).compile()
-
-
-@pytest.fixture(scope="module")
-def tpu_compiler():
-    pytest.importorskip("libtpu", reason="libtpu, the compiler for TPU, is missing")
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        os.environ.setdefault(name, value)
 
 
 @pytest.mark.parametrize(

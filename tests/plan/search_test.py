@@ -360,6 +360,17 @@ def test_what_does_not_fit_is_never_the_answer(tmp_path, invented):
     assert "by arithmetic" in nothing.refused[0][1]
 
 
+def test_rows_whose_decode_steps_do_not_fit_are_not_the_answer(tmp_path, invented):
+    """Steps of six layers take 6 MiB a row, as only the compiler knows."""
+    limit, fields = 90 * 2**20, {"model__num_layers": 6, "model__remat": True}
+    of = space(tmp_path, limit, rl__micro_batch_size=8, **fields)
+    found = search.search(of)
+    most = found.best.setting["rollout.rows"]
+    refused = [x["rollout.rows"] for x, _ in found.refused if "rollout.rows" in x]
+    assert refused and most < min(refused)
+    assert max(found.best.memory.values()) <= limit
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
