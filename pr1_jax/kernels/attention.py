@@ -19,7 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pr1_jax import layout
 from pr1_jax.kernels import fusion, pallas
-from pr1_jax.kernels.pallas import KEPT, NEG_INF
+from pr1_jax.kernels.pallas import KEPT
+from pr1_jax.kernels.pallas_kernel import NEG_INF
 
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
@@ -47,6 +48,7 @@ def label_attention(
     v,
     block,
     path,
+    start=None,
     *,
     query_chunk: int = 512,
     implementation: str = "auto",
@@ -57,6 +59,8 @@ def label_attention(
       q: [B, Q, N, H], of the last Q of T tokens.
       k, v: [B, T, K, H], N a multiple of K.
       block, path: [B, T] int32 labels; all zero for plain causal attention.
+      start: [B, T] int32, index of the first key that a query may see: of the first token
+        of its sequence, where a row holds several one after another. None: 0.
       query_chunk: most queries whose scores are held at once by `xla`.
       implementation: of `IMPLEMENTATIONS`. `pallas` compiles for TPU alone; `auto`
         takes it if that is JAX's default backend, else `xla`.
@@ -75,14 +79,14 @@ def label_attention(
     if implementation == "pallas":
         before = k.shape[1] - Q
         q = jnp.pad(q, [(0, 0), (before, 0), (0, 0), (0, 0)])
-        return pallas.flash_attention(q, k, v, block, path)[:, before:]
+        return pallas.flash_attention(q, k, v, block, path, start)[:, before:]
     chunk = min(query_chunk, max(_SMALLEST_CHUNK, -(-Q // 4)))
-    return _attention(q, k, v, block, path, chunk)
+    return _attention(q, k, v, (block, path, start), chunk)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(q, k, v, block, path, chunk):
-    return _forward(q, k, v, block, path, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(q, k, v, labels, chunk):
+    return _forward(q, k, v, labels, chunk)[0]
 
 
 def _chunks(q, k, chunk: int) -> list[tuple[slice, slice]]:
@@ -92,25 +96,29 @@ def _chunks(q, k, chunk: int) -> list[tuple[slice, slice]]:
     return [(slice(a, b), slice(before + a, before + b)) for a, b in chunks]
 
 
-def _scores(q, keys, block, path, some: slice):
+def _scores(q, keys, labels, some: slice):
     """Scores [B, K, C, R, e] float32 of the chunk `some` against the keys up to its end.
 
     Args:
       q: [B, K, C · R, H], the chunk's. keys: [B, K, T, H]. some: among all tokens.
+      labels: blocks, paths and starts, each [B, T]; or None for the last.
     """
     B, K = q.shape[:2]
     end = some.stop
 
-    def is_hidden(block, path):
+    def is_hidden(block, path, start=None):
         visible = layout.visible_labels(
             block[:, some, None],
             path[:, some, None],
             block[:, None, :end],
             path[:, None, :end],
         )
-        return ~visible | (jnp.arange(end) > jnp.arange(some.start, end)[:, None])
+        hidden = ~visible | (jnp.arange(end) > jnp.arange(some.start, end)[:, None])
+        if start is None:
+            return hidden
+        return hidden | (jnp.arange(end) < start[:, some, None])
 
-    hidden = fusion.made_once(is_hidden, block, path)
+    hidden = fusion.made_once(is_hidden, *[x for x in labels if x is not None])
     scores = jnp.einsum(
         "BKQH,BKSH->BKQS", q, keys[:, :, :end], preferred_element_type=jnp.float32
     ) * (q.shape[-1] ** -0.5)
@@ -123,12 +131,12 @@ def _by_head(x):
     return x.swapaxes(1, 2)
 
 
-def _forward(q, k, v, block, path, chunk):
+def _forward(q, k, v, labels, chunk):
     B, K = len(q), k.shape[2]
     keys, values = _by_head(k), _by_head(v)
     outs, normalisers = [], []
     for own, some in _chunks(q, k, chunk):
-        scores = _scores(group_queries(q[:, own], K), keys, block, path, some)
+        scores = _scores(group_queries(q[:, own], K), keys, labels, some)
         top = scores.max(axis=-1, keepdims=True)
         probs = jnp.exp(scores - top)
         total = probs.sum(axis=-1, keepdims=True)
@@ -143,11 +151,11 @@ def _forward(q, k, v, block, path, chunk):
         normalisers.append(top + jnp.log(total))
     out = checkpoint_name(jnp.concatenate(outs, axis=1), KEPT)
     normalisers = [checkpoint_name(x, KEPT) for x in normalisers]
-    return out, (q, k, v, block, path, out, normalisers)
+    return out, (q, k, v, labels, out, normalisers)
 
 
 def _backward(chunk, residuals, gradient):
-    q, k, v, block, path, out, normalisers = residuals
+    q, k, v, labels, out, normalisers = residuals
     B, (K, H) = len(q), k.shape[2:]
     keys, values = _by_head(k), _by_head(v)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -160,7 +168,7 @@ def _backward(chunk, residuals, gradient):
         end = some.stop
         queries = group_queries(q[:, own], K)
         back = group_queries(gradient[:, own], K)
-        probs = jnp.exp(_scores(queries, keys, block, path, some) - normaliser)
+        probs = jnp.exp(_scores(queries, keys, labels, some) - normaliser)
         probs = probs.reshape(B, K, -1, end)
         d_probs = product("BKQH,BKSH->BKQS", back, values[:, :, :end])
         d_scores = probs * (d_probs - group_queries(shared[:, own], K)) * H**-0.5
@@ -176,7 +184,7 @@ def _backward(chunk, residuals, gradient):
         )
     d_queries = jnp.concatenate(d_queries, axis=1)
     d_keys, d_values = (_by_head(x).astype(k.dtype) for x in (d_keys, d_values))
-    return d_queries, d_keys, d_values, None, None
+    return d_queries, d_keys, d_values, None
 
 
 _attention.defvjp(_forward, _backward)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pr1_jax.kernels.pallas import NEG_INF
+from pr1_jax.kernels.pallas_kernel import NEG_INF
 
 PIECE = 128  # slots of a transfer; a cache has a multiple of them
 WINDOW = 16  # slots that are written at once: rows of a register of bfloat16

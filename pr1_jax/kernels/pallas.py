@@ -2,9 +2,10 @@
 
 The scores of a tile of queries against a tile of keys exist in VMEM alone. Between the
 passes only outputs and normalisers are kept. A tile of keys that no query of a tile may
-see, because it lies in the future or belongs to siblings, is not computed; one that all
-of them may see needs no mask; the mask of any other is made there from one integer a
-token (docs/method.md, section 2).
+see, because it lies in the future, belongs to siblings or, where a row holds several
+sequences, to another one, is not computed; one that all of them may see needs no mask; the
+mask of any other is made there from one integer a token, or two (docs/method.md,
+section 2).
 
 A step of a kernel has a tile of queries of all heads that share a key head, and goes
 through the tiles of many keys, which stay in VMEM from step to step. While one head waits
@@ -16,7 +17,6 @@ queries are then rows, which a TPU stores densely; as columns each would be wide
 128 lanes. Queries, and what is shaped like them, therefore come as [B, K, R, H, T].
 """
 
-import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -26,33 +26,24 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+from pr1_jax.kernels.pallas_kernel import (
+    HIDDEN,
+    PARTLY,
+    PATH_BITS,
+    VISIBLE,
+    Plan,
+    backward_kernel,
+    forward_kernel,
+)
 from pr1_jax.system.mesh import RULES
 
-NEG_INF = -1e30  # finite: a row with no visible key gives no NaN
 KEPT = "attention"  # name of what policies of remat keep (`checkpoint_name`)
 
 _TILES = (256, 128)  # tokens; the last is the width of a vector register
 _MOST_QUERIES = 1024  # of all heads in a tile
 _VMEM_BYTES = 23 * 2**19  # for tiles and parts of arrays, of 16 MiB in all
-_HIDDEN, _PARTLY, _VISIBLE = range(3)  # kinds of tiles
-_PATH_BITS = 16  # of a label in one integer: its path; those above are its block
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is static about a call."""
-
-    tokens: int  # T, a multiple of `held`
-    tile_q: int
-    tile_k: int
-    held: int  # keys that are in VMEM at once, a multiple of both tiles
-    interpret: bool
-    mesh: AbstractMesh | None  # None: the kernels run where they are called
-    batch: tuple[str, ...] | None = None  # mesh axes that sequences are split over
-    heads: str | None = None  # mesh axis that heads are split over
 
 
 def flash_attention(
@@ -61,6 +52,7 @@ def flash_attention(
     v,
     block,
     path,
+    start=None,
     *,
     tile_q: int = 0,
     tile_k: int = 0,
@@ -76,6 +68,8 @@ def flash_attention(
       q: [B, T, N, H], bfloat16 or float32.
       k, v: [B, T, K, H], N a multiple of K.
       block, path: [B, T] int32 labels, below 2^15; all zero for plain causal attention.
+      start: [B, T] int32, index of the first key that a query may see: of the first token
+        of its sequence, where a row holds several. None: 0.
       tile_q, tile_k: tokens of a tile, on TPU multiples of 128; 0 = `default_tile`.
       held: keys in VMEM at once, at most, and a tile at least; 0 = as many as fit.
       interpret: run without a TPU, slowly.
@@ -96,7 +90,8 @@ def flash_attention(
     padding = -T % held
     # Padded keys lie behind all queries, padded queries have no gradient.
     pad = lambda x: jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, 0)])
-    labels = _pad_labels(jnp.stack([block, path], axis=1), padding)
+    starts = [] if start is None else [start]
+    labels = _pad_labels(jnp.stack([block, path, *starts], axis=1), padding)
     sizes = {"tokens": T + padding, "tile_q": tile_q, "tile_k": tile_k, "held": held}
     plan = _plan(B, K, **sizes, interpret=interpret)
     across = pad(q).reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 4, 1)
@@ -131,14 +126,15 @@ def _held_keys(T: int, tile: int, most: int) -> int:
     return math.ceil(T / parts / tile) * tile
 
 
-def tile_kinds(block, path, tile_q: int, tile_k: int):
+def tile_kinds(block, path, tile_q: int, tile_k: int, start=None):
     """Which tiles of keys the queries of a tile may see, int32 [B, T / tq, T / tk].
 
-    `_HIDDEN`: no pair is visible. `_VISIBLE`: all are. `_PARTLY`: neither is certain; in
+    `HIDDEN`: no pair is visible. `VISIBLE`: all are. `PARTLY`: neither is certain; in
     canonical order some pairs of such a tile are visible.
 
     Args:
-      block, path: [B, T] int32; T need not be a multiple of the tiles.
+      block, path, start: [B, T] int32, as of `flash_attention`; T need not be a multiple
+        of the tiles.
     """
     padding = -block.shape[1] % math.lcm(tile_q, tile_k)
     labels = _pad_labels(jnp.stack([block, path], axis=1), padding)
@@ -155,7 +151,12 @@ def tile_kinds(block, path, tile_q: int, tile_k: int):
     hidden = ~q.has_main & ~k.has_main & one[0] & apart[1]
     hidden |= index_k >= index_q + tile_q
     visible = (index_k + tile_k <= index_q + 1) & (apart[0] | one[1])
-    return jnp.where(hidden, _HIDDEN, jnp.where(visible, _VISIBLE, _PARTLY))
+    if start is not None:
+        start = jnp.pad(start, [(0, 0), (0, padding)], mode="edge")
+        start = start.reshape(len(start), -1, 1, tile_q)
+        hidden |= index_k + tile_k <= start.min(axis=-1)
+        visible &= start.max(axis=-1) <= index_k
+    return jnp.where(hidden, HIDDEN, jnp.where(visible, VISIBLE, PARTLY))
 
 
 class _Tiles(NamedTuple):
@@ -179,18 +180,18 @@ class _Tiles(NamedTuple):
 
 
 def _pad_labels(labels, padding: int):
-    """Repeats the last token's labels [B, 2, T], so that tiles keep to their path."""
+    """Repeats the last token's labels [B, n, T], so that tiles keep to their path."""
     return jnp.pad(labels, [(0, 0), (0, 0), (0, padding)], mode="edge")
 
 
-def _plan(B: int, K: int, **settings) -> _Plan:
+def _plan(B: int, K: int, **settings) -> Plan:
     """How a call is split over the mesh that it is traced under, if any."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _Plan(**settings, mesh=None)
+        return Plan(**settings, mesh=None)
     batch, heads = RULES["batch"], RULES["kv_heads"]
     divides = lambda axes, n: n % math.prod(mesh.shape[axis] for axis in axes) == 0
-    return _Plan(
+    return Plan(
         **settings,
         mesh=mesh,
         batch=batch if divides(batch, B) else None,
@@ -204,7 +205,7 @@ def _attention(plan, q, k, v, labels):
 
 
 def _attention_forward(plan, q, k, v, labels):
-    """Output [B, K, R, H, T] and residuals. labels: [B, 2, T]."""
+    """Output [B, K, R, H, T] and residuals. labels: as of `_call`."""
     heads, rows = _partitions(plan)
     run = _on_shards(plan, _forward, (heads,) * 3 + (rows,), (heads,) * 2)
     out, normaliser = run(q, k, v, labels)
@@ -251,7 +252,7 @@ def _forward(plan, q, k, v, labels):
     """Output [B, K, R, H, T] and base-2 normalisers [B, K, R, T] float32."""
     (B, K, R, H, T), tile = q.shape, plan.tile_q
     return _call(
-        _forward_kernel,
+        forward_kernel,
         plan,
         labels,
         [("queries", q), ("keys", k), ("keys", v)],
@@ -266,7 +267,7 @@ def _backward(plan, q, k, v, labels, out, normaliser, gradient):
     (R, H), parts = q.shape[2:4], plan.tokens // plan.held
     dtype = q.dtype if parts == 1 else jnp.float32
     d_queries, d_keys, d_values = _call(
-        _backward_kernel,
+        backward_kernel,
         plan,
         labels,
         [
@@ -291,13 +292,13 @@ def _call(kernel, plan, labels, inputs, outputs, *, scratch, products: int):
     queries, and the second in the backward pass.
 
     Args:
-      labels: [B, 2, T]. inputs: pairs (cut, array). outputs: triples (cut, shape, dtype).
+      labels: [B, 2, T], blocks and paths, or [B, 3, T], starts too. inputs: pairs (cut, array). outputs: triples (cut, shape, dtype).
       scratch: shapes of float32 sums. products: matrix products for each score.
     """
     B, K, R, H, T = inputs[0][1].shape
     tile, held = plan.tile_q, plan.held
     num_q, parts = T // tile, T // held
-    keys_outer = kernel is _backward_kernel
+    keys_outer = kernel is backward_kernel
 
     def at(index, *, clamp: bool = True):
         """An index of blocks by sequence, key head, tile of queries, part of the keys."""
@@ -324,15 +325,20 @@ def _call(kernel, plan, labels, inputs, outputs, *, scratch, products: int):
         "keys": pl.BlockSpec(
             (None, None, held, H), at(lambda b, h, i, j: (b, h, j, 0))
         ),
-        "query_labels": pl.BlockSpec((None, 1, tile), at(lambda b, h, i, j: (b, 0, i))),
+        "query_labels": pl.BlockSpec(
+            (None, labels.shape[1] - 1, tile), at(lambda b, h, i, j: (b, 0, i))
+        ),
         "key_labels": pl.BlockSpec((None, 1, held), at(lambda b, h, i, j: (b, 0, j))),
     }
-    kinds = tile_kinds(labels[:, 0], labels[:, 1], tile, plan.tile_k)
-    packed = (labels[:, :1] << _PATH_BITS) | labels[:, 1:]
+    block, path, *starts = jnp.unstack(labels, axis=1)
+    kinds = tile_kinds(block, path, tile, plan.tile_k, *starts)
+    packed = (labels[:, :1] << PATH_BITS) | labels[:, 1:2]
+    of_queries = jnp.concatenate([packed, labels[:, 2:]], axis=1)
     cuts = [*[cut for cut, _ in inputs], "query_labels", "key_labels"]
-    arrays = [*[array for _, array in inputs], packed, packed]
+    arrays = [*[array for _, array in inputs], of_queries, packed]
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in outputs]
-    pairs = B * K * R * T * (T + tile) // 2  # causal tiles are computed whole
+    # Causal tiles are computed whole; labels hide fewer or more of them.
+    pairs = B * K * R * T * (T + tile) // 2
     return pl.pallas_call(
         functools.partial(kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -354,132 +360,3 @@ def _call(kernel, plan, labels, inputs, outputs, *, scratch, products: int):
         interpret=plan.interpret,
         name=kernel.__name__.strip("_"),
     )(kinds.reshape(-1), *arrays)
-
-
-def _product(a, b, axis_a: int, axis_b: int):
-    """Matrix product over one axis of each, float32."""
-    axes = (((axis_a,), (axis_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
-
-
-def _each_tile(plan, kinds, i, j, labels, add):
-    """Calls add(at, bias) for tiles of the keys of part j that queries of tile i may see.
-
-    Args:
-      labels: packed, of the queries [1, tq] and of the keys of the part [1, held].
-      add: `at` are the tile's keys in the part; `bias` is what their mask adds to scores,
-        [tk, tq] float32, or None where all pairs are visible.
-    """
-    query_labels, key_labels = labels
-    tile_q, tile_k, in_part = plan.tile_q, plan.tile_k, plan.held // plan.tile_k
-    row = pl.program_id(0) * (plan.tokens // tile_q) + i
-    first = row * (plan.tokens // tile_k) + j * in_part
-    end = (i + 1) * tile_q  # of what the queries may see; from here on, in the part
-    end = jnp.clip(end - j * plan.held, 0, plan.held)
-
-    def bias(c, at):
-        apart = query_labels[...] ^ key_labels[:, at].reshape(tile_k, 1)
-        visible = (apart == 0) | (apart >= 1 << _PATH_BITS)  # one path, or two blocks
-        index_q = i * tile_q + jax.lax.broadcasted_iota(jnp.int32, (1, tile_q), 1)
-        index_k = jax.lax.broadcasted_iota(jnp.int32, (tile_k, 1), 0)
-        index_k += j * plan.held + c * tile_k
-        return jnp.where(visible & (index_k <= index_q), 0.0, NEG_INF)
-
-    def one(c, _):
-        kind = kinds[first + c]
-        at = pl.ds(pl.multiple_of(c * tile_k, tile_k), tile_k)
-        pl.when(kind == _PARTLY)(lambda: add(at, bias(c, at)))
-        pl.when(kind == _VISIBLE)(lambda: add(at, None))
-        return 0
-
-    jax.lax.fori_loop(0, jax.lax.div(end + tile_k - 1, tile_k), one, 0)
-
-
-def _scores(keys, q, bias):
-    """Scores [tk, tq] of queries [R, H, tq], a head each: without the scale."""
-    scores = [_product(keys, head, 1, 0) for head in q[...]]
-    return scores if bias is None else [x + bias for x in scores]
-
-
-def _exponent(H: int) -> float:
-    """What scores are multiplied with for a softmax in powers of 2."""
-    return H**-0.5 * math.log2(math.e)
-
-
-def _forward_kernel(plan, kinds, *refs):
-    """q, out, sums: [R, H, tq]. k, v: [held, H]. normaliser, top, total: [R, tq].
-
-    Labels are packed, [1, tq] and [1, held]; `kinds` is of `tile_kinds`, flat.
-    """
-    q, k, v, query_labels, key_labels, out, normaliser, sums, top, total = refs
-    scale = _exponent(q.shape[1])
-    i, j = pl.program_id(2), pl.program_id(3)
-
-    @pl.when(j == 0)
-    def _start():
-        sums[...] = jnp.zeros_like(sums)
-        total[...] = jnp.zeros_like(total)
-        top[...] = jnp.full_like(top, NEG_INF)
-
-    def add(at, bias):
-        values = v[at].T
-        for r, scores in enumerate(_scores(k[at], q, bias)):
-            head = slice(r, r + 1)
-            new_top = jnp.maximum(top[head], scores.max(axis=0, keepdims=True))
-            # All 1 for a query that has seen no key yet; `kept` is 0 at its first.
-            probs = jnp.exp2((scores - new_top) * scale)
-            kept = jnp.exp2((top[head] - new_top) * scale)
-            total[head] = total[head] * kept + probs.sum(axis=0, keepdims=True)
-            added = _product(values, probs.astype(values.dtype), 1, 0)
-            sums[r] = sums[r] * kept + added
-            top[head] = new_top
-
-    _each_tile(plan, kinds, i, j, (query_labels, key_labels), add)
-
-    @pl.when(j == pl.num_programs(3) - 1)
-    def _finish():
-        for r in range(len(q)):
-            out[r] = (sums[r] / total[r : r + 1]).astype(out.dtype)
-        normaliser[...] = top[...] * scale + jnp.log2(total[...])
-
-
-def _backward_kernel(plan, kinds, *refs):
-    """As `_forward_kernel`; gradients and their sums have the shapes of q, k and v.
-
-    `shared` [R, tq] is what a score's own output takes back from its gradient.
-    """
-    q, k, v, out, normaliser, gradient, query_labels, key_labels = refs[:8]
-    d_queries, d_keys, d_values, query_sums, shared, key_sums, value_sums = refs[8:]
-    H = q.shape[1]
-    j, i = pl.program_id(2), pl.program_id(3)
-
-    @pl.when(i == 0)
-    def _start():
-        key_sums[...] = jnp.zeros_like(key_sums)
-        value_sums[...] = jnp.zeros_like(value_sums)
-
-    query_sums[...] = jnp.zeros_like(query_sums)
-    for r in range(len(q)):
-        products = out[r].astype(jnp.float32) * gradient[r]
-        shared[r : r + 1] = products.sum(axis=0, keepdims=True)
-
-    def add(at, bias):
-        keys, values = k[at], v[at]
-        keys_across = keys.T
-        all_d_probs = [_product(values, head, 1, 0) for head in gradient[...]]
-        for r, scores in enumerate(_scores(keys, q, bias)):
-            head = slice(r, r + 1)
-            probs = jnp.exp2(scores * _exponent(H) - normaliser[head])
-            d_scores = (probs * (all_d_probs[r] - shared[head])).astype(keys.dtype)
-            probs = probs.astype(keys.dtype)
-            value_sums[at] += _product(probs, gradient[r], 1, 1)
-            key_sums[at] += _product(d_scores, q[r], 1, 1)
-            query_sums[r] += _product(keys_across, d_scores, 1, 0)
-
-    _each_tile(plan, kinds, i, j, (query_labels, key_labels), add)
-    d_queries[...] = (query_sums[...] * H**-0.5).astype(d_queries.dtype)
-
-    @pl.when(i == pl.num_programs(3) - 1)
-    def _finish():
-        d_keys[...] = (key_sums[...] * H**-0.5).astype(d_keys.dtype)
-        d_values[...] = value_sums[...].astype(d_values.dtype)

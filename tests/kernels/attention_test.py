@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,26 @@ def test_queries_of_the_last_tokens_alone(implementation, monkeypatch):
         value_and_gradient(lambda *x: attend(*x, *labels_), q, k, v, cotangent),
         value_and_gradient(lambda *x: dense(*x, visible), q, k, v, cotangent),
     )
+
+
+@pytest.mark.parametrize("query_chunk", [512, 5])
+def test_sequences_one_after_another_are_as_apart(query_chunk):
+    """In value and gradient, whatever their labels are."""
+    borders, inputs = [0, 7, 8, T], random_inputs(4, 2)
+    block, path = (x.copy() for x in stacked(labels()))
+    block[:, borders[1]], path[:, borders[1]] = 9, 3
+    start = np.repeat(borders[:-1], np.diff(borders)).astype(np.int32)
+    start = np.stack([start, start])
+    attend = functools.partial(attention.label_attention, query_chunk=query_chunk)
+    whole = value_and_gradient(lambda *x: attend(*x, block, path, start), *inputs)
+    for first, end in itertools.pairwise(borders):
+        cut = lambda x, first=first, end=end: x[:, first:end]
+        alone = lambda *x, cut=cut: attend(*x, cut(block), cut(path))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+            jax.tree.map(cut, whole),
+            value_and_gradient(alone, *map(cut, inputs)),
+        )
 
 
 def test_zero_labels_are_plain_causal_attention():

@@ -4,6 +4,7 @@ Whether they compile for TPU is tested where libtpu is installed; no TPU is need
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,24 @@ def random_labels(rows, T, seed=0):
     return np.stack([canonical_labels(rng, T) for _ in range(rows)], axis=1)
 
 
+def packed_labels(T, rows, seed=0):
+    """Block, path and start, all [rows, T], of sequences one after another.
+
+    Args:
+      rows: slots of each row before which a sequence ends; padding follows the last.
+    """
+    rng, whole = np.random.default_rng(seed), []
+    for ends in rows:
+        borders = [0, *ends, T]
+        labels = [
+            canonical_labels(rng, max(end - first, 12))[:, : end - first]
+            for first, end in itertools.pairwise(borders)
+        ]
+        start = np.repeat(borders[:-1], np.diff(borders))
+        whole.append([*np.concatenate(labels, axis=1), start])
+    return np.int32(whole).swapaxes(0, 1)
+
+
 def random_inputs(B, T, N, K, H, seed=0):
     """Query, key, value and a cotangent for the output."""
     rng = np.random.default_rng(seed)
@@ -46,12 +65,15 @@ def random_inputs(B, T, N, K, H, seed=0):
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
-def dense_mask(block, path):
+def dense_mask(block, path, start=None):
     """Visibility [B, T, T]."""
     labels = [x[:, :, None] for x in (block, path)] + [
         x[:, None] for x in (block, path)
     ]
-    return layout.visible_labels(*labels) & np.tri(block.shape[1], dtype=bool)
+    visible = layout.visible_labels(*labels) & np.tri(block.shape[1], dtype=bool)
+    if start is not None:
+        visible &= np.arange(block.shape[1]) >= start[:, :, None]
+    return visible
 
 
 def dense(q, k, v, visible):
@@ -97,6 +119,41 @@ def test_equals_dense_attention_in_value_and_gradient(K, R, H, T, tile_q, tile_k
     assert_close(value_and_gradient(attend, *inputs), expected)
 
 
+# Sequences that end at edges of tiles, inside them, and several in a tile; a row with one
+# alone, one without any, and one that is full.
+ROWS = [[16, 32, 64], [5, 37, 40, 70], [1, 2, 9, 10, 43, 50], [40], [], [39, 75]]
+
+
+@pytest.mark.parametrize(
+    "tile_q, tile_k, held", [(16, 16, 0), (8, 16, 32), (16, 8, 40)]
+)
+def test_sequences_one_after_another_equal_dense_attention(tile_q, tile_k, held):
+    labels, inputs = packed_labels(75, ROWS), random_inputs(6, 75, 4, 2, 32)
+    visible = dense_mask(*labels)
+    assert labels[0].any() and not visible[0, 16:, :16].any()
+    expected = value_and_gradient(lambda *x: dense(*x, visible), *inputs)
+    attend = flash_attention(labels, tile_q, tile_k, held)
+    assert_close(value_and_gradient(attend, *inputs), expected)
+
+
+def test_tiles_of_other_sequences_are_not_computed():
+    """What is not a number in them does not come through, in either pass."""
+    labels = packed_labels(64, [[32, 48, 64]])
+    kinds = pallas.tile_kinds(*labels[:2], 16, 16, labels[2])
+    assert (kinds[0, 2:, :2] == HIDDEN).all() and kinds[0, 3, 2] == HIDDEN
+    q, k, v, cotangent = random_inputs(1, 64, 2, 1, 32)
+    run = functools.partial(value_and_gradient, flash_attention(labels))
+    out, (d_q, d_k, d_v) = run(q, k, v, cotangent)
+    bad = [x.copy() for x in (q, k, v, cotangent)]
+    for x in bad:
+        x[:, 32:48] = np.nan
+    got, gradients = run(*bad)
+    for a, b in zip((got, *gradients), (out, d_q, d_k, d_v), strict=True):
+        assert np.isnan(a[:, 32:48]).all()
+        np.testing.assert_array_equal(a[:, :32], b[:, :32])
+        np.testing.assert_array_equal(a[:, 48:], b[:, 48:])
+
+
 def test_bfloat16_is_near_float32():
     labels, inputs = random_labels(2, 48), random_inputs(2, 48, 4, 2, 32)
     short = [jnp.bfloat16(x) for x in inputs]
@@ -131,6 +188,16 @@ def tiles_of(mask, tile_q, tile_k):
     whole[:, :T, :T] = mask
     tiles = whole.reshape(B, Q // tile_q, tile_q, S // tile_k, tile_k).swapaxes(2, 3)
     return tiles.reshape(*tiles.shape[:3], -1)
+
+
+@pytest.mark.parametrize("tile_q, tile_k", [(8, 8), (4, 8), (8, 4)])
+def test_kinds_of_tiles_in_packed_rows(tile_q, tile_k):
+    block, path, start = packed_labels(88, [[16, 32, 64], [5, 37, 40, 70], [30, 88]])
+    tiles = tiles_of(dense_mask(block, path, start), tile_q, tile_k)
+    kinds = np.asarray(pallas.tile_kinds(block, path, tile_q, tile_k, start))
+    assert not tiles[kinds == HIDDEN].any() and tiles[kinds == VISIBLE].all()
+    assert (kinds == HIDDEN).sum() > 0.95 * (~tiles.any(axis=-1)).sum()
+    assert (kinds == VISIBLE).sum() > 0.9 * tiles.all(axis=-1).sum() > 0
 
 
 @pytest.mark.parametrize("tile_q, tile_k", [(8, 8), (4, 8), (8, 4)])
@@ -188,7 +255,8 @@ def test_hidden_tiles_are_not_computed():
 @functools.cache
 def on_one_device():
     """Labels and inputs of 8 rows, and what the kernels make of them."""
-    labels, inputs = random_labels(8, 40), random_inputs(8, 40, 4, 2, 32)
+    labels = packed_labels(40, [[16, 30], [5], [40], [1, 20, 38]] * 2)
+    inputs = random_inputs(8, 40, 4, 2, 32)
     return labels, inputs, value_and_gradient(flash_attention(labels), *inputs)
 
 
@@ -216,7 +284,7 @@ def test_sharded_equals_unsharded(B, mesh, parts):
     assert_close(jax.device_get(got), expected, atol=2e-6)
 
 
-def compiled(topology, attend, *, B, T, N, K, H, mesh=(1, 1, 1)):
+def compiled(topology, attend, *, B, T, N, K, H, mesh=(1, 1, 1), packed=False):
     """Attention and its gradients compiled for a TPU, on whatever machine this is."""
     from jax.experimental import topologies
 
@@ -230,27 +298,30 @@ def compiled(topology, attend, *, B, T, N, K, H, mesh=(1, 1, 1)):
     )
     labels = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=place(rows))
 
-    def run(q, k, v, block, path, cotangent):
-        out, pull = jax.vjp(lambda *x: attend(*x, block, path), q, k, v)
+    def run(q, k, v, cotangent, *labels):
+        out, pull = jax.vjp(lambda *x: attend(*x, *labels), q, k, v)
         return out, pull(cotangent)
 
-    shapes = [struct(N), struct(K), struct(K), labels, labels, struct(N)]
+    shapes = [struct(N), struct(K), struct(K), struct(N), *[labels] * (2 + packed)]
     with jax.set_mesh(mesh):
         return jax.jit(run).lower(*shapes).compile()
 
 
 @pytest.mark.parametrize(
-    "topology, T, H, mesh",
+    "topology, T, H, mesh, packed",
     [
-        ("v5e:2x4", 2048, 128, (2, 2, 2)),
-        ("v5e:2x2", 1000, 64, (1, 1, 1)),
-        ("v5p:2x2x1", 2048, 128, (1, 1, 1)),
+        ("v5e:2x4", 2048, 128, (2, 2, 2), True),
+        ("v5e:2x2", 1000, 64, (1, 1, 1), False),
+        ("v5p:2x2x1", 2048, 128, (1, 1, 1), False),
     ],
 )
-def test_compiles_for_tpu_without_scores_in_memory(tpu_compiler, topology, T, H, mesh):
+def test_compiles_for_tpu_without_scores_in_memory(
+    tpu_compiler, topology, T, H, mesh, packed
+):
     attend = functools.partial(attention.label_attention, implementation="pallas")
     B, N, K = 4, 8, 2
-    made = compiled(topology, attend, B=B, T=T, N=N, K=K, H=H, mesh=mesh)
+    sizes = {"B": B, "T": T, "N": N, "K": K, "H": H}
+    made = compiled(topology, attend, **sizes, mesh=mesh, packed=packed)
     assert 'custom_call_target="tpu_custom_call"' in made.as_text()
     copies = B * T * N * H * 2 / np.prod(mesh)  # bytes of the queries
     assert made.memory_analysis().temp_size_in_bytes < 8 * copies
