@@ -71,17 +71,22 @@ def label_attention(
     Raises:
       ValueError: an unknown implementation.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"{implementation=} is not one of {IMPLEMENTATIONS}")
-    if implementation == "auto":
-        implementation = "pallas" if jax.default_backend() == "tpu" else "xla"
     Q = q.shape[1]
-    if implementation == "pallas":
+    if chosen(implementation) == "pallas":
         before = k.shape[1] - Q
         q = jnp.pad(q, [(0, 0), (before, 0), (0, 0), (0, 0)])
         return pallas.flash_attention(q, k, v, block, path, start)[:, before:]
     chunk = min(query_chunk, max(_SMALLEST_CHUNK, -(-Q // 4)))
     return _attention(q, k, v, (block, path, start), chunk)
+
+
+def chosen(implementation: str) -> str:
+    """Which of `IMPLEMENTATIONS` is taken, "xla" or "pallas"; `ValueError` if it is none."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"{implementation=} is not one of {IMPLEMENTATIONS}")
+    if implementation == "auto":
+        return "pallas" if jax.default_backend() == "tpu" else "xla"
+    return implementation
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

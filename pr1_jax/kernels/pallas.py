@@ -28,6 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
+from pr1_jax.kernels import heads
 from pr1_jax.kernels.pallas_kernel import (
     HIDDEN,
     PARTLY,
@@ -53,6 +54,7 @@ def flash_attention(
     block,
     path,
     start=None,
+    raw: heads.Raw | None = None,
     *,
     tile_q: int = 0,
     tile_k: int = 0,
@@ -70,6 +72,7 @@ def flash_attention(
       block, path: [B, T] int32 labels, below 2^15; all zero for plain causal attention.
       start: [B, T] int32, index of the first key that a query may see: of the first token
         of its sequence, where a row holds several. None: 0.
+      raw: if q and k are as they are projected: norms and rotation, done here.
       tile_q, tile_k: tokens of a tile, on TPU multiples of 128; 0 = `default_tile`.
       held: keys in VMEM at once, at most, and a tile at least; 0 = as many as fit.
       interpret: run without a TPU, slowly.
@@ -89,14 +92,20 @@ def flash_attention(
     held = _held_keys(T, math.lcm(tile_q, tile_k), most)
     padding = -T % held
     # Padded keys lie behind all queries, padded queries have no gradient.
-    pad = lambda x: jnp.pad(x, [(0, 0), (0, padding), (0, 0), (0, 0)])
+    pad = lambda x: jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)])
     starts = [] if start is None else [start]
     labels = _pad_labels(jnp.stack([block, path, *starts], axis=1), padding)
     sizes = {"tokens": T + padding, "tile_q": tile_q, "tile_k": tile_k, "held": held}
     plan = _plan(B, K, **sizes, interpret=interpret)
-    across = pad(q).reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 4, 1)
-    down = lambda x: pad(x).swapaxes(1, 2)
-    out = _attention(plan, across, down(k), down(v), labels)
+    q, k, v = map(pad, (q, k, v))
+    if raw is None:
+        q = q.reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 4, 1)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    else:
+        raw = raw._replace(angles=tuple(map(pad, raw.angles)))
+        where = {"mesh": plan.mesh, "batch": plan.batch, "heads": plan.heads}
+        q, k, v = heads.arranged(q, k, v, raw, **where, interpret=interpret)
+    out = _attention(plan, q, k, v, labels)
     return out.transpose(0, 4, 1, 2, 3).reshape(B, -1, N, H)[:, :T]
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
-from pr1_jax.kernels import attention, categorical
+from pr1_jax.kernels import attention, categorical, heads, pallas
 from pr1_jax.kernels.attention import (
     Part,
     attend_part,
@@ -79,6 +79,33 @@ class Step(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelAttention:
+    """Attention of training, an `Attend`: see `attention.label_attention`."""
+
+    config: ModelConfig
+    block: jax.Array  # [B, T] int32, labels
+    path: jax.Array  # [B, T] int32
+    start: jax.Array | None = None  # [B, T] int32, of rows that hold several sequences
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether it normalises and rotates queries and keys itself: `raw`."""
+        chosen = attention.chosen(self.config.attention) == "pallas"
+        return chosen and self.config.head_dim % heads.HEAD_DIMS == 0
+
+    def __call__(self, q, k, v, cache=None):
+        c = self.config
+        settings = {"query_chunk": c.query_chunk, "implementation": c.attention}
+        labels = self.block, self.path, self.start
+        return attention.label_attention(q, k, v, *labels, **settings), cache
+
+    def raw(self, q, k, v, raw: heads.Raw):
+        """The same of queries and keys as they are projected."""
+        labels = self.block, self.path, self.start
+        return pallas.flash_attention(q, k, v, *labels, raw)
+
+
+@dataclasses.dataclass(frozen=True)
 class Xla:
     """The backend in plain JAX; updates are in Pallas on TPU."""
 
@@ -110,6 +137,11 @@ class Xla:
           params: the layer's. x: [..., D]. angles: of `layers.rotary_angles`.
           live: scalar int32, as `forward.forward` has it, here and in all that follows.
         """
+        if isinstance(attend, LabelAttention) and attend.takes_raw:
+            with jax.named_scope("projections"):
+                q, k, v = self._raw_heads(params, x)
+            with jax.named_scope("attention"):
+                return attend.raw(q, k, v, self._raw(params, angles)), cache
         with jax.named_scope("projections"):
             q, k, v = self.project_heads(params, x, angles, live)
         with jax.named_scope("attention"):
@@ -124,18 +156,28 @@ class Xla:
         Returns:
           q [..., N, H], k and v [..., K, H].
         """
-        eps = self.config.rms_eps
-        h = rms_norm(params["attn_norm"], x, eps)
-        if "qkv" in params:
-            qkv = self._fused_heads(params, h)
-            q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
-            q = q.reshape(*h.shape[:-1], -1, q.shape[-1])
-        else:
-            q, k, v = self._project_in([params[name] for name in ("q", "k", "v")], h)
+        q, k, v = self._raw_heads(params, x)
         if "q_norm" in params:
-            q = rms_norm(params["q_norm"], q, eps)
-            k = rms_norm(params["k_norm"], k, eps)
+            q = rms_norm(params["q_norm"], q, self.config.rms_eps)
+            k = rms_norm(params["k_norm"], k, self.config.rms_eps)
         return rotate(q, angles), rotate(k, angles), v
+
+    def _raw_heads(self, params, x):
+        """Queries, keys and values as they are projected, of `project_heads`."""
+        h = rms_norm(params["attn_norm"], x, self.config.rms_eps)
+        if "qkv" not in params:
+            return self._project_in([params[name] for name in ("q", "k", "v")], h)
+        qkv = self._fused_heads(params, h)
+        q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+        return q.reshape(*h.shape[:-1], -1, q.shape[-1]), k, v
+
+    def _raw(self, params, angles) -> heads.Raw:
+        """What is left to do with a layer's queries and keys as they are projected."""
+        scales = None
+        if "q_norm" in params:
+            scales = [params[name]["scale"] for name in ("q_norm", "k_norm")]
+            scales = jnp.stack(scales)
+        return heads.Raw(angles, scales, self.config.rms_eps)
 
     def finish_layer(self, params, x, out, live=None):
         """What comes after attention, `out` [..., N, H]: its projection and the MLP."""
@@ -196,23 +238,20 @@ class Xla:
             stand there once, in front of what is left of each: arrays are
             [B / G, S + G (T − S), …].
         """
-        c, (B, T), G = self.config, block.shape, group_rows if shared else 1
-
-        def attend_labels(q, k, v, block, path):
-            settings = {"query_chunk": c.query_chunk, "implementation": c.attention}
-            return attention.label_attention(q, k, v, block, path, **settings)
+        (B, T), G = block.shape, group_rows
+        own = LabelAttention(self.config, block, path)
+        if not shared:
+            return own
 
         def attend(q, k, v, cache):
-            if not shared:
-                return attend_labels(q, k, v, block, path), cache
             first = [x[:, :shared] for x in (q, k, v)]
             nothing = jnp.zeros((B // G, shared), jnp.int32)
-            of_shared = attend_labels(*first, nothing, nothing)
+            of_shared, _ = LabelAttention(self.config, nothing, nothing)(*first)
             rest = lambda x: x[:, shared:].reshape(B, T - shared, *x.shape[2:])
             whole = lambda x: jnp.concatenate(
                 [repeat_rows(x[:, :shared], G), rest(x)], axis=1
             )
-            of_rest = attend_labels(rest(q), whole(k), whole(v), block, path)
+            of_rest, _ = own(rest(q), whole(k), whole(v))
             of_rest = of_rest.reshape(B // G, -1, *q.shape[2:])
             return jnp.concatenate([of_shared, of_rest], axis=1), cache
 
