@@ -139,7 +139,7 @@ def _data(c: ml_collections.ConfigDict) -> None:
 def _rollout(c: ml_collections.ConfigDict) -> None:
     """How responses are sampled."""
     c.rollout = ml_collections.ConfigDict()
-    c.rollout.num_paths = 2  # paths of a block
+    c.rollout.num_paths = 2  # paths of a block; where it is planned, at most
     c.rollout.max_blocks = 4  # blocks of a response, at most
     c.rollout.max_prompt_tokens = 28  # [tokens] longer prompts are dropped
     c.rollout.max_response_tokens = 96  # [tokens] of a response, EOS included, at most
@@ -149,6 +149,11 @@ def _rollout(c: ml_collections.ConfigDict) -> None:
     # What the runtime writes behind each `<Path>`, a text a path, as (" 1", " 2"); () =
     # nothing, as published. Not in the loss.
     c.rollout.path_labels = (" 1", " 2")
+    # Whether the model writes a plan of each path before they fork, and so decides how
+    # many there are (docs/method.md, section 10); needs path_labels.
+    c.rollout.planned = False
+    c.rollout.min_plan_tokens = 4  # [tokens] a plan is begun if it may have these
+    c.rollout.max_plan_tokens = 0  # [tokens] of a plan, at most; 0 = what is left
     c.rollout.min_path_tokens = 10  # [tokens] a block opens if each path may have these
     c.rollout.max_path_tokens = 34  # [tokens] of a path, at most; 0 = what is left
     c.rollout.max_summary_tokens = 4  # [tokens] of a summary, at most; 0 = what is left

@@ -18,7 +18,6 @@ path outside a block is not counted.
 
 import dataclasses
 import itertools
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ from pr1_jax import tags
 # The distinct steps of work of a path; None where they cannot be read.
 Work = Callable[[str], Sequence[str] | None]
 
-_TAG = re.compile("|".join(tags.TAGS))
 _MOST_PATHS = 8  # that are compared; a sampled block has no more
 
 
@@ -49,20 +47,21 @@ class Block:
     summary: str
 
 
-def read_blocks(text: str, labels: Sequence[str] = ()) -> list[Block]:
+def read_blocks(text: str, grammar: tags.Grammar = tags.PLAIN) -> list[Block]:
     """The blocks of a response in order, well formed or not.
 
         >>> read_blocks("So: <Parallel><Path> 1 a</Path><Path> 2 b</Path></Parallel>"
-        ...             "\\n<Summary>It is b.</Summary> Thus b.", (" 1", " 2"))
+        ...             "\\n<Summary>It is b.</Summary> Thus b.",
+        ...             tags.Grammar((" 1", " 2")))
         [Block(start=0.042..., lead='So: ', paths=(' a', ' b'), summary='It is b.')]
 
     Args:
-      labels: those of the paths, to be taken off where they are.
+      grammar: whose labels are taken off where they are; plans are no paths.
     """
     blocks: list[tuple[int, str, list[str], list[str]]] = []  # last, the summary
     into: list[str] | None = None  # what the text goes to
     where, end = "main", 0  # or in a "block", "joined" after one
-    for match in _TAG.finditer(text):
+    for match in grammar.tag.finditer(text):
         between = text[end : match.start()]
         if into is not None:
             into.append(between)
@@ -82,7 +81,7 @@ def read_blocks(text: str, labels: Sequence[str] = ()) -> list[Block]:
         Block(
             start=start / len(text),
             lead=lead,
-            paths=tuple(tags.unlabelled(p, labels, i) for i, p in enumerate(paths)),
+            paths=tuple(tags.unlabelled(p, grammar, i) for i, p in enumerate(paths)),
             summary="".join(summary),
         )
         for start, lead, paths, summary in blocks
@@ -101,14 +100,16 @@ class Diversity:
 FIGURES = tuple(field.name for field in dataclasses.fields(Diversity))
 
 
-def of_response(text: str, work: Work, labels: Sequence[str] = ()) -> list[Diversity]:
+def of_response(
+    text: str, work: Work, grammar: tags.Grammar = tags.PLAIN
+) -> list[Diversity]:
     """The figures of each block with two or more paths, in order.
 
     Args:
       work: what a path did, such as `tasks.work`.
-      labels: those of the paths.
+      grammar: of the response, with the labels of its paths.
     """
-    blocks = read_blocks(text, labels)
+    blocks = read_blocks(text, grammar)
     return [of_paths(b.paths, work) for b in blocks if len(b.paths) >= 2]
 
 

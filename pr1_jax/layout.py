@@ -60,11 +60,12 @@ def structured(
     The prompt is plain causal even where it mentions the tags; structure begins with
     the response. Positions of the worked example in docs/method.md, section 2
     (`A <Parallel> <Path> x y </Path> <Path> z </Path> </Parallel> \\n <Summary> …`)
-    are 0 1 2 3 4 5 2 3 4 6 7 8 ….
+    are 0 1 2 3 4 5 2 3 4 6 7 8 …. Plans are main stream (section 10).
 
     Args:
       response_tokens: int [T], canonical order.
-      tag_ids: id of each of the six tags.
+      tag_ids: id of each of the six tags, or of eight where blocks are planned
+        (`tags.Grammar.tags`).
       prompt_length: number of prompt tokens before the response.
 
     Returns:
@@ -73,13 +74,15 @@ def structured(
     Raises:
       ValueError: the response is malformed; names the token's index and the reason.
     """
-    missing = [tag for tag in tags.TAGS if tag not in tag_ids]
+    planned = any(tag in tag_ids for tag in tags.PLAN_TAGS)
+    known = tags.Grammar(planned=planned).tags
+    missing = [tag for tag in known if tag not in tag_ids]
     if missing:
         raise ValueError(f"tag_ids lacks {missing}")
     if prompt_length < 0:
         raise ValueError(f"prompt_length={prompt_length} is negative")
-    names = {int(tag_ids[tag]): tag for tag in tags.TAGS}
-    parser = _Parser()
+    names = {int(tag_ids[tag]): tag for tag in known}
+    parser = _Parser(planned)
     for index, token in enumerate(np.asarray(response_tokens).tolist()):
         parser.take(index, names.get(token))
     parser.finish()
@@ -131,6 +134,9 @@ def visible(layout: Layout) -> np.ndarray:
 _EXPECTED = {
     "main": "text or <Parallel>",
     "block": "<Path>",
+    "plans": "<Plan>",
+    "plan": "text or </Plan>",
+    "list": "<Plan> or <Path>",
     "path": "text or </Path>",
     "between": "<Path> or </Parallel>",
     "closed": "the newline after </Parallel>",
@@ -142,21 +148,28 @@ _EXPECTED = {
 class _Parser:
     """Reads a response tag by tag; `labels` grows by (block, path)."""
 
-    def __init__(self):
+    def __init__(self, planned: bool):
         self.labels: list[tuple[int, int]] = []
+        self.planned = planned
         self.state = "main"
         self.block = self.path = 0  # the last ones that were opened
+        self.plans = 0  # of the last block
 
     def take(self, index: int, tag: str | None) -> None:
         """Advances by one token; `tag` is its tag text, or None for other tokens."""
         label = 0, 0
         match self.state, tag:
-            case (("main" | "summary"), None):
+            case (("main" | "summary" | "plan"), None):
                 pass
             case "main", tags.PARALLEL:
-                self.block, self.path = self.block + 1, 0
-                self.state = "block"
-            case (("block" | "between"), tags.PATH):
+                self.block, self.path, self.plans = self.block + 1, 0, 0
+                self.state = "plans" if self.planned else "block"
+            case (("plans" | "list"), tags.PLAN):
+                self.plans += 1
+                self.state = "plan"
+            case "plan", tags.END_PLAN:
+                self.state = "list" if self.plans >= 2 else "plans"
+            case (("block" | "list" | "between"), tags.PATH) if self._may_open_path():
                 self.path += 1
                 label = self.block, self.path
                 self.state = "path"
@@ -165,7 +178,7 @@ class _Parser:
             case "path", tags.END_PATH:
                 label = self.block, self.path
                 self.state = "between"
-            case "between", tags.END_PARALLEL if self.path >= 2:
+            case "between", tags.END_PARALLEL if self.path >= max(self.plans, 2):
                 self.state = "closed"
             case "closed", None:
                 self.state = "newline"
@@ -182,8 +195,14 @@ class _Parser:
         if self.state != "main":
             self._fail("the response ends")
 
+    def _may_open_path(self) -> bool:
+        return not self.planned or self.path < self.plans
+
     def _fail(self, what: str) -> None:
         expected = _EXPECTED[self.state]
-        if self.state == "between" and self.path < 2:
+        if self.state == "between" and self.planned:
+            expected = "<Path>" if self._may_open_path() else "</Parallel>"
+            expected += f" ({self.path} of {self.plans} planned paths)"
+        elif self.state == "between" and self.path < 2:
             expected = "<Path> (a block has two or more)"
         raise ValueError(f"malformed response: {what} where {expected} was expected")

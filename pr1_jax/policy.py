@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 NEG_INF = -1e30
+ORDINARY = 30  # bit of bans: all tokens that have no bit of their own
 _NORMALISER = "normaliser"  # logarithm of the sum of a position's exponentials
 
 
@@ -28,8 +29,9 @@ def policy_logits(
 
     Args:
       logits: [..., V] float32.
-      bans: [...] int32, bit i set = token `special_ids[i]` is banned here.
-      special_ids: ids of the six tags, then those of EOS.
+      bans: [...] int32, bit i set = token `special_ids[i]` is banned here; bit `ORDINARY`
+        = every other token is, where no special token has that bit.
+      special_ids: ids of the six tags, then those of EOS, then of plans' tags, if any.
       num_tokens: ids from here on are padding of the model's vocabulary, and banned.
       temperature: greater than 0.
     """
@@ -41,6 +43,8 @@ def policy_logits(
         .at[jnp.array(special_ids)]
         .add(1 << jnp.arange(len(special_ids)))
     )
+    if len(special_ids) <= ORDINARY:
+        bits = jnp.where(bits == 0, 1 << ORDINARY, bits)
     if num_tokens is not None and num_tokens < V:
         bits = jnp.where(jnp.arange(V) < num_tokens, bits, always)
     is_banned = bits & (bans[..., None] | always) != 0

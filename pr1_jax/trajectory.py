@@ -24,7 +24,8 @@ class Trajectory:
       positions: [T] int32 rotary positions under the variant that made it.
       block, path: [T] int32 labels (`layout.Layout`), recorded, never guessed.
       forced: [T] bool, written by the runtime and not by the model.
-      bans: [T] int32, bit i set = special token i was banned in this draw.
+      bans: [T] int32, bit i set = special token i was banned in this draw, and bit
+        `policy.ORDINARY` = all others were.
       logps: [T] float32 as sampled, 0 where forced.
       finished: ended with EOS, not cut off at its budget or deadline.
       sequential_steps: decode steps on the critical path.

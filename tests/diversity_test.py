@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pr1_jax import diversity
 from pr1_jax.data import tasks
+from pr1_jax.tags import Grammar
 
 LABELS = (" 1", " 2", " 3", " 4")
 
@@ -26,7 +27,7 @@ def labelled(*paths):
 
 def of(text, labels=()):
     """Identical, likeness and division of each block."""
-    found = diversity.of_response(text, tasks.work, labels)
+    found = diversity.of_response(text, tasks.work, Grammar(labels))
     return [(d.identical_paths, d.path_likeness, d.work_division) for d in found]
 
 

@@ -79,6 +79,63 @@ def test_empty_response_and_plain_text_are_causal():
             np.testing.assert_array_equal(got, expected)
 
 
+PLANNED_IDS = {tag: 10 + i for i, tag in enumerate(tags.Grammar(planned=True).tags)}
+PLANNED = (
+    "A <Parallel> <Plan> p </Plan> <Plan> q </Plan> <Path> 1 x y </Path> "
+    "<Path> 2 z </Path> </Parallel> \\n <Summary> s </Summary> B"
+)
+
+
+def parse_planned(text, prompt_length=0):
+    ids = [PLANNED_IDS.get(word, TEXT) for word in text.split()]
+    return layout.structured(ids, PLANNED_IDS, prompt_length)
+
+
+def test_worked_example_of_plans():
+    """That of docs/method.md, section 10."""
+    parsed = parse_planned(PLANNED)
+    positions = [*range(8), 8, 9, 10, 11, 12, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18]
+    assert parsed.positions.tolist() == positions
+    assert parsed.block.tolist() == [0] * 8 + [1] * 9 + [0] * 6
+    assert parsed.path.tolist() == [0] * 8 + [1] * 5 + [2] * 4 + [0] * 6
+    again = layout.structured_positions(parsed.block, parsed.path, 0)
+    assert again.tolist() == positions
+    assert seen_by(parsed, 8) == [*range(9)]
+    assert seen_by(parsed, 15) == [*range(8), 13, 14, 15]
+    assert seen_by(parsed, 17) == [*range(18)]
+
+
+MALFORMED_PLANS = {
+    "no plan": (EXAMPLE, "token 2: <Path> where <Plan> was"),
+    "one plan": ("<Parallel> <Plan> </Plan> <Path>", "token 3: <Path> where <Plan>"),
+    "text between plans": ("<Parallel> <Plan> </Plan> x", "token 3: text where <Plan>"),
+    "nested plan": ("<Parallel> <Plan> <Plan>", "token 2: <Plan> where text or </Pl"),
+    "too few paths": (
+        PLANNED.replace("<Path> 2 z </Path> ", ""),
+        "token 13: </Parallel> where <Path> .1 of 2 planned paths",
+    ),
+    "too many paths": (
+        PLANNED.replace("</Path> </Par", "</Path> <Path> </Path> </Par"),
+        "token 17: <Path> where </Parallel> .2 of 2 planned paths",
+    ),
+    "a late plan": (
+        PLANNED.replace("<Path> 2 z </Path> ", "<Plan> </Plan>"),
+        "token 13: <Plan> where <Path> .1 of 2 planned paths",
+    ),
+    "an open list": (
+        "<Parallel> <Plan> </Plan> <Plan> </Plan>",
+        "ends where <Plan> or",
+    ),
+    "a plan alone": ("A <Plan>", "token 1: <Plan> where text or <Parallel> was"),
+}
+
+
+@pytest.mark.parametrize("text, reason", MALFORMED_PLANS.values(), ids=MALFORMED_PLANS)
+def test_malformed_plans_name_token_and_reason(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_planned(text, 3)
+
+
 # --- Any well-formed response -------------------------------------------------------
 
 lengths = st.integers(0, 4)
@@ -191,5 +248,7 @@ def test_missing_tag_ids_and_negative_prompt_length_are_named():
     ids = {tag: i for tag, i in TAG_IDS.items() if tag != "</Path>"}
     with pytest.raises(ValueError, match=r"tag_ids lacks \['</Path>'\]"):
         layout.structured([TEXT], ids, 0)
+    with pytest.raises(ValueError, match=r"tag_ids lacks \['</Plan>'\]"):
+        layout.structured([TEXT], TAG_IDS | {"<Plan>": 16}, 0)
     with pytest.raises(ValueError, match="prompt_length=-1"):
         layout.structured([TEXT], TAG_IDS, -1)

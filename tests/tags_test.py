@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from pr1_jax import tags
 from pr1_jax.system import files
-from pr1_jax.tags import END_PARALLEL, PARALLEL, TAGS, canonical, check_format
+from pr1_jax.tags import (
+    END_PARALLEL,
+    PARALLEL,
+    TAGS,
+    Grammar,
+    canonical,
+    check_format,
+)
 
 _TRACES = Path(__file__).parents[2] / "shared" / "data" / "parallel_gsm8k_sample.jsonl"
 
@@ -53,21 +60,65 @@ BAD = [
     (f"{_BLOCK}</Path> then {_BLOCK}", f"</Path> at {len(_BLOCK)}: <Parallel>"),
 ]
 
+_PLANNED = Grammar(planned=True)
+_P, _Q = "<Plan>p</Plan>", "<Plan></Plan>"
+_PLANS = f"<Parallel>{_P}{_P}"  # 38 characters
+# The same of blocks that are planned.
+BAD_PLANS = [
+    ("ab<Plan>", "<Plan> at 2: <Parallel>", "<Plan> at 2: </Plan> before the end"),
+    ("</Plan>", "</Plan> at 0: <Parallel>"),
+    (_BLOCK, "<Path> at 10: <Plan> (0 of at least 2 plans so far)"),
+    (
+        f"<Parallel>{_P}{_A}{_A}</Parallel>{_S}",
+        "<Path> at 24: <Plan> (1 of at least 2 plans so far)",
+    ),
+    (
+        f"{_PLANS}{_A}</Parallel>{_S}",
+        "</Parallel> at 52: <Path> (1 of 2 planned paths so far)",
+    ),
+    (
+        f"{_PLANS}{_A * 3}</Parallel>{_S}",
+        "<Path> at 66: </Parallel> (2 of 2 planned paths so far)",
+    ),
+    (
+        f"{_PLANS}{_P}{_A * 2}</Parallel>{_S}",
+        "</Parallel> at 80: <Path> (2 of 3 planned paths so far)",
+    ),
+    (
+        f"{_PLANS}{_A}{_Q}{_A}</Parallel>{_S}",
+        "<Plan> at 52: <Path> (1 of 2 planned paths so far)",
+    ),
+    (f"{_PLANS}</Parallel>{_S}", "</Parallel> at 38: <Plan> or <Path>"),
+    (f"{_PLANS}<Plan>x{_A * 3}</Parallel>{_S}", "<Path> at 45: </Plan>"),
+    (f"{_PLANS}{_A}<Path>{_Q}</Path></Parallel>{_S}", "<Plan> at 58: </Path>"),
+    (f"{_PLANS}{_A * 2}</Parallel><Summary>{_Q}</Summary>", "<Plan> at 86: </Summary>"),
+    (f"{_PLANS}<Plan>", "<Plan> at 38: </Plan> before", "<Parallel> at 0: </Parallel>"),
+]
+
 _tag_soup = st.lists(
     st.sampled_from([*TAGS, *TAGS, "", " ", "\n", "x", "<", "Path>", "\u2003", "\x00"]),
     max_size=30,
 ).map("".join)
 
 
+_plan_soup = st.lists(
+    st.sampled_from([*_PLANNED.tags, PARALLEL, *[_P, _A] * 4, _S, "</Parallel>", "x"]),
+    max_size=20,
+).map("".join)
+
+
 @st.composite
-def _well_formed(draw) -> str:
+def _well_formed(draw, planned=False) -> str:
     """Traces with blanks of all kinds around their structural tags."""
     blank = st.sampled_from(["", " ", "\n", "\n\n \t", "\u2003"])
     inner = st.sampled_from(["", " a\n", "\n", "text <b>", "1 < 2 >"])
     pieces = [draw(inner)]
     for _ in range(draw(st.integers(0, 3))):
         pieces += [PARALLEL, draw(blank)]
-        for _ in range(draw(st.integers(2, 4))):
+        paths = draw(st.integers(2, 4))
+        for _ in range(paths * planned):
+            pieces += ["<Plan>", draw(inner), "</Plan>", draw(blank)]
+        for _ in range(paths):
             pieces += ["<Path>", draw(inner), "</Path>", draw(blank)]
         pieces += [END_PARALLEL, draw(blank), "<Summary>", draw(inner), "</Summary>"]
         pieces.append(draw(inner))
@@ -94,6 +145,49 @@ def test_check_agrees_with_the_grammar(text):
     sequence = "".join(re.findall("|".join(TAGS), text))
     grammar = "(<Parallel>(<Path></Path>){2,}</Parallel><Summary></Summary>)*"
     assert (check_format(text) == []) == bool(re.fullmatch(grammar, sequence))
+
+
+@pytest.mark.parametrize("row", BAD_PLANS)
+def test_malformed_plans(row):
+    text, *expected = row
+    faults = check_format(text, _PLANNED)
+    for fault, wanted in zip(faults[: len(expected)], expected, strict=True):
+        assert fault.startswith(wanted.replace(": ", ": expected "))
+    with pytest.raises(ValueError, match=re.escape(faults[0])):
+        canonical(text, _PLANNED)
+
+
+def _of_plans(number):
+    return f"(<Plan></Plan>){{{number}}}(<Path></Path>){{{number}}}"
+
+
+@given(st.one_of(_plan_soup, _well_formed(planned=True)))
+def test_check_agrees_with_the_grammar_of_plans(text):
+    sequence = "".join(re.findall("|".join(_PLANNED.tags), text))
+    inside = "|".join(map(_of_plans, range(2, 21)))
+    grammar = f"(<Parallel>({inside})</Parallel><Summary></Summary>)*"
+    assert (check_format(text, _PLANNED) == []) == bool(re.fullmatch(grammar, sequence))
+
+
+@given(_well_formed(planned=True))
+def test_canonical_text_of_plans(text):
+    result = canonical(text, _PLANNED)
+    assert canonical(result, _PLANNED) == result
+    assert not re.search(r"(<Parallel>|</Plan>|</Path>)\s+<", result)
+    insides = re.compile(r"<(Plan|Path|Summary)>(.*?)</\1>", re.DOTALL)
+    assert insides.findall(result) == insides.findall(text)
+    labels = Grammar((" 1", " 2", " 3", " 4"), planned=True)
+    labelled = canonical(text, labels)
+    assert check_format(labelled, labels) == [] == check_format(labelled, _PLANNED)
+    assert canonical(labelled, labels) == labelled == canonical(result, labels)
+    with pytest.raises(ValueError, match="oops"):
+        canonical(f"<Parallel>{_P} oops{_P}{_A * 2}</Parallel>{_S}", _PLANNED)
+
+
+@given(st.one_of(_plan_soup, _well_formed(planned=True)))
+def test_plans_are_ordinary_text_where_they_are_off(text):
+    spelled = re.sub("<(/?)Plan>", r"[\1Plan]", text)
+    assert check_format(text) == check_format(spelled)
 
 
 @given(st.one_of(st.text(), _tag_soup, _well_formed()))
@@ -133,12 +227,13 @@ _labels = st.sampled_from([(" 1", " 2", " 3", " 4"), ("#1:", "a", "\n", "<b>")])
 
 @given(_well_formed(), _labels)
 def test_canonical_gives_paths_the_labels_that_they_lack(text, labels):
-    plain, labelled = canonical(text), canonical(text, labels)
-    assert canonical(labelled, labels) == labelled == canonical(plain, labels)
-    assert check_format(labelled, labels) == check_format(labelled) == []
-    changed = len(check_format(plain, labels))
+    grammar = Grammar(labels)
+    plain, labelled = canonical(text), canonical(text, grammar)
+    assert canonical(labelled, grammar) == labelled == canonical(plain, grammar)
+    assert check_format(labelled, grammar) == check_format(labelled) == []
+    changed = len(check_format(plain, grammar))
     assert (labelled == plain) == (changed == 0)
-    pieces = tags.split_labels(labelled, labels)
+    pieces = tags.split_labels(labelled, grammar)
     assert "".join(piece for piece, _ in pieces) == labelled
     numbers = [number for _, number in pieces if number is not None]
     old, new = (
@@ -146,7 +241,7 @@ def test_canonical_gives_paths_the_labels_that_they_lack(text, labels):
     )
     assert len(numbers) == len(old) == len(new)
     for number, before, after in zip(numbers, old, new):
-        bare = tags.unlabelled(after, labels, number)
+        bare = tags.unlabelled(after, grammar, number)
         assert after == labels[number] + bare
         assert after == before or bare.removeprefix(" ") == before.removeprefix(" ")
     outside = re.compile(r"<Path>.*?</Path>", re.DOTALL)
@@ -154,7 +249,7 @@ def test_canonical_gives_paths_the_labels_that_they_lack(text, labels):
 
 
 def test_labels_by_hand():
-    labels = " 1", " 2"
+    labels = Grammar((" 1", " 2"))
     text = f"<Parallel><Path>a</Path><Path> 2 b</Path></Parallel>\n{_S}"
     fault = "<Path> at 10: expected the label ' 1' behind it"
     assert check_format(text, labels) == [fault]
@@ -165,7 +260,9 @@ def test_labels_by_hand():
     assert tags.unlabelled(" 21 b", labels, 1) == " 21 b"
     assert tags.unlabelled(" 2 b", labels, 1) == " b"
     assert (
-        tags.unlabelled(" 2 b", labels, 2) == tags.unlabelled(" 2 b", (), 0) == " 2 b"
+        tags.unlabelled(" 2 b", labels, 2)
+        == tags.unlabelled(" 2 b", tags.PLAIN, 0)
+        == " 2 b"
     )
     third = text.replace("</Parallel>", "<Path>c</Path></Parallel>")
     assert len(check_format(third, labels)) == 2

@@ -130,7 +130,9 @@ def _open_folder(folder: pathlib.Path, given: Mapping[str, Any]) -> Opened:
         template, source = trained.template, f"as {folder / usage.FILE} says"
     try:
         settings = _folder_settings(trained, given, max_positions(folder))
-        settings.check_vocab(Vocab.of(tokenizer, settings.path_labels))
+        if settings.planned:
+            tokenizer.use_plans()
+        settings.check_vocab(Vocab.of(tokenizer, settings.grammar))
     except ValueError as error:
         if trained is None or str(error).startswith("--"):
             raise

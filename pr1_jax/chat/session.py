@@ -263,7 +263,7 @@ class Chat:
             self.settings,
         )
         made = Response.of(
-            problem, trajectory, text, Result("", ""), labels=settings.path_labels
+            problem, trajectory, text, Result("", ""), grammar=settings.grammar
         )
         record = made.record()
         for name in ("answer", "verdict", "reason", "string_correct"):
@@ -291,7 +291,7 @@ class Chat:
         if settings not in self._samplers:
             sampler = Sampler(
                 None if self._decode_fn else choose(self.model, self._kernels),
-                Vocab.of(self.tokenizer, settings.path_labels),
+                Vocab.of(self.tokenizer, settings.grammar),
                 settings,
                 Batching(rows=1, steps_per_chunk=self._steps_per_chunk, one_size=True),
                 decode_fn=self._decode_fn,

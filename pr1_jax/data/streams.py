@@ -203,15 +203,23 @@ def trace_stream(
     template: str,
     max_prompt_tokens: int,
     max_response_tokens: int,
-    labels: Sequence[str] = (),
+    grammar: tags.Grammar = tags.PLAIN,
     **stream_args: Any,
 ) -> Stream[Trajectory]:
     """Batches of cold-start traces, brought into canonical form and laid out.
 
-    Paths get the `labels` that they lack. A trace is dropped as malformed if it does not pass the format check, has no
-    canonical form (stray text in a block, more paths than labels), or if its tokens cannot be laid out.
+    Paths get the labels of `grammar` that they lack. A trace is dropped as malformed if
+    it does not pass the format check, has no canonical form (stray text in a block, more
+    paths than labels), or if its tokens cannot be laid out.
     """
-    given = tokenizer, variant, template, max_prompt_tokens, max_response_tokens, labels
+    given = (
+        tokenizer,
+        variant,
+        template,
+        max_prompt_tokens,
+        max_response_tokens,
+        grammar,
+    )
     return Stream(source, lambda record: _trace(record, *given), **stream_args)
 
 
@@ -302,16 +310,16 @@ def _trace(
     template: str,
     max_prompt_tokens: int,
     max_response_tokens: int,
-    labels: Sequence[str],
+    grammar: tags.Grammar,
 ) -> Trajectory:
     prompt = _problem(record, tokenizer, template, max_prompt_tokens).prompt
     about = f": {record['question'][:60]!r}"
-    if faults := tags.check_format(record["response"]):
+    if faults := tags.check_format(record["response"], grammar.unlabelled):
         raise Dropped(MALFORMED, faults[0] + about)
     try:
-        response = tags.canonical(record["response"], labels)
+        response = tags.canonical(record["response"], grammar)
         trace = traces.from_text(
-            prompt, response, tokenizer, variant=variant, labels=labels
+            prompt, response, tokenizer, variant=variant, grammar=grammar
         )
     except ValueError as error:
         raise Dropped(MALFORMED, str(error) + about) from error

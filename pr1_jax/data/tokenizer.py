@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the six control tags as tokens (docs/method.md, section 2).
+"""Text to token ids and back, with the control tags as tokens (docs/method.md, section 2).
 
 `Tokenizer` wraps a Hugging Face fast tokenizer at the host edge. It differs from the
 wrapped one in three ways: the tags are single tokens and stay visible in decoded text,
@@ -33,7 +33,8 @@ class Tokenizer:
     """A Hugging Face fast tokenizer in which each tag is one token.
 
     Attributes:
-      tag_ids: tag text -> id, in `tags.TAGS` order.
+      tag_ids: tag text -> id, in the order of `Grammar.tags`: six, or eight behind
+        `use_plans`.
       eos_id: the tokenizer's own EOS, which ends what is trained on.
       eos_ids: all ids of which any ends a response, `eos_id` among them.
       pad_id: `eos_id` where the tokenizer has no padding token.
@@ -63,8 +64,9 @@ class Tokenizer:
         self._plain: tokenizers.Tokenizer | None = None
         self._backend.no_truncation()
         self._backend.no_padding()
-        self.new_tags = self._add_tags()
-        self.tag_ids = {tag: self._backend.token_to_id(tag) for tag in tags.TAGS}
+        self.new_tags: tuple[str, ...] = ()
+        self.tag_ids: dict[str, int] = {}
+        self._add_tags(tags.TAGS)
         self.eos_id: int = eos_ids[0] if own is None else own
         self.eos_ids = tuple(dict.fromkeys([*eos_ids, self.eos_id]))
         self._check_eos()
@@ -103,17 +105,25 @@ class Tokenizer:
     def _backend(self) -> tokenizers.Tokenizer:
         return self.hf_tokenizer.backend_tokenizer
 
-    def _add_tags(self) -> tuple[str, ...]:
-        """Makes every tag one token; returns those that needed a new id."""
+    def use_plans(self) -> None:
+        """Makes the tags of plans tokens, too: blocks are planned."""
+        self._add_tags(tags.PLAN_TAGS)
+        self._check_eos()
+        self._dropped -= {*self.tag_ids.values()}
+        self._plain = None
+        self.vocab_size = 1 + max(self._backend.get_vocab().values())
+
+    def _add_tags(self, some: Sequence[str]) -> None:
+        """Makes each of some tags one token; they may need new ids."""
         lacks = lambda tag: self._backend.token_to_id(tag) is None
-        new = tuple(filter(lacks, tags.TAGS))
-        for tag in tags.TAGS:
+        self.new_tags += tuple(filter(lacks, some))
+        for tag in some:
             ids = self._backend.encode(tag, add_special_tokens=False).ids
             if len(ids) != 1:
                 # Not `special`: other tools hide special tokens when they decode.
                 token = tokenizers.AddedToken(tag, special=False, normalized=False)
                 self.hf_tokenizer.add_tokens([token])
-        return new
+        self.tag_ids |= {tag: self._backend.token_to_id(tag) for tag in some}
 
     def _check_eos(self) -> None:
         names = {i: tag for tag, i in self.tag_ids.items()}
@@ -352,7 +362,7 @@ class Tokenizer:
         if backend.pre_tokenizer is None:
             return [text]
         if backend is self._backend:
-            text = re.sub("|".join(map(re.escape, tags.TAGS)), "", text)
+            text = re.sub("|".join(map(re.escape, self.tag_ids)), "", text)
         pieces = backend.pre_tokenizer.pre_tokenize_str(text)
         known = backend.get_vocab()
         return list(dict.fromkeys(piece for piece, _ in pieces if piece not in known))

@@ -15,7 +15,7 @@ def from_text(
     tokenizer: Tokenizer,
     *,
     variant: str,
-    labels: Sequence[str] = (),
+    grammar: tags.Grammar = tags.PLAIN,
 ) -> Trajectory:
     """A trajectory of an SFT trace in canonical text; EOS is appended.
 
@@ -29,14 +29,15 @@ def from_text(
     layout.check_variant(variant)
     ids: list[int] = []
     forced: list[bool] = []
-    label_ids = tokenizer.label_ids(labels) if labels else ()
-    for text, path in tags.split_labels(response, labels):
+    label_ids = tokenizer.label_ids(grammar.labels) if grammar.labels else ()
+    for text, path in tags.split_labels(response, grammar):
         is_label = path is not None
         some = label_ids[path] if is_label else tokenizer.encode(text, continues=True)
         ids += some
         forced += [is_label] * len(some)
     tokens = np.array([*ids, tokenizer.eos_id], np.int32)
-    parsed = layout.structured(tokens, tokenizer.tag_ids, len(prompt))
+    tag_ids = {tag: tokenizer.tag_ids[tag] for tag in grammar.tags}
+    parsed = layout.structured(tokens, tag_ids, len(prompt))
     positions, block, path = (x[len(prompt) :] for x in parsed)
     longest = sum(
         np.bincount(path[block == b])[1:].max() for b in range(1, block.max() + 1)

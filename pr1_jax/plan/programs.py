@@ -69,15 +69,17 @@ def build(
     if not path or pathlib.Path(path).expanduser().is_dir():
         return experiment.build(config, devices=devices)
     checks.check(config, devices=devices)
-    shape, num_tokens = shapes.published(path, **experiment.numerics(config.model))
-    tag_ids = tuple(range(num_tokens - len(tags.TAGS), num_tokens))
     settings = checks.decode_settings(config)
+    numerics = experiment.numerics(config.model)
+    shape, num_tokens = shapes.published(path, settings.grammar, **numerics)
+    tag_ids = tuple(range(num_tokens - len(settings.grammar.tags), num_tokens))
+    six, plans = tag_ids[: len(tags.TAGS)], tag_ids[len(tags.TAGS) :]
     labels = tuple((0,) for _ in settings.path_labels)  # which ones makes no difference
     return Experiment(
         config=config,
         tokenizer=None,
         model=shape,
-        vocab=Vocab((*tag_ids, tag_ids[0] - 1), 0, num_tokens, labels),
+        vocab=Vocab((*six, six[0] - 1), 0, num_tokens, labels, plans),
         mesh=make_mesh(**config.mesh, devices=devices),
         settings=settings,
     )

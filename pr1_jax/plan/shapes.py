@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pr1_jax import tags
 from pr1_jax.model.config import ModelConfig
+from pr1_jax.tags import PLAIN, Grammar
 
 # config.json of the hub, and how many tokens the tokenizer has.
 _QWEN3 = {
@@ -54,13 +54,16 @@ PUBLISHED = {
 }
 
 
-def published(name: str, **numerics: Any) -> tuple[ModelConfig, int]:
+def published(
+    name: str, grammar: Grammar = PLAIN, **numerics: Any
+) -> tuple[ModelConfig, int]:
     """The shape of a published model, and the tokens that it can write.
 
     Tags get the ids behind the tokenizer's own; the embeddings grow where they have no
     rows left for them.
 
     Args:
+      grammar: of responses, whose tags are counted.
       numerics: fields of `ModelConfig` that no model's folder says.
 
     Raises:
@@ -72,6 +75,6 @@ def published(name: str, **numerics: Any) -> tuple[ModelConfig, int]:
             f"{', '.join(PUBLISHED)}"
         )
     fields, tokens = PUBLISHED[name]
-    tokens += len(tags.TAGS)
+    tokens += len(grammar.tags)
     fields = fields | {"vocab_size": max(fields["vocab_size"], tokens)}
     return ModelConfig(**fields, **numerics), tokens

@@ -272,18 +272,18 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def figures_of_paths(
-    record: Record, labels: Sequence[str] = ()
+    record: Record, grammar: tags.Grammar = tags.PLAIN
 ) -> list[diversity.Diversity]:
     """Whether the paths of each block did different things, in order of the blocks.
 
     A record states it, too, but one of an older version does not.
     """
-    return diversity.of_response(record["response"], tasks.work, labels)
+    return diversity.of_response(record["response"], tasks.work, grammar)
 
 
-def _unlabelled(record: Record, labels: Sequence[str]) -> Record:
+def _unlabelled(record: Record, grammar: tags.Grammar) -> Record:
     """A record whose paths have no labels in its text."""
-    pieces = tags.split_labels(record["response"], labels)
+    pieces = tags.split_labels(record["response"], grammar)
     return {**record, "response": "".join(x for x, path in pieces if path is None)}
 
 
@@ -293,14 +293,14 @@ def asked(question: str) -> str:
 
 
 def summarize(
-    records: Sequence[Record], labels: Sequence[str] = ()
+    records: Sequence[Record], grammar: tags.Grammar = tags.PLAIN
 ) -> dict[str, float | None]:
     """One figure for each analysis, a mean over blocks; None where there is none.
 
     Args:
-      labels: of paths, which are taken out first.
+      grammar: of responses; labels of paths are taken out first.
     """
-    records = [_unlabelled(record, labels) for record in records]
+    records = [_unlabelled(record, grammar) for record in records]
     paths = [x for record in records for x in figures_of_paths(record)]
     return {
         "relative_position": _mean(relative_positions(records)),

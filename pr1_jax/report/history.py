@@ -51,7 +51,7 @@ class History:
             if time.monotonic() > until:
                 break
             records = _some(reading.read_records(source, _RECORDS))
-            means = analysis.summarize(records, run.labels)
+            means = analysis.summarize(records, run.grammar)
             figures = {PREFIX + name: x for name, x in means.items() if _is_number(x)}
             line = {"name": source.name, "version": _VERSION, "files": stamp}
             self._known[source.name] = line | figures

@@ -120,7 +120,7 @@ def describe(
         "workdir": str(run.path),
         "experiment": str(run.config.get("name", "")),
         "variant": str(run.config.get("variant", "structured")),
-        "labels": run.labels,
+        "labels": run.grammar.labels,
         "finished": bool(run.summary.get("finished")),
         "planned": {
             stage: section["steps"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pr1_jax.system import files
+from pr1_jax.tags import Grammar
 
 _PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.jsonl")
 _STEP = re.compile(r"(.+)_(\d{6,})")
@@ -75,9 +76,11 @@ class Run:
         return [(name, rows[0], len(rows)) for name, rows in stages.items()]
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Labels of the paths of a block."""
-        return tuple(self.config.get("rollout", {}).get("path_labels", ()))
+    def grammar(self) -> Grammar:
+        """The grammar of its responses."""
+        rollout = self.config.get("rollout", {})
+        labels = tuple(rollout.get("path_labels", ()))
+        return Grammar(labels, bool(rollout.get("planned")))
 
     @functools.cached_property
     def reward_names(self) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pr1_jax.report import analysis, reading
+from pr1_jax.tags import PLAIN, Grammar
 
 BUDGET = 8_000_000  # bytes of responses in a page
 _MANY, _FEW = 16, 2  # responses of a source that is of interest, and of any other
@@ -35,12 +36,12 @@ class Shelf:
         self._chosen: dict[reading.Source, tuple[Any, Encoded]] = {}
 
     def take(
-        self, counts: Mapping[reading.Source, int], labels: Sequence[str] = ()
+        self, counts: Mapping[reading.Source, int], grammar: Grammar = PLAIN
     ) -> dict[reading.Source, Encoded]:
         """So many encoded records of each source, or all; forgets other sources.
 
         Args:
-          labels: as `encode`.
+          grammar: as `encode`.
         """
         held, self._chosen = self._chosen, {}
         for source, count in counts.items():
@@ -49,7 +50,7 @@ class Shelf:
             if source not in held or held[source][0] != stamp:
                 records = reading.read_records(source, max(_LOOK_AT, 4 * count))
                 mixed = _mixed(records, count)
-                held[source] = stamp, [_sized(encode(r, labels)) for r in mixed]
+                held[source] = stamp, [_sized(encode(r, grammar)) for r in mixed]
             self._chosen[source] = held[source]
         return {source: encoded for source, (_, encoded) in self._chosen.items()}
 
@@ -99,10 +100,10 @@ def embed(
     wanted = [s for s in _wanted(run, interesting) if s not in asked]
     others = [s for s in run.sources if s not in asked and s not in {*wanted}]
     counts = dict.fromkeys(wanted, _MANY) | dict.fromkeys(others, _FEW)
-    chosen = _fit(wanted, others, (shelf or Shelf()).take(counts, run.labels), budget)
+    chosen = _fit(wanted, others, (shelf or Shelf()).take(counts, run.grammar), budget)
     chosen = {source: [r for r, _ in pairs] for source, pairs in chosen.items()}
     for source in asked:
-        chosen[source] = [encode(r, run.labels) for r in reading.read_records(source)]
+        chosen[source] = [encode(r, run.grammar) for r in reading.read_records(source)]
     groups = [
         {"name": s.name, "stage": s.stage, "step": s.step, "records": chosen[s]}
         for s in run.sources
@@ -200,11 +201,11 @@ def _left_out(run: reading.Run, chosen: Mapping[reading.Source, Any]) -> str:
     )
 
 
-def encode(record: Mapping[str, Any], labels: Sequence[str] = ()) -> dict[str, Any]:
+def encode(record: Mapping[str, Any], grammar: Grammar = PLAIN) -> dict[str, Any]:
     """A rollout record as the page holds it; fields of a wrong type are left empty.
 
     Args:
-      labels: of the paths of a block.
+      grammar: of responses.
     """
     text = lambda name: x if isinstance(x := record.get(name), str) else ""
     number = lambda name: x if isinstance(x := record.get(name), int | float) else None
@@ -223,7 +224,7 @@ def encode(record: Mapping[str, Any], labels: Sequence[str] = ()) -> dict[str, A
     }
     if asked := analysis.asked(text("question")):
         out["asked"] = asked
-    if paths := analysis.figures_of_paths({"response": text("response")}, labels):
+    if paths := analysis.figures_of_paths({"response": text("response")}, grammar):
         out["identical"] = [x.identical_paths for x in paths]
         out["division"] = [round(x.work_division, 4) for x in paths]
     trace = _encode_trace(record.get("trace"))

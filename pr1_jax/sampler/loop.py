@@ -71,7 +71,7 @@ def _draw(
     logits = policy.policy_logits(
         logits,
         bans[row],
-        special_ids=vocab.special_ids,
+        special_ids=vocab.ban_ids,
         num_tokens=vocab.num_tokens,
         temperature=settings.temperature or 1.0,
     )

@@ -12,24 +12,30 @@ the row's state machine, by `where` alone. Fork and join recompute and copy noth
   are main stream again, and so see every path;
 * a prompt is kept once for all rows that respond to it.
 
+Where blocks are planned (docs/method.md, section 10), lane 0 writes the plans, and a
+block has as many live lanes as plans.
+
 Here is the state machine. `loop` makes steps of it, and `forward` holds what the model
 does in one. The host undoes the order of emission.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pr1_jax import policy
 from pr1_jax.sampler.settings import (
-    CLOSING,
     END_PARALLEL,
     END_PATH,
+    END_PLAN,
     END_SUMMARY,
     EOS,
     PARALLEL,
     PATH,
+    PLAN,
     SUMMARY_OPEN,
     Settings,
     Vocab,
@@ -37,23 +43,29 @@ from pr1_jax.sampler.settings import (
 from pr1_jax.sampler.state import (
     DONE,
     FORK,
+    IN_PLAN,
     JOIN,
+    LIST,
     MAIN,
     NEWLINE,
     PATHS,
+    PLAN_TAG,
     SUMMARY,
     SUMMARY_TAG,
     Emission,
     State,
 )
 
-_TAGS = (1 << EOS) - 1  # bits of all tags
+_TAGS = (1 << EOS) - 1  # bits of the six tags
+_FEWEST = 2  # plans of a block
 
 
 def next_bans(state: State, vocab: Vocab, settings: Settings) -> jax.Array:
     """Bans [B] int32 of the next draw: illegal tags and EOS, blocks that do not fit."""
-    all_ = (1 << len(vocab.special_ids)) - 1
-    in_main = _TAGS & ~(1 << PARALLEL)
+    all_ = (1 << len(vocab.ban_ids)) - 1
+    plan, end_plan = (1 << (len(vocab.ban_ids) + i) for i in (PLAN, END_PLAN))
+    tags = _TAGS | (plan | end_plan if settings.planned else 0)
+    in_main = tags & ~(1 << PARALLEL)
     in_path, in_summary = all_ & ~(1 << END_PATH), all_ & ~(1 << END_SUMMARY)
     left = settings.max_response_tokens - state.emitted
     fits = (left - 1 >= settings.smallest_block) & (state.blocks < settings.max_blocks)
@@ -61,9 +73,13 @@ def next_bans(state: State, vocab: Vocab, settings: Settings) -> jax.Array:
         steps_left = settings.max_sequential_steps - state.steps
         fits &= steps_left - 1 >= settings.smallest_block_steps
     legal = settings.ban_illegal
+    phases = [(PATHS, in_path if legal else 0), (SUMMARY, in_summary if legal else 0)]
+    if settings.planned:
+        in_list = all_ & ~(plan | 1 << PATH) | 1 << policy.ORDINARY
+        phases += [(IN_PLAN, all_ & ~end_plan if legal else 0), (LIST, in_list)]
     return jnp.select(
-        [state.phase == PATHS, state.phase == SUMMARY],
-        [in_path if legal else 0, in_summary if legal else 0],
+        [state.phase == phase for phase, _ in phases],
+        [bans for _, bans in phases],
         (in_main if legal else 0) | jnp.where(fits, 0, 1 << PARALLEL),
     ).astype(jnp.int32)
 
@@ -81,11 +97,15 @@ def advance(
     lane = jnp.arange(P)[None]
     live, joined = _after_paths(state, vocab)
     closes = joined & (settings.variant != "causal")
-    forced = _forced(state, closes, vocab)
-    fork, in_path = _is_in(state, FORK), _is_in(state, PATHS) & live
-    single = _is_in(state, MAIN, NEWLINE, SUMMARY_TAG, SUMMARY) | closes[:, None]
+    fork = _forks(state, drawn, vocab)
+    forced, in_path = _forced(state, closes, vocab), _is_in(state, PATHS) & live
+    planning = (PLAN_TAG, IN_PLAN, LIST) if settings.planned else ()
+    single = _is_in(state, MAIN, NEWLINE, SUMMARY_TAG, SUMMARY, *planning)
+    single |= closes[:, None]
     emit = fork | in_path | (single & (lane == 0))
     token = jnp.where(forced >= 0, forced, drawn)
+    if settings.planned:  # whatever was drawn from logits that are no numbers
+        token = jnp.where(fork, vocab.special_ids[PATH], token)
 
     # Slots in order of emission; positions side by side inside a block.
     rank = jnp.cumsum(emit, axis=1) - emit
@@ -102,8 +122,18 @@ def advance(
     left = settings.max_response_tokens - total
     if settings.max_sequential_steps:
         left = jnp.minimum(left, settings.max_sequential_steps - steps)
-    phase, opens = _next_phase(state, token[:, 0], bans, joined, closes, left, vocab)
-    path_budget, summary_end = _budgets(state, opens, total, steps, settings)
+    first = token[:, 0]
+    phase, opens = _next_phase(state, first, bans, joined, closes, left, vocab)
+    if settings.planned:
+        plans = _next_plans(state, first, opens, total, steps, vocab, settings)
+        number = plans.number
+        phase = jnp.where(plans.phase >= 0, plans.phase, phase)
+        paths = jnp.maximum(number, 1)
+        ends = _budgets(state, plans.ended, paths, total, steps, settings)
+        path_budget, text_end = ends[0], jnp.where(plans.begun, plans.end, ends[1])
+    else:
+        number, ends = None, _budgets(state, opens, P, total, steps, settings)
+        path_budget, text_end = ends
     furthest = jnp.where(emit & (path > 0), position, 0).max(axis=1)
 
     emission = Emission(
@@ -127,7 +157,8 @@ def advance(
         steps=steps,
         blocks=state.blocks + opens,
         path_budget=path_budget,
-        summary_end=summary_end,
+        text_end=text_end,
+        plans=number,
         furthest=jnp.maximum(jnp.where(opens, 0, state.furthest), furthest),
         slot_block=state.slot_block.at[written].set(block, mode="drop"),
         slot_path=state.slot_path.at[written].set(path, mode="drop"),
@@ -138,6 +169,15 @@ def advance(
 def _is_in(state: State, *phases: int) -> jax.Array:
     """Rows that are in one of some phases, [B, 1]."""
     return functools.reduce(jnp.logical_or, [state.phase == p for p in phases])[:, None]
+
+
+def _forks(state: State, drawn, vocab: Vocab) -> jax.Array:
+    """The lanes that write their `<Path>`, [B, P]; [B, 1] where all of a row do."""
+    fork = _is_in(state, FORK)
+    if not vocab.plan_ids:
+        return fork
+    fork |= _is_in(state, LIST) & (drawn[:, :1] != vocab.plan_ids[0])
+    return fork & (jnp.arange(drawn.shape[1]) < state.plans[:, None])
 
 
 def _is_eos(tokens, vocab: Vocab) -> jax.Array:
@@ -161,7 +201,7 @@ def _forced(state: State, closes, vocab: Vocab) -> jax.Array:
     lane0 = jnp.arange(state.token.shape[1])[None] == 0
     budget_over = state.count + 1 >= state.path_budget[:, None]
     wrote_eos = _is_eos(state.token, vocab)
-    summary_over = (state.emitted + 1 >= state.summary_end)[:, None] | wrote_eos
+    text_over = (state.emitted + 1 >= state.text_end)[:, None] | wrote_eos
     label = _label_tokens(state, vocab)
     forced = [
         (_is_in(state, FORK), ids[PATH]),
@@ -170,8 +210,15 @@ def _forced(state: State, closes, vocab: Vocab) -> jax.Array:
         (_is_in(state, PATHS) & (budget_over | wrote_eos), ids[END_PATH]),
         (_is_in(state, NEWLINE), vocab.newline_id),
         (_is_in(state, SUMMARY_TAG), ids[SUMMARY_OPEN]),
-        (_is_in(state, SUMMARY) & summary_over, ids[END_SUMMARY]),
+        (_is_in(state, SUMMARY) & text_over, ids[END_SUMMARY]),
     ]
+    if vocab.plan_ids:
+        plan, end_plan = vocab.plan_ids
+        forced += [
+            (_is_in(state, LIST) & ~lane0, ids[PATH]),
+            (_is_in(state, PLAN_TAG), plan),
+            (_is_in(state, IN_PLAN) & text_over, end_plan),
+        ]
     return jnp.select(*map(list, zip(*forced)), -1)
 
 
@@ -213,32 +260,80 @@ def _next_phase(state: State, first, bans, joined, closes, left, vocab: Vocab):
     return jnp.select(*map(list, zip(*phases)), phase), opens
 
 
-def _budgets(state: State, opens, total, steps, settings: Settings):
-    """Budgets [B] of the paths when a block opens, and of the summary when it begins.
+class _Plans(NamedTuple):
+    """What becomes of the plans of a block, [B] each."""
+
+    number: jax.Array  # int32, of plans that are open or closed
+    phase: jax.Array  # int32, of rows among plans; −1 elsewhere
+    begun: jax.Array  # bool, those that have just written `<Plan>`
+    ended: jax.Array  # bool, those that have just written `</Plan>`
+    end: jax.Array  # int32, `emitted` by which a plan that has begun has closed
+
+
+def _next_plans(
+    state: State, first, opens, total, steps, vocab: Vocab, settings: Settings
+) -> _Plans:
+    """Plans after a step in which lane 0 wrote `first` [B]; arguments as of `_budgets`."""
+    phase, (plan, end_plan) = state.phase, vocab.plan_ids
+    begun = (phase == PLAN_TAG) | ((phase == LIST) & (first == plan))
+    ended = (phase == IN_PLAN) & (first == end_plan)
+    number = jnp.where(opens, 0, state.plans + begun)
+
+    def spare(number):  # what the main stream may write before what must follow
+        after = settings.after_paths
+        after += settings.min_plan_tokens * jnp.maximum(_FEWEST - number, 0)
+        paths = settings.min_path_tokens * jnp.maximum(number, _FEWEST)
+        spare = settings.max_response_tokens - total - after - paths
+        if settings.max_sequential_steps:
+            longest = settings.min_path_tokens
+            steps_left = settings.max_sequential_steps - steps
+            spare = jnp.minimum(spare, steps_left - after - longest)
+        return spare
+
+    one_more = (number < settings.num_paths) & (
+        spare(number + 1) >= settings.min_plan_tokens
+    )
+    phases = [
+        (opens | (ended & (number < _FEWEST)), PLAN_TAG),
+        (begun, IN_PLAN),
+        (ended & one_more, LIST),
+        (ended, FORK),
+        (phase == LIST, PATHS),
+    ]
+    end = total + spare(number)
+    if settings.max_plan_tokens:
+        end = jnp.minimum(end, total - 1 + settings.max_plan_tokens)
+    phase = jnp.select(*map(list, zip(*phases)), -1)
+    return _Plans(number, phase, begun, ended, end)
+
+
+def _budgets(state: State, opens, paths, total, steps, settings: Settings):
+    """Budgets [B] of the paths before they fork, and of the summary when it begins.
 
     Args:
-      opens: bool [B].
+      opens: bool [B], where nothing but paths is written before the block closes.
+      paths: of the block, one number or [B].
       total, steps: [B], tokens and sequential steps of the responses.
 
     Returns:
-      As `State.path_budget` and `State.summary_end`.
+      As `State.path_budget` and `State.text_end`.
     """
     left = settings.max_response_tokens - total
-    after = CLOSING + settings.summary_reserve + settings.answer_reserve
-    path_budget = (left - after) // state.token.shape[1]
+    after = settings.after_paths
+    path_budget = (left - after) // paths
     steps_left = settings.max_sequential_steps - steps
     if settings.max_sequential_steps:
         path_budget = jnp.minimum(path_budget, steps_left - after)
     if settings.max_path_tokens:
         path_budget = jnp.minimum(path_budget, settings.max_path_tokens)
-    summary_end = settings.max_response_tokens - settings.answer_reserve
+    text_end = settings.max_response_tokens - settings.answer_reserve
     if settings.max_summary_tokens:
-        summary_end = jnp.minimum(summary_end, total + settings.max_summary_tokens)
+        text_end = jnp.minimum(text_end, total + settings.max_summary_tokens)
     if settings.max_sequential_steps:  # a token of the summary is a step
         step_end = total + steps_left - settings.answer_reserve
-        summary_end = jnp.minimum(summary_end, step_end)
+        text_end = jnp.minimum(text_end, step_end)
     begins = state.phase == SUMMARY_TAG
     return (
         jnp.where(opens, path_budget, state.path_budget),
-        jnp.where(begins, summary_end, state.summary_end),
+        jnp.where(begins, text_end, state.text_end),
     )

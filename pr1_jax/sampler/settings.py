@@ -1,9 +1,8 @@
 """How responses are decoded: token ids that the runtime knows, and budgets."""
 
 import dataclasses
-from collections.abc import Sequence
 
-from pr1_jax import layout
+from pr1_jax import layout, policy, tags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,33 +10,41 @@ class Vocab:
     """Token ids that the runtime knows.
 
     `special_ids` are the six tags, then the EOS ids: one, or several that all end a
-    response.
+    response. `plan_ids` are `<Plan>` and `</Plan>` where blocks are planned.
     """
 
     special_ids: tuple[int, ...]
     newline_id: int
     num_tokens: int | None = None  # ids from here on are never written
     label_ids: tuple[tuple[int, ...], ...] = ()  # what paths begin with; () = nothing
+    plan_ids: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer, labels: Sequence[str] = ()) -> "Vocab":
-        """The ids of a tokenizer; `labels` are `Settings.path_labels`.
+    def of(cls, tokenizer, grammar: tags.Grammar = tags.PLAIN) -> "Vocab":
+        """The ids of a tokenizer, which has those of plans where these are planned.
 
         Raises:
           ValueError: a label is no tokens of the tokenizer; names it.
         """
-        ids = (*tokenizer.tag_ids.values(), *tokenizer.eos_ids)
+        ids = [*(tokenizer.tag_ids[tag] for tag in tags.TAGS), *tokenizer.eos_ids]
+        plans = tags.PLAN_TAGS if grammar.planned else ()
         return cls(
             tuple(int(i) for i in ids),
             int(tokenizer.newline_id),
             tokenizer.vocab_size,
-            tokenizer.label_ids(labels) if labels else (),
+            tokenizer.label_ids(grammar.labels) if grammar.labels else (),
+            tuple(int(tokenizer.tag_ids[tag]) for tag in plans),
         )
 
     @property
     def tag_ids(self) -> tuple[int, ...]:
-        """Ids of the six tags."""
-        return self.special_ids[:EOS]
+        """Ids of the tags, in the order of `Grammar.tags`."""
+        return self.special_ids[:EOS] + self.plan_ids
+
+    @property
+    def ban_ids(self) -> tuple[int, ...]:
+        """Ids that bans speak of, in the order of their bits."""
+        return self.special_ids + self.plan_ids
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -45,8 +52,9 @@ class Vocab:
         return self.special_ids[EOS:]
 
 
-# Bits of `bans`, in the order of `Vocab.special_ids`; EOS is the first of its ids.
+# Bits of `bans`, in the order of `Vocab.ban_ids`; EOS is the first of its ids.
 PARALLEL, END_PARALLEL, PATH, END_PATH, SUMMARY_OPEN, END_SUMMARY, EOS = range(7)
+PLAN, END_PLAN = -2, -1  # in `Vocab.ban_ids`, from its end
 CLOSING = 3  # tokens that close a block: </Parallel>, newline, <Summary>
 
 
@@ -58,17 +66,21 @@ class Settings:
     allowed only where the smallest block, a summary of `summary_reserve` and an
     answer of `answer_reserve` still fit after it. A path's budget is what remains
     after those, divided by the paths. `max_sequential_steps` limits the critical path
-    likewise, on which a block counts as its longest path.
+    likewise, on which a block counts as its longest path. Where blocks are planned, a
+    block has from 2 to `num_paths` paths, and the smallest has two plans and two paths.
     """
 
     max_prompt_tokens: int
     max_response_tokens: int
     max_sequential_steps: int = 0  # 0 = no other limit than the tokens
-    num_paths: int = 2
+    num_paths: int = 2  # of a block; where it is planned, at most
     max_blocks: int = 4  # 0 = `<Parallel>` is always banned (ordinary decoding)
     min_path_tokens: int = 4
     max_path_tokens: int = 0  # 0 = no other limit than the plan
     path_labels: tuple[str, ...] = ()  # text that each path begins with; () = none
+    planned: bool = False  # the model writes a plan of each path before they fork
+    min_plan_tokens: int = 3
+    max_plan_tokens: int = 0  # 0 = no other limit than the block's
     max_summary_tokens: int = 0  # 0 = no other limit than the plan
     summary_reserve: int = 8
     answer_reserve: int = 8
@@ -97,6 +109,15 @@ class Settings:
             "max_path_tokens",
             limit == 0 or limit >= self.min_path_tokens,
             f"must be 0 or at least min_path_tokens={self.min_path_tokens}",
+        )
+        need(
+            "min_plan_tokens", self.min_plan_tokens >= 3, "must hold both tags and one"
+        )
+        limit = self.max_plan_tokens
+        need(
+            "max_plan_tokens",
+            limit == 0 or limit >= self.min_plan_tokens,
+            f"must be 0 or at least min_plan_tokens={self.min_plan_tokens}",
         )
         need("max_summary_tokens", self.max_summary_tokens >= 0, "must not be negative")
         need("summary_reserve", self.summary_reserve >= 1, "must hold </Summary> (1)")
@@ -131,17 +152,36 @@ class Settings:
                 f"{given} is too few for rollout.num_paths={self.num_paths}: give "
                 "one for each path, or () for none"
             )
+        if self.planned and not labels:
+            raise ValueError(
+                f"rollout.planned=True needs rollout.path_labels, not {labels!r}: paths "
+                "could not know which plan is theirs; give a label for each path"
+            )
         if len({*labels}) < len(labels):
             raise ValueError(
                 f"{given} has a label twice: paths must have different ones"
             )
 
+    @property
+    def grammar(self) -> tags.Grammar:
+        """The grammar of responses."""
+        return tags.Grammar(self.path_labels, self.planned)
+
     def check_vocab(self, vocab: Vocab) -> None:
-        """Checks that paths have room for their labels.
+        """Checks that paths have room for their labels, and bans for their bits.
 
         Raises:
-          ValueError: names rollout.min_path_tokens and what it must be.
+          ValueError: names rollout.min_path_tokens, or rollout.planned, and what it must
+            be.
         """
+        assert bool(vocab.plan_ids) == self.planned, (vocab.plan_ids, self.planned)
+        if self.planned and len(vocab.ban_ids) > policy.ORDINARY:
+            raise ValueError(
+                f"rollout.planned=True: the model has {len(vocab.eos_ids)} EOS ids, and "
+                f"at most {policy.ORDINARY - EOS - len(vocab.plan_ids)} have a bit in bans "
+                "beside the tags: set it to False, or take ids from eos_token_id in its "
+                "generation_config.json"
+            )
         labels = vocab.label_ids
         assert not labels or len(labels) >= self.num_paths, (labels, self.num_paths)
         assert bool(labels) == bool(self.path_labels), (labels, self.path_labels)
@@ -156,14 +196,23 @@ class Settings:
     @property
     def smallest_block(self) -> int:
         """Tokens that must be left after `<Parallel>`: paths, closing tags, reserves."""
-        paths = self.num_paths * self.min_path_tokens
-        return paths + CLOSING + self.summary_reserve + self.answer_reserve
+        plans, paths = (2, 2) if self.planned else (0, self.num_paths)
+        return self._least(plans, paths)
 
     @property
     def smallest_block_steps(self) -> int:
         """Sequential steps that must be left after `<Parallel>`: one path, not all."""
-        path = self.min_path_tokens
-        return path + CLOSING + self.summary_reserve + self.answer_reserve
+        return self._least(2 if self.planned else 0, 1)
+
+    def _least(self, plans: int, paths: int) -> int:
+        """Tokens of so many smallest plans and paths, closing tags and reserves."""
+        inside = plans * self.min_plan_tokens + paths * self.min_path_tokens
+        return inside + self.after_paths
+
+    @property
+    def after_paths(self) -> int:
+        """Tokens, and steps, that must be left once all paths of a block have ended."""
+        return CLOSING + self.summary_reserve + self.answer_reserve
 
     @property
     def may_open_blocks(self) -> bool:

@@ -11,6 +11,7 @@ from pr1_jax.sampler.settings import Settings
 
 # Phases: what a row writes next.
 MAIN, FORK, PATHS, NEWLINE, SUMMARY_TAG, SUMMARY, JOIN, DONE = range(8)
+PLAN_TAG, IN_PLAN, LIST = range(8, 11)  # where blocks are planned
 
 
 @flax.struct.dataclass
@@ -40,9 +41,10 @@ class State:
     reader: jax.Array
     blocks: jax.Array  # int32, blocks opened; the open one's label
     path_budget: jax.Array  # int32, of the open block
-    summary_end: jax.Array  # int32, `emitted` by which the summary has closed
+    text_end: jax.Array  # int32, `emitted` by which the plan or summary has closed
     furthest: jax.Array  # int32, greatest position in the open block
     key: jax.Array  # PRNG keys
+    plans: jax.Array | None  # int32, of the open block; None where none is planned
     # Slots, [B, S].
     slot_block: jax.Array  # int32
     slot_path: jax.Array  # int32
@@ -105,9 +107,10 @@ def init_state(
         reader=row,
         blocks=row,
         path_budget=row,
-        summary_end=row,
+        text_end=row,
         furthest=row,
         key=jax.random.split(jax.random.key(0), B),
+        plans=row if settings.planned else None,
         slot_block=jnp.zeros((B, S), jnp.int32),
         slot_path=jnp.zeros((B, S), jnp.int32),
         cache=cache,

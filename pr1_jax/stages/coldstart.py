@@ -56,8 +56,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
         ):
             if not records:
                 continue
-            labels = experiment.settings.path_labels
-            traces, reasons = select(records, needs_block=c.needs_block, labels=labels)
+            how = {"needs_block": c.needs_block, "grammar": experiment.settings.grammar}
+            traces, reasons = select(records, **how)
             if jax.process_index() == 0:
                 files.write_json_lines(run.workdir / "traces.jsonl", traces)
             metrics = {f"coldstart/{r}": n / len(records) for r, n in reasons.items()}
@@ -75,14 +75,14 @@ def select(
     records: Sequence[Mapping[str, Any]],
     *,
     needs_block: bool,
-    labels: Sequence[str] = (),
+    grammar: tags.Grammar = tags.PLAIN,
 ) -> tuple[list[dict[str, str]], Counter[str]]:
     """The first good attempt at each question, and how all attempts fared.
 
     Args:
       records: attempts, as `samples.sample` gives them.
       needs_block: whether a trace without a block is left out.
-      labels: of paths, which get those that they lack.
+      grammar: of traces, whose paths get the labels that they lack.
 
     Returns:
       Records of `question`, `response` in canonical form and `answer`; and the number
@@ -92,7 +92,7 @@ def select(
     traces: dict[str, dict[str, str]] = {}
     reasons: Counter[str] = Counter()
     for record in records:
-        reason, response = _judge(record, needs_block, labels)
+        reason, response = _judge(record, needs_block, grammar)
         question = record["question"]
         if reason == KEPT and question in traces:
             reason = "spare"
@@ -107,7 +107,7 @@ def select(
 
 
 def _judge(
-    record: Mapping[str, Any], needs_block: bool, labels: Sequence[str]
+    record: Mapping[str, Any], needs_block: bool, grammar: tags.Grammar
 ) -> tuple[str, str]:
     """Why an attempt is of no use, or `kept` and its canonical form."""
     text = record["response"]
@@ -115,12 +115,12 @@ def _judge(
         return "unfinished", ""
     if record["verdict"] != CORRECT:
         return record["verdict"], ""
-    if tags.check_format(text):
+    if tags.check_format(text, grammar.unlabelled):
         return "format_fault", ""
     if needs_block and tags.PARALLEL not in text:
         return "no_block", ""
     try:
-        return KEPT, tags.canonical(text, labels)
+        return KEPT, tags.canonical(text, grammar)
     except ValueError:
         return "no_canonical_form", ""
 

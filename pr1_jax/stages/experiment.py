@@ -135,7 +135,7 @@ class Experiment:
             n for n in rl.shared_prompt_tokens if n <= s.max_prompt_tokens
         )
         return PolicySettings(
-            special_ids=self.vocab.special_ids,
+            special_ids=self.vocab.ban_ids,
             num_tokens=self.vocab.num_tokens,
             logits_chunk=self.config.model.logits_chunk,
             lengths=tuple(self.config.model.length_buckets),
@@ -316,20 +316,24 @@ def build(
       ValueError, FileNotFoundError: names the field and its value.
     """
     checks.check(config, devices=devices)
+    settings = checks.decode_settings(config)
     if config.model.path:
         folder, shape = _read_folder(config.model)
         own_tokenizer = tokenizer_files.load(folder)
+        if settings.planned:
+            own_tokenizer.use_plans()
         vocab_size = max(shape.vocab_size, own_tokenizer.vocab_size)
     else:
         own_tokenizer = tasks.make(config.data.task).tokenizer()
+        if settings.planned:
+            own_tokenizer.use_plans()
         vocab_size = own_tokenizer.vocab_size
         names = [f.name for f in dataclasses.fields(ModelConfig)]
         fields = {n: config.model[n] for n in names if n in config.model}
         shape = ModelConfig(vocab_size=vocab_size, rope_base=_ROPE_BASE, **fields)
     own_tokenizer.use_bos(config.data.bos)
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
-    settings = checks.decode_settings(config)
-    vocab = Vocab.of(own_tokenizer, settings.path_labels)
+    vocab = Vocab.of(own_tokenizer, settings.grammar)
     settings.check_vocab(vocab)
     made = Experiment(
         config=config,

@@ -63,14 +63,14 @@ class Response:
         text: str,
         result: Result,
         *,
-        labels: Sequence[str] = (),
+        grammar: tags.Grammar = tags.PLAIN,
     ) -> Self:
         """The response to a problem, by its tokens, its text and its verdict.
 
         Args:
-          labels: those of paths, `rollout.path_labels`.
+          grammar: of responses, `Settings.grammar`.
         """
-        blocks = diversity.of_response(text, tasks.work, labels)
+        blocks = diversity.of_response(text, tasks.work, grammar)
         return cls(
             question=problem.question,
             response=text,
@@ -78,7 +78,7 @@ class Response:
             verdict=result.verdict,
             reason=result.reason,
             num_blocks=trajectory.num_blocks,
-            format_ok=not tags.check_format(text, labels),
+            format_ok=not tags.check_format(text, grammar),
             finished=trajectory.finished,
             total_tokens=len(trajectory.tokens),
             sequential_steps=trajectory.sequential_steps,

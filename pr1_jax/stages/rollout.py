@@ -15,6 +15,7 @@ from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.responses import Response
 from pr1_jax.system import processes, stopping
+from pr1_jax.tags import PLAIN, Grammar
 from pr1_jax.trajectory import Trajectory
 
 _THREADS = 4  # that verify; they mostly wait for the verifier's worker processes
@@ -26,17 +27,17 @@ def score(
     tokenizer: Tokenizer,
     *,
     timeout_sec: float,
-    labels: Sequence[str] = (),
+    grammar: Grammar = PLAIN,
 ) -> Response:
     """Verifies a response to a problem.
 
     Args:
       timeout_sec: that of `answers.check`.
-      labels: those of paths, `rollout.path_labels`.
+      grammar: of responses, `Settings.grammar`.
     """
     text = tokenizer.decode(trajectory.tokens, continues=True)
     result = check(text, problem.answer, timeout_sec=timeout_sec)
-    return Response.of(problem, trajectory, text, result, labels=labels)
+    return Response.of(problem, trajectory, text, result, grammar=grammar)
 
 
 def sample_and_score(
@@ -78,7 +79,7 @@ def sample_and_score(
             trajectory,
             experiment.tokenizer,
             timeout_sec=experiment.config.reward.timeout_sec,
-            labels=experiment.settings.path_labels,
+            grammar=experiment.settings.grammar,
         )
 
     try:

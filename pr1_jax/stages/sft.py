@@ -26,7 +26,7 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
         template=c.data.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
         max_response_tokens=c.rollout.max_response_tokens,
-        labels=experiment.settings.path_labels,
+        grammar=experiment.settings.grammar,
         batch_size=c.sft.batch_size // jax.process_count(),
         seed=c.data.seed,
         shuffle=not sources.is_made_by_code(c.data.sft),

@@ -30,8 +30,11 @@ ADDED: Mapping[str, Any] = {
     "data.strict": False,
     "rl.recompute_logps": False,
     "reward.latency_coef": 0.0,
+    "rollout.max_plan_tokens": 0,
     "rollout.max_sequential_steps": 0,
+    "rollout.min_plan_tokens": 4,
     "rollout.path_labels": [],  # as JSON has it
+    "rollout.planned": False,
 }
 # Defaults that changed and mean the same for the runs that had them: old and new.
 WIDENED: Mapping[str, tuple[Any, Any]] = {

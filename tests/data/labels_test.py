@@ -32,10 +32,10 @@ def test_a_trace_has_the_tokens_that_the_sampler_forces(tokenizer, labels):
     paths = paths[: [30, 46][len(labels) > 2]]
     text = f"ab<Parallel>{paths}</Parallel>\n<Summary>ab</Summary>\n<Parallel>"
     text += f"{paths}</Parallel>\n<Summary></Summary> 1"
-    vocab = Vocab.of(tokenizer, labels)
+    vocab = Vocab.of(tokenizer, tags.Grammar(labels))
     assert vocab.label_ids == tokenizer.label_ids(labels)
-    text = tags.canonical(text, labels)
-    how = {"variant": "structured", "labels": labels}
+    text = tags.canonical(text, tags.Grammar(labels))
+    how = {"variant": "structured", "grammar": tags.Grammar(labels)}
     trace = traces.from_text([5], text, tokenizer, **how)
     assert tokenizer.decode(trace.tokens, continues=True) == text
     starts = np.flatnonzero(trace.tokens == tokenizer.tag_ids[tags.PATH])
@@ -53,7 +53,7 @@ def test_a_label_that_would_merge_is_kept_apart(tmp_path):
     text = "<Parallel><Path> ab</Path><Path>-a</Path></Parallel>\n<Summary></Summary>"
     how = {"variant": "structured"}
     merged = traces.from_text([5], text, t, **how)
-    apart = traces.from_text([5], text, t, labels=(" ", "-"), **how)
+    apart = traces.from_text([5], text, t, grammar=tags.Grammar((" ", "-")), **how)
     assert len(apart.tokens) == len(merged.tokens) + 1
     pieces = t.pieces(apart.tokens, continues=True)
     assert [pieces[i] for i in np.flatnonzero(apart.forced)] == [" ", "-"]
@@ -74,7 +74,7 @@ def test_a_label_that_tokens_do_not_spell_exactly_is_named(tmp_path):
 
 def assert_refused(tokenizer, label, reason):
     with pytest.raises(ValueError, match="rollout.path_labels: ") as error:
-        Vocab.of(tokenizer, (" 1", label))
+        Vocab.of(tokenizer, tags.Grammar((" 1", label)))
     message = str(error.value)
     assert repr(label) in message and reason in message and "\n" not in message
     assert "or () for none" in message
@@ -103,7 +103,7 @@ def test_settings_refuse_labels_that_do_not_name_the_paths(labels, reason):
 def test_paths_must_have_room_for_their_labels(by_bytes):
     settings = Settings(**SETTINGS, path_labels=[" 1", " no 2"], min_path_tokens=6)
     assert settings.path_labels == (" 1", " no 2")  # JSON has lists
-    vocab = Vocab.of(by_bytes, settings.path_labels)
+    vocab = Vocab.of(by_bytes, settings.grammar)
     with pytest.raises(ValueError, match="min_path_tokens=6 .* set it to 7 or more"):
         settings.check_vocab(vocab)
 
@@ -121,7 +121,7 @@ def test_streams_label_what_lacks_it_and_drop_what_has_too_many_paths(by_bytes):
         template="plain",
         max_prompt_tokens=9,
         max_response_tokens=99,
-        labels=(" 1", " 2"),
+        grammar=tags.Grammar((" 1", " 2")),
         batch_size=2,
         seed=0,
         shuffle=False,

@@ -170,13 +170,13 @@ def test_tokens_spell_the_text():
 
 def labelled(record):
     """A trace with the default labels."""
-    labels = LIMITS.path_labels
+    grammar = tags.Grammar(LIMITS.path_labels)
     return traces.from_text(
         TOKENIZER.encode(record["question"]),
-        tags.canonical(record["response"], labels),
+        tags.canonical(record["response"], grammar),
         TOKENIZER,
         variant="structured",
-        labels=labels,
+        grammar=grammar,
     )
 
 

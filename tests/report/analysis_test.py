@@ -181,7 +181,7 @@ def test_summarize_by_hand():
     assert found["identical_paths"] == found["path_likeness"] == 0
     assert found["work_division"] == 1
     labelled = [block(" 1 so 4", " 2 so 4") + block(" 1 a", " 2 b"), ""]
-    of_labelled = analysis.summarize(records(*labelled), (" 1", " 2"))
+    of_labelled = analysis.summarize(records(*labelled), tags.Grammar((" 1", " 2")))
     assert of_labelled["identical_paths"] == of_labelled["work_division"] == 1 / 2
     assert found["relative_position"] == found["verification_share"] == 0
     assert found["path_agreement"] == pytest.approx(1 / 3)

@@ -24,6 +24,7 @@ from pr1_jax.report import (
 )
 from pr1_jax.stages import checks
 from pr1_jax.system import files
+from pr1_jax.tags import Grammar
 from pr1_jax.workdir import metrics
 from tests.helpers import command, made_up_run
 
@@ -217,7 +218,7 @@ def test_a_response_states_its_task_and_what_its_paths_did():
         assert asked.endswith(".") and re.search(r"\d+", question)[0] in asked
     assert "asked" not in traces.encode({"question": "What is 2 + 2?"})
     text = "<Parallel><Path> 1 left 1+6 no</Path><Path> 2 left 1+6 no</Path></Parallel>"
-    found = traces.encode({"response": text}, (" 1", " 2"))
+    found = traces.encode({"response": text}, Grammar((" 1", " 2")))
     assert (found["identical"], found["division"]) == ([True], [0.0])
     assert traces.encode({"response": text})["identical"] == [False]
     assert not {"identical", "division"} & traces.encode({"response": "4"}).keys()

@@ -41,10 +41,11 @@ def test_sft_is_on_everything_but_labels(made):
 
 
 def test_traces_of_a_teacher_are_written_with_labels():
+    grammar = tags.Grammar(LABELS)
     for text in (BARE, LABELLED):
         attempt = {"question": "q", "response": text, "answer": "2"}
         attempt |= {"finished": True, "verdict": CORRECT}
-        kept, _ = coldstart.select([attempt], needs_block=True, labels=LABELS)
+        kept, _ = coldstart.select([attempt], needs_block=True, grammar=grammar)
         assert kept[0]["response"] == LABELLED
 
 
@@ -52,5 +53,5 @@ def test_traces_of_a_teacher_are_written_with_labels():
 def test_responses_must_have_their_labels(made, text, ok):
     problem = Problem("q", "2", np.array([5], np.int32))
     t = traces.from_text([5], text, made.tokenizer, variant="structured")
-    how = {"timeout_sec": 5.0, "labels": made.settings.path_labels}
+    how = {"timeout_sec": 5.0, "grammar": made.settings.grammar}
     assert rollout.score(problem, t, made.tokenizer, **how).format_ok == ok

@@ -27,6 +27,7 @@ from pr1_jax.stages.responses import (
     write_responses,
 )
 from pr1_jax.system import files
+from pr1_jax.tags import Grammar
 
 TOKENIZER = tasks.make().tokenizer()
 PROMPT = np.array(
@@ -162,7 +163,7 @@ def test_labels_of_paths_are_no_work():
         tokenizer=TOKENIZER, config=rl_alternating.get_config("smoke")
     )
     for labels, identical in (((" 1", " 1"), True), ((" 1",), False), ((), True)):
-        experiment.settings = types.SimpleNamespace(path_labels=labels)
+        experiment.settings = types.SimpleNamespace(grammar=Grammar(labels))
         (found,), _ = rollout.sample_and_score(
             experiment,
             Sampler(trajectories),

@@ -6,9 +6,10 @@ namespace {
 
 constexpr int64_t kLogitRows = 3 * kRows;  // that a task holds logits of
 constexpr float kLeast = -1e25f;           // logit of what is not banned
+constexpr int64_t kOrdinary = 30;          // bit of bans: all but special ids; see policy.py
 
 // Rows of hidden [M, D] times headᵀ [D, V], divided by the temperature, are logits, of
-// which those of banned special ids and from num_tokens on are hidden → log-probs of
+// which those of banned ids and from num_tokens on are hidden → log-probs of
 // tokens [M], entropies [M], probabilities [M, V], and back [M, D] = head[token] −
 // probabilities · head, which over the temperature is a log-prob's gradient of hidden.
 ffi::Error Logps(ffi::ThreadPool pool, Floats hidden, Floats head, Ints tokens,
@@ -35,9 +36,18 @@ ffi::Error Logps(ffi::ThreadPool pool, Floats hidden, Floats head, Ints tokens,
         Store(x + n, y < kLeast ? Fill(kLeast) : y);
       }
       std::fill(x + num_tokens, x + width, kHidden);
-      for (int64_t j = 0; j < static_cast<int64_t>(special_ids.element_count()); ++j) {
-        const int32_t id = special_ids.typed_data()[j];
-        if (bans.typed_data()[i] >> j & 1 && id < V) x[id] = kHidden;
+      const int32_t banned = bans.typed_data()[i], *ids = special_ids.typed_data();
+      const auto count = static_cast<int64_t>(special_ids.element_count());
+      if (count <= kOrdinary && banned >> kOrdinary & 1) {
+        float special[kOrdinary];
+        for (int64_t j = 0; j < count; ++j) special[j] = ids[j] < V ? x[ids[j]] : 0;
+        std::fill(x, x + num_tokens, kHidden);
+        for (int64_t j = 0; j < count; ++j) {
+          if (ids[j] < V) x[ids[j]] = special[j];
+        }
+      }
+      for (int64_t j = 0; j < count; ++j) {
+        if (banned >> j & 1 && ids[j] < V) x[ids[j]] = kHidden;
       }
       const int32_t token = tokens.typed_data()[i];
       const float chosen = x[token];
