@@ -7,7 +7,8 @@ Without a size, a teacher is trained first. To take another, leave only "coldsta
 folder. Another run then reads the traces with `--config.data.sft=runs/coldstart/traces.jsonl`.
 
 Two CPU cores: minutes. Of a teacher's attempts at a problem the first that is correct, with
-a block, becomes a trace.
+a block, becomes a trace. With `--config.rollout.planned=True` and `--config.data.template=chat`
+or `instruction` the teacher is asked for plans, and traces have them.
 """
 
 import ml_collections

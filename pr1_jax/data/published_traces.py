@@ -31,8 +31,7 @@ NESTED, ONE_PATH, NUMBERS = "nested_block", "one_path", "plans_and_paths_differ"
 NUMBERING, STRAY_TEXT, EMPTY = "wrong_number", "stray_text", "empty_element"
 TAG, UNCLOSED, OUR_TAG, NO_SUMMARY = "wrong_tag", "unclosed", "our_tag", "no_summary"
 
-_PLAN, _END_PLAN = "<Plan>", "</Plan>"
-_OUR_TAGS = (*tags.TAGS, _PLAN, _END_PLAN)
+_OUR_TAGS = tags.Grammar(planned=True).tags
 _THINK = ("<think>", "</think>", "<Think>", "</Think>")  # taken out
 _NUMBER = re.compile(r"\s*((?:[0-9]+\.)*([0-9]+))[^\S\n]*:")
 _MAX_DEPTH = 50  # of blocks in blocks; this is read by recursion
@@ -308,7 +307,9 @@ class _Writer:
             if not text.strip():
                 where = f"{element.tag} at {element.offset}"
                 raise Dropped(EMPTY, f"{where}: expected a text behind its number")
-        plans = [_PLAN + plan + _END_PLAN for plan in plans] if self.planned else []
+        plans = (
+            [tags.PLAN + plan + tags.END_PLAN for plan in plans] if self.planned else []
+        )
         paths = [tags.PATH + path + tags.END_PATH for path in paths]
         body = "".join((tags.PARALLEL, *plans, *paths, tags.END_PARALLEL))
         return f"{body}\n{tags.SUMMARY}{summary}{tags.END_SUMMARY}"

@@ -1,18 +1,18 @@
 """Traces of other systems: what becomes of them, and what is refused."""
 
-import json
+import copy
 import random
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from pr1_jax import tags
 from pr1_jax.answers.extract import extract
-from pr1_jax.data import convert_traces, published_traces, sources
+from pr1_jax.data import published_traces, traces
 from pr1_jax.data.published_traces import SHAPES, convert
 from pr1_jax.data.rows import Dropped
-from pr1_jax.system import cli
 
 THREADWEAVER = """\
 <think>
@@ -157,6 +157,19 @@ Small.
 It is \\boxed{7}."""
 
 
+PLANNED = tags.Grammar((" 1", " 2", " 3", " 4", " 5"), planned=True)
+
+
+def check_planned(text):
+    """Whether a text is canonical, but for labels, which canonical text then has."""
+    assert tags.canonical(text, PLANNED.unlabelled) == text
+    labelled = tags.canonical(text, PLANNED)
+    assert tags.check_format(labelled, PLANNED) == []
+    assert re.sub("<Path> [1-5] ?", "<Path>", labelled) == text.replace(
+        "<Path> ", "<Path>"
+    )
+
+
 def without_plans(text):
     return re.sub("<Plan>.*?</Plan>", "", text, flags=re.DOTALL)
 
@@ -171,6 +184,7 @@ def without_plans(text):
 )
 def test_a_trace_of_each_shape(shape, text, expected):
     assert convert(text, shape, flatten=True) == expected
+    check_planned(expected)
     unplanned = convert(text, shape, planned=False, flatten=True)
     assert unplanned == without_plans(expected)
     assert tags.canonical(unplanned) == unplanned
@@ -378,11 +392,27 @@ def test_random_traces_keep_all_words_in_their_order(shape):
         made = Made(shape, seed)
         text = convert(made.source, shape)
         assert text == made.target.strip(), (seed, made.source)
+        check_planned(text)
         theirs = re.findall("</?(\\w+)>", "".join(SHAPES[shape].tags))
         assert words(text, *ours) == words(made.source, *theirs)
         unplanned = convert(made.source, shape, planned=False)
         assert unplanned == without_plans(text)
         assert tags.canonical(unplanned) == unplanned
+
+
+def test_what_is_converted_is_laid_out_with_its_plans(by_bytes):
+    tokenizer = copy.deepcopy(by_bytes)
+    tokenizer.use_plans()
+    text = tags.canonical(convert(THREADWEAVER, "threadweaver"), PLANNED)
+    for variant in ("structured", "causal"):
+        trace = traces.from_text([5], text, tokenizer, variant=variant, grammar=PLANNED)
+        assert tokenizer.decode(trace.tokens, continues=True) == text
+        assert trace.path.max() == 3
+    plans = [tokenizer.tag_ids[tag] for tag in tags.PLAN_TAGS]
+    (starts, ends) = (np.flatnonzero(trace.tokens == plan) for plan in plans)
+    assert len(starts) == len(ends) == 3
+    for start, end in zip(starts, ends, strict=True):
+        assert (trace.block[start : end + 1] == 0).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -395,81 +425,10 @@ def test_whatever_is_broken_is_refused_or_well_formed(shape):
         piece = source[start:end]
         source = source[:start] + piece * draw.choice([0, 2]) + source[end:]
         try:
-            text = convert(source, shape, planned=False, flatten=True)
+            text = convert(source, shape, flatten=True)
         except Dropped as drop:
             assert re.search(r"at [0-9]+", str(drop))
             refused += 1
         else:
-            assert tags.canonical(text) == text
+            check_planned(text)
     assert 50 < refused < 300
-
-
-def command(monkeypatch, *argv, **flags):
-    defaults = {
-        "shape": "threadweaver",
-        "planned": True,
-        "flatten": False,
-        "needs_block": True,
-        "question": "",
-        "response": "",
-        "answer": "",
-    }
-    for name, value in (defaults | flags).items():
-        flag = type("Flag", (), {"value": value, "name": name})
-        monkeypatch.setattr(convert_traces, f"_{name.upper()}", flag, raising=False)
-    convert_traces.main(["convert_traces", *map(str, argv)])
-
-
-def test_the_command_writes_records_for_sft(tmp_path, monkeypatch, capsys):
-    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
-    said = {"role": "assistant", "content": THREADWEAVER}
-    rows = [
-        {"messages": [*asked, said], "answer": "0"},
-        {"question": "two", "response": weave("So.")},
-        {"question": "three", "response": "no block"},
-        {"question": "four", "response": weave()},
-        {"question": "five", "response": weave()},
-        {"question": "six"},
-    ]
-    file, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command(monkeypatch, file, out=str(out))
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"2 traces of 6 records: {out}"
-    assert printed[1].split() == ["kept", "2", "33.3", "%"]
-    assert printed[2].split() == ["no_summary", "2", "33.3", "%"]
-    assert printed[3].strip().startswith("record 4: <Parallel> at 1: it has no")
-    assert {line.split()[0] for line in printed[4::2]} == {"no_block", "no_response"}
-    first, second = sources.open_source(str(out), "train", seed=0, traces=True)
-    assert first["question"] == "q" and json.loads(first["messages"]) == asked
-    assert first["response"] == THREADWEAVER_PLANNED and first["answer"] == "0"
-    assert second["question"] == "two" and second["response"].startswith("A<Parallel>")
-
-
-def test_a_response_may_stand_in_several_columns(tmp_path, monkeypatch):
-    row = {"question": "q", "thinking": MULTIVERSE, "attempt": "\\boxed{8}"}
-    file, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
-    file.write_text(json.dumps(row))
-    columns = {"response": "thinking+attempt", "shape": "multiverse", "flatten": True}
-    command(monkeypatch, file, out=str(out), **columns)
-    made = json.loads(out.read_text())
-    expected = MULTIVERSE_PLANNED + "\n\n\\boxed{8}"
-    assert made == {"question": "q", "response": expected}
-
-
-def test_mistakes_of_the_command_are_one_line(tmp_path, monkeypatch):
-    file, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
-    file.write_text(json.dumps({"question": "q", "response": weave()}))
-    out_flag = {"out": str(out)}
-    for argv, flags, said in [
-        ([], out_flag, "the data to convert are missing"),
-        ([file], {"out": "out.txt"}, "--out=out.txt: expected the name of a .jsonl"),
-        ([file], {"out": str(file)}, "a.jsonl exists: name another file"),
-        ([file], {"out": ""}, "--out is missing"),
-        ([tmp_path / "b.jsonl"], out_flag, "no such file or folder"),
-        ([file], {**out_flag, "response": "text"}, "has no column 'text'"),
-        ([file], out_flag, "no trace can be converted: no summary, record 1: <Paral"),
-    ]:
-        with pytest.raises(cli.Mistake) as mistake:
-            command(monkeypatch, *argv, **flags)
-        assert said in mistake.value.line and not out.exists()

@@ -1,5 +1,6 @@
 """Tests of pr1_jax.data: laws of the streams, prompts, embedded and real data."""
 
+import copy
 import itertools
 import json
 from collections import Counter
@@ -11,7 +12,12 @@ from absl import logging
 
 from pr1_jax import tags
 from pr1_jax.data import streams
-from pr1_jax.data.prompts import INSTRUCTION, Problem, prompt_tokens
+from pr1_jax.data.prompts import (
+    INSTRUCTION,
+    PLANNED_INSTRUCTION,
+    Problem,
+    prompt_tokens,
+)
 from pr1_jax.data.sources import open_source
 
 SHARED = Path(__file__).parents[3] / "shared/data"
@@ -197,6 +203,16 @@ def test_instruction_prompt(by_bytes):
     assert text == f"{INSTRUCTION}\n\nProblem: 1+1?\n\nSolution:\n"
     assert all(ids.tolist().count(i) == 1 for i in by_bytes.tag_ids.values())
     assert all(tag in INSTRUCTION for tag in tags.TAGS)
+
+
+def test_where_blocks_are_planned_the_instruction_asks_for_plans(by_bytes):
+    planned = copy.deepcopy(by_bytes)
+    planned.use_plans()
+    ids = prompt_tokens("1+1?", planned, template="instruction")
+    text = planned.decode(ids)
+    assert text == f"{PLANNED_INSTRUCTION}\n\nProblem: 1+1?\n\nSolution:\n"
+    assert all(ids.tolist().count(i) == 1 for i in planned.tag_ids.values())
+    assert tags.PLAN in PLANNED_INSTRUCTION and tags.PLAN not in INSTRUCTION
 
 
 def test_chat_prompt_has_the_instruction_as_system_message(by_bytes, monkeypatch):

@@ -1,6 +1,8 @@
 """Traces from a teacher: which attempts are kept, and that SFT reads them."""
 
+import copy
 import json
+import types
 
 import jax
 import pytest
@@ -9,6 +11,7 @@ from configs.coldstart import get_config
 from pr1_jax import tags
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
 from pr1_jax.data import sources, streams
+from pr1_jax.data.prompts import INSTRUCTION, PLANNED_INSTRUCTION
 from pr1_jax.stages import coldstart, experiment, rollout
 from pr1_jax.stages.run import Run
 
@@ -70,6 +73,42 @@ def test_never_two_copies_of_a_question():
         ("b", tags.canonical(second)),
     ]
     assert reasons == {"incorrect": 1, "kept": 2, "spare": 2}
+
+
+def test_where_blocks_are_planned_a_trace_has_plans():
+    plans = "<Parallel>\n<Plan>Row A.</Plan>\n<Plan>Row C.</Plan>\n"
+    planned = BLOCK.replace("<Parallel>\n", plans)
+    grammar = tags.Grammar((" 1", " 2"), planned=True)
+    attempts = [
+        attempt("a"),
+        attempt("b", planned.replace("<Plan>Row C.</Plan>", "")),
+        attempt("b", planned),
+        attempt("c", planned.replace("\n<Plan>", "both: <Plan>", 1)),
+    ]
+    how = {"needs_block": True, "grammar": grammar}
+    traces, reasons = coldstart.select(attempts, **how)
+    assert reasons == {"format_fault": 2, "kept": 1, "no_canonical_form": 1}
+    expected = tags.canonical(BLOCK).replace("<Parallel>", plans.replace("\n", ""))
+    assert [(t["question"], t["response"]) for t in traces] == [("b", expected)]
+
+
+@pytest.mark.parametrize("mode", ["ordinary", "structured"])
+def test_the_teacher_is_asked_for_plans_where_blocks_are_planned(by_bytes, mode):
+    planned = copy.deepcopy(by_bytes)
+    planned.use_plans()
+    config = get_config("smoke")
+    config.data.template, config.coldstart.mode = "instruction", mode
+    config.rollout.max_prompt_tokens = 2000
+    for tokenizer, told in ((by_bytes, INSTRUCTION), (planned, PLANNED_INSTRUCTION)):
+        asked = types.SimpleNamespace(
+            config=config,
+            tokenizer=tokenizer,
+            source=lambda *_, **__: [{"question": "1+1?", "answer": "2"}],
+        )
+        ((problem,),) = coldstart.open_stream(asked)
+        assert tokenizer.decode(problem.prompt).startswith(told)
+        knows = {*problem.prompt.tolist()} & {*tokenizer.tag_ids.values()}
+        assert len(knows) == (0 if mode == "ordinary" else len(tokenizer.tag_ids))
 
 
 @pytest.fixture(scope="module")
