@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from pr1_jax.plan import hlo
 from pr1_jax.policy import (
+    ORDINARY,
     logps_and_entropies,
     policy_logits,
     sequence_logps,
@@ -39,7 +40,19 @@ def log_softmax(logits):
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("bans, banned", [(0, []), (0b010, [7]), (0b101, [3, 1])])
+OTHERS = 1 << ORDINARY, [0, 2, 4, 5, 6, 8]  # all but the special ids
+
+
+@pytest.mark.parametrize(
+    "bans, banned",
+    [
+        (0, []),
+        (0b010, [7]),
+        (0b101, [3, 1]),
+        OTHERS,
+        (OTHERS[0] | 0b100, [*OTHERS[1], 1]),
+    ],
+)
 def test_banned_tokens_have_no_probability_and_the_rest_share_it(bans, banned):
     logits, unbanned = random_logits(5, V), policy_of(random_logits(5, V), [0] * 5)
     policy = policy_of(logits, [bans] * 4 + [0], temperature=0.5)
@@ -52,6 +65,12 @@ def test_banned_tokens_have_no_probability_and_the_rest_share_it(bans, banned):
     for token in banned:
         logp = token_logps(policy, jnp.full(4, token))
         assert (np.exp(logp) == 0).all()
+
+
+def test_the_bit_of_ordinary_tokens_is_a_special_one_where_there_are_so_many():
+    ids, logits = tuple(range(31)), jnp.zeros((1, 33))
+    banned = policy_logits(logits, jnp.array([OTHERS[0]]), special_ids=ids)[0] < -1
+    assert np.flatnonzero(banned).tolist() == [30]
 
 
 def test_padding_of_the_vocabulary_is_banned():

@@ -16,6 +16,7 @@ from pr1_jax.model.rope import Yarn
 from pr1_jax.sampler.settings import Settings, Vocab
 
 VOCAB = Vocab(special_ids=(10, 11, 12, 13, 14, 15, 1), newline_id=2)
+PLAN_IDS = (16, 17)
 VOCAB_SIZE = 24
 TEXTS = {10 + i: tag for i, tag in enumerate(tags.TAGS)} | {
     2: "\n",
@@ -52,9 +53,10 @@ LABEL_IDS = ((5,), (6, 7, 8), (6, 6), (), (9, 9, 9), (7,), (8, 2), (3, 4, 5))
 
 
 def with_vocab(settings: Settings) -> Vocab:
-    """The tokens of a tiny model whose paths have labels where the settings say so."""
-    ids = LABEL_IDS[: len(settings.path_labels)]
-    return dataclasses.replace(VOCAB, label_ids=ids)
+    """The tokens of a tiny model with labels of paths, and plans, where these are on."""
+    labels = LABEL_IDS[: len(settings.path_labels)]
+    plans = PLAN_IDS if settings.planned else ()
+    return dataclasses.replace(VOCAB, label_ids=labels, plan_ids=plans)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from pr1_jax.model.cpu import Cpu
 from pr1_jax.model.layers import rotary_angles, rotate
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.model.xla import Xla
-from pr1_jax.policy import logps_and_entropies
+from pr1_jax.policy import ORDINARY, logps_and_entropies
 from pr1_jax.training.logps import PolicySettings, policy_logps
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState
@@ -259,6 +259,8 @@ def test_log_probs_are_those_of_the_policy(sizes, num_tokens, temperature):
     special_ids = (1, 16, V, 0)  # of which one is no token
     bans = jnp.asarray(rng.integers(0, 16, M), jnp.int32).at[0].set(0)
     tokens = jnp.asarray(rng.integers(2, 16, M), jnp.int32)  # none that is banned
+    bans = bans.at[2::5].set(1 << ORDINARY | 2)  # all but tokens 0 and 1 are
+    tokens = tokens.at[2::5].set(1)
     policy = special_ids, num_tokens, temperature
 
     def expected(hidden, head):

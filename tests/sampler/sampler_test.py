@@ -20,7 +20,7 @@ from pr1_jax.sampler.rows import Rows
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import END_PARALLEL, EOS
-from pr1_jax.trajectory import pack, structured
+from pr1_jax.trajectory import Trajectory, pack, structured
 from tests.helpers.laws import assert_laws
 from tests.helpers.tiny import (
     LABELS,
@@ -71,7 +71,7 @@ def teacher_forced(config, params, trajectories, settings, length=130):
             xla.logits(params, hidden),
             tokens,
             bans,
-            special_ids=VOCAB.special_ids,
+            special_ids=with_vocab(settings).ban_ids,
             temperature=settings.temperature or 1.0,
             top_k=settings.top_k,
             top_p=settings.top_p,
@@ -96,14 +96,21 @@ def sample(config, params, settings, *, n=12, samples=2, rows=8, seed=0, **kwarg
 
 
 LABELLED = {"path_labels": LABELS, "min_path_tokens": 5, "max_sequential_steps": 36}
+PLANNED = {"path_labels": LABELS, "min_path_tokens": 5, "planned": True}
 CASES = [
     pytest.param(QWEN3, {"num_paths": 3, **LABELLED}, "xla", id="qwen3-labelled"),
     pytest.param(LLAMA, {"num_paths": 3}, "xla", id="llama-3-paths"),
     pytest.param(
         dataclasses.replace(QWEN3, scan_layers=True),
-        {"num_paths": 8, "max_response_tokens": 120, "max_path_tokens": 5},
+        {
+            "num_paths": 8,
+            "max_response_tokens": 120,
+            "max_path_tokens": 6,
+            "max_plan_tokens": 5,
+            **PLANNED,
+        },
         "xla",
-        id="scan-8-paths",
+        id="scan-8-planned-paths",
     ),
     pytest.param(
         QWEN3,
@@ -125,10 +132,12 @@ CASES = [
             "num_paths": 4,
             "max_response_tokens": 90,
             "max_path_tokens": 6,
-            **LABELLED,
+            "max_plan_tokens": 5,
+            "max_sequential_steps": 60,
+            **PLANNED,
         },
         "cpu",
-        id="cpu-kernels-labelled",
+        id="cpu-kernels-planned",
         marks=needs_kernels,
     ),
 ]
@@ -157,7 +166,7 @@ def both_variants(cases, slow=()):
 
 
 @pytest.mark.parametrize(
-    "config, changes, kernels, variant", both_variants(CASES, slow=(1, 2, 3, 4))
+    "config, changes, kernels, variant", both_variants(CASES, slow=(1, 3, 4))
 )
 def test_sampled_logps_equal_teacher_forced(config, changes, kernels, variant):
     settings = dataclasses.replace(SETTINGS, variant=variant, **changes)
@@ -175,6 +184,40 @@ def test_sampled_logps_equal_teacher_forced(config, changes, kernels, variant):
     gap = np.abs(batch.old_logps - logps)[compared]
     assert compared.sum() > 150
     assert gap.max() < 1e-4
+    if settings.planned:  # the model decides how many paths a block has
+        decided = compared & (batch.bans >> policy.ORDINARY & 1 == 1)
+        assert decided.sum() >= 3
+        assert (np.exp(logps[decided]) < 1).all()
+
+
+def test_paths_see_all_plans_and_no_sibling():
+    """Other words in a plan change all paths, other words in a path no other one."""
+    settings = dataclasses.replace(SETTINGS, num_paths=3, **PLANNED)
+    plans, paths = [16, 3, 17, 16, 4, 17, 16, 9, 17], [12, 5, 13, 12, 8, 13, 12, 7, 13]
+    tokens = np.array([10, *plans, *paths, 11, 2, 14, 6, 15, 1], np.int32)
+    ids = dict(zip(settings.grammar.tags, with_vocab(settings).tag_ids))
+    parsed = layout.structured(tokens, ids, 1)
+    zeros = np.zeros(len(tokens), np.int32)
+    made = Trajectory(
+        prompt=np.array([5], np.int32),
+        tokens=tokens,
+        **{name: x[1:] for name, x in parsed._asdict().items()},
+        forced=zeros > 0,
+        bans=zeros,
+        logps=zeros.astype(np.float32),
+        finished=True,
+        sequential_steps=0,
+    )
+    others = []
+    for at in (2, 5, 8, 11, 14, 17):  # the text of each plan, and of each path
+        other = tokens.copy()
+        other[at] = 22
+        others.append(dataclasses.replace(made, tokens=other))
+    params = random_params(QWEN3)
+    _, logps = teacher_forced(QWEN3, params, [made, *others], settings)
+    moved = np.abs(logps[1:] - logps[0]) > 1e-5
+    ends = np.array([12, 15, 18]) + 1  # what each path's text predicts
+    np.testing.assert_array_equal(moved[:, ends], [[1, 1, 1]] * 3 + np.eye(3).tolist())
 
 
 def test_recorded_layout_is_the_parsed_one():

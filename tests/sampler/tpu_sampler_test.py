@@ -10,13 +10,20 @@ from pr1_jax.model.tpu import Tpu
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from tests.helpers.tiny import ONE_LAYER, SETTINGS, with_vocab
-from tests.sampler.sampler_test import random_params, random_prompts, teacher_forced
+from tests.sampler.sampler_test import (
+    PLANNED,
+    random_params,
+    random_prompts,
+    teacher_forced,
+)
 
 
 def test_sampled_logps_equal_teacher_forced(monkeypatch):
-    """In the causal variant, whose rejoin reads and writes the cache, too."""
+    """In the causal variant, whose rejoin reads and writes the cache; blocks are planned."""
     monkeypatch.setattr(decode, "tile_slots", lambda *_: 128)  # interpreted faster
-    settings = dataclasses.replace(SETTINGS, variant="causal", max_response_tokens=40)
+    settings = dataclasses.replace(
+        SETTINGS, variant="causal", max_response_tokens=44, **PLANNED
+    )
     batching = Batching(rows=4, group_size=2, lane_buckets=())
     backend = Tpu(ONE_LAYER, interpret=True)
     sampler = Sampler(backend, with_vocab(settings), settings, batching)
