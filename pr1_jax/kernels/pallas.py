@@ -225,7 +225,9 @@ def _attention_forward(plan, q, k, v, labels):
 def _kept(x):
     """x under the name `KEPT`, as integers: of floats JAX makes another copy."""
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    return jax.lax.bitcast_convert_type(checkpoint_name(bits, KEPT), x.dtype)
+    floats = jax.lax.bitcast_convert_type(checkpoint_name(bits, KEPT), x.dtype)
+    # Who reads it shares it: XLA would make it of the bits for each.
+    return jax.lax.optimization_barrier(floats)
 
 
 def _attention_backward(plan, residuals, gradient):

@@ -161,16 +161,13 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
     passes = 3
     if _recomputes(model):
         passes += 1
-        again = flops / 3
-        if model.remat_policy == "attention":  # all but that
-            again = model_costs.forward(
-                model,
-                tokens=rows * lengths.update_tokens,
-                pairs=0,
-                cached=0,
-                logits=rows * trained,
-            ).flops
-        flops += again
+        tokens = rows * lengths.update_tokens
+        flops += flops / 3 - 2 * _kept_weights(model) * tokens
+        if model.remat_policy == "attention":
+            scores = model_costs.update_flops(
+                model, rows=rows, tokens=lengths.update_tokens, trained=0
+            )
+            flops -= scores / 3 - 2 * model_costs.layer_weights(model) * tokens
     micro_batches, updates = _counts(experiment)
     state = memory.resident(experiment)
     grads = state[memory.PARAMETERS]
@@ -183,6 +180,13 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
 def _recomputes(model: ModelConfig) -> bool:
     """Whether the backward pass of a layer computes its products with weights again."""
     return model.remat and model.remat_policy != "dots"
+
+
+def _kept_weights(model: ModelConfig) -> int:
+    """Weights of layers whose products no backward pass asks for, or finds kept."""
+    down = model.width * model.mlp_width
+    o = model.width * model.num_heads * model.head_dim
+    return model.num_layers * (down + (model.remat_policy == "attention") * o)
 
 
 def _counts(experiment: Experiment) -> tuple[int, int]:

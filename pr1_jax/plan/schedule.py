@@ -188,7 +188,7 @@ class _Walk:
             elif part == "start":
                 copied = max(copied, clock) + self._at_bandwidth(x, inside)
                 started[key] = x, copied
-            elif part != "update" and x.opcode not in _FREE:
+            elif part != "update" and not _is_free(x):
                 begun = clock
                 clock += self._one(x, times, inside)
                 if x.kernel is not None and x.kernel.bytes:
@@ -397,6 +397,11 @@ class _Walk:
                 )
             )
         return seconds
+
+
+def _is_free(x: hlo.Instruction) -> bool:
+    """Whether it takes no time: what reserves memory neither reads nor writes it."""
+    return x.opcode in _FREE or 'custom_call_target="AllocateBuffer"' in x.rest
 
 
 def _made(x: hlo.Instruction) -> Sequence[hlo.Array]:

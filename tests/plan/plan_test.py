@@ -121,10 +121,13 @@ def test_what_remat_keeps_reaches_the_program_and_its_costs(path):
     nothing, attention, dots = (
         costs.step_work(made, UNIT, lengths)[-1].flops for made in all_made
     )
-    assert nothing == dots / 3 * 4
-    c, pairs = all_made[0].model, costs.responses(all_made[0]) * 76 * 77 // 2
+    c, rows = all_made[0].model, costs.responses(all_made[0])
     heads = c.num_layers * c.num_heads * c.head_dim
-    assert nothing - attention == pytest.approx(4 * heads * pairs)
+    # Nobody reads what `down` made; `attention` keeps what `o` made, and the scores' use.
+    down = 2 * rows * 76 * c.num_layers * c.width * c.mlp_width
+    assert nothing == pytest.approx(dots / 3 * 4 - down)
+    kept = 4 * heads * rows * 76 * 77 // 2 + 2 * heads * c.width * rows * 76
+    assert nothing - attention == pytest.approx(kept)
     sizes = [memory.estimated_update(made).total for made in all_made]
     none = memory.estimated_update(built(model__path=path)).total
     assert sorted({*sizes, none}) == [*sizes, none]
@@ -233,7 +236,9 @@ def test_flops_of_a_step():
     assert works["update"].compute_sec == pytest.approx(3 * 16 * forward / 8e6)
 
     again = built(model__remat=True, rollout__max_response_tokens=70)
-    assert costs.step_work(again, UNIT, lengths)[-1].flops == 4 * 16 * forward
+    down = 16 * 76 * 2 * 8 * 16  # tokens, layers, width, width of the MLP
+    update = costs.step_work(again, UNIT, lengths)[-1]
+    assert update.flops == 4 * 16 * forward - 2 * down
 
 
 def test_decode_reads_weights_its_own_cache_and_each_groups_prompt():

@@ -342,6 +342,7 @@ def test_what_has_no_estimate_is_priced_by_bytes_and_told():
     entry = """
   %p = f32[1000]{0} parameter(0)
   %chip = f32[1000]{0:T(1024)S(1)} custom-call(%p), custom_call_target="tpu_custom_call"
+  %reserved = f32[1000]{0} custom-call(), custom_call_target="AllocateBuffer"
   ROOT %y = f32[1000]{0} negate(%chip), CYCLES
 """.replace("CYCLES", cycles(7))
     found = of(entry)
