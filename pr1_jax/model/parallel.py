@@ -48,18 +48,26 @@ def by_length(x: jax.Array) -> jax.Array:
 
 
 def project_in(
-    config: ModelConfig, params: Sequence[dict], x: jax.Array
+    config: ModelConfig,
+    params: Sequence[dict],
+    x: jax.Array,
+    *,
+    in_parts: bool = False,
 ) -> Sequence[jax.Array]:
     """`layers.project` with several kernels [D, heads, …] of x [B, T, D], split by length.
 
     Returns:
-      [B, T, heads, …] each, split over heads.
+      [B, T, heads, …] each, split over heads; `in_parts`: [tensor, B, T / tensor, heads,
+      …], as parts come from devices, of which no sequences have to be joined.
     """
 
     def on_device(x, params):
         parts = jax.lax.all_gather(x, _HEADS)  # [tensor, B, T / tensor, D]
-        x = parts.swapaxes(0, 1).reshape(len(x), -1, x.shape[-1])
-        return [project(_gathered(each, x), x) for each in params]
+        made = [project(_gathered(each, x), parts) for each in params]
+        if in_parts:
+            return made
+        # Heads are fewer numbers than x, which therefore is not joined.
+        return [y.swapaxes(0, 1).reshape(len(x), -1, *y.shape[3:]) for y in made]
 
     specs = {"kernel": P(_WEIGHTS, _HEADS), "bias": P(_HEADS)}
     return _on_devices(
@@ -69,31 +77,46 @@ def project_in(
             P(_ROWS, _HEADS),
             [{name: specs[name] for name in each} for each in params],
         ),
-        out_specs=P(_ROWS, None, _HEADS),
+        out_specs=_split_heads(in_parts),
     )(x, list(params))
 
 
 def project_out(
-    config: ModelConfig, params: dict, x: jax.Array, num_in: int = 1
+    config: ModelConfig,
+    params: dict,
+    x: jax.Array,
+    num_in: int = 1,
+    *,
+    in_parts: bool = False,
 ) -> jax.Array:
-    """`layers.project` of x [B, T, heads, …], split over heads; a kernel without bias.
+    """`layers.project` of x, split over heads as of `project_in`; a kernel without bias.
 
     Returns:
       [B, T, D], split by length.
     """
 
     def on_device(x, kernel):
+        if not in_parts:
+            x = x.reshape(len(x), jax.lax.axis_size(_HEADS), -1, *x.shape[2:])
+            x = x.swapaxes(0, 1)
         kernel = kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype)
-        y = x.reshape(*x.shape[:2], -1) @ _gathered_last(kernel)
-        y = y.reshape(len(y), jax.lax.axis_size(_HEADS), -1, y.shape[-1])
-        return jax.lax.psum_scatter(y.swapaxes(0, 1), _HEADS)
+        y = x.reshape(*x.shape[:3], -1) @ _gathered_last(kernel)
+        return jax.lax.psum_scatter(y, _HEADS)  # of [tensor, B, T / tensor, D]
 
     return _on_devices(
         config,
         on_device,
-        in_specs=(P(_ROWS, None, _HEADS), P(_HEADS, *(None,) * (num_in - 1), _WEIGHTS)),
+        in_specs=(
+            _split_heads(in_parts),
+            P(_HEADS, *(None,) * (num_in - 1), _WEIGHTS),
+        ),
         out_specs=P(_ROWS, _HEADS),
     )(x, params["kernel"])
+
+
+def _split_heads(in_parts: bool) -> P:
+    """Of arrays [B, T, heads], or of their parts."""
+    return P(*(None,) * in_parts, _ROWS, None, _HEADS)
 
 
 def _on_devices(config: ModelConfig, function: Callable, **specs) -> Callable:

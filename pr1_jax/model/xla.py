@@ -184,21 +184,26 @@ class Xla:
         x = checkpoint_name(x + self._project_out(x, params["o"], out, 2), KEPT)
         h = rms_norm(params["mlp_norm"], x, self.config.rms_eps)
         if "gate_up" in params:
-            gate, up = self._fused_mlp(params, h)
+            (gate, up), how = self._fused_mlp(params, h), {}
         else:
-            gate, up = self._project_in([params["gate"], params["up"]], h)
-        return x + self._project_out(x, params["down"], jax.nn.silu(gate) * up)
+            both, how = [params["gate"], params["up"]], {"in_parts": True}
+            gate, up = self._project_in(both, h, **how)
+        return x + self._project_out(x, params["down"], jax.nn.silu(gate) * up, **how)
 
-    def _project_in(self, params, x):
-        """What several kernels [D, heads, …] make of activations x."""
+    def _project_in(self, params, x, **how):
+        """What several kernels [D, heads, …] make of activations x.
+
+        Args:
+          how: of `parallel.project_in`, if x is split by length.
+        """
         if parallel.splits_lengths(self.config, x):
-            return parallel.project_in(self.config, params, x)
+            return parallel.project_in(self.config, params, x, **how)
         return [project(each, x) for each in params]
 
-    def _project_out(self, like, params, x, num_in: int = 1):
+    def _project_out(self, like, params, x, num_in: int = 1, **how):
         """What a kernel [heads, …, D] makes of x, to be added to activations `like`."""
         if parallel.splits_lengths(self.config, like):
-            return parallel.project_out(self.config, params, x, num_in)
+            return parallel.project_out(self.config, params, x, num_in, **how)
         return project(params, x, num_in)
 
     def _fused_heads(self, params, h):
