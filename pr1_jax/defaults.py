@@ -245,7 +245,7 @@ def _other_stages(c: ml_collections.ConfigDict) -> None:
     c.coldstart.samples = 4  # [responses] to each; the first good one is kept
     c.coldstart.needs_block = True  # leave out traces without a block
     # How the teacher decodes: "structured", "causal", or "ordinary" if it does not know
-    # the tags.
+    # the tags; or "plans", ordinary, too: it plans the paths of traces in data.coldstart.
     c.coldstart.mode = "structured"
 
     c.eval = ml_collections.ConfigDict()

@@ -29,6 +29,7 @@ from pr1_jax.workdir import checkpoint, old_fields, sinks
 
 MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
 SHORTCUTS = ("", "causal_after_block")  # of sampling, in RL
+PLANS = "plans"  # a mode of the coldstart stage alone: plans for traces without
 STAGES = ("coldstart", "sft", "rl", "benchmark")
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -41,7 +42,7 @@ _CHOICES = {
     "data.bos": tokenizer.BOS,
     "sft.lr_schedule": SCHEDULES,
     "rl.lr_schedule": SCHEDULES,
-    "coldstart.mode": MODES,
+    "coldstart.mode": (*MODES, PLANS),
     "model.dtype": _DTYPES,
     "model.remat_policy": tuple(REMAT_POLICIES),
     "model.attention": attention.IMPLEMENTATIONS,
@@ -230,9 +231,17 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_traces(config: ml_collections.ConfigDict) -> None:
-    """SFT's traces, where code makes them, must have the paths that are sampled."""
+    """Traces, where code makes them, must have the paths that are sampled; and plans."""
     task = tasks.make(config.data.task)
     paths = int(getattr(task, "paths", config.rollout.num_paths))
+    need(
+        config,
+        "coldstart.mode",
+        "coldstart" not in config.stages
+        or config.coldstart.mode != PLANS
+        or config.rollout.planned,
+        "needs rollout.planned=True",
+    )
     is_made = "sft" in config.stages and config.data.sft.startswith("embedded:")
     need(
         config,

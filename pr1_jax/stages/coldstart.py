@@ -6,11 +6,12 @@ brought into canonical form and written to `traces.jsonl`, one trace a problem, 
 where it stopped.
 
 A teacher that does not know the tags as tokens decodes in the `ordinary` mode, and
-spells them, as its prompt does.
+spells them, as its prompt does. In the mode `plans` it does so, too, and writes plans for
+traces that there are (`pr1_jax/stages/plans.py`).
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ import jax
 from pr1_jax import tags
 from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.data import prompts, streams
-from pr1_jax.stages import samples
+from pr1_jax.data.records import Record
+from pr1_jax.stages import plans, samples
+from pr1_jax.stages.checks import PLANS
 from pr1_jax.stages.experiment import ORDINARY, Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import files
@@ -27,15 +30,28 @@ KEPT = "kept"
 _BATCH = 256  # problems read at once
 
 
-def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
-    """The stage's problems in order; those with too long a prompt are left out."""
+def open_stream(
+    experiment: Experiment, requests: Collection[str] | None = None
+) -> streams.Stream[prompts.Problem]:
+    """The stage's problems in order; those with too long a prompt are left out.
+
+    Args:
+      requests: what is asked instead of the problems of `data.coldstart`, and without
+        our instruction.
+    """
     c = experiment.config
+    template, name = c.data.template, c.data.coldstart
+    if requests is None:
+        source = experiment.source(name, "train", seed=c.data.seed + 2)
+    else:
+        source = [{"question": request, "answer": ""} for request in requests]
+        template = "own" if template in ("chat", "own") else "plain"
     return streams.problem_stream(
-        experiment.source(c.data.coldstart, "train", seed=c.data.seed + 2),
+        source,
         experiment.tokenizer,
-        template=c.data.template,
+        template=template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
-        allow_tags=c.coldstart.mode != ORDINARY,
+        allow_tags=c.coldstart.mode not in (ORDINARY, PLANS),
         batch_size=_BATCH,
         seed=c.data.seed,
         shuffle=False,
@@ -47,17 +63,23 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     """Asks the teacher, and writes the traces."""
     del stage
     c = experiment.config.coldstart
-    problems = _problems(experiment, limit=c.problems)
+    asked = _open_traces(experiment, run) if c.mode == PLANS else None
+    problems = _problems(open_stream(experiment, asked), limit=c.problems)
     path = run.workdir / "samples" / "coldstart.jsonl"
-    settings = {"mode": c.mode, "samples": c.samples, "purpose": "coldstart"}
+    settings = {"mode": ORDINARY if c.mode == PLANS else c.mode}
+    settings |= {"samples": c.samples, "purpose": "coldstart"}
+    grammar = experiment.settings.grammar
     with run.display("coldstart", len(problems)) as progress:
         for done, records in samples.sample(
             experiment, run.params, path, problems, **settings
         ):
             if not records:
                 continue
-            how = {"needs_block": c.needs_block, "grammar": experiment.settings.grammar}
-            traces, reasons = select(records, **how)
+            if asked is None:
+                how = {"needs_block": c.needs_block, "grammar": grammar}
+                traces, reasons = select(records, **how)
+            else:
+                traces, reasons = plans.select(records, asked, grammar)
             if jax.process_index() == 0:
                 files.write_json_lines(run.workdir / "traces.jsonl", traces)
             metrics = {f"coldstart/{r}": n / len(records) for r, n in reasons.items()}
@@ -69,6 +91,21 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     )
     for reason, count in reasons.most_common():
         run.say(f"  {reason:18} {count:6}  {100 * count / len(records):5.1f} %")
+
+
+def _open_traces(experiment: Experiment, run: Run) -> dict[str, Record]:
+    """Traces of `data.coldstart` by what the teacher is asked; says which are left out."""
+    c = experiment.config.data
+    source = experiment.source(c.coldstart, "train", seed=c.seed + 2, traces=True)
+    asked, dropped = plans.requests(source)
+    for reason, count in dropped.most_common():
+        run.say(f"traces without use: {count} {reason.replace('_', ' ')}")
+    if not asked:
+        raise ValueError(
+            f"data.coldstart={c.coldstart} has no trace in blocks without plans "
+            "(coldstart.mode='plans')"
+        )
+    return asked
 
 
 def select(
@@ -125,10 +162,12 @@ def _judge(
         return "no_canonical_form", ""
 
 
-def _problems(experiment: Experiment, *, limit: int) -> list[prompts.Problem]:
+def _problems(
+    stream: streams.Stream[prompts.Problem], *, limit: int
+) -> list[prompts.Problem]:
     """The first problems, each once."""
     problems: dict[str, prompts.Problem] = {}
-    for batch in open_stream(experiment):
+    for batch in stream:
         for problem in batch:
             problems.setdefault(problem.question, problem)
         if len(problems) >= limit:
