@@ -102,6 +102,21 @@ def test_why_plans_are_kept_or_not(fields, reason):
     assert traces == ([trace] if reason == "kept" else [])
 
 
+def test_the_first_good_plans_of_a_trace_are_kept():
+    asked, _ = plans.requests(RECORDS)
+    first, second = asked
+    others = WRITTEN.replace("p", "other ")
+    made = [
+        attempt(first, "?"),
+        attempt(first),
+        attempt(second),
+        attempt(first, others),
+    ]
+    traces, reasons = plans.select(made, asked, PLANNED)
+    assert reasons == {"kept": 1, "spare": 1, "number_of_plans": 2}
+    assert len(traces) == 1 and "<Plan>p0</Plan>" in traces[0]["response"]
+
+
 def test_traces_are_written_for_sft(by_bytes, tmp_path, monkeypatch):
     """The whole stage, with a teacher that is made up."""
     planned = copy.deepcopy(by_bytes)
