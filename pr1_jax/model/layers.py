@@ -1,12 +1,15 @@
 """What the parts of a layer compute, as functions of arrays and parameter trees."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from pr1_jax.kernels.pallas import KEPT
 from pr1_jax.model.rope import Scaling
 
 # attend(q [..., N, H], k [..., K, H], v [..., K, H], cache) -> (out [..., N, H], cache)
@@ -44,6 +47,42 @@ def rms_norm(params, x, eps: float):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
         return (y * params["scale"]).astype(x.dtype)
+
+
+def kept_rms_norm(params, x, eps: float):
+    """`rms_norm`, of which policies of remat keep a number a token: 1 / rms(x).
+
+    A layer that is recomputed then needs no sums over x again.
+    """
+    with jax.named_scope("norms"):
+        return _normed(params["scale"], x, eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _normed(scale, x, eps):
+    return _norm(scale, x, eps)[0]
+
+
+def _norm(scale, x, eps):
+    y = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(y * y, axis=-1) + eps)
+    inverse = checkpoint_name(inverse, KEPT)
+    return (y * inverse[..., None] * scale).astype(x.dtype), (scale, x, inverse)
+
+
+def _norm_back(eps, residuals, gradient):
+    del eps
+    scale, x, inverse = residuals
+    y = x.astype(jnp.float32) * inverse[..., None]
+    gradient = gradient.astype(jnp.float32)
+    to_scale = (gradient * y).sum(axis=tuple(range(x.ndim - 1))).astype(scale.dtype)
+    gradient *= scale
+    shared = jnp.mean(gradient * y, axis=-1, keepdims=True)
+    to_x = (gradient - y * shared) * inverse[..., None]
+    return to_scale, to_x.astype(x.dtype)
+
+
+_normed.defvjp(_norm, _norm_back)
 
 
 def project(params, x, num_in: int = 1):

@@ -34,7 +34,7 @@ from pr1_jax.kernels.attention import (
 from pr1_jax.kernels.pallas import KEPT
 from pr1_jax.model import parallel
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.model.layers import Attend, project, rms_norm, rotate
+from pr1_jax.model.layers import Attend, kept_rms_norm, project, rms_norm, rotate
 from pr1_jax.model.params import (
     compute_params,
     fuse_projections,
@@ -164,7 +164,7 @@ class Xla:
 
     def _raw_heads(self, params, x):
         """Queries, keys and values as they are projected, of `project_heads`."""
-        h = rms_norm(params["attn_norm"], x, self.config.rms_eps)
+        h = self._norm(params["attn_norm"], x)
         if "qkv" not in params:
             return self._project_in([params[name] for name in ("q", "k", "v")], h)
         qkv = self._fused_heads(params, h)
@@ -182,13 +182,19 @@ class Xla:
     def finish_layer(self, params, x, out, live=None):
         """What comes after attention, `out` [..., N, H]: its projection and the MLP."""
         x = checkpoint_name(x + self._project_out(x, params["o"], out, 2), KEPT)
-        h = rms_norm(params["mlp_norm"], x, self.config.rms_eps)
+        h = self._norm(params["mlp_norm"], x)
         if "gate_up" in params:
             (gate, up), how = self._fused_mlp(params, h), {}
         else:
             both, how = [params["gate"], params["up"]], {"in_parts": True}
             gate, up = self._project_in(both, h, **how)
         return x + self._project_out(x, params["down"], jax.nn.silu(gate) * up, **how)
+
+    def _norm(self, params, x):
+        """RMS norm of activations x between layers."""
+        is_split = parallel.splits_lengths(self.config, x)
+        norm = kept_rms_norm if is_split else rms_norm
+        return norm(params, x, self.config.rms_eps)
 
     def _project_in(self, params, x, **how):
         """What several kernels [D, heads, …] make of activations x.

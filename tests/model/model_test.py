@@ -13,6 +13,7 @@ from pr1_jax import layout, tags
 from pr1_jax.kernels import attention
 from pr1_jax.model.config import REMAT_POLICIES
 from pr1_jax.model.forward import forward
+from pr1_jax.model.layers import kept_rms_norm, rms_norm
 from pr1_jax.model.params import compute_params, init_params, param_count, unbox
 from pr1_jax.model.xla import Xla
 from tests.helpers.tiny import LLAMA, QWEN3, random_params
@@ -153,6 +154,26 @@ def test_attention_is_kept_by_all_policies_but_one(policy, implementation, capsy
     # Its output, its normaliser, and the residual sum behind it.
     kept = 0 if policy == "nothing" else 3
     assert capsys.readouterr().out.count("named 'attention'") == kept
+
+
+def test_a_kept_norm_is_the_norm_and_keeps_a_number_a_token(capsys):
+    rng = np.random.default_rng(0)
+    x, back = rng.normal(size=(2, 2, 5, 8)).astype(np.float32)
+    scale = rng.normal(size=8).astype(np.float32)
+
+    def pulled(norm):
+        out, pull = jax.vjp(lambda x, scale: norm({"scale": scale}, x, 0.1), x, scale)
+        return out, pull(back)
+
+    got, expected = (pulled(norm) for norm in (kept_rms_norm, rms_norm))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, got, expected)
+
+    policy = REMAT_POLICIES["attention"]
+    norm = lambda x: jnp.sin(kept_rms_norm({"scale": scale}, x, 0.1)).sum()
+    print_saved_residuals(jax.checkpoint(norm, policy=policy), x)
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "named" in x)
+    assert line.startswith("f32[2,5] named 'attention'")
 
 
 def test_untied_head_is_used_for_logits_and_only_there():
