@@ -13,6 +13,7 @@ from pr1_jax.model import costs
 from pr1_jax.system.tables import Spread, Table
 
 _BEGIN = 4  # tokens before a block
+_PATH_PLAN = 3  # tokens of the plan of a path
 _NOTE = (
     "live: lanes in use; the step is compiled for the next of the buckets times the "
     "rows. slots: of a row's response that are in use half way, on average. relative: "
@@ -22,9 +23,19 @@ _NOTE = (
 )
 
 
+_PLANNED_NOTE = (
+    "All rows are inside a block, which has as many paths as the row wrote plans. paths: "
+    "of the rows, in turn. relative: to a batch in which all have the most."
+)
+
+
 def lanes(bench: Bench) -> list[Table]:
-    """Milliseconds a step with none, some or all rows in a block."""
-    return [Table(f"A decode step of {bench.sizes.rows} rows", steps(bench), _NOTE)]
+    """Milliseconds a step with none, some or all rows in a block; then of planned ones."""
+    name = f"A decode step of {bench.sizes.rows} rows"
+    return [
+        Table(name, steps(bench), _NOTE),
+        Table(f"{name} in planned blocks", planned_steps(bench), _PLANNED_NOTE),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +77,56 @@ class _Mix:
         return cost.seconds(bench.limits)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """A batch whose rows are all inside planned blocks, of `counts` paths in turn."""
+
+    rows: int
+    counts: tuple[int, ...]
+    paths: int  # of a block, at most
+    steps: int
+
+    @property
+    def each(self) -> list[int]:
+        """Paths of each row."""
+        return [self.counts[i % len(self.counts)] for i in range(self.rows)]
+
+    @property
+    def live(self) -> int:
+        """Lanes that are in use."""
+        return sum(self.each)
+
+    def plans(self, prompt: int) -> list[Plan]:
+        """The plan of each row."""
+        return [
+            Plan(prompt, (_BEGIN,), ((self.steps,) * n,), (2,), 1, _PATH_PLAN)
+            for n in self.each
+        ]
+
+
+def planned_steps(bench: Bench) -> list[dict[str, object]]:
+    """Rows of the table: all rows with two paths, some with more, all with the most."""
+    sizes, most = bench.sizes, min(max(bench.sizes.paths), 4)
+    mixes = [
+        _Planned(sizes.rows, counts, most, sizes.lane_path_tokens)
+        for counts in dict.fromkeys([(most,), (*range(2, most + 1),), (2,)])
+    ]
+    tokens = max(p.needs for mix in mixes for p in mix.plans(sizes.prompt_tokens))
+    buckets = tuple(range(1, most + 1))
+    spreads = _measured(bench, _works(bench, buckets, mixes, tokens))
+    full, table = spreads[buckets, mixes[0]], []
+    for (_, mix), spread in spreads.items():
+        row = {
+            "paths": ", ".join(map(str, mix.counts)),
+            "live": mix.live,
+            "ms per step": spread,
+            "relative": spread.over(full),
+            "lanes relative": mix.live / mixes[0].live,
+        }
+        table.append(row)
+    return table
+
+
 def steps(bench: Bench) -> list[dict[str, object]]:
     """Rows of the table, a mix each; all take turns, some in every repeat."""
     sizes = bench.sizes
@@ -86,15 +147,7 @@ def steps(bench: Bench) -> list[dict[str, object]]:
     works = {}
     for buckets, mixes in listed:
         works |= _works(bench, buckets, mixes, most_tokens)
-    measured = {name: [] for name in works}
-    for turn in range(1 + bench.repeats * sizes.lane_turns):
-        for name, work in works.items():
-            step_ms = work()
-            if turn:
-                measured[name].append(step_ms)
-
-    table = []
-    spreads = {name: Spread(tuple(step_ms)) for name, step_ms in measured.items()}
+    table, spreads = [], _measured(bench, works)
     for (buckets, mix), spread in spreads.items():
         limit_ms = 1e3 * mix.seconds(bench)
         share = mix.inside / rows
@@ -116,6 +169,17 @@ def steps(bench: Bench) -> list[dict[str, object]]:
             row["relative at equal slots"] = spread.over(equal)
         table.append(row)
     return table
+
+
+def _measured(bench: Bench, works: dict) -> dict:
+    """What each work measures; all take turns."""
+    measured = {name: [] for name in works}
+    for turn in range(1 + bench.repeats * bench.sizes.lane_turns):
+        for name, work in works.items():
+            step_ms = work()
+            if turn:
+                measured[name].append(step_ms)
+    return {name: Spread(tuple(step_ms)) for name, step_ms in measured.items()}
 
 
 def _works(bench: Bench, lane_buckets, mixes, most_tokens: int) -> dict:

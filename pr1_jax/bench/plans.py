@@ -12,8 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pr1_jax.sampler.settings import END_PATH, END_SUMMARY, EOS, PARALLEL, Vocab
-from pr1_jax.sampler.state import PATHS, SUMMARY, DecodeFn, Lanes, State
+from pr1_jax.sampler.settings import (
+    END_PATH,
+    END_SUMMARY,
+    EOS,
+    PARALLEL,
+    PATH,
+    Vocab,
+)
+from pr1_jax.sampler.state import (
+    IN_PLAN,
+    LIST,
+    PATHS,
+    SUMMARY,
+    DecodeFn,
+    Lanes,
+    State,
+)
 
 _FORCED = 3  # </Parallel>, newline, <Summary>
 _SURE = 1e9  # added to the logit of a token that is to be drawn
@@ -43,6 +58,8 @@ class Plan:
       main: before each block, its `<Parallel>` included. paths: with both tags.
       summaries: what follows `<Summary>`, `</Summary>` included.
       tail: behind the last block, EOS included.
+      path_plan: of each plan of a path that the response writes, with both tags; 0 =
+        its blocks are not planned.
     """
 
     prompt: int
@@ -50,6 +67,7 @@ class Plan:
     paths: tuple[tuple[int, ...], ...] = ()
     summaries: tuple[int, ...] = ()
     tail: int = 1
+    path_plan: int = 0
 
     @property
     def tokens(self) -> int:
@@ -64,7 +82,7 @@ class Plan:
     @property
     def needs(self) -> int:
         """`max_response_tokens` with which the sampler plans no shorter path."""
-        longest = (len(paths) * (max(paths) + 1) for paths in self.paths)
+        longest = (len(p) * (max(p) + 1 + self.path_plan) for p in self.paths)
         blocks = (n + 2 + _FORCED + some for n, some in zip(self.opens, longest))
         return max(self.tokens, *blocks, 0)
 
@@ -72,7 +90,8 @@ class Plan:
         """Tokens up to the end of each block's summary; [0] without a block."""
         ends, total = [], 0
         for main, paths, summary in zip(self.main, self.paths, self.summaries):
-            total += main + sum(paths) + _FORCED + summary
+            plans = self.path_plan * len(paths)
+            total += main + plans + sum(paths) + _FORCED + summary
             ends.append(total)
         return ends or [0]
 
@@ -182,7 +201,7 @@ def follow(logits, wanted, vocab: Vocab):
     Args:
       logits: [L, V] float32. wanted: [L] int32.
     """
-    ids = jnp.array(vocab.special_ids)
+    ids = jnp.array(vocab.ban_ids)
     bias = jnp.where(ids == wanted[:, None], _SURE, -_SURE)
     return logits.at[:, ids].add(bias)
 
@@ -203,12 +222,22 @@ def planned(
         for b, (open_, paths) in enumerate(zip(plan.opens, plan.paths)):
             opens[i, b] = open_
             closes[i, b] = open_ + sum(paths) + _FORCED + plan.summaries[b]
+            closes[i, b] += plan.path_plan * len(paths)
             lengths[i, b, : len(paths)] = paths
     last = jnp.array([plan.tokens - 1 for plan in plans], jnp.int32)
     opens, closes, lengths = map(jnp.asarray, (opens, closes, lengths))
     folded = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(N))
     known = jax.random.key_data(folded)
     ids = vocab.special_ids
+    size = max((plan.path_plan for plan in plans), default=0)  # that of them all
+
+    def among_plans(state: State, plan, block):
+        written = (state.emitted - opens[plan, block] - 1) % size
+        more = state.plans < (lengths[plan, block] > 0).sum(axis=1)
+        (begin, end), phase = vocab.plan_ids, state.phase
+        in_list = jnp.where(more, begin, ids[PATH])
+        ends = (phase == IN_PLAN) & (written == size - 1)
+        return jnp.select([ends, phase == LIST], [end, in_list], -1)
 
     def decode_lanes(params, lanes: Lanes, state: State, num_lanes: int):
         logits, cache = decode_fn(params, lanes, state, num_lanes)
@@ -234,6 +263,9 @@ def planned(
             [in_path.at[row, lane].get(mode="clip"), in_summary[row]],
             in_main[row],
         )
+        if vocab.plan_ids:
+            is_among = jnp.isin(state.phase, jnp.array([IN_PLAN, LIST]))[row]
+            wanted = jnp.where(is_among, among_plans(state, plan, block)[row], wanted)
         return follow(logits, wanted, vocab), cache
 
     return decode_lanes

@@ -154,6 +154,14 @@ class Bench:
         return Vocab(tuple(ids), _NEWLINE)
 
     @property
+    def planned_vocab(self) -> Vocab:
+        """The same for planned blocks: a label is one token."""
+        first = self.vocab.special_ids[0]
+        labels = tuple((first - 3 - i,) for i in range(8))
+        plan_ids = first - 2, first - 1
+        return dataclasses.replace(self.vocab, label_ids=labels, plan_ids=plan_ids)
+
+    @property
     def endless_vocab(self) -> Vocab:
         """EOS is an id past the vocabulary: no response ends before its budget."""
         *tags, _ = self.vocab.special_ids
@@ -180,22 +188,28 @@ class Bench:
           response_tokens: capacity, if larger than the plans need. kind: of sampler.
         """
         needed = max(plan.needs for plan in planned)
+        vocab, of_plans = self.vocab, {}
+        if any(plan.path_plan for plan in planned):
+            vocab = self.planned_vocab
+            labels = tuple(f" {i + 1}" for i in range(len(vocab.label_ids)))
+            of_plans = {"planned": True, "path_labels": labels, "min_plan_tokens": 3}
         settings = Settings(
             max_prompt_tokens=max(plan.prompt for plan in planned),
             max_response_tokens=max(needed, response_tokens),
             num_paths=num_paths,
             max_blocks=max(len(plan.main) for plan in planned),
-            min_path_tokens=2,
+            min_path_tokens=3 if of_plans else 2,
             summary_reserve=1,
             answer_reserve=0,
+            **of_plans,
         )
         return kind(
             self.backend,
-            self.vocab,
+            vocab,
             settings,
             Batching(rows=rows, **batching),
             decode_fn=plans.planned(
-                model_decode(self.backend, 1), planned, self.key, self.vocab
+                model_decode(self.backend, 1), planned, self.key, vocab
             ),
         )
 

@@ -223,6 +223,20 @@ def test_requests_decode_with_the_same_model(num_paths, rows, kernels):
     assert drawn.min() < -5  # the policy is far from uniform
 
 
+@pytest.mark.slow
+def test_the_sampler_follows_plans_of_planned_blocks():
+    shapes_ = [((6, 5, 4),), ((7, 7),), ((4, 4, 5, 6), (5, 5))]
+    planned = [
+        plans.Plan(5, (4,) * len(x), x, (2,) * len(x), 3, path_plan=4) for x in shapes_
+    ]
+    sampler = BENCH.planned(planned, rows=3, num_paths=4)
+    found = sampler.sample(params(), prompts_of(planned), 1, BENCH.key)[0]
+    for t, plan in zip(found, planned, strict=True):
+        assert len(t.tokens) == plan.tokens and t.finished
+        _, paths, summaries, tail = lengths(t.tokens, t.block, t.path)
+        assert (paths, summaries, tail) == (plan.paths, plan.summaries, plan.tail)
+
+
 FAST = ("limits", "sampling", "blocks")
 
 
@@ -246,6 +260,8 @@ def test_every_suite_runs(name, tmp_path):
         check_schemes(shown[0])
     if name == "lanes":
         check_lanes(shown[0])
+        (both,) = shown[1].rows
+        assert both["paths"] == "2" and both["live"] == 4 * 2
 
 
 def check_schemes(table):
