@@ -115,11 +115,13 @@ class Tokenizer:
 
     def _add_tags(self, some: Sequence[str]) -> None:
         """Makes each of some tags one token; they may need new ids."""
-        lacks = lambda tag: self._backend.token_to_id(tag) is None
-        self.new_tags += tuple(filter(lacks, some))
+        new = tuple(tag for tag in some if self._backend.token_to_id(tag) is None)
+        self.new_tags += new
+        is_one = lambda text: (
+            len(self._backend.encode(text, add_special_tokens=False).ids) == 1
+        )
         for tag in some:
-            ids = self._backend.encode(tag, add_special_tokens=False).ids
-            if len(ids) != 1:
+            if tag in new or not is_one(tag):
                 # Not `special`: other tools hide special tokens when they decode.
                 token = tokenizers.AddedToken(tag, special=False, normalized=False)
                 self.hf_tokenizer.add_tokens([token])

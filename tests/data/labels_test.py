@@ -59,6 +59,33 @@ def test_a_label_that_would_merge_is_kept_apart(tmp_path):
     assert [pieces[i] for i in np.flatnonzero(apart.forced)] == [" ", "-"]
 
 
+@pytest.mark.parametrize("words", [False, True])
+def test_plans_are_tokens_where_they_are_used(words, tmp_path):
+    t = tokenizer_files.load(write(tmp_path))
+    if words:
+        t = tokenizer_files.from_words(WORDS, pattern=r" [12]|ab|[\s\S]")
+    size, six = t.vocab_size, dict(t.tag_ids)
+    assert [*six] == [*tags.TAGS] and Vocab.of(t).tag_ids == (*six.values(),)
+    t.use_plans()
+    grammar = tags.Grammar((" 1", " 2"), planned=True)
+    assert [*t.tag_ids] == [*grammar.tags] and t.vocab_size == size + 2
+    assert t.new_tags[-2:] == tags.PLAN_TAGS
+    vocab = Vocab.of(t, grammar)
+    assert vocab.tag_ids == (*t.tag_ids.values(),) and vocab.num_tokens == size + 2
+    assert vocab.ban_ids == (*six.values(), *t.eos_ids, size, size + 1)
+    path, end = "<Path> 1ab</Path><Path> 2</Path>", "</Parallel>\n<Summary></Summary>"
+    text = f"ab<Parallel><Plan>ab</Plan><Plan></Plan>{path}{end}"
+    how = {"variant": "structured"}
+    trace = traces.from_text([5], text, t, grammar=grammar, **how)
+    assert t.decode(trace.tokens, continues=True) == text
+    assert trace.tokens.tolist().count(size) == 2
+    assert np.flatnonzero(trace.path)[0] == trace.tokens.tolist().index(six["<Path>"])
+    plain = traces.from_text([5], f"ab<Parallel>{path}{end}", t, **how)
+    with pytest.raises(ValueError, match="where <Path> was expected"):
+        traces.from_text([5], text, t, **how)  # ordinary text, and out of place
+    assert plain.num_blocks == 1
+
+
 @pytest.mark.parametrize("label", ["<Path>", " 1</Path>", "{eos}"])
 def test_a_label_with_a_special_token_is_named(tokenizer, label):
     label = label.replace("{eos}", tokenizer.hf_tokenizer.eos_token)
