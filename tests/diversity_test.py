@@ -37,6 +37,15 @@ def test_worked_examples_hold():
     assert tried.attempted >= 4 and tried.failed == 0
 
 
+def test_plans_are_no_paths():
+    grammar = Grammar(LABELS, planned=True)
+    text = "So: " + labelled("a b", "a c", "b")
+    planned = text.replace("<Parallel>", "<Parallel>" + "<Plan> do a b</Plan>" * 3)
+    one, other = (diversity.read_blocks(x, grammar)[0] for x in (text, planned))
+    assert (one.lead, one.paths, one.summary) == (other.lead, other.paths, "s")
+    assert diversity.of_response(planned, tasks.work, grammar)[0].path_likeness < 1
+
+
 # Of n words there are n + 1 pairs, those of the beginning and the end included.
 BY_HAND = [
     (block("a b", "a b"), (True, 1, 0)),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pr1_jax import layout, tags
 
 TAG_IDS = {tag: 10 + i for i, tag in enumerate(tags.TAGS)}
+PLANNED_IDS = {tag: 10 + i for i, tag in enumerate(tags.Grammar(planned=True).tags)}
 EXAMPLE = (
     "A <Parallel> <Path> x y </Path> <Path> z </Path> </Parallel> \\n "
     "<Summary> s </Summary> B"
@@ -17,7 +18,7 @@ TEXT = 3  # any id that is no tag
 
 def encode(text):
     """Token ids of words apart by spaces; whatever is no tag is text."""
-    return [TAG_IDS.get(word, TEXT) for word in text.split()]
+    return [PLANNED_IDS.get(word, TEXT) for word in text.split()]
 
 
 def parse(text, prompt_length=0):
@@ -79,7 +80,6 @@ def test_empty_response_and_plain_text_are_causal():
             np.testing.assert_array_equal(got, expected)
 
 
-PLANNED_IDS = {tag: 10 + i for i, tag in enumerate(tags.Grammar(planned=True).tags)}
 PLANNED = (
     "A <Parallel> <Plan> p </Plan> <Plan> q </Plan> <Path> 1 x y </Path> "
     "<Path> 2 z </Path> </Parallel> \\n <Summary> s </Summary> B"
@@ -87,8 +87,7 @@ PLANNED = (
 
 
 def parse_planned(text, prompt_length=0):
-    ids = [PLANNED_IDS.get(word, TEXT) for word in text.split()]
-    return layout.structured(ids, PLANNED_IDS, prompt_length)
+    return layout.structured(encode(text), PLANNED_IDS, prompt_length)
 
 
 def test_worked_example_of_plans():
@@ -144,7 +143,7 @@ blocks = st.tuples(st.lists(lengths, min_size=2, max_size=8), lengths)
 responses = st.lists(st.one_of(st.integers(1, 3), blocks), max_size=5)
 
 
-def spec_reference(response, prompt_length):
+def spec_reference(response, prompt_length, planned=False):
     """Tokens, positions and visibility by the words of docs/method.md, section 2.
 
     A key is hidden from the queries after its own path's end that come before its
@@ -165,6 +164,8 @@ def spec_reference(response, prompt_length):
             continue
         paths, summary = part
         fork = write("<Parallel>", last + 1)
+        for length in paths if planned else ():  # plans are as long as paths here
+            fork = write("<Plan> " + "x " * length + "</Plan>", fork + 1)
         ends = []
         spans = []
         for length in paths:
@@ -185,23 +186,27 @@ def spec_reference(response, prompt_length):
 
 
 @settings(max_examples=80, deadline=None)
-@given(responses, st.integers(0, 3))
-def test_positions_and_visibility_follow_the_spec(response, prompt_length):
-    tokens, positions, visible = spec_reference(response, prompt_length)
-    parsed = layout.structured(tokens, TAG_IDS, prompt_length)
+@given(responses, st.integers(0, 3), st.booleans())
+def test_positions_and_visibility_follow_the_spec(response, prompt_length, planned):
+    tokens, positions, visible = spec_reference(response, prompt_length, planned)
+    ids = PLANNED_IDS if planned else TAG_IDS
+    parsed = layout.structured(tokens, ids, prompt_length)
     assert parsed.positions.tolist() == positions
     np.testing.assert_array_equal(layout.visible(parsed), visible)
 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    responses.filter(lambda r: any(isinstance(part, tuple) for part in r)), st.data()
+    responses.filter(lambda r: any(isinstance(part, tuple) for part in r)),
+    st.booleans(),
+    st.data(),
 )
-def test_a_response_that_lost_a_tag_is_malformed(response, data):
-    tokens, _, _ = spec_reference(response, 0)
+def test_a_response_that_lost_a_tag_is_malformed(response, planned, data):
+    tokens, _, _ = spec_reference(response, 0, planned)
     lost = data.draw(st.sampled_from([i for i, t in enumerate(tokens) if t != TEXT]))
     with pytest.raises(ValueError, match="malformed response"):
-        layout.structured(tokens[:lost] + tokens[lost + 1 :], TAG_IDS, 0)
+        ids = PLANNED_IDS if planned else TAG_IDS
+        layout.structured(tokens[:lost] + tokens[lost + 1 :], ids, 0)
 
 
 # --- Malformed responses ------------------------------------------------------------
