@@ -25,6 +25,16 @@ its row ends. A block whose paths do not find it
 ends with the answer 0, which is wrong, and is kept: traces that are filtered for success
 make paths look better than they are. For four paths there are four rows of half the length.
 
+Where blocks are planned (`planned`), there are from two plans to as many as the list has
+rows, each naming another row at random, and a path searches from the row of its plan until
+it finds or comes to the row of another plan:
+
+    <Parallel><Plan> C</Plan><Plan> A</Plan><Path> C 18>22 no …</Path><Path> A 41>45 no …
+
+So a block always finds; how long that takes depends on which rows the plans name, and how
+many they are is what RL has to decide: more paths are shorter ones, but each costs the
+main stream a plan, and all of them a share of the tokens.
+
 Why this task: a search costs 3 tokens a number and cannot be cut short, so that a deadline
 of so many sequential steps says how much of the list a response can see. Blocks pay
 exactly where two paths see more of it than one search. For every deadline, number of
@@ -153,18 +163,30 @@ def search(problem: Problem, row: int, limit: int) -> tuple[str, bool]:
     return text, False
 
 
+def _make_plans(
+    rows: int, rng: np.random.Generator
+) -> tuple[str, list[tuple[int, int]]]:
+    """Random plans as text, and the first row of each path with how many it has."""
+    starts = rng.permutation(rows)[: rng.integers(2, rows + 1)].tolist()
+    text = "".join(f"{tags.PLAN} {ROWS[row]}{tags.END_PLAN}" for row in starts)
+    until = lambda row: min((other - row - 1) % rows + 1 for other in starts)
+    return text, [(row, until(row)) for row in starts]
+
+
 def make_trace(
     problem: Problem,
     rng: np.random.Generator,
     block_share: float,
     late_share: float = 0.0,
     own_row_share: float = 0.0,
+    planned: bool = False,
 ) -> str:
     """A response in canonical text, without labels; a share of them uses a block.
 
     Of the blocks `late_share` come after a search of one to three numbers, which may have
     found the answer by then. A block has as many paths as there are rows, and of its paths
-    `own_row_share` begin with the row of their own number, the others with any.
+    `own_row_share` begin with the row of their own number, the others with any; but as
+    many as it has plans, where it is planned.
     """
     draw = lambda: int(rng.integers(problem.rows))
     answer = f"{_ANSWER} {problem.answer}"
@@ -175,10 +197,15 @@ def make_trace(
         before, found = search(problem, draw(), int(rng.integers(1, 4)))
         if found:
             return before + answer
-    found, text = False, ""
-    for path in range(problem.rows):
-        row = path if rng.random() < own_row_share else draw()
-        said, success = search(problem, row, problem.row_length)
+    if planned:
+        text, starts = _make_plans(problem.rows, rng)
+    else:
+        own = lambda path: rng.random() < own_row_share
+        rows = range(problem.rows)
+        text, starts = "", [(path if own(path) else draw(), 1) for path in rows]
+    found = False
+    for row, length in starts:
+        said, success = search(problem, row, length * problem.row_length)
         text += tags.PATH + said + tags.END_PATH
         found |= success
     summary, result = (problem.answer,) * 2 if found else (NONE, WRONG)
@@ -198,12 +225,15 @@ class Partner:
       own_row_share: share of paths that begin with the row of their own number (the first
         with A), the others with any.
       paths: paths of a block, and rows of a list: 2 or 4.
+      planned: 1 = blocks are planned (`rollout.planned`), and `paths` is the most that
+        they have; 0 = they are not.
     """
 
     block_share: float = 0.5
     late_share: float = 0.0
     own_row_share: float = 0.1
     paths: float = 2
+    planned: float = 0
 
     def __post_init__(self):
         for name in ("block_share", "late_share", "own_row_share"):
@@ -211,6 +241,8 @@ class Partner:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
         if self.paths not in (2, 4):
             raise ValueError(f"paths={self.paths} must be 2 or 4")
+        if self.planned not in (0, 1):
+            raise ValueError(f"planned={self.planned} must be 0 or 1")
 
     def tokenizer(self) -> tokenizer.Tokenizer:
         """The word-level tokenizer of the task."""
@@ -221,7 +253,9 @@ class Partner:
     ) -> endless.Records:
         """As `Task.records`."""
         shares = self.block_share, self.late_share, self.own_row_share
-        trace = lambda problem, rng: make_trace(problem, rng, *shares)
+        trace = lambda problem, rng: make_trace(
+            problem, rng, *shares, planned=bool(self.planned)
+        )
 
         def draw(rng: np.random.Generator) -> Iterator[Problem]:
             while True:

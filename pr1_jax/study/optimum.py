@@ -15,7 +15,11 @@ it sees, and every number is the answer equally often:
 * `alike`: a block whose paths have the same context, so that they draw their rows from
   one distribution, at best the uniform one, independently of each other.
 
-There are as many rows as paths. A response that guesses where it has found nothing gains
+* `planned`: a block whose main stream first names, in plans, the row where each path
+  begins; a path searches until the row of another plan. Plans cost the main stream steps,
+  and every path costs tokens of the response, which are limited, too.
+
+But for planned blocks there are as many rows as paths. A response that guesses where it has found nothing gains
 a twentieth at most; it is not in these figures. The constants are those of
 `pr1_jax.data.partner` and of the default config; a test compares them with its texts.
 """
@@ -26,6 +30,8 @@ _ANSWER_TOKENS = 2  # `\nFinal Answer:` and the number
 # Steps of a block beside its paths' searches and labels: <Parallel>, <Path>, </Path>,
 # </Parallel>, the newline, <Summary>, the number, </Summary>, and the answer with EOS.
 BLOCK_TOKENS = 8 + _ANSWER_TOKENS + 1
+_PLAN_TOKENS = 3  # <Plan>, a row, </Plan>
+_PATH_TAGS = 2
 
 
 def reach(tokens: int, rows: int = 2) -> int:
@@ -73,3 +79,51 @@ def best(deadline: int, num_paths: int, *, labels: bool = True) -> float:
     """The best accuracy at a deadline, with a block or without one."""
     block = divided if labels else alike
     return max(lone(deadline, num_paths), block(deadline, num_paths))
+
+
+def planned(
+    deadline: int,
+    num_paths: int,
+    *,
+    tokens: int = 0,
+    rows: int = 4,
+    label_tokens: int = 1,
+) -> float:
+    """The share of the list that the paths of a planned block see together.
+
+    Plans are as evenly spread over the rows as can be.
+
+    Args:
+      deadline: in sequential steps; 0 = none.
+      num_paths: plans that the block has, at most `rows`.
+      tokens: that the response may have, all paths counted; 0 = any number.
+      rows: that the list has.
+    """
+    left = deadline - BLOCK_TOKENS - _PLAN_TOKENS * num_paths - label_tokens
+    if tokens:
+        outside = BLOCK_TOKENS - _PATH_TAGS + _PLAN_TOKENS * num_paths
+        share = (tokens - outside) // num_paths - _PATH_TAGS - label_tokens
+        left = min(left, share) if deadline else share
+    length = NUMBERS // rows
+    spans = [
+        length * (rows * (i + 1) // num_paths - rows * i // num_paths)
+        for i in range(num_paths)
+    ]
+    seen = reach(left, rows) if deadline or tokens else NUMBERS
+    return sum(min(span, seen) for span in spans) / NUMBERS
+
+
+def best_planned(
+    deadline: int, *, tokens: int = 0, rows: int = 4
+) -> tuple[float, list[int]]:
+    """The best accuracy at a deadline, and the numbers of paths that reach it.
+
+    1 stands for a lone search, whose response is limited as well. Arguments are as of
+    `planned`.
+    """
+    limits = [limit for limit in (deadline, tokens) if limit]
+    shares = {1: lone(min(limits, default=0), rows)}
+    for num_paths in range(2, rows + 1):
+        shares[num_paths] = planned(deadline, num_paths, tokens=tokens, rows=rows)
+    best = max(shares.values())
+    return best, [n for n, share in shares.items() if share == best]

@@ -99,6 +99,31 @@ def test_a_path_goes_on_until_it_finds_or_its_row_ends(paths):
             assert len(steps) == len(order) or verdicts[-1] == "yes"
 
 
+@pytest.mark.parametrize("paths", [2, 4])
+def test_paths_of_planned_blocks_search_from_their_plan_to_the_next(paths):
+    plans_of = lambda text: re.findall("<Plan> ([A-D])</Plan>", text)
+    counts = collections.Counter()
+    for record in records(block_share=1.0, paths=paths, planned=1):
+        _, rows = parse(record["question"])
+        plans, said = plans_of(record["response"]), paths_of(record["response"])
+        assert len({*plans}) == len(plans) == len(said) and len(rows) == paths
+        counts[len(plans)] += 1
+        for plan, text in zip(plans, said):
+            letters, steps = looked_at(text)
+            own = [plan]
+            while (
+                following := "ABCD"[("ABCD".index(own[-1]) + 1) % paths]
+            ) not in plans:
+                own.append(following)
+            order = [*itertools.chain(*(rows["ABCD".index(row)] for row in own))]
+            assert letters == own[: len(letters)]
+            assert [n for n, _, _ in steps] == order[: len(steps)]
+            assert len(steps) == len(order) or steps[-1][2] == "yes"
+        assert check(record["response"], record["answer"]).verdict == CORRECT
+    assert {*counts} == {*range(2, paths + 1)}
+    assert min(counts.values()) > NUM / len(counts) / 2
+
+
 def test_a_search_without_a_block_goes_on_with_the_next_row_until_it_finds():
     for record in records(block_share=0.0):
         _, rows = parse(record["question"])

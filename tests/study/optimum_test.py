@@ -91,3 +91,34 @@ def test_more_time_never_hurts():
     ):
         values = [of(deadline) for deadline in range(1, 80)]
         assert values == sorted(values)
+
+
+def test_a_planned_block_takes_what_the_optimum_counts():
+    """Steps of its critical path, and tokens in all, with labels of one token and EOS."""
+    rng, counts = np.random.default_rng(0), set()
+    for problem in problems(60, 4):
+        text = partner.make_trace(problem, rng, 1.0, planned=True)
+        said = [part.split(tags.END_PATH)[0] for part in text.split(tags.PATH)[1:]]
+        counts.add(n := len(said))
+        tokens = num_tokens(text) + n + 1  # a label each, EOS
+        searched = [num_tokens(path) for path in said]
+        steps = tokens - sum(searched) + max(searched) - (n - 1) * 3
+        seen = optimum.reach(max(searched), 4)
+        for wanted, given in ((seen, steps), (seen - 1, steps - 1)):
+            spans = {2: [10, 10], 3: [10, 5, 5], 4: [5] * 4}[n]
+            together = sum(min(wanted, one) for one in spans) / optimum.NUMBERS
+            assert optimum.planned(given, n) == together
+    assert counts == {2, 3, 4}
+
+
+def test_the_figures_of_planned_blocks_by_hand():
+    # 50 steps: 11 of a block, 6 of two plans and a label leave 32: two rows of 16 tokens.
+    assert optimum.planned(50, 2) == 1.0
+    assert optimum.planned(49, 2) == 18 / 20
+    # 40 steps: 11, 12 of four plans and a label leave 16: a row.
+    assert optimum.planned(40, 4) == 1.0
+    # 88 tokens: 9 outside of paths, 12 of plans; 16 each of four with 3 tags and label: 13.
+    assert optimum.planned(40, 4, tokens=88) == optimum.planned(0, 4, tokens=88) == 0.8
+    # More paths as the deadline falls, until none fits.
+    found = [optimum.best_planned(steps, tokens=88) for steps in (66, 50, 40, 24)]
+    assert found == [(1.0, [1, 2]), (1.0, [2]), (0.8, [4]), (0.3, [1])]
