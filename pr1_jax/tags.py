@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 PARALLEL, END_PARALLEL = "<Parallel>", "</Parallel>"
 PATH, END_PATH = "<Path>", "</Path>"
 SUMMARY, END_SUMMARY = "<Summary>", "</Summary>"
-PLAN, END_PLAN = "<Plan>", "</Plan>"
 TAGS = (PARALLEL, END_PARALLEL, PATH, END_PATH, SUMMARY, END_SUMMARY)
 PLAN, END_PLAN = "<Plan>", "</Plan>"
 PLAN_TAGS = (PLAN, END_PLAN)  # tags where blocks are planned, and else ordinary text

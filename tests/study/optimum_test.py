@@ -10,6 +10,7 @@ from pr1_jax.data import partner
 from pr1_jax.study import optimum
 
 TOKENIZER = partner.Partner().tokenizer()
+TOKENIZER.use_plans()
 
 
 def num_tokens(text):
