@@ -168,7 +168,7 @@ class _Parser:
                 self.plans += 1
                 self.state = "plan"
             case "plan", tags.END_PLAN:
-                self.state = "list" if self.plans >= 2 else "plans"
+                self.state = "list" if self.plans >= tags.MIN_PATHS else "plans"
             case (("block" | "list" | "between"), tags.PATH) if self._may_open_path():
                 self.path += 1
                 label = self.block, self.path
@@ -178,7 +178,9 @@ class _Parser:
             case "path", tags.END_PATH:
                 label = self.block, self.path
                 self.state = "between"
-            case "between", tags.END_PARALLEL if self.path >= max(self.plans, 2):
+            case "between", tags.END_PARALLEL if self.path >= max(
+                self.plans, tags.MIN_PATHS
+            ):
                 self.state = "closed"
             case "closed", None:
                 self.state = "newline"
@@ -203,6 +205,6 @@ class _Parser:
         if self.state == "between" and self.planned:
             expected = "<Path>" if self._may_open_path() else "</Parallel>"
             expected += f" ({self.path} of {self.plans} planned paths)"
-        elif self.state == "between" and self.path < 2:
+        elif self.state == "between" and self.path < tags.MIN_PATHS:
             expected = "<Path> (a block has two or more)"
         raise ValueError(f"malformed response: {what} where {expected} was expected")

@@ -23,7 +23,7 @@ TAGS = (PARALLEL, END_PARALLEL, PATH, END_PATH, SUMMARY, END_SUMMARY)
 PLAN, END_PLAN = "<Plan>", "</Plan>"
 PLAN_TAGS = (PLAN, END_PLAN)  # tags where blocks are planned, and else ordinary text
 
-_MIN_PATHS = 2
+MIN_PATHS = 2  # of a block, and so the fewest plans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +95,19 @@ class _Checker:
     def _allowed_in_block(self) -> tuple[str, ...]:
         """The same between the plans and paths of a block."""
         if self.planned and self.num_paths == 0:
-            return (PLAN, PATH) if self.num_plans >= _MIN_PATHS else (PLAN,)
-        if self.num_paths < max(self.num_plans, _MIN_PATHS):
+            return (PLAN, PATH) if self.num_plans >= MIN_PATHS else (PLAN,)
+        if self.num_paths < max(self.num_plans, MIN_PATHS):
             return (PATH,)
         return (END_PARALLEL,) if self.planned else (PATH, END_PARALLEL)
 
     def _fault(self, tag: str, offset: int, allowed: tuple[str, ...]) -> str:
         counts = ""
         if allowed == (PLAN,):
-            counts = f" ({self.num_plans} of at least {_MIN_PATHS} plans so far)"
-        elif self.num_plans >= _MIN_PATHS and self.num_paths:
+            counts = f" ({self.num_plans} of at least {MIN_PATHS} plans so far)"
+        elif self.num_plans >= MIN_PATHS and self.num_paths:
             counts = f" ({self.num_paths} of {self.num_plans} planned paths so far)"
         elif allowed == (PATH,):
-            counts = f" ({self.num_paths} of at least {_MIN_PATHS} paths so far)"
+            counts = f" ({self.num_paths} of at least {MIN_PATHS} paths so far)"
         return f"{tag} at {offset}: expected {' or '.join(allowed)}{counts}"
 
     def read(self, tag: str, offset: int) -> None:

@@ -222,8 +222,8 @@ class Partner:
     Attributes:
       block_share: share of traces with a block.
       late_share: share of blocks that come after some searching.
-      own_row_share: share of paths that begin with the row of their own number (the first
-        with A), the others with any.
+      own_row_share: share of paths without plans that begin with the row of their own
+        number (the first with A), the others with any.
       paths: paths of a block, and rows of a list: 2 or 4.
       planned: 1 = blocks are planned (`rollout.planned`), and `paths` is the most that
         they have; 0 = they are not.

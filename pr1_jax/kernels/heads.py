@@ -20,6 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+from pr1_jax.kernels.pallas_kernel import on_shards
+
 HEAD_DIMS = 64  # head dims must be multiples of it on TPU
 _LANES = 128
 _TILES = (512, 256, 128)  # tokens of a step
@@ -54,7 +56,7 @@ def arranged(q, k, v, raw: Raw, *, mesh, batch, heads, interpret: bool, tile: in
 
     Args:
       q: [B, T, N, H], projected. k, v: [B, T, K, H].
-      mesh, batch, heads: how they are split, as of `pallas._Plan`.
+      mesh, batch, heads: how they are split, as of `pallas_kernel.Plan`.
       tile: tokens of a step, which divide T; 0 = as many as fit.
 
     Returns:
@@ -102,7 +104,7 @@ def _arranged(plan, q, k, v, angles, scales):
 def _arrange(plan, q, k, v, angles, scales):
     """q [B, N · H, T], k and v [B, K, T, H], and residuals."""
     across, down, rows, whole = _partitions(plan)
-    run = _on_shards(plan, _forward, (across, across, rows, whole), (down, down))
+    run = on_shards(plan, _forward, (across, across, rows, whole), (down, down))
     made_q, made_k = run(q, k, angles, scales)
     B, T, _ = v.shape
     made_v = v.reshape(B, T, -1, plan.head_dim).swapaxes(1, 2)
@@ -112,7 +114,7 @@ def _arrange(plan, q, k, v, angles, scales):
 def _backward(plan, residuals, gradients):
     across, down, rows, whole = _partitions(plan)
     shares = P((*(plan.batch or ()), *filter(None, [plan.heads])))
-    run = _on_shards(
+    run = on_shards(
         plan,
         _gradients,
         (across, across, rows, whole, down, down, down),
@@ -132,19 +134,6 @@ def _partitions(plan):
         P(plan.batch, plan.heads),
         P(plan.batch),
         P(),
-    )
-
-
-def _on_shards(plan, function, in_specs, out_specs):
-    function = functools.partial(function, plan)
-    if plan.mesh is None:
-        return function
-    return jax.shard_map(
-        function,
-        mesh=plan.mesh,
-        in_specs=in_specs,
-        out_specs=out_specs,
-        check_vma=False,
     )
 
 

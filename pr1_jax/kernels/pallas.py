@@ -37,6 +37,7 @@ from pr1_jax.kernels.pallas_kernel import (
     Plan,
     backward_kernel,
     forward_kernel,
+    on_shards,
 )
 from pr1_jax.system.mesh import RULES
 
@@ -216,7 +217,7 @@ def _attention(plan, q, k, v, labels):
 def _attention_forward(plan, q, k, v, labels):
     """Output [B, K, R, H, T] and residuals. labels: as of `_call`."""
     heads, rows = _partitions(plan)
-    run = _on_shards(plan, _forward, (heads,) * 3 + (rows,), (heads,) * 2)
+    run = on_shards(plan, _forward, (heads,) * 3 + (rows,), (heads,) * 2)
     out, normaliser = run(q, k, v, labels)
     out, normaliser = _kept(out), _kept(normaliser)
     return out, (q, k, v, labels, out, normaliser)
@@ -233,7 +234,7 @@ def _kept(x):
 def _attention_backward(plan, residuals, gradient):
     heads, rows = _partitions(plan)
     parts = (heads,) * 3 + (rows,) + (heads,) * 3
-    run = _on_shards(plan, _backward, parts, (heads,) * 3)
+    run = on_shards(plan, _backward, parts, (heads,) * 3)
     return *run(*residuals, gradient), None
 
 
@@ -243,20 +244,6 @@ _attention.defvjp(_attention_forward, _attention_backward)
 def _partitions(plan):
     """Specs of arrays [B, K, …] and [B, …]."""
     return P(plan.batch, plan.heads), P(plan.batch)
-
-
-def _on_shards(plan, function, in_specs, out_specs):
-    function = functools.partial(function, plan)
-    if plan.mesh is None:
-        return function
-    # Both passes are mapped by themselves: no device sums what it has whole.
-    return jax.shard_map(
-        function,
-        mesh=plan.mesh,
-        in_specs=in_specs,
-        out_specs=out_specs,
-        check_vma=False,
-    )
 
 
 def _forward(plan, q, k, v, labels):
@@ -303,7 +290,8 @@ def _call(kernel, plan, labels, inputs, outputs, *, scratch, products: int):
     queries, and the second in the backward pass.
 
     Args:
-      labels: [B, 2, T], blocks and paths, or [B, 3, T], starts too. inputs: pairs (cut, array). outputs: triples (cut, shape, dtype).
+      labels: [B, 2, T], blocks and paths, or [B, 3, T], starts too.
+      inputs: pairs (cut, array). outputs: triples (cut, shape, dtype).
       scratch: shapes of float32 sums. products: matrix products for each score.
     """
     B, K, R, H, T = inputs[0][1].shape

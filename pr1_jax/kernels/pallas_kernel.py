@@ -5,7 +5,9 @@ key head; keys and values as [held, H]; scores are [tk, tq].
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,22 @@ class Plan:
     mesh: AbstractMesh | None  # None: the kernels run where they are called
     batch: tuple[str, ...] | None = None  # mesh axes that sequences are split over
     heads: str | None = None  # mesh axis that heads are split over
+
+
+def on_shards(plan, function: Callable, in_specs, out_specs) -> Callable:
+    """`function` with its plan, on each device's part of the arrays.
+
+    Both passes of a kernel are mapped by themselves: no device sums what it has whole.
+
+    Args:
+      plan: what is static about a call, with its `mesh`; None: there are no parts.
+      in_specs, out_specs: how arrays are split, as of `jax.shard_map`.
+    """
+    function = functools.partial(function, plan)
+    if plan.mesh is None:
+        return function
+    specs = {"in_specs": in_specs, "out_specs": out_specs}
+    return jax.shard_map(function, mesh=plan.mesh, **specs, check_vma=False)
 
 
 def _product(a, b, axis_a: int, axis_b: int):

@@ -55,9 +55,9 @@ from pr1_jax.sampler.state import (
     Emission,
     State,
 )
+from pr1_jax.tags import MIN_PATHS
 
 _TAGS = (1 << EOS) - 1  # bits of the six tags
-_FEWEST = 2  # plans of a block
 
 
 def next_bans(state: State, vocab: Vocab, settings: Settings) -> jax.Array:
@@ -281,8 +281,8 @@ def _next_plans(
 
     def spare(number):  # what the main stream may write before what must follow
         after = settings.after_paths
-        after += settings.min_plan_tokens * jnp.maximum(_FEWEST - number, 0)
-        paths = settings.min_path_tokens * jnp.maximum(number, _FEWEST)
+        after += settings.min_plan_tokens * jnp.maximum(MIN_PATHS - number, 0)
+        paths = settings.min_path_tokens * jnp.maximum(number, MIN_PATHS)
         spare = settings.max_response_tokens - total - after - paths
         if settings.max_sequential_steps:
             longest = settings.min_path_tokens
@@ -294,7 +294,7 @@ def _next_plans(
         spare(number + 1) >= settings.min_plan_tokens
     )
     phases = [
-        (opens | (ended & (number < _FEWEST)), PLAN_TAG),
+        (opens | (ended & (number < MIN_PATHS)), PLAN_TAG),
         (begun, IN_PLAN),
         (ended & one_more, LIST),
         (ended, FORK),

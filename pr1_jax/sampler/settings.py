@@ -196,13 +196,14 @@ class Settings:
     @property
     def smallest_block(self) -> int:
         """Tokens that must be left after `<Parallel>`: paths, closing tags, reserves."""
-        plans, paths = (2, 2) if self.planned else (0, self.num_paths)
-        return self._least(plans, paths)
+        if self.planned:
+            return self._least(tags.MIN_PATHS, tags.MIN_PATHS)
+        return self._least(0, self.num_paths)
 
     @property
     def smallest_block_steps(self) -> int:
         """Sequential steps that must be left after `<Parallel>`: one path, not all."""
-        return self._least(2 if self.planned else 0, 1)
+        return self._least(tags.MIN_PATHS if self.planned else 0, 1)
 
     def _least(self, plans: int, paths: int) -> int:
         """Tokens of so many smallest plans and paths, closing tags and reserves."""

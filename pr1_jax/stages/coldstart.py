@@ -21,12 +21,12 @@ from pr1_jax.answers.verdicts import CORRECT
 from pr1_jax.data import prompts, streams
 from pr1_jax.data.records import Record
 from pr1_jax.stages import plans, samples
+from pr1_jax.stages.attempts import KEPT, NO_CANONICAL_FORM, UNFINISHED, first_good
 from pr1_jax.stages.checks import PLANS
 from pr1_jax.stages.experiment import ORDINARY, Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import files
 
-KEPT = "kept"
 _BATCH = 256  # problems read at once
 
 
@@ -126,21 +126,13 @@ def select(
       of attempts by reason: `kept`, `spare` (of a question that has a trace already),
       or why it is of no use.
     """
-    traces: dict[str, dict[str, str]] = {}
-    reasons: Counter[str] = Counter()
-    for record in records:
+
+    def judge(record):
         reason, response = _judge(record, needs_block, grammar)
-        question = record["question"]
-        if reason == KEPT and question in traces:
-            reason = "spare"
-        elif reason == KEPT:
-            traces[question] = {
-                "question": question,
-                "response": response,
-                "answer": record["answer"],
-            }
-        reasons[reason] += 1
-    return list(traces.values()), reasons
+        question, answer = record["question"], record["answer"]
+        return reason, {"question": question, "response": response, "answer": answer}
+
+    return first_good(records, judge)
 
 
 def _judge(
@@ -149,7 +141,7 @@ def _judge(
     """Why an attempt is of no use, or `kept` and its canonical form."""
     text = record["response"]
     if not record["finished"]:
-        return "unfinished", ""
+        return UNFINISHED, ""
     if record["verdict"] != CORRECT:
         return record["verdict"], ""
     if tags.check_format(text, grammar.unlabelled):
@@ -159,7 +151,7 @@ def _judge(
     try:
         return KEPT, tags.canonical(text, grammar)
     except ValueError:
-        return "no_canonical_form", ""
+        return NO_CANONICAL_FORM, ""
 
 
 def _problems(

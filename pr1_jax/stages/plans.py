@@ -15,8 +15,8 @@ from pr1_jax.data.records import Record
 from pr1_jax.data.rows import Dropped
 from pr1_jax.data.sources import Source
 from pr1_jax.data.streams import MALFORMED
+from pr1_jax.stages.attempts import KEPT, NO_CANONICAL_FORM, UNFINISHED, first_good
 
-KEPT, SPARE, UNFINISHED = "kept", "spare", "unfinished"
 NUMBER, EMPTY = "number_of_plans", "empty_plan"
 _PLAN = re.compile(f"{tags.PLAN}(.*?){tags.END_PLAN}", re.DOTALL)
 _REQUEST = """\
@@ -104,23 +104,15 @@ def select(
       of attempts by reason: `kept`, `spare` (of a trace that has plans already), or why
       it is of no use.
     """
-    traces: dict[str, dict[str, Any]] = {}
-    reasons: Counter[str] = Counter()
-    for attempt in records:
-        request = attempt["question"]
-        trace = asked[request]
+
+    def judge(attempt):
+        trace = asked[attempt["question"]]
         reason, response = _judge(attempt, trace["response"], grammar)
-        if reason == KEPT and request in traces:
-            reason = SPARE
-        elif reason == KEPT:
-            messages = json.loads(trace.get("messages", "null"))
-            traces[request] = {
-                "question": messages or trace["question"],
-                "response": response,
-                "answer": trace["answer"],
-            }
-        reasons[reason] += 1
-    return list(traces.values()), reasons
+        question = json.loads(trace.get("messages", "null")) or trace["question"]
+        answer = trace["answer"]
+        return reason, {"question": question, "response": response, "answer": answer}
+
+    return first_good(records, judge)
 
 
 def _judge(
@@ -137,4 +129,4 @@ def _judge(
     try:
         return KEPT, tags.canonical(insert(trace, plans), grammar)
     except ValueError:
-        return "no_canonical_form", ""
+        return NO_CANONICAL_FORM, ""
