@@ -253,6 +253,18 @@ def _check_traces(config: ml_collections.ConfigDict) -> None:
         f"{config.rollout.num_paths}: make them equal, with a label a path in "
         "rollout.path_labels, or () for none",
     )
+    planned = bool(getattr(task, "planned", False))
+    need(
+        config,
+        "data.task",
+        not is_made
+        or planned == config.rollout.planned
+        or not config.rollout.max_blocks,
+        f"makes traces {'with' if planned else 'without'} plans, and rollout.planned is "
+        f"{config.rollout.planned}: make them agree, by rollout.planned="
+        f"{planned} or by the option planned={int(config.rollout.planned)} of the task "
+        "partner",
+    )
 
 
 def _check_paths(config: ml_collections.ConfigDict) -> None:

@@ -277,7 +277,7 @@ WRONG_VALUES = """
     reward.schedule='best' reward.window=0 reward.tiered_steps=5 reward.timeout_sec=0.0
     reward.latency_coef=-0.1 reward.latency_coef=1.5
     data.rl=embedded:medium data.template='fancy' data.task=partner:late_share=-0.1
-    data.task=partner:paths=4
+    data.task=partner:paths=4 data.task=partner:planned=1
     data.task=sorting variant='both' seed=-1 kernels='cuda'
 """
 BENCHMARK = {"stages": ("benchmark",)}
@@ -287,6 +287,10 @@ WRONG = [
     ({"sft.lr": float("nan")}, "sft.lr=nan"),
     ({"reward.latency_coef": float("nan")}, "reward.latency_coef=nan"),
     ({"checkpoint.init": str(ROOT / "configs")}, "checkpoint.init="),
+    (
+        {"rollout.planned": True},
+        "makes traces without plans, and rollout.planned is True",
+    ),
     ({"data.rl": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
     ({"data.sft": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
     ({"data.eval": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
