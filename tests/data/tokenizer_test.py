@@ -113,6 +113,20 @@ def test_tags_that_are_there_are_taken_as_they_are():
     assert t.decode(ids) == TRACE  # visible though special; EOS and padding dropped
 
 
+@pytest.mark.parametrize("given", [(), tags.PLAN_TAGS])
+def test_tags_of_plans_are_text_until_blocks_are_planned(given):
+    """Also in a folder that has them as special tokens, which other texts hide."""
+    t = tokenizer.Tokenizer(byte_tokenizer(additional_special_tokens=list(given)))
+    before, text = t.vocab_size, "<Parallel><Plan>a</Plan><Path>"
+    assert {*t.tag_ids} == {*tags.TAGS}
+    t.use_plans()
+    assert (*t.tag_ids,) == tags.Grammar(planned=True).tags
+    ids = t.encode(text)
+    assert ids[1] == t.tag_ids["<Plan>"] and ids[-2] == t.tag_ids["</Plan>"]
+    assert t.decode(ids) == text
+    assert t.vocab_size == before + 2 - len(given)
+
+
 def test_tag_pieces_spell_the_tag():
     t = tokenizer.Tokenizer(byte_tokenizer())
     pieces = t.tag_pieces("</Path>")
