@@ -13,7 +13,7 @@ or `instruction` the teacher is asked for plans, and traces have them.
 
 import ml_collections
 
-from pr1_jax import defaults
+from pr1_jax import defaults, sizes
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -21,9 +21,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = defaults.get_config(arg)
     c.name = "coldstart"
     c.stages = ("sft", "coldstart")
-    if defaults.size_of(arg) in defaults.REAL:
+    if sizes.size_of(arg) in sizes.REAL:
         c.stages = ("coldstart",)
-    if defaults.size_of(arg) == "qwen3_4b":
+    if sizes.size_of(arg) == "qwen3_4b":
         c.data.coldstart = "tfds:gsm8k"
         c.data.template = "chat"
         c.coldstart.mode = "ordinary"

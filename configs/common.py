@@ -5,6 +5,7 @@ task made by code, minutes on a CPU), `smoke`, `smollm2`, `qwen3_4b`. Behind a c
 `qwen3_4b` takes devices, as in `qwen3_4b,v5e:4x4`.
 """
 
-from pr1_jax.defaults import REAL, get_config
+from pr1_jax.defaults import get_config
+from pr1_jax.sizes import REAL
 
 __all__ = ["REAL", "get_config"]

@@ -15,7 +15,7 @@ banned, one search sees 13 of the 20 numbers of a hard problem before it.
 
 import ml_collections
 
-from pr1_jax import defaults
+from pr1_jax import defaults, sizes
 
 _BENCHMARKS = {
     "smollm2": "gsm8k=hf:openai/gsm8k/main@2",
@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.name = "evaluate"
     c.stages = ("benchmark",)
     embedded = "easy=embedded:easy@4,hard=embedded:hard@4"
-    c.data.eval = _BENCHMARKS.get(defaults.size_of(arg), embedded)
-    if defaults.size_of(arg) == "qwen3_4b":
+    c.data.eval = _BENCHMARKS.get(sizes.size_of(arg), embedded)
+    if sizes.size_of(arg) == "qwen3_4b":
         c.eval.problems = 1000  # of each at most
     return c

@@ -9,7 +9,7 @@ of the answers are found, and the rest can only be guessed.
 
 import ml_collections
 
-from pr1_jax import defaults
+from pr1_jax import defaults, sizes
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.rollout.max_blocks = 0
     c.alarms.min_parallel_ratio = 0.0
     c.data.task = "partner:block_share=0.0"
-    if defaults.size_of(arg) in defaults.REAL:
+    if sizes.size_of(arg) in sizes.REAL:
         c.stages = ("rl",)
         c.data.template = "plain"
     return c

@@ -8,7 +8,7 @@ stage. The bonus keeps blocks alive first; then they have to pay.
 
 import ml_collections
 
-from pr1_jax import defaults
+from pr1_jax import defaults, sizes
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -17,6 +17,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.name = "rl_scaffold"
     c.reward.schedule = "scaffold"
     c.rl.clip_high = 0.28
-    if defaults.size_of(arg) != "qwen3_4b":
+    if sizes.size_of(arg) != "qwen3_4b":
         c.reward.scaffold_steps = c.rl.steps // 2
     return c

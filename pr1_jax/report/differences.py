@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pr1_jax import defaults
+from pr1_jax import defaults, sizes
 from pr1_jax.system import files
 from pr1_jax.workdir import folder, old_fields
 
@@ -40,7 +40,7 @@ def from_base(config: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str]
       A name such as `configs/common.py:smoke`, and (field, value, value in the base).
     """
     bases = []
-    for size in defaults.SIZES:
+    for size in sizes.SIZES:
         base = defaults.get_config(size, variant=config.get("variant", "structured"))
         differing = between([config, files.plain(base.to_dict())])
         # A field that this version alone has says nothing about the run.

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import pytest
 
-from pr1_jax import defaults, rewards
+from pr1_jax import defaults, rewards, sizes
 from pr1_jax.data import search, sources, tasks
 from pr1_jax.plan import hardware
 from pr1_jax.stages import checks, curriculum
@@ -193,7 +193,7 @@ def test_published_sizes(name):
 
 
 DEVICES = [
-    (size, devices) for size, known in defaults.FASTEST.items() for devices in known
+    (size, devices) for size, known in sizes.FASTEST.items() for devices in known
 ]
 
 
@@ -211,7 +211,7 @@ def test_settings_for_devices_divide_what_they_must(name, size, devices):
     assert c.sft.micro_batch_size % shards == 0 == c.rollout.rows % shards
     fields, before = (defaults.flat(x.to_dict()) for x in (c, plain))
     changed = {n for n, x in fields.items() if x != before[n]}
-    assert changed <= {*defaults.FASTEST[size][devices]}
+    assert changed <= {*sizes.FASTEST[size][devices]}
 
 
 def test_settings_for_unknown_devices_name_the_known_ones():
