@@ -92,6 +92,10 @@ def _model(c: ml_collections.ConfigDict) -> None:
     c.model.logits_chunk = 0
     # [tokens] Micro-batches are cut to the next of these lengths.
     c.model.length_buckets = (56, 72, 90, 106)
+    # [tokens] Rows of updates are so long and hold several responses one after another, so
+    # that little is padding; a micro-batch is of so many rows. At least the longest prompt
+    # and response together. 0 = a row is a response.
+    c.model.packed_tokens = 0
 
 
 def _data(c: ml_collections.ConfigDict) -> None:
@@ -184,7 +188,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 1000  # [updates] of the stage
     c.sft.batch_size = 64  # [traces] of an update
-    c.sft.micro_batch_size = 8  # [traces] computed at once
+    c.sft.micro_batch_size = 8  # [traces] computed at once; rows, if they are packed
     c.sft.lr = 3e-3  # learning rate, at its highest
     c.sft.lr_schedule = "cosine"  # how the rate falls: or "constant"
     c.sft.warmup_share = 0.1  # [share] of the updates in which the rate rises
@@ -194,7 +198,7 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.rl.prompts_per_step = 32  # [prompts] of a step
     c.rl.group_size = 8  # [responses] to a prompt
     c.rl.mini_batches = 2  # [updates] of a step
-    c.rl.micro_batch_size = 8  # [responses] computed at once
+    c.rl.micro_batch_size = 8  # [responses] computed at once; rows, if they are packed
     # [tokens] First tokens of a prompt that are computed once for its responses in a
     # micro-batch, where that is cheaper than to sort responses by length. Of several
     # numbers the largest that no prompt falls short of is taken; each makes as many

@@ -3,6 +3,7 @@
 See docs/method.md, section 4. Log-probs of tokens are those of `policy`.
 """
 
+import jax
 import jax.numpy as jnp
 
 AGGREGATIONS = ("token_mean", "response_mean", "constant")
@@ -13,14 +14,22 @@ MAX_LOG_RATIO = 20.0
 _LARGEST = 1e30  # of a log-prob that is not finite
 
 
-def token_weights(loss_mask, *, aggregation: str = "token_mean", constant: float = 1.0):
+def token_weights(
+    loss_mask,
+    start=None,
+    *,
+    aggregation: str = "token_mean",
+    constant: float = 1.0,
+):
     """Weight of every token in a batch's loss; the loss is a weighted sum.
 
     Weights are made once for a whole mini-batch, so its micro-batches and its shards
     only add up.
 
     Args:
-      loss_mask: [B, T] bool or 0/1.
+      loss_mask: [B, T] bool or 0/1; as many rows as there are responses.
+      start: [B, T] int32 as of `trajectory.Batch`, where a row holds several responses,
+        and others none. None: each row is a response.
       aggregation: `token_mean` (1 / tokens of the batch), `response_mean` (mean over
         responses of each one's mean) or `constant` (1 / (B · constant), Dr. GRPO).
       constant: normaliser in tokens, for `constant` only.
@@ -34,12 +43,31 @@ def token_weights(loss_mask, *, aggregation: str = "token_mean", constant: float
     mask = jnp.asarray(loss_mask, jnp.float32)
     if aggregation == "token_mean":
         return mask / jnp.maximum(mask.sum(), 1.0)
+    if aggregation == "response_mean" and start is not None:
+        tokens, responses = _of_responses(jnp.asarray(loss_mask, jnp.int32), start)
+        return mask / jnp.maximum(tokens, 1) / jnp.maximum(responses, 1)
     if aggregation == "response_mean":
         per_response = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
         return per_response / jnp.maximum((mask.sum(-1) > 0).sum(), 1)
     if aggregation == "constant":
         return mask / (mask.shape[0] * constant)
     raise ValueError(f"aggregation={aggregation!r} is not one of {AGGREGATIONS}")
+
+
+def _of_responses(mask, start):
+    """Trained tokens of each token's response, [B, T], and responses that have some.
+
+    Args:
+      mask: [B, T] int32. start: as of `token_weights`.
+    """
+    T = mask.shape[1]
+    is_first = start == jnp.arange(T)
+    is_last = jnp.pad(is_first[:, 1:], [(0, 0), (0, 1)], constant_values=True)
+    done = jnp.cumsum(mask, axis=1)
+    before = jax.lax.cummax(jnp.where(is_first, done - mask, 0), axis=1)
+    after = jax.lax.cummin(jnp.where(is_last, done, T), axis=1, reverse=True)
+    tokens = after - before
+    return tokens, (is_first & (tokens > 0)).sum()
 
 
 def sft_loss(logps, weights):
@@ -92,7 +120,7 @@ def grpo_loss(
 
     Args:
       logps, old_logps, weights: [B, T] float32; weights are 0 where masked.
-      advantages: [B] float32.
+      advantages: [B] float32, or [B, T] where a row holds several responses.
       clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
       ref_logps: [B, T] float32 of the reference policy; needed where kl_coef > 0.
       kl_coef: weight of the k3 estimate of KL(policy ‖ reference).
@@ -104,14 +132,15 @@ def grpo_loss(
       (`ratio_max_error` is a maximum).
     """
     keep = weights > 0
+    advantages = advantages.reshape(len(advantages), -1)
     log_ratio = jnp.where(keep, _log_ratio(logps, old_logps), 0.0)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-    gain = jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
+    gain = jnp.minimum(ratio * advantages, clipped * advantages)
     corrected = gain if importance is None else importance * gain
     loss = -jnp.sum(weights * corrected)
     metrics = {
-        "clip_fraction": jnp.sum(weights * (gain < ratio * advantages[:, None])),
+        "clip_fraction": jnp.sum(weights * (gain < ratio * advantages)),
         "approx_kl": jnp.sum(weights * (ratio - 1.0 - log_ratio)),
         "ratio_max_error": jnp.max(jnp.abs(ratio - 1.0)),
     }

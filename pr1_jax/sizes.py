@@ -72,6 +72,7 @@ def _qwen3_4b(c: ml_collections.ConfigDict) -> None:
     c.model.remat_policy = "attention"
     c.model.logits_chunk = 8192
     c.model.length_buckets = (768, 1536, 2304, 3072)
+    c.model.packed_tokens = 5120  # whole tiles of the kernel that attends
     c.data.sft = "hf:Parallel-R1/parallel-r1-cold-start"
     c.data.rl = "hf:Leo-Dai/dapo-math-17k_dedup"
     c.data.eval = "tfds:gsm8k"

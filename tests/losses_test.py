@@ -25,6 +25,32 @@ def test_token_weights_by_hand():
 
 
 @pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+def test_token_weights_are_the_same_where_a_row_holds_several(aggregation):
+    rng = np.random.default_rng(0)
+    alone = rng.random((6, 9)) < 0.6
+    alone[2] = False  # a response of which nothing is trained
+    rows = [[3, 1], [], [0, 2, 5], [4], [], []]  # as many as there are responses
+    lengths, T = [9, 5, 4, 7, 9, 3], 16
+    mask, start = np.zeros((6, T), bool), np.tile(np.arange(T), (6, 1))
+    places = {}
+    for row, numbers in enumerate(rows):
+        end = 0
+        for n in numbers:
+            first, end = end, end + lengths[n]
+            alone[n, lengths[n] :] = False
+            mask[row, first:end], start[row, first:end] = alone[n, : lengths[n]], first
+            places[n] = row, slice(first, end)
+    weights = functools.partial(
+        losses.token_weights, aggregation=aggregation, constant=5
+    )
+    got, expected = np.array(weights(mask, start)), np.asarray(weights(alone))
+    for n, place in places.items():
+        np.testing.assert_allclose(got[place], expected[n, : lengths[n]], rtol=1e-6)
+        got[place] = 0
+    assert (got == 0).all() and (expected > 0).sum() > 10
+
+
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
 def test_token_weights_of_nothing_are_zero(aggregation):
     weights = losses.token_weights(np.zeros((2, 3)), aggregation=aggregation)
     assert (np.asarray(weights) == 0).all()

@@ -88,7 +88,9 @@ def test_from_text_refuses_malformed_traces(variant):
 def packed_fields(batch):
     """The fields that `pack` fills."""
     assert batch.importance is None  # known only once the trainer has its log-probs
-    return [f for f in dataclasses.fields(batch) if f.name != "importance"]
+    assert batch.start is None  # a row is a trajectory
+    without = ("importance", "start")
+    return [f for f in dataclasses.fields(batch) if f.name not in without]
 
 
 def test_pack_puts_the_prompt_first_and_pads():
@@ -143,3 +145,44 @@ def test_pack_refuses_what_is_too_long():
     trajectory.pack([trace()], 21, variant="structured")
     with pytest.raises(ValueError, match="21 tokens is longer than 20"):
         trajectory.pack([None, trace()], 20, variant="structured")
+
+
+# --- pack_rows ----------------------------------------------------------------------
+
+
+def test_rows_hold_trajectories_as_they_are_alone():
+    ts = [sampled(trace()), sampled(trace(text="AB")), sampled(trace(text=TRACE * 2))]
+    rows, length = [[ts[0], ts[1]], [], [ts[2], ts[1]]], sum(map(len, (ts[2], ts[1])))
+    batch = trajectory.pack_rows(
+        rows, length, num_rows=4, variant="structured", advantages=[[1, 2], [], [3, 4]]
+    )
+    alone = trajectory.pack(ts, length, variant="structured")
+    names = ("tokens", "positions", "block", "path", "bans", "loss_mask", "old_logps")
+    used = np.zeros((4, length), bool)
+    for row, numbers, advantages in ((0, (0, 1), (1, 2)), (2, (2, 1), (3, 4))):
+        end = 0
+        for number, advantage in zip(numbers, advantages, strict=True):
+            first, end = end, end + len(ts[number])
+            used[row, first:end] = True
+            for name in names:
+                expected = getattr(alone, name)[number, : end - first]
+                got = getattr(batch, name)[row, first:end]
+                np.testing.assert_array_equal(got, expected, err_msg=name)
+            assert {*batch.start[row, first:end]} == {first}
+            assert {*batch.advantages[row, first:end]} == {advantage}
+    assert used[2].all()  # to the last slot
+    for name in (*names, "advantages"):
+        assert not getattr(batch, name)[~used].any(), name
+    own = np.tile(np.arange(length), (4, 1))
+    np.testing.assert_array_equal(batch.start[~used], own[~used])
+    assert (batch.start.dtype, batch.advantages.dtype) == (np.int32, np.float32)
+
+
+def test_rows_refuse_what_is_too_long():
+    t = trace()
+    pack_rows = lambda length: trajectory.pack_rows(
+        [[t, t]], length, num_rows=1, variant="structured"
+    )
+    pack_rows(42)
+    with pytest.raises(ValueError, match="a row of 42 tokens is longer than 41"):
+        pack_rows(41)

@@ -116,9 +116,14 @@ class Cpu(Xla):
         return training.token_logps(hidden, head, tokens, bans, **policy)
 
     def training_attention(
-        self, block, path, *, shared: int = 0, group_rows: int = 1
+        self, block, path, start=None, *, shared: int = 0, group_rows: int = 1
     ) -> Attend:
-        """As `Xla.training_attention`; `group_rows` follows from the shapes."""
+        """As `Xla.training_attention`, and by it where rows hold several sequences.
+
+        `group_rows` follows from the shapes.
+        """
+        if start is not None:
+            return super().training_attention(block, path, start)
         return lambda q, k, v, cache: (
             training.attention(q, k, v, block, path, shared),
             cache,

@@ -240,17 +240,19 @@ class Xla:
     # --- Attention of training ------------------------------------------------------
 
     def training_attention(
-        self, block, path, *, shared: int = 0, group_rows: int = 1
+        self, block, path, start=None, *, shared: int = 0, group_rows: int = 1
     ) -> Attend:
         """Attention under labels [B, T], in which siblings do not see each other.
 
         Args:
+          start: [B, T] int32, where rows hold several sequences, as of
+            `attention.label_attention`; without shared tokens.
           shared, group_rows: the first S tokens are shared by G rows in a row each. They
             stand there once, in front of what is left of each: arrays are
             [B / G, S + G (T − S), …].
         """
         (B, T), G = block.shape, group_rows
-        own = LabelAttention(self.config, block, path)
+        own = LabelAttention(self.config, block, path, start)
         if not shared:
             return own
 

@@ -69,7 +69,7 @@ _LIMITS = {
     """,
     _POSITIVE: "sft.lr rl.lr optimizer.tag_lr_multiplier reward.timeout_sec",
     _NOT_NEGATIVE: """
-        seed data.seed model.logits_chunk report.traces
+        seed data.seed model.logits_chunk model.packed_tokens report.traces
         rl.clip_low rl.clip_high rl.kl_coef rl.importance_cap
         optimizer.weight_decay optimizer.clip_norm
         reward.tiered_steps reward.scaffold_steps
@@ -221,12 +221,34 @@ def _check_lengths(config: ml_collections.ConfigDict) -> None:
     for name in ("model.length_buckets", "rl.shared_prompt_tokens"):
         whole = all(isinstance(n, int) and n >= 1 for n in field(config, name))
         need(config, name, whole, "must hold positive whole numbers")
+    _check_packing(config, settings)
     most = float(settings.num_paths)
     need(
         config,
         "rollout.lane_buckets",
         all(isinstance(s, int | float) and s >= 1 for s in config.rollout.lane_buckets),
         f"are shares of the rows, from 1 to rollout.num_paths={most:g}",
+    )
+
+
+def _check_packing(config: ml_collections.ConfigDict, settings: Settings) -> None:
+    tokens, longest = config.model.packed_tokens, settings.max_tokens
+    need(config, "model.packed_tokens", isinstance(tokens, int), "must be whole")
+    if not tokens or not {"sft", "rl"} & {*config.stages}:
+        return
+    need(
+        config,
+        "model.packed_tokens",
+        tokens >= longest,
+        f"is too short a row for the longest response with its prompt, {longest} tokens "
+        "(rollout.max_prompt_tokens + rollout.max_response_tokens); 0 packs none",
+    )
+    need(
+        config,
+        "rl.shared_prompt_tokens",
+        "rl" not in config.stages or not config.rl.shared_prompt_tokens,
+        f"and model.packed_tokens={tokens} exclude each other: responses that are packed "
+        "share no prompt; set rl.shared_prompt_tokens=() or model.packed_tokens=0",
     )
 
 

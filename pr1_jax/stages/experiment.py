@@ -29,6 +29,7 @@ from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
 from pr1_jax.stages import checks
 from pr1_jax.system import files, mesh
+from pr1_jax.training import micro_batches
 from pr1_jax.training.logps import PolicySettings
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import abstract_state, shardings_of
@@ -128,7 +129,11 @@ class Experiment:
         """The policy of rollouts, or (`sampling` off) the plain one of SFT."""
         s = self.settings
         drawing = {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p}
-        drawing["max_trained"] = s.max_response_tokens
+        buckets = tuple(self.config.model.length_buckets)
+        if self.packs:  # all rows but one are more than half full
+            buckets = tuple(n for n in buckets if 2 * n > self.row_tokens)
+        else:
+            drawing["max_trained"] = s.max_response_tokens
         rl, shards = self.config.rl, mesh.batch_shards(self.mesh)
         drawing["group_rows"] = math.gcd(rl.group_size, rl.micro_batch_size // shards)
         drawing["shared_lengths"] = tuple(
@@ -138,9 +143,49 @@ class Experiment:
             special_ids=self.vocab.ban_ids,
             num_tokens=self.vocab.num_tokens,
             logits_chunk=self.config.model.logits_chunk,
-            lengths=tuple(self.config.model.length_buckets),
+            lengths=buckets,
             **(drawing if sampling else {}),
         )
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows of updates hold several trajectories."""
+        return self.config.model.packed_tokens > 0
+
+    @property
+    def row_tokens(self) -> int:
+        """The length of a row of an update, before it is cut."""
+        return self.config.model.packed_tokens or self.settings.max_tokens
+
+    def fill(
+        self,
+        trajectories: Sequence[Trajectory],
+        micro_batch: int,
+        policy: PolicySettings,
+    ) -> micro_batches.Rows:
+        """The rows of this process's trajectories, where rows hold several.
+
+        Args:
+          micro_batch: rows of all processes that are computed at once.
+        """
+        size = micro_batch // jax.process_count()
+        limits = {"micro_batch": size, "max_tokens": self.row_tokens}
+        return micro_batches.fill(trajectories, policy, **limits)
+
+    def pack_rows(
+        self,
+        rows: Sequence[Sequence[Trajectory]],
+        micro_batch: int,
+        **settings: Any,
+    ) -> Batch:
+        """As `pack`, of rows that hold several; of as many rows as trajectories.
+
+        Args:
+          settings: of `trajectory.pack_rows`.
+        """
+        settings |= {"num_rows": sum(map(len, rows)), "variant": self.config.variant}
+        batch = trajectory.pack_rows(rows, self.row_tokens, **settings)
+        return _in_micro_batches(batch, micro_batch // jax.process_count())
 
     def pack(
         self,
@@ -156,13 +201,16 @@ class Experiment:
         """
         length, variant = self.settings.max_tokens, self.config.variant
         batch = trajectory.pack(trajectories, length, variant=variant, **settings)
-        size = micro_batch // jax.process_count()
-        return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+        return _in_micro_batches(batch, micro_batch // jax.process_count())
 
     def abstract_batch(self, rows: int, micro_batch: int) -> Batch:
         """A batch of `rows` responses as jax.ShapeDtypeStruct, in micro-batches."""
-        length, variant = self.settings.max_tokens, self.config.variant
-        batch = trajectory.pack([None] * micro_batch, length, variant=variant)
+        length, variant = self.row_tokens, self.config.variant
+        if self.packs:
+            size = {"num_rows": micro_batch, "variant": variant}
+            batch = trajectory.pack_rows([], length, **size)
+        else:
+            batch = trajectory.pack([None] * micro_batch, length, variant=variant)
         sharding = mesh.batch_sharding(self.mesh, axis=1)
         count = rows // micro_batch
         return jax.tree.map(
@@ -302,6 +350,11 @@ class Experiment:
             **self.config.optimizer,
         )
         return make_optimizer(settings, self.vocab.tag_ids), settings.learning_rate()
+
+
+def _in_micro_batches(batch: Batch, size: int) -> Batch:
+    """Rows with leading axes [micro-batches, size]."""
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
 
 
 def build(

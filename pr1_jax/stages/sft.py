@@ -37,9 +37,12 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
 
 def pack(experiment: Experiment, traces: Sequence[Trajectory]) -> Batch:
     """A batch of traces; labels of paths, which are forced, have no loss."""
+    size = experiment.config.sft.micro_batch_size
+    if experiment.packs:
+        rows = experiment.fill(traces, size, experiment.policy(sampling=False)).rows
+        return experiment.pack_rows([[traces[i] for i in row] for row in rows], size)
     # Short and long ones apart: a micro-batch is cut to its longest.
-    ordered = sorted(traces, key=len)
-    return experiment.pack(ordered, experiment.config.sft.micro_batch_size)
+    return experiment.pack(sorted(traces, key=len), size)
 
 
 def lower_update(experiment: Experiment) -> jax.stages.Lowered:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pr1_jax import losses
+from pr1_jax import losses, trajectory
 from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run
@@ -99,25 +99,12 @@ class Updater:
         c, tokens = experiment.config.rl, 0
         rows = np.arange(len(trajectories))
         for chosen in np.split(rows, c.mini_batches):
-            order = micro_batches.arrange(
-                [trajectories[i] for i in chosen],
-                experiment.policy(sampling=True),
-                group_size=c.group_size,
-                micro_batch=c.micro_batch_size // jax.process_count(),
-                max_tokens=experiment.settings.max_tokens,
-            )
-            tokens += order.computed_tokens
-            chosen = chosen[order.rows]
+            arrange = self._in_rows if experiment.packs else self._one_a_row
             picked = [trajectories[i] for i in chosen]
-            batch = experiment.pack(
-                picked,
-                c.micro_batch_size,
-                train_on_forced=c.train_on_forced,
-                advantages=advantages[chosen],
-                shared=order.shared,
-            )
+            batch, placed, count = arrange(picked, advantages[chosen])
+            tokens += count
             if self.recomputes:
-                batch, mismatch = self._recompute(params, batch, picked)
+                batch, mismatch = self._recompute(params, batch, placed)
                 mismatches.append(mismatch)
             batch = mesh.put_batch(batch, experiment.mesh)
             ref = None
@@ -130,22 +117,63 @@ class Updater:
             metrics |= _mismatch_metrics(mismatches)
         return out, metrics
 
+    def _one_a_row(
+        self, picked: Sequence[Trajectory], advantages: np.ndarray
+    ) -> tuple[Batch, Sequence[Sequence[Trajectory]], int]:
+        """A batch, the trajectories of each row, and the tokens that are computed."""
+        c = self._experiment.config.rl
+        order = micro_batches.arrange(
+            picked,
+            self._experiment.policy(sampling=True),
+            group_size=c.group_size,
+            micro_batch=c.micro_batch_size // jax.process_count(),
+            max_tokens=self._experiment.row_tokens,
+        )
+        ordered = [picked[i] for i in order.rows]
+        batch = self._experiment.pack(
+            ordered,
+            c.micro_batch_size,
+            train_on_forced=c.train_on_forced,
+            advantages=advantages[order.rows],
+            shared=order.shared,
+        )
+        return batch, [[t] for t in ordered], order.computed_tokens
+
+    def _in_rows(
+        self, picked: Sequence[Trajectory], advantages: np.ndarray
+    ) -> tuple[Batch, Sequence[Sequence[Trajectory]], int]:
+        """As `_one_a_row`, several a row."""
+        c, policy = self._experiment.config.rl, self._experiment.policy(sampling=True)
+        filled = self._experiment.fill(picked, c.micro_batch_size, policy)
+        rows = [[picked[i] for i in row] for row in filled.rows]
+        batch = self._experiment.pack_rows(
+            rows,
+            c.micro_batch_size,
+            train_on_forced=c.train_on_forced,
+            advantages=[advantages[row] for row in filled.rows],
+        )
+        return batch, rows, filled.computed_tokens
+
     def _recompute(
-        self, params: Any, batch: Batch, picked: Sequence[Trajectory]
+        self, params: Any, batch: Batch, rows: Sequence[Sequence[Trajectory]]
     ) -> tuple[Batch, dict[str, np.ndarray]]:
-        """The trainer's old log-probs, and how far from them the sampler's are."""
+        """The trainer's old log-probs, and how far from them the sampler's are.
+
+        Args:
+          rows: the trajectories of each row of the batch; of those behind them, none.
+        """
         put = mesh.put_batch(batch, self._experiment.mesh)
         old = mesh.local_batch(self._logps(params, put))
         mask, shape = batch.loss_mask, batch.old_logps.shape
         # Tokens in second and later paths, and forced ones.
-        later = np.zeros((len(picked), shape[-1]), bool)
-        forced = np.zeros_like(later)
-        for row, t in enumerate(picked):
-            end = len(t.prompt) + len(t.tokens)
-            later[row, len(t.prompt) : end] = t.path > 1
-            forced[row, len(t.prompt) : end] = t.forced
-        drawn = mask & ~forced.reshape(shape)
-        later = later.reshape(shape)
+        later, forced = np.zeros(shape, bool), np.zeros(shape, bool)
+        for index, row in enumerate(rows):
+            of_row = divmod(index, shape[1])
+            for first, t in trajectory.places(row):
+                response = (*of_row, slice(first + len(t.prompt), first + len(t)))
+                later[response] = t.path > 1
+                forced[response] = t.forced
+        drawn = mask & ~forced
         gap = np.abs(old - batch.old_logps)
         mismatch = {"first": gap[drawn & ~later], "later": gap[drawn & later]}
         if cap := self._experiment.config.rl.importance_cap:

@@ -131,7 +131,7 @@ def _predicting(
     # A row of the forward pass is a group: what its rows share, then the rest of each.
     (B, T), G = batch.tokens.shape, group_rows if shared else 1
     attend = backend.training_attention(
-        batch.block, batch.path, shared=shared, group_rows=G
+        batch.block, batch.path, batch.start, shared=shared, group_rows=G
     )
     tokens, positions = (
         _grouped(x, shared, G) for x in (batch.tokens, batch.positions)
@@ -186,16 +186,43 @@ def trained_logps(
       [micro-batches, B, T] float32; without meaning where `loss_mask` is off.
     """
 
-    def one(batch):
-        T = batch.tokens.shape[-1]
+    T = batch.tokens.shape[-1]
 
-        def logps(batch, *, shared):
-            cut, _ = policy_logps(backend, params, batch, policy, shared)
-            return jnp.pad(cut, [(0, 0), (0, T - cut.shape[1])])
+    def logps(batch, *, shared):
+        cut, _ = policy_logps(backend, params, batch, policy, shared)
+        return jnp.pad(cut, [(0, 0), (0, T - cut.shape[1])])
 
-        return at_lengths(logps, policy, batch)
+    def one(every, index, batch):
+        return every.at[index].set(at_lengths(logps, policy, batch))
 
-    return jax.lax.map(one, batch)
+    return over_micro_batches(one, jnp.zeros(batch.tokens.shape), batch)
+
+
+def over_micro_batches(step: Callable[..., Any], total: Any, *inputs: Any) -> Any:
+    """Calls total = step(total, index, *inputs) for each micro-batch in turn.
+
+    Where rows hold several trajectories, the last micro-batches may have none: it ends
+    before those.
+
+    Args:
+      inputs: trees with leading axis [micro-batches], the first a `Batch`.
+    """
+    mask = inputs[0].loss_mask
+    count = len(mask)
+    if inputs[0].start is None:
+        one = lambda total, x: (step(total, *x), None)
+        return jax.lax.scan(one, total, (jnp.arange(count), *inputs))[0]
+    numbers = jnp.arange(1, count + 1)
+    used = jnp.max(jnp.where(mask.any(axis=(1, 2)), numbers, 0))
+
+    def one(carry):
+        index, total = carry
+        take = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
+        return index + 1, step(total, index, *jax.tree.map(take, inputs))
+
+    # The first condition tells a reader of the program how often it runs at most.
+    is_left = lambda carry: (carry[0] < count) & (carry[0] < used)
+    return jax.lax.while_loop(is_left, one, (jnp.int32(0), total))[1]
 
 
 def at_lengths(

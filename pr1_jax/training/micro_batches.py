@@ -4,9 +4,12 @@ A micro-batch is cut to its longest response, so responses are sorted by length.
 responses of a group stand together instead, their prompt is computed once for all of
 them (Liu et al. 2025, "Prefix Grouper", arXiv 2506.05433). Which of the two costs fewer
 tokens depends on the lengths, and is counted here.
+
+Or rows hold several responses one after another, so that little of them is padding.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,3 +75,69 @@ def arrange(
     costs = np.sum(everyones, axis=0)
     best = int(np.argmin(costs))
     return dataclasses.replace(orders[best], computed_tokens=int(costs[best]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The trajectories of a mini-batch in rows that hold several.
+
+    Attributes:
+      rows: numbers of the trajectories of each; those behind them are empty.
+      computed_tokens: as of `Order`.
+    """
+
+    rows: Sequence[Sequence[int]]
+    computed_tokens: int
+
+
+def fill(
+    trajectories: Sequence[Trajectory],
+    policy: PolicySettings,
+    *,
+    micro_batch: int,
+    max_tokens: int,
+) -> Rows:
+    """The rows that cost the fewest tokens; all processes choose alike.
+
+    Trajectories go into the first row that has space, the longest first. Rows are as
+    long as the longest of the lengths to which a micro-batch is cut, or as another of
+    them, where a trajectory is not longer. Rows of like length and work stand together.
+
+    Args:
+      trajectories: of this process.
+      policy, micro_batch, max_tokens: as of `arrange`.
+    """
+    lengths = np.array([len(t) for t in trajectories])
+    sizes = [size for size, _ in policy.sizes(max_tokens)]
+    choices, cut = [], []
+    for least in sizes:
+        rows = _first_fit(lengths, sizes, least)
+        used = [(lengths[row].sum(), (lengths[row] ** 2).sum()) for row in rows]
+        work = [(policy.size_of(n, 0, max_tokens)[0], int(pairs)) for n, pairs in used]
+        order = sorted(range(len(rows)), key=lambda i: work[i], reverse=True)
+        choices.append([rows[i] for i in order])
+        cut.append([work[i][0] for i in order[::micro_batch]])
+    everyones = processes.gather([cut])
+    costs = []
+    for alike in zip(*everyones, strict=True):  # micro-batches of a choice by process
+        longest = map(max, itertools.zip_longest(*alike, fillvalue=0))
+        costs.append(micro_batch * len(everyones) * sum(longest))
+    best = int(np.argmin(costs))
+    return Rows(choices[best], costs[best])
+
+
+def _first_fit(
+    lengths: np.ndarray, sizes: Sequence[int], least: int
+) -> list[list[int]]:
+    """Rows of `least` tokens, and the next of the sizes for what is longer."""
+    rows: list[list[int]] = []
+    free = np.zeros(len(lengths), int)
+    for i in np.argsort(-lengths, kind="stable"):
+        fits = np.flatnonzero(free[: len(rows)] >= lengths[i])
+        row = fits[0] if len(fits) else len(rows)
+        if row == len(rows):
+            rows.append([])
+            free[row] = next(n for n in sizes if n >= max(lengths[i], least))
+        rows[row].append(int(i))
+        free[row] -= lengths[i]
+    return rows

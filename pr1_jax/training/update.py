@@ -14,7 +14,12 @@ import optax
 
 from pr1_jax import losses
 from pr1_jax.model.backend import Backend
-from pr1_jax.training.logps import PolicySettings, at_lengths, policy_logps
+from pr1_jax.training.logps import (
+    PolicySettings,
+    at_lengths,
+    over_micro_batches,
+    policy_logps,
+)
 from pr1_jax.training.state import TrainState
 from pr1_jax.trajectory import Batch
 
@@ -44,7 +49,7 @@ def sft_update(
         logps, _ = policy_logps(backend, params, batch, policy, shared)
         return losses.sft_loss(logps, weights), {}
 
-    weights = _batch_weights(batch.loss_mask)
+    weights = _batch_weights(batch)
     inputs = (batch, weights)
     state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
     return state, {"loss/sft": loss, **metrics}
@@ -92,30 +97,32 @@ def grpo_update(
 
     all_tokens = batch.loss_mask.sum()
     weights = _batch_weights(
-        batch.loss_mask, aggregation=grpo.aggregation, constant=grpo.constant
+        batch, aggregation=grpo.aggregation, constant=grpo.constant
     )
     inputs = (batch, weights, ref_logps)
     state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
     return state, {"loss/grpo": loss, **metrics}
 
 
-def _batch_weights(loss_mask: jax.Array, **kwargs: Any) -> jax.Array:
+def _batch_weights(batch: Batch, **kwargs: Any) -> jax.Array:
     """`losses.token_weights` over all micro-batches, [micro-batches, B, T]."""
-    flat = loss_mask.reshape(-1, loss_mask.shape[-1])
-    return losses.token_weights(flat, **kwargs).reshape(loss_mask.shape)
+    shape = batch.loss_mask.shape
+    flat = lambda x: None if x is None else x.reshape(-1, shape[-1])
+    weights = losses.token_weights(flat(batch.loss_mask), flat(batch.start), **kwargs)
+    return weights.reshape(shape)
 
 
 def _update(state, loss_fn, inputs, optimizer, policy):
     """Sums gradients over micro-batches and applies them."""
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def micro_step(total, inputs):
+    def micro_step(total, _, *inputs):
         gradient = functools.partial(grad_fn, state.params)
         (loss, metrics), grads = at_lengths(gradient, policy, *inputs)
         maxima = {k: v for k, v in metrics.items() if k.endswith(("_max", "max_error"))}
         sums = {k: v for k, v in metrics.items() if k not in maxima}
         added = jax.tree.map(jnp.add, total[0], (loss, sums, grads))
-        return (added, jax.tree.map(jnp.maximum, total[1], maxima)), None
+        return added, jax.tree.map(jnp.maximum, total[1], maxima)
 
     first = jax.tree.map(lambda x: x[0], inputs)
     whole = functools.partial(grad_fn, shared=0)
@@ -125,7 +132,7 @@ def _update(state, loss_fn, inputs, optimizer, policy):
     }
     grads = jax.tree.map(jnp.zeros_like, state.params)
     start = ((jnp.zeros(()), zero(False), grads), zero(True))
-    ((loss, sums, grads), maxima), _ = jax.lax.scan(micro_step, start, inputs)
+    (loss, sums, grads), maxima = over_micro_batches(micro_step, start, *inputs)
 
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

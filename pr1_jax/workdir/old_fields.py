@@ -74,6 +74,7 @@ def later(old: Mapping[str, Any]) -> dict[str, Any]:
     """Newer fields by which a run may go on otherwise, with what was done before them."""
     # A model without a folder has a tokenizer without BOS.
     fields = {"data.bos": "no" if old.get("model.path") else "auto"}
+    fields["model.packed_tokens"] = 0
     return {name: value for name, value in fields.items() if name not in old}
 
 

@@ -273,7 +273,7 @@ WRONG_VALUES = """
     checkpoint.every_steps=0 mesh.data=3 mesh.fsdp=3 mesh.fsdp=-1
     model.path=/nowhere/model model.num_kv_heads=3 model.head_dim=31
     model.dtype='float99' model.query_chunk=0 model.attention='cudnn'
-    model.logits_chunk=-1
+    model.logits_chunk=-1 model.packed_tokens=-1 model.packed_tokens=123
     reward.schedule='best' reward.window=0 reward.tiered_steps=5 reward.timeout_sec=0.0
     reward.latency_coef=-0.1 reward.latency_coef=1.5
     data.rl=embedded:medium data.template='fancy' data.task=partner:late_share=-0.1
@@ -311,6 +311,10 @@ WRONG = [
         "kernels=cpu: updates run on one device, and the mesh has 8 devices",
     ),
     ({"model.length_buckets": (0, 108)}, "model.length_buckets=(0, 108)"),
+    (
+        {"model.packed_tokens": 200, "rl.shared_prompt_tokens": (9,)},
+        "rl.shared_prompt_tokens=(9,) and model.packed_tokens=200 exclude each other",
+    ),
     ({"model.dtype": "float16"}, "model.dtype=float16 cannot train: gradients below"),
     ({"rl.importance_cap": 2.0}, "rl.importance_cap=2.0 corrects old log-probs that"),
     (

@@ -31,6 +31,7 @@ def rl_steps(tmp_path_factory):
         verdict=lambda text: len(text) % 2 == 0,
         variant="structured",
         latency_coef=0.0,
+        packed_tokens=0,
         **settings,
     ):
         config = rl_alternating.get_config("smoke")
@@ -45,7 +46,7 @@ def rl_steps(tmp_path_factory):
         # At a deadline nearly all of its responses would end, equally long.
         config.rollout.max_sequential_steps = 0
         config.rollout.max_response_tokens = RESPONSE_TOKENS
-        config.model.length_buckets = ()
+        config.model.length_buckets, config.model.packed_tokens = (), packed_tokens
         config.rl.update(steps=1, group_size=4, micro_batch_size=8, mini_batches=1)
         config.rl.shared_prompt_tokens = ()
         config.rl.update(switches)
@@ -113,6 +114,23 @@ def test_a_prompt_is_computed_once_for_its_group(rl_steps, plain):
     assert saved == PROMPTS * (4 - 1) * 20
     assert line["loss/grpo"] == pytest.approx(alone["loss/grpo"], abs=1e-6)
     assert line["rollout/logp_gap_max"] < 1e-4
+    assert difference(moved, expected) < 0.01 * np.abs(moved["embedding"]).max()
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"recompute_logps": True, "importance_cap": 1.05, "train_on_forced": True}],
+)
+def test_several_responses_in_a_row(rl_steps, plain, switches):
+    (alone,), sampled, expected = rl_steps(switches) if switches else plain
+    few = switches | {"micro_batch_size": 2}  # rows
+    (line,), again, moved = rl_steps(few, packed_tokens=540)
+    assert sampled == again
+    tokens = sum(r["total_tokens"] for r in sampled)
+    assert tokens < line["perf/update_tokens"] < alone["perf/update_tokens"]
+    for name, value in alone.items():
+        if name.startswith(("policy/", "loss/", "rollout/logp_gap")):
+            assert line[name] == pytest.approx(value, rel=1e-4, abs=2e-6), name
     assert difference(moved, expected) < 0.01 * np.abs(moved["embedding"]).max()
 
 

@@ -22,6 +22,7 @@ SWITCHES = (
     "--config=configs/rl_alternating.py:smoke",
     "--config.model.num_layers=1",
     "--config.model.length_buckets=()",
+    "--config.model.packed_tokens=160",
     "--config.stages=('rl',)",
     "--config.rl.steps=3",
     "--config.rl.mini_batches=2",

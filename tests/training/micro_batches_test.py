@@ -1,6 +1,9 @@
 """The order of rows in an update: complete, and the cheaper one."""
 
+import itertools
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,3 +119,57 @@ def test_processes_choose_the_same_order(monkeypatch):
     _, order = arrange(groups, chosen, 4)
     assert not order.shared.any()
     assert order.computed_tokens == 2 * alone and together < alone
+
+
+# --- Rows that hold several ---------------------------------------------------------
+
+
+def fill(lengths, policy, micro_batch, max_tokens=100):
+    rows = [response(1, n - 1) for n in lengths]
+    return micro_batches.fill(
+        rows, policy, micro_batch=micro_batch, max_tokens=max_tokens
+    )
+
+
+@given(
+    st.lists(st.integers(1, 100), min_size=1, max_size=40),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([(), (60,), (55, 70, 85)]),
+)
+def test_rows_hold_each_trajectory_once_and_are_not_too_long(lengths, size, cuts):
+    filled = fill(lengths, policy(lengths=cuts), size)
+    assert sorted(itertools.chain(*filled.rows)) == list(range(len(lengths)))
+    used = [sum(lengths[i] for i in row) for row in filled.rows]
+    assert 0 < min(used) and max(used) <= 100
+    cost = 0
+    for first in range(0, len(used), size):
+        longest = max(used[first : first + size])
+        cost += size * min(n for n in (*cuts, 100) if n >= longest)
+    assert filled.computed_tokens == cost
+    # Never more than one a row, each micro-batch cut to the same lengths.
+    alone = sorted(lengths)[::-1][::size]
+    assert cost <= sum(size * min(n for n in (*cuts, 100) if n >= x) for x in alone)
+    assert fill(lengths, policy(lengths=cuts), size) == filled  # a resumed run's
+
+
+def test_rows_by_hand():
+    filled = fill([30, 100, 55, 45, 70, 10], policy(), 2)
+    assert sorted(map(sorted, filled.rows)) == [[0, 4], [1], [2, 3], [5]]
+    assert filled.computed_tokens == 400
+    # Rows of 60 hold one of 55 each; of 100 they would, too.
+    filled = fill([55] * 4, policy(lengths=(60,)), 2)
+    assert len(filled.rows) == 4 and filled.computed_tokens == 240
+    # The longer ones apart from rows of 60, of which none has an unused token.
+    filled = fill([100, 30, 30, 30, 30, 90], policy(lengths=(60,)), 2)
+    assert [len(row) for row in filled.rows] == [1, 1, 2, 2]
+    assert filled.computed_tokens == 2 * 100 + 2 * 60
+
+
+@pytest.mark.parametrize(
+    "theirs, tokens", [([[60] * 9, [100]], 100), ([[60], [60]], 60)]
+)
+def test_processes_fill_rows_alike(monkeypatch, theirs, tokens):
+    """A micro-batch is as long as that of the process that needs most."""
+    monkeypatch.setattr(processes, "gather", lambda mine: [*mine, theirs])
+    filled = fill([40, 20], policy(lengths=(60,)), 1)
+    assert filled.computed_tokens == 2 * tokens
