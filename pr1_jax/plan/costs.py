@@ -58,17 +58,27 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Mean tokens that costs are of; `update_tokens` are those that are computed."""
+    """Mean tokens that costs are of.
+
+    Attributes:
+      update_tokens: that an update computes of a response, its prompt included.
+      per_row: responses in a row of an update.
+      packed_tokens: of a row, where it holds several; else 0.
+    """
 
     prompt_tokens: int
     response_tokens: int
     update_tokens: int
+    per_row: int = 1
+    packed_tokens: int = 0
 
 
 def mean_lengths(
     experiment: Experiment, prompt_tokens: int | None, response_tokens: int | None
 ) -> Lengths:
     """Given lengths, or half of the longest; an update pads to a length bucket.
+
+    Or it fills rows, with as many as fit of responses that are all of this length.
 
     Raises:
       ValueError: names the flag that is out of range.
@@ -86,8 +96,15 @@ def mean_lengths(
                 f"--{name}={value} must be from 1 to rollout.max_{name}={most}"
             )
     total = sum(lengths.values())
-    buckets = sorted({*experiment.config.model.length_buckets, s.max_tokens})
-    return Lengths(**lengths, update_tokens=next(n for n in buckets if n >= total))
+    sizes = experiment.policy(sampling=True).sizes(experiment.row_tokens)
+    fitting = [n for n, _ in sizes if n >= total]
+    if not experiment.packs:
+        return Lengths(**lengths, update_tokens=fitting[0])
+    row = min(fitting, key=lambda n: n // (n // total))
+    count = row // total
+    return Lengths(
+        **lengths, update_tokens=row // count, per_row=count, packed_tokens=row
+    )
 
 
 def step_work(
@@ -168,7 +185,7 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
                 model, rows=rows, tokens=lengths.update_tokens, trained=0
             )
             flops -= scores / 3 - 2 * model_costs.layer_weights(model) * tokens
-    micro_batches, updates = _counts(experiment)
+    micro_batches, updates = _counts(experiment, lengths)
     state = memory.resident(experiment)
     grads = state[memory.PARAMETERS]
     bytes_ = micro_batches * (passes * weight_bytes(experiment) + 3 * grads)
@@ -189,12 +206,12 @@ def _kept_weights(model: ModelConfig) -> int:
     return model.num_layers * (down + (model.remat_policy == "attention") * o)
 
 
-def _counts(experiment: Experiment) -> tuple[int, int]:
+def _counts(experiment: Experiment, lengths: Lengths) -> tuple[int, int]:
     """Micro-batches and updates of a step."""
     config, rows = experiment.config, responses(experiment)
     stage = training_stage(config)
-    size = config[stage].micro_batch_size
-    return rows // size, rows // mini_batch(config)
+    size = config[stage].micro_batch_size * lengths.per_row
+    return math.ceil(rows / size), rows // mini_batch(config)
 
 
 def step_traffic(
@@ -213,7 +230,7 @@ def step_traffic(
     a = jnp.dtype(c.dtype).itemsize
     data, fsdp, tensor = (mesh.shape[name] for name in ("data", "fsdp", "tensor"))
     weights = device_bytes(decoding_params(experiment))
-    micro_batches, _ = _counts(experiment)
+    micro_batches, _ = _counts(experiment, lengths)
     traffic = {
         "fsdp: weights and gradients": micro_batches * 3 * weights * (fsdp - 1) / fsdp,
         "data: gradients": micro_batches * 2 * weights / fsdp * (data - 1) / data,

@@ -272,7 +272,7 @@ def estimated_update(experiment: Experiment) -> Program:
     layers = remat_numbers(c, tensor) * itemsize if c.remat else kept
     chunk = min(c.query_chunk, T)
     scores = _LIVE_SCORES * 4 * rows * _heads(c, tensor) * chunk * T
-    predicted = rows * min(T, policy.max_trained)
+    predicted = rows * min(T, policy.max_trained or T)
     if policy.logits_chunk:  # of all shards, and one token a row at least
         held = max(policy.logits_chunk // batch_shards(experiment.mesh), rows)
         predicted = min(predicted, held)

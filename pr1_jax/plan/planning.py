@@ -83,6 +83,8 @@ class Plan:
             f"costs are of {n.prompt_tokens:,} prompt and {n.response_tokens:,} "
             f"response tokens on average; the update pads to {n.update_tokens:,}"
         )
+        if n.packed_tokens:
+            lengths += f", {n.per_row} in a row of {n.packed_tokens:,}"
         lines = [
             lengths,
             "memory is of the longest prompts and responses",

@@ -297,7 +297,7 @@ class Prices:
         given = memory.update_arguments(made)
         moment = memory.update_moment(made, memory.Program(int(given + program.rest)))
         # Of the longest batch, which takes more, what is neither state nor gradient.
-        longer = made.settings.max_tokens / mean.settings.max_tokens
+        longer = made.row_tokens / mean.row_tokens
         parts = dict(moment.parts)
         parts[memory.TRAINING] = int(parts[memory.TRAINING] * longer)
         moment = dataclasses.replace(moment, parts=parts, compiled=program.fits)
@@ -413,7 +413,7 @@ class Prices:
             ),
             (
                 f"updates are timed at {n.update_tokens:,} tokens a response; their memory is "
-                f"that of {s.max_tokens:,}, in proportion"
+                f"that of rows of {self.experiment.row_tokens:,}, in proportion"
             ),
             (
                 "old log-probs that the trainer computes again, rewards and evaluations are "

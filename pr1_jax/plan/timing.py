@@ -28,6 +28,7 @@ from pr1_jax.plan.schedule import Schedule
 from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
 
+_BATCHES = {"sft": "batch_size", "rl": "prompts_per_step"}  # of a step, by stage
 _GPU_LIMITS = (
     "times are what XLA's GPU compiler expects of a kernel: ratios count, not milliseconds",
     "matrix products are taken to be cuBLAS's at the peak, so at the least; launches of "
@@ -268,13 +269,16 @@ def works(made: Experiment, lengths: costs.Lengths) -> list[Work]:
 def _update(made: Experiment, lengths: costs.Lengths) -> Work:
     """An update, by micro-batch; its bytes are not counted, as products rule it."""
     made = of_lengths(made, lengths)
-    config, tokens = made.config, made.settings.max_tokens
+    config = made.config
     size = config[training_stage(config)].micro_batch_size
     flops = model_costs.update_flops(
-        made.model, rows=size, tokens=tokens, trained=config.rollout.max_response_tokens
+        made.model,
+        rows=size * lengths.per_row,
+        tokens=lengths.update_tokens,
+        trained=config.rollout.max_response_tokens,
     )
     return Work(
-        f"update, micro-batch of {size} × {tokens:,}",
+        f"update, micro-batch of {size} × {made.row_tokens:,}",
         lambda: lower_update(made),
         runs=mini_batch(config) // size,
         flops=flops / made.mesh.size,
@@ -282,13 +286,23 @@ def _update(made: Experiment, lengths: costs.Lengths) -> Work:
 
 
 def of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
-    """The experiment whose longest prompts and responses fill the mean length bucket."""
+    """The experiment whose longest prompts and responses fill the mean length bucket.
+
+    Or, where rows hold several responses, an equal part of a row; then its mini-batches
+    have as many rows as would be filled.
+    """
     config = made.config.copy_and_resolve_references()
     total = lengths.prompt_tokens + lengths.response_tokens
     response = lengths.update_tokens * lengths.response_tokens // total
     config.rollout.max_response_tokens = response
     config.rollout.max_prompt_tokens = lengths.update_tokens - response
     config.model.length_buckets = (lengths.update_tokens,)
+    if lengths.packed_tokens:
+        config.model.length_buckets = ()
+        config.model.packed_tokens = lengths.packed_tokens
+        stage = training_stage(config)
+        section, name = config[stage], _BATCHES[stage]
+        section[name] = -(-section[name] // lengths.per_row)
     settings = checks.decode_settings(config)
     return dataclasses.replace(made, config=config, settings=settings)
 
