@@ -319,6 +319,27 @@ def test_a_prompt_computed_once_for_its_group_on_eight_devices(sizes):
     )
 
 
+def test_rows_that_hold_several_on_eight_devices():
+    mesh, batch = make_mesh(2, 2, 2), random_batch(3)
+    batch.loss_mask[2] = batch.loss_mask[:, :, 9] = False  # 9: a first token
+    slots = np.broadcast_to(np.arange(batch.tokens.shape[-1]), batch.tokens.shape)
+    start = np.int32(np.where(slots < 9, 0, 9))
+    advantages = batch.advantages[..., None] * np.where(slots < 9, 1, -2)
+    batch = batch.replace(start=start, advantages=np.float32(advantages))
+    params = jax.tree.map(jnp.asarray, random_params())
+    alone = TrainState(jnp.int32(0), params, OPTIMIZER.init(params))
+    expected, expected_metrics = run("grpo", alone, batch)
+    new, metrics = run("grpo", sharded_state(mesh), put_batch(batch, mesh), mesh)
+    assert expected_metrics["grad_norm"] > 1e-2
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        jax.device_get(new),
+        jax.device_get(expected),
+    )
+
+
 def test_the_devices_of_a_process_stay_together():
     """Four processes on a slice of 4x4 chips, each with 2x2, counted along its sides."""
     device = collections.namedtuple("Device", ["process_index", "id"])

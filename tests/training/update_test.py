@@ -21,7 +21,7 @@ from pr1_jax.training.logps import trained_logps as logps_trained_logps
 from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState
 from pr1_jax.training.update import GrpoSettings
-from pr1_jax.trajectory import Trajectory, pack, pack_rows, places
+from pr1_jax.trajectory import Trajectory, pack
 from tests.helpers import tiny
 from tests.helpers.tiny import ONE_LAYER as CONFIG
 from tests.helpers.tiny import VOCAB
@@ -227,87 +227,6 @@ def test_no_more_is_shared_than_all_rows_allow(allowed, shared_lengths, computed
         moved = (np.abs(after - before) > 1e-5).any(axis=-1)
         assert not moved[:, ::2].any()
         assert (moved[:, 1::2] == (place >= computed_once)).all()
-
-
-# Numbers of the trajectories in each row. Half of the micro-batches of two have none.
-IN_ROWS = [[2, 0, 4], [5, 3], [], [1], [], [], [], []]
-
-
-@functools.cache
-def packed_case():
-    """Six trajectories: a batch of a row each, one of `IN_ROWS`, and those rows.
-
-    Rows of the second are as long as the longest; two of each batch's eight or so are
-    empty. Weights of the gain follow from tokens.
-    """
-    rng = np.random.default_rng(3)
-    ts, advantages = [random_trajectory(rng) for _ in range(6)], rng.normal(size=8)
-    rows = [[ts[i] for i in row] for row in IN_ROWS]
-    length = max(sum(map(len, row)) for row in rows)
-    packed = pack_rows(
-        rows,
-        length,
-        num_rows=8,
-        variant="structured",
-        advantages=[advantages[row] for row in IN_ROWS],
-    )
-    alone = pack([*ts, None, None], LENGTH, variant="structured", advantages=advantages)
-
-    def whole(batch):
-        batch = batch.replace(importance=np.float32(1 + batch.tokens % 3 / 4))
-        return jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
-
-    return whole(alone), whole(packed), rows
-
-
-PACKED = dataclasses.replace(POLICY, lengths=(25,))
-
-
-@pytest.mark.parametrize("kind", ["grpo", "sft"])
-def test_rows_that_hold_several_change_nothing(kind):
-    alone, packed, _ = packed_case()
-    whole, whole_metrics = run(kind, fresh_state(), alone)
-    found, metrics = run(kind, fresh_state(), packed, policy=PACKED)
-    assert largest_difference(whole.params, fresh_state().params) > 1e-3
-    assert largest_difference(whole.params, found.params) < 1e-6
-    assert metrics.keys() == whole_metrics.keys()
-    for name, value in whole_metrics.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-7)
-
-
-def test_trajectories_of_a_row_do_not_see_each_other():
-    alone, packed, rows = packed_case()
-    logps = jax.jit(functools.partial(logps_trained_logps, XLA, policy=PACKED))
-    before = np.asarray(logps(random_params(), packed))
-    expected = np.asarray(policy_logps(random_params(), alone)).reshape(8, -1)
-    mask, second = np.zeros(before.shape, bool), {}
-    for index, (row, numbers) in enumerate(zip(rows, IN_ROWS, strict=True)):
-        for number, (first, t) in zip(numbers, places(row), strict=True):
-            here = (*divmod(index, 2), slice(first + 1, first + len(t)))
-            second[number], mask[here] = here, True
-            np.testing.assert_allclose(
-                before[here], expected[number, 1 : len(t)], atol=1e-5
-            )
-    tokens = packed.tokens.copy()
-    tokens[second[0]] = 20  # of the one in the middle
-    after = np.asarray(logps(random_params(), packed.replace(tokens=tokens)))
-    changed = mask & (after != before)
-    assert changed[second[0]].all()
-    changed[second[0]] = False
-    assert not changed.any() and mask.sum() > 60
-
-
-def test_micro_batches_without_trajectories_are_not_computed():
-    """What is not a number in them does not come through."""
-    _, packed, _ = packed_case()
-    poison = packed.advantages.copy()
-    poison[2:] = np.nan
-    expected, _ = run("grpo", fresh_state(), packed, policy=PACKED)
-    found, metrics = run(
-        "grpo", fresh_state(), packed.replace(advantages=poison), policy=PACKED
-    )
-    assert metrics["skipped"] == 0
-    assert_same(found.params, expected.params)
 
 
 def test_logits_of_prompts_are_not_needed():
