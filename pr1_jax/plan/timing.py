@@ -7,6 +7,7 @@ and bytes of weights and of keys and values in use, at the plan's mean lengths.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,6 @@ from pr1_jax.plan.schedule import Schedule
 from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
 
-_BATCHES = {"sft": "batch_size", "rl": "prompts_per_step"}  # of a step, by stage
 _GPU_LIMITS = (
     "times are what XLA's GPU compiler expects of a kernel: ratios count, not milliseconds",
     "matrix products are taken to be cuBLAS's at the peak, so at the least; launches of "
@@ -300,9 +300,14 @@ def of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
     if lengths.packed_tokens:
         config.model.length_buckets = ()
         config.model.packed_tokens = lengths.packed_tokens
-        stage = training_stage(config)
-        section, name = config[stage], _BATCHES[stage]
-        section[name] = -(-section[name] // lengths.per_row)
+        section = config[training_stage(config)]
+        size = section.micro_batch_size
+        rows = -(-mini_batch(config) // (lengths.per_row * size)) * size
+        if "group_size" in section:
+            prompts = rows * section.mini_batches / section.group_size
+            section.prompts_per_step = math.ceil(prompts)
+        else:
+            section.batch_size = rows
     settings = checks.decode_settings(config)
     return dataclasses.replace(made, config=config, settings=settings)
 

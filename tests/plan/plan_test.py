@@ -241,6 +241,23 @@ def test_flops_of_a_step():
     assert update.flops == 4 * 16 * forward - 2 * down
 
 
+@pytest.mark.parametrize("size, micro_batches", [(8, 2), (32, 1)])
+def test_rows_that_hold_several_are_timed_as_they_run(size, micro_batches):
+    fields = {"model__packed_tokens": 200, "rl__micro_batch_size": size}
+    fields |= {"model__length_buckets": (90, 120, 150), "rl__prompts_per_step": 16}
+    made = built(**fields)
+    assert made.policy(sampling=True).lengths == (120, 150)  # others are of no use
+    lengths = costs.mean_lengths(made, 12, 46)
+    # Of 58 tokens 3 in rows of 200, and 2 in those of 150 or 120, which loses least.
+    assert lengths == costs.Lengths(12, 46, 60, per_row=2, packed_tokens=120)
+    assert costs.mean_lengths(made, 12, 54).packed_tokens == 200
+    mean = timing.of_lengths(made, lengths)
+    batch = abstract_batch(mean)
+    assert batch.tokens.shape == batch.start.shape == (micro_batches, size, 120)
+    assert mean.policy(sampling=True).sizes(mean.row_tokens) == [(120, (0,))]
+    assert abstract_batch(made).tokens.shape == (32 // size, size, 200)
+
+
 def test_decode_reads_weights_its_own_cache_and_each_groups_prompt():
     plain = {"rollout__max_sequential_steps": 0, "rollout__path_labels": ()}
     made = built(mesh__data=2, mesh__tensor=4, rollout__rows=16, **plain)
