@@ -10,8 +10,13 @@ import pytest
 from configs import rl_alternating, sft_structured
 from pr1_jax.model.config import REMAT_POLICIES
 from pr1_jax.model.params import init_params, param_count, unbox
-from pr1_jax.plan import costs, hardware, largest, memory, planning, shapes
-from pr1_jax.plan.programs import build, lower_update, sampling_shape
+from pr1_jax.plan import costs, hardware, largest, memory, planning, shapes, timing
+from pr1_jax.plan.programs import (
+    abstract_batch,
+    build,
+    lower_update,
+    sampling_shape,
+)
 
 GIB = hardware.GIB
 UNIT = hardware.Hardware("unit", 1e6, GIB, 1e6, 1e6)  # a second for each million
