@@ -263,6 +263,9 @@ def _workdir(c: ml_collections.ConfigDict) -> None:
     c.alarms.max_skipped = 10  # [updates] skipped in a row; then a run stops; 0 = never
 
     c.metrics = ml_collections.ConfigDict()
+    # [TFLOP/s] Peak of a device, by which MFU is measured; 0 = its data sheet's. A CPU has
+    # none there: `python -m pr1_jax.bench --suite=limits` measures one.
+    c.metrics.peak_tflops = 0.0
     c.metrics.sinks = ()  # send metrics also to "wandb" or "trackio", once installed
 
     c.report = ml_collections.ConfigDict()

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from pr1_jax.model import costs as model_costs
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.plan import memory
-from pr1_jax.plan.hardware import Hardware
 from pr1_jax.plan.programs import (
     decoding_params,
     device_bytes,
@@ -24,6 +23,7 @@ from pr1_jax.plan.programs import (
     training_stage,
 )
 from pr1_jax.stages.experiment import Experiment
+from pr1_jax.system.accelerators import Hardware
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 import rich.console
 import rich.text
 
-from pr1_jax.plan.hardware import GIB
 from pr1_jax.plan.prices import Prices, describe
 from pr1_jax.plan.search import KINDS, SAMPLING, UPDATE, Candidate, Found, Setting
+from pr1_jax.system.accelerators import GIB
 from pr1_jax.system.tables import Table
 
 _SHOWN = 12  # of what was refused; all of it is in the JSON

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pr1_jax.plan import hlo
-from pr1_jax.plan.hardware import Hardware
+from pr1_jax.system.accelerators import Hardware
 
 _CORES = {"v4": 2, "v5p": 2}  # of a device, which share a grid's parallel axes
 _LIMIT_SEC = 600

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from pr1_jax.model import costs
 from pr1_jax.model.config import ModelConfig
-from pr1_jax.plan.hardware import GIB
 from pr1_jax.plan.programs import (
     abstract_batch,
     abstract_state,
@@ -29,6 +28,7 @@ from pr1_jax.plan.programs import (
     training_stage,
 )
 from pr1_jax.stages.experiment import Experiment
+from pr1_jax.system.accelerators import GIB
 from pr1_jax.system.mesh import batch_shards
 
 PARAMETERS, OPTIMIZER = "parameters", "optimizer state"

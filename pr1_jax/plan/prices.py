@@ -29,7 +29,7 @@ import ml_collections
 
 from pr1_jax.model.config import REMAT_POLICIES
 from pr1_jax.plan import bundles, costs, hlo, kernels, memory, schedule, timing
-from pr1_jax.plan.hardware import GIB, Topology
+from pr1_jax.plan.hardware import Topology
 from pr1_jax.plan.programs import (
     build,
     lower_sampling,
@@ -40,6 +40,7 @@ from pr1_jax.plan.programs import (
 from pr1_jax.plan.search import SAMPLING, UPDATE, Axis, Price, Setting
 from pr1_jax.stages.experiment import TPU_OPTIONS, Experiment
 from pr1_jax.system import files, mesh
+from pr1_jax.system.accelerators import GIB
 
 DEPTHS = (8, 12)  # layers of the models that are compiled
 _MESH = tuple(f"mesh.{axis}" for axis in mesh.AXES)

@@ -7,8 +7,8 @@ import rich.text
 
 from pr1_jax.model.params import param_count
 from pr1_jax.plan import costs, schedule, timing
-from pr1_jax.plan.hardware import GIB, Hardware
 from pr1_jax.plan.planning import Plan
+from pr1_jax.system.accelerators import GIB, Hardware
 from pr1_jax.system.tables import Table
 
 

@@ -32,8 +32,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pr1_jax.plan import hlo
-from pr1_jax.plan.hardware import GPUS, Hardware
 from pr1_jax.plan.kernels import Body
+from pr1_jax.system.accelerators import GPUS, Hardware
 
 COPIES, COLLECTIVES, OTHER = "copies", "collectives", "other"
 # By the innermost of these name scopes of the traced code.

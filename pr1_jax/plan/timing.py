@@ -16,7 +16,7 @@ import jax
 
 from pr1_jax.model import costs as model_costs
 from pr1_jax.plan import costs, hlo, kernels, memory, schedule
-from pr1_jax.plan.hardware import TPUS, Hardware, Topology, has_gpu_compiler
+from pr1_jax.plan.hardware import Topology, has_gpu_compiler
 from pr1_jax.plan.kernels import Body
 from pr1_jax.plan.programs import (
     lower_sampling,
@@ -28,6 +28,7 @@ from pr1_jax.plan.programs import (
 from pr1_jax.plan.schedule import Schedule
 from pr1_jax.stages import checks
 from pr1_jax.stages.experiment import Experiment
+from pr1_jax.system.accelerators import TPUS, Hardware
 
 _GPU_LIMITS = (
     "times are what XLA's GPU compiler expects of a kernel: ratios count, not milliseconds",

@@ -84,6 +84,9 @@ CHARTS = {
     ),
     "Machine": (
         _chart("perf/tokens_per_sec"),
-        _chart("perf/step_sec", "perf/update_sec"),
+        _chart("perf/mfu", "perf/update_mfu"),
+        _chart("perf/step_sec"),
+        _chart("perf/decode_sec", "perf/update_sec", title="Time by phase"),
+        _chart("perf/verify_sec", "perf/checkpoint_sec", title="Time beside them"),
     ),
 }

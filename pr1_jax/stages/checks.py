@@ -72,7 +72,7 @@ _LIMITS = {
         seed data.seed model.logits_chunk model.packed_tokens report.traces
         rl.clip_low rl.clip_high rl.kl_coef rl.importance_cap
         optimizer.weight_decay optimizer.clip_norm
-        reward.tiered_steps reward.scaffold_steps
+        reward.tiered_steps reward.scaffold_steps metrics.peak_tflops
     """,
     _SHARE: "sft.warmup_share rl.warmup_share reward.latency_coef",
 }

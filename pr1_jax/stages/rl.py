@@ -17,7 +17,7 @@ import numpy as np
 
 from pr1_jax import rewards, trajectory
 from pr1_jax.data import prompts, sources, streams
-from pr1_jax.stages import rollout
+from pr1_jax.stages import pace, rollout
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.responses import (
     Response,
@@ -83,8 +83,14 @@ def _collect(
             c.rl.group_size,
             jax.random.fold_in(experiment.key("rl", step), attempt),
         )
-        for name, value in (took | {"perf/data_sec": data_sec}).items():
-            times[name] = value + (times.get(name, 0.0) if "_sec" in name else 0.0)
+        done = pace.sampling([r.trajectory for r in responses], c.rl.group_size)
+        took |= {
+            "perf/data_sec": data_sec,
+            "perf/sampling_tflop": pace.everyones(done).tflop(experiment.model),
+        }
+        for name, value in took.items():
+            adds_up = name.endswith(("_sec", "_tflop"))
+            times[name] = value + (times.get(name, 0.0) if adds_up else 0.0)
         for i in range(0, len(responses), c.rl.group_size):
             group = responses[i : i + c.rl.group_size]
             found = group_rewards(group, weights, len(group), c.reward.latency_coef)
@@ -109,6 +115,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     with ThreadPoolExecutor(1) as threads:  # XLA leaves cores idle
         updater = Updater(experiment, run, state.params, threads)
         experiment.sampler(c.rl.group_size).warm_up(state.params)
+    peak = pace.device_peak(c)
     began, saved_sec = time.perf_counter(), 0.0
     writer = ThreadPoolExecutor(1)
     with run.display("rl", c.rl.steps) as progress, writer:
@@ -156,28 +163,15 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 "perf/checkpoint_sec": saved_sec,  # with logs, after the step before
             }
             tokens = sum(r.total_tokens for r in of_all)
-            metrics |= _pace(metrics, tokens, now - began)
+            metrics |= pace.pace(
+                metrics, tokens=tokens, seconds=now - began, peak_tflops=peak
+            )
             began = now
             run.log("rl", step, metrics | run.count_records(stream), progress)
             run.save(Position(stage, step), state, stream.get_state(), metrics)
             saved_sec = time.perf_counter() - began
     if len(stream.counts) > 1:  # some were dropped
         run.say(f"rl data: {stream.summary}")
-
-
-_PARTS = ("data", "prefill", "decode", "verify", "update", "wait", "checkpoint")
-
-
-def _pace(
-    metrics: Mapping[str, float], tokens: int, seconds: float
-) -> dict[str, float]:
-    """How fast a step was, and the share of its time that its parts account for."""
-    parts = sum(metrics[f"perf/{part}_sec"] for part in _PARTS)
-    return {
-        "perf/step_sec": seconds,
-        "perf/accounted": parts / seconds,
-        "perf/tokens_per_sec": tokens / seconds,
-    }
 
 
 def reward_weights(config: Any, step: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from pr1_jax.data import sources, streams
+from pr1_jax.stages import pace
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh
@@ -67,6 +68,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     stream = open_stream(experiment)
     state, start = run.begin(stage, optimizer, stream)
     update = lower_update(experiment).compile()
+    peak = pace.device_peak(c)
     with run.display("sft", c.sft.steps) as progress:
         for step in range(start + 1, c.sft.steps + 1):
             began = time.perf_counter()
@@ -78,15 +80,18 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 run.keep_batch("sft", batch)
             seconds = time.perf_counter() - began
             tokens = sum(len(t.tokens) for t in traces) * processes  # about
+            work = pace.everyones(pace.training(traces, variant=c.variant))
             metrics = {
                 "loss/sft": figures["loss/sft"],
                 "optim/grad_norm": figures["grad_norm"],
                 "optim/skipped": figures["skipped"],
                 "optim/skipped_in_a_row": figures["skipped_in_a_row"],
                 "optim/lr": float(learning_rate(np.int32(step - 1))),
-                "perf/step_sec": seconds,
-                "perf/tokens_per_sec": tokens / seconds,
+                "perf/update_tflop": 3 * work.tflop(experiment.model),
             }
+            metrics |= pace.pace(
+                metrics, tokens=tokens, seconds=seconds, peak_tflops=peak
+            )
             run.log("sft", step, metrics | run.count_records(stream), progress)
             run.save(Position(stage, step), state, stream.get_state(), metrics)
     if len(stream.counts) > 1:  # some were dropped

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from pr1_jax import losses, trajectory
-from pr1_jax.stages import checks
+from pr1_jax.stages import checks, pace
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh, processes
@@ -96,13 +96,13 @@ class Updater:
         the gap between the two is measured over all responses.
         """
         experiment, out, mismatches = self._experiment, [], []
-        c, tokens = experiment.config.rl, 0
+        c, tokens, work = experiment.config.rl, 0, pace.Work()
         rows = np.arange(len(trajectories))
         for chosen in np.split(rows, c.mini_batches):
             arrange = self._in_rows if experiment.packs else self._one_a_row
             picked = [trajectories[i] for i in chosen]
-            batch, placed, count = arrange(picked, advantages[chosen])
-            tokens += count
+            batch, placed, count, part = arrange(picked, advantages[chosen])
+            tokens, work = tokens + count, work + part
             if self.recomputes:
                 batch, mismatch = self._recompute(params, batch, placed)
                 mismatches.append(mismatch)
@@ -112,19 +112,27 @@ class Updater:
                 bare = batch.replace(importance=None)
                 ref = self._logps(self._reference, bare)
             out.append((batch, ref))
-        metrics = {"perf/update_tokens": float(tokens)}
+        passes = 3 + self.recomputes + (self._reference is not None)
+        metrics = {
+            "perf/update_tokens": float(tokens),
+            "perf/update_tflop": passes * work.tflop(experiment.model),
+        }
         if self.recomputes:
             metrics |= _mismatch_metrics(mismatches)
         return out, metrics
 
     def _one_a_row(
         self, picked: Sequence[Trajectory], advantages: np.ndarray
-    ) -> tuple[Batch, Sequence[Sequence[Trajectory]], int]:
-        """A batch, the trajectories of each row, and the tokens that are computed."""
+    ) -> tuple[Batch, Sequence[Sequence[Trajectory]], int, pace.Work]:
+        """A batch, the trajectories of each row, and what is computed of all processes'.
+
+        That is a number of tokens, with all padding, and the work without any.
+        """
         c = self._experiment.config.rl
+        policy = self._experiment.policy(sampling=True)
         order = micro_batches.arrange(
             picked,
-            self._experiment.policy(sampling=True),
+            policy,
             group_size=c.group_size,
             micro_batch=c.micro_batch_size // jax.process_count(),
             max_tokens=self._experiment.row_tokens,
@@ -137,11 +145,12 @@ class Updater:
             advantages=advantages[order.rows],
             shared=order.shared,
         )
-        return batch, [[t] for t in ordered], order.computed_tokens
+        work = self._work(ordered, shared=order.shared, group_rows=policy.group_rows)
+        return batch, [[t] for t in ordered], order.computed_tokens, work
 
     def _in_rows(
         self, picked: Sequence[Trajectory], advantages: np.ndarray
-    ) -> tuple[Batch, Sequence[Sequence[Trajectory]], int]:
+    ) -> tuple[Batch, Sequence[Sequence[Trajectory]], int, pace.Work]:
         """As `_one_a_row`, several a row."""
         c, policy = self._experiment.config.rl, self._experiment.policy(sampling=True)
         filled = self._experiment.fill(picked, c.micro_batch_size, policy)
@@ -152,7 +161,12 @@ class Updater:
             train_on_forced=c.train_on_forced,
             advantages=[advantages[row] for row in filled.rows],
         )
-        return batch, rows, filled.computed_tokens
+        return batch, rows, filled.computed_tokens, self._work(picked)
+
+    def _work(self, trajectories: Sequence[Trajectory], **kwargs: Any) -> pace.Work:
+        """`pace.training` of all processes."""
+        variant = self._experiment.config.variant
+        return pace.everyones(pace.training(trajectories, variant=variant, **kwargs))
 
     def _recompute(
         self, params: Any, batch: Batch, rows: Sequence[Sequence[Trajectory]]

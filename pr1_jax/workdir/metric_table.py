@@ -214,6 +214,29 @@ METRICS = {
         "more",
         "tokens/s",
     ),
+    "perf/tokens_per_sec_per_device": _count(
+        "Tokens a second a device",
+        "Tokens of responses or traces, over a step's time and all devices.",
+        "more",
+    ),
+    "perf/mfu": _share(
+        "MFU of a step",
+        "FLOPs that the model asks for, of those that the devices could make in a step.",
+        "more",
+        "MFU",
+    ),
+    "perf/update_mfu": _share(
+        "MFU of updates",
+        "FLOPs that updates ask for, of those that the devices could make in their time.",
+        "more",
+        "MFU of updates",
+    ),
+    "perf/sampling_tflop": _number(
+        "TFLOP of sampling", "10^12 FLOPs that a step's prompts and responses ask for."
+    ),
+    "perf/update_tflop": _number(
+        "TFLOP of updates", "10^12 FLOPs that a step's updates ask for."
+    ),
     "perf/step_sec": _seconds("Time of a step", better="less", short="step"),
     "perf/prefill_sec": _seconds("Prefill", better="less"),
     "perf/decode_sec": _seconds("Decoding", better="less"),

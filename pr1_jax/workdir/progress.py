@@ -39,6 +39,7 @@ _SHOWN = (
     "policy/entropy",
     "rollout/logp_gap_max",
     "perf/tokens_per_sec",
+    "perf/mfu",
 )
 
 

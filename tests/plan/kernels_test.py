@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pr1_jax.plan import bundles, hardware, hlo, kernels, schedule, timing
 from pr1_jax.plan.kernels import Body
+from pr1_jax.system import accelerators
 from tests.plan import schedule_test
 from tests.plan.schedule_test import UNIT  # 1,000 FLOPs and a byte a nanosecond
 
@@ -252,7 +253,7 @@ def test_a_kernel_that_cannot_be_compiled_says_why(monkeypatch):
 
 def test_cores_share_what_is_parallel():
     found = {"flops": 8.0, "bytes": 4.0, "bundles": 3, "steps": None, "parallel": True}
-    body = lambda name: kernels._body(found, hardware.TPUS[name])
+    body = lambda name: kernels._body(found, accelerators.TPUS[name])
     assert body("v5p") == Body(8.0, 4.0, 3, cores=2)
     assert body("v5e") == Body(8.0, 4.0, 3, cores=1)
 

@@ -7,9 +7,10 @@ import types
 import pytest
 
 from pr1_jax.plan import hardware, memory
+from pr1_jax.system import accelerators
 from tests.helpers import command
 
-GIB = hardware.GIB
+GIB = accelerators.GIB
 
 
 run = functools.partial(command.run, "pr1_jax.plan")

@@ -17,9 +17,10 @@ from pr1_jax.plan.programs import (
     lower_update,
     sampling_shape,
 )
+from pr1_jax.system import accelerators
 
-GIB = hardware.GIB
-UNIT = hardware.Hardware("unit", 1e6, GIB, 1e6, 1e6)  # a second for each million
+GIB = accelerators.GIB
+UNIT = accelerators.Hardware("unit", 1e6, GIB, 1e6, 1e6)  # a second for each million
 CPU = hardware.Topology("unit:8", UNIT, (8,))
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from pr1_jax.plan import hardware, hlo, programs, report, schedule, timing
+from pr1_jax.system import accelerators
 from tests.plan import plan_test
 
 # 1 cycle, 1 byte of memory and 1 byte over links take a nanosecond each.
-UNIT = hardware.Hardware("unit", 1e12, 2**30, 1e9, 1e9, clock_hz=1e9)
+UNIT = accelerators.Hardware("unit", 1e12, 2**30, 1e9, 1e9, clock_hz=1e9)
 
 
 def text(entry, others=""):
@@ -370,9 +371,8 @@ def test_the_innermost_scope_names_the_group(op_name, group):
 def test_a_text_that_is_none_and_a_clock_that_is_unknown_are_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         schedule.of_program("nothing", UNIT)
-    tpu = hardware.TPUS["tpu7x"]
     with pytest.raises(ValueError, match="tpu7x has no known clock"):
-        schedule.of_program(text(LOOP, BODY), tpu)
+        schedule.of_program(text(LOOP, BODY), accelerators.TPUS["tpu7x"])
 
 
 def noted(**models):
@@ -394,7 +394,7 @@ def test_what_xla_notes_of_gpu_kernels_is_read():
     nothing = (
         "%nothing (p: f32[8]) -> f32[8] {\n  ROOT %p = f32[8]{0} parameter(0)\n}\n"
     )
-    gpu = dataclasses.replace(hardware.GPUS["h100"], hbm_per_sec=1e9)
+    gpu = dataclasses.replace(accelerators.GPUS["h100"], hbm_per_sec=1e9)
     entry = f"""
   %p = f32[8]{{0}} parameter(0)
   %a = f32[8]{{0}} fusion(%p), kind=kLoop, calls=%nothing, {noted(**{"": 3, "sol": 7})}
@@ -416,7 +416,7 @@ def test_a_product_that_is_left_to_cublas_takes_the_longer_of_flops_and_bytes(
 ):
     """2 · 200 · 30 · 64 FLOPs at 10^6 a second; (64 · 230) · 2 + 200 · 30 · 4 bytes."""
     gpu = dataclasses.replace(
-        hardware.GPUS["h100"], flops_per_sec=1e6, hbm_per_sec=bandwidth
+        accelerators.GPUS["h100"], flops_per_sec=1e6, hbm_per_sec=bandwidth
     )
     if bandwidth == 1e6:
         gpu = dataclasses.replace(gpu, flops_per_sec=1e12)
@@ -447,7 +447,7 @@ def test_clocks_are_those_that_peaks_follow_from():
     for name, units, side in (
         *(("v4", 8, 128), ("v5e", 4, 128), ("v5p", 8, 128), ("v6e", 4, 256)),
     ):
-        of = hardware.TPUS[name]
+        of = accelerators.TPUS[name]
         peak = units * 2 * side**2 * of.clock_hz
         assert peak == pytest.approx(of.flops_per_sec, rel=0.01)
 

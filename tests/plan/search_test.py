@@ -13,11 +13,11 @@ from pr1_jax.plan import found as found_
 from pr1_jax.plan import hardware, hlo, kernels, memory, prices, schedule, search
 from pr1_jax.plan.prices import Compiled, extrapolate
 from pr1_jax.plan.search import SAMPLING, UPDATE, Axis, Price
-from pr1_jax.system import mesh
+from pr1_jax.system import accelerators, mesh
 from tests.helpers import command
 from tests.plan import plan_test
 
-GIB = hardware.GIB
+GIB = accelerators.GIB
 
 
 # --- The search, on invented prices ---------------------------------------------------

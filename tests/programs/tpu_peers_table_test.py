@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pr1_jax.plan import hardware
+from pr1_jax.system import accelerators
 from tests.programs.tpu_peers import table
 
-V5E = hardware.TPUS["v5e"]
+V5E = accelerators.TPUS["v5e"]
 
 
 @pytest.fixture

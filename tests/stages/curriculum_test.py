@@ -201,6 +201,10 @@ def test_the_time_of_a_step_is_accounted_for(full):
         # The steps of this run are very short; those of a real one are not.
         assert 0.8 < line["perf/accounted"] <= 1.001
         assert 0 < line["perf/useful_row_steps"] <= 1
+        assert line["perf/sampling_tflop"] > 0 and line["perf/update_tflop"] > 0
+        # The run has one device.
+        assert line["perf/tokens_per_sec_per_device"] == line["perf/tokens_per_sec"]
+        assert "perf/mfu" not in line  # no data sheet says the peak of a CPU
 
 
 def test_nothing_compiles_after_the_first_step(full):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pr1_jax.plan import hardware
-from pr1_jax.system import files
+from pr1_jax.system import accelerators, files
 from pr1_jax.system.tables import Table
 
 LAYERS = 36
@@ -55,7 +55,7 @@ class Row:
         return self.work.partition("_")[0]
 
     @property
-    def device(self) -> hardware.Hardware:
+    def device(self) -> accelerators.Hardware:
         """A device of the topology."""
         return hardware.parse_topology(self.topology).hardware
 
@@ -325,7 +325,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         "bandwidth share": row.bandwidth,
         "MFU before collectives": over_peak("seconds_before_collectives"),
         "MFU if none overlaps": over_peak("seconds_without_overlap"),
-        "memory GiB": scaled("memory_bytes", 1 / hardware.GIB),
+        "memory GiB": scaled("memory_bytes", 1 / accelerators.GIB),
         "µs a token": row.token_sec and 1e6 * row.token_sec,
         "ours / Tunix": ratio(row, rows),
         "did not compile": row.failed,
