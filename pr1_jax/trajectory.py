@@ -51,6 +51,13 @@ class Trajectory:
         """Number of blocks that the response opened."""
         return int(self.block.max(initial=0))
 
+    @property
+    def num_paths(self) -> tuple[int, ...]:
+        """Number of paths of each block, in order."""
+        most = np.zeros(self.num_blocks + 1, int)
+        np.maximum.at(most, self.block, self.path)
+        return tuple(most[1:].tolist())
+
 
 def structured(sampled: Trajectory) -> Trajectory:
     """A response with the structured layout's positions, however it was sampled."""

@@ -47,6 +47,7 @@ CHARTS = {
     ),
     "Shape of the thinking": (
         _chart("rollout/parallel_ratio", in_picture=True),
+        _chart("rollout/num_paths", in_picture=True),
         _chart(
             "rollout/work_division",
             "rollout/identical_paths",

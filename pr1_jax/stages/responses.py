@@ -36,6 +36,7 @@ class Response:
       string_correct: what the published string checker says, for comparison.
       identical_paths, path_likeness, work_division: figures of each block with two or
         more paths (`diversity.Diversity`), to four places; () in older records.
+      num_paths: paths of each block, where blocks are planned; else ().
       trajectory: its tokens; None where only the record is known.
     """
 
@@ -53,6 +54,7 @@ class Response:
     identical_paths: tuple[bool, ...] = ()
     path_likeness: tuple[float, ...] = ()
     work_division: tuple[float, ...] = ()
+    num_paths: tuple[int, ...] = ()
     trajectory: Trajectory | None = None
 
     @classmethod
@@ -86,17 +88,17 @@ class Response:
             identical_paths=tuple(b.identical_paths for b in blocks),
             path_likeness=tuple(round(b.path_likeness, 4) for b in blocks),
             work_division=tuple(round(b.work_division, 4) for b in blocks),
+            num_paths=trajectory.num_paths if grammar.planned else (),
             trajectory=trajectory,
         )
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Self:
         """The response of a record; what else is in the record is left out."""
-        fields = {
-            name: record[name] for name in _RECORD if name not in diversity.FIGURES
-        }
-        figures = {name: tuple(record.get(name, ())) for name in diversity.FIGURES}
-        return cls(**fields, **figures)
+        fields = {name: record[name] for name in _RECORD if name not in _OF_BLOCKS}
+        return cls(
+            **fields, **{name: tuple(record.get(name, ())) for name in _OF_BLOCKS}
+        )
 
     def record(self) -> dict[str, Any]:
         """What is written of it as JSON."""
@@ -119,6 +121,7 @@ class Response:
 
 
 _RECORD = [f.name for f in dataclasses.fields(Response) if f.name != "trajectory"]
+_OF_BLOCKS = (*diversity.FIGURES, "num_paths")
 _TEXTS = {name: "" for name in ("question", "response", "answer", "reason")}
 
 
@@ -153,15 +156,14 @@ def everyones(responses: Sequence[Response], samples: int) -> list[Response]:
 def describe(responses: Sequence[Response]) -> dict[str, float]:
     """Means over responses, the same for a training step and an evaluation.
 
-    Figures of paths are means over blocks, and are left out where no block has any.
+    Figures of paths, and their number, are means over blocks, and are left out where no
+    block has any.
     """
 
     def mean(of: Callable[[Response], float]) -> float:
         return float(np.mean([float(of(r)) for r in responses]))
 
-    blocks = {
-        n: [x for r in responses for x in getattr(r, n)] for n in diversity.FIGURES
-    }
+    blocks = {n: [x for r in responses for x in getattr(r, n)] for n in _OF_BLOCKS}
     total = mean(lambda r: r.total_tokens)
     steps = mean(lambda r: r.sequential_steps)
     return {

@@ -97,6 +97,9 @@ METRICS = {
         "pairs",
     ),
     "rollout/num_blocks": _number("Blocks", "Mean number of blocks in a response."),
+    "rollout/num_paths": _number(
+        "Paths of a block", "Mean number; where blocks are planned, the model decides."
+    ),
     "analysis/relative_position": _share(
         "Relative position of blocks", "Where a block begins in its response."
     ),

@@ -189,6 +189,15 @@ def test_summarize_by_hand():
     assert 0 < found["path_bleu"] < 0.5
 
 
+def test_plans_are_no_paths():
+    text = block(" 1 so 4", " 2 it is 4 now", " 1 or 5", summary="4")
+    planned = text.replace(tags.PARALLEL, tags.PARALLEL + "<Plan>so 4</Plan>" * 3)
+    labels = (" 1", " 2", " 3")
+    found = analysis.summarize(records(text), tags.Grammar(labels))
+    assert found == analysis.summarize(records(planned), tags.Grammar(labels, True))
+    assert None not in found.values()
+
+
 def test_hostile_text_is_read_in_time_and_gives_shares():
     rng = np.random.default_rng(0)
     bits = [*tags.TAGS, "\ud83d", "\x00", "9" * 5000, "1" + ",111" * 3000, " - ", "/"]

@@ -157,6 +157,46 @@ def test_figures_of_paths_are_means_over_blocks():
     assert one.work_division == (0.5,)
 
 
+def planned(*counts):
+    """A response of planned blocks with so many paths each, of which the last two are alike."""
+    text = ""
+    for k in counts:
+        plans = "".join(f"<Plan> {row}</Plan>" for row in "ABCD"[:k])
+        said = [" A 51>55 no", *(f" {row} 30>34 no" for row in "BCD"[: k - 2])]
+        said = [
+            f"<Path> {i} {x.strip()}</Path>" for i, x in enumerate([*said, said[-1]], 1)
+        ]
+        text += f"<Parallel>{plans}{''.join(said)}</Parallel>\n<Summary> 30</Summary>"
+    return text + RIGHT
+
+
+def test_paths_of_planned_blocks_are_counted_and_plans_are_none():
+    tokenizer, grammar = (
+        tasks.make().tokenizer(),
+        Grammar((" 1", " 2", " 3", " 4"), True),
+    )
+    tokenizer.use_plans()
+    found = []
+    for text in (planned(2, 4), planned(3), RIGHT):
+        whole = traces.from_text(
+            PROMPT, text, tokenizer, variant="structured", grammar=grammar
+        )
+        given = {"timeout_sec": 5.0, "grammar": grammar}
+        found.append(
+            rollout.score(Problem("q", "1", PROMPT), whole, tokenizer, **given)
+        )
+    assert [r.num_paths for r in found] == [(2, 4), (3,), ()]
+    assert all(r.format_ok and r.correct for r in found)
+    assert describe(found)["num_paths"] == pytest.approx((2 + 4 + 3) / 3)
+    assert "num_paths" not in describe(found[2:])
+    # Plans differ, and paths that are alike are so all the same.
+    assert [r.identical_paths for r in found] == [(True, True), (True,), ()]
+    assert [Response.read(r.record()).num_paths for r in found] == [(2, 4), (3,), ()]
+    # Elsewhere the number is the config's, and says nothing.
+    (plain,) = scored(BLOCK + RIGHT)
+    assert plain.num_paths == () and plain.trajectory.num_paths == (2,)
+
+
 def test_labels_of_paths_are_no_work():
     trajectories = made(SAME.replace("<Path>", "<Path> 1"))
     experiment = types.SimpleNamespace(

@@ -34,9 +34,9 @@ function headline() {
     isNumber(v["eval/total_tokens"]) && `${say("eval/total_tokens", v["eval/total_tokens"])} tokens`);
 }
 
-const COLUMNS = ["accuracy", "accuracy_banned", "pass_at_k", "parallel_ratio", "identical_paths",
-  "work_division", "total_tokens", "sequential_steps", "sequential_steps_banned", "format_ok",
-  "undecided", "accuracy_string"];
+const COLUMNS = ["accuracy", "accuracy_banned", "pass_at_k", "parallel_ratio", "num_paths",
+  "identical_paths", "work_division", "total_tokens", "sequential_steps",
+  "sequential_steps_banned", "format_ok", "undecided", "accuracy_string"];
 
 // Rows of [name, values]; of an evaluation, names of values begin with `prefix`.
 function figureTable(first, rows, prefix) {
