@@ -85,9 +85,9 @@ CHARTS = {
     ),
     "Machine": (
         _chart("perf/tokens_per_sec"),
-        _chart("perf/mfu", "perf/update_mfu"),
+        _chart("perf/mfu", "perf/update_mfu", title="MFU"),
         _chart("perf/step_sec"),
         _chart("perf/decode_sec", "perf/update_sec", title="Time by phase"),
-        _chart("perf/verify_sec", "perf/checkpoint_sec", title="Time beside them"),
+        _chart("perf/verify_sec", "perf/checkpoint_sec", title="Other time"),
     ),
 }
