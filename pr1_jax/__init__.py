@@ -1,7 +1,7 @@
 """Parallel-R1 in JAX: language models that think in parallel (arXiv 2509.07980).
 
 The method:  tags, layout, trajectory, policy, losses, rewards, evaluate, diversity,
-             answers/
+             answers/, workers/
 Machinery:   system/ → kernels/ → model/ → sampler/, training/ (data/ and huggingface/
              beside them) → workdir/ → stages/; each imports only what is left of it
 Tools:       report/, chat/, plan/, bench/, study/, on top of all that

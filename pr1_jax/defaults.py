@@ -184,6 +184,19 @@ def _training(c: ml_collections.ConfigDict) -> None:
     # times the share it saves of the longest among its group's correct ones; at most 1.
     c.reward.latency_coef = 0.0
     c.reward.timeout_sec = 3.0  # [s] of processor time to verify an answer, at most
+    # A function of yours that rewards responses: FILE.py:NAME or PACKAGE.MODULE:NAME
+    # (docs/rewards.md); "" = none.
+    c.reward.function = ""
+    # Weights of the parts of a reward, as schedule=1,function=0.1, or, where the function
+    # gives parts, schedule=1,function.NAME=0.1,…; "" = each 1. Only with a function.
+    c.reward.weights = ""
+    # A function of yours that says whether an answer is right, instead of our check.
+    c.reward.verifier = ""
+    # [s] A call of these functions may take, by the clock; a longer one ends the run.
+    c.reward.function_sec = 30.0
+    c.reward.workers = (
+        2  # processes that call each of them, beside each training process
+    )
 
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 1000  # [updates] of the stage

@@ -116,8 +116,10 @@ def _explained(workdir: str) -> Iterator[None]:
     """Ends a run that was stopped, or that cannot write, with one line."""
     from pr1_jax.system import files, stopping
     from pr1_jax.workdir.folder import RefusedError
+    from pr1_jax.workers.own import OwnCodeError
 
     again = "the same command goes on from there"
+    said = FloatingPointError, RefusedError, OwnCodeError, files.DamagedFileError
     try:
         yield
     except stopping.Stopped:
@@ -126,7 +128,7 @@ def _explained(workdir: str) -> Iterator[None]:
         text = f"interrupted: what was saved in {workdir} is there; {again}"
         print(text, file=sys.stderr, flush=True)
         os._exit(130)  # at exit, threads would be waited for
-    except (FloatingPointError, RefusedError, files.DamagedFileError) as error:
+    except said as error:
         cli.stop(error)
     except Exception as error:
         reason = files.write_error(error)

@@ -3,10 +3,14 @@
 A schedule gives the rewards of a step weights, and the reward of a response is the
 weighted sum. The paper's S1 is the schedule `accuracy`, its S2 `alternating`. Every
 schedule is pure: all responses of a step are rewarded alike. Beside the schedule, and
-under each of them, `saving` may pay for a short critical path.
+under each of them, `saving` may pay for a short critical path, and a function of the
+user for whatever it finds in a `Record` (docs/rewards.md).
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 REWARDS = ("accuracy", "parallel_and_accuracy", "tiered")
 SCHEDULES = (
@@ -15,6 +19,68 @@ SCHEDULES = (
     "parallel_only",
     "parallel_and_accuracy",
     "scaffold",
+)
+SCHEDULE, FUNCTION = "schedule", "function"  # parts of a reward
+LARGEST = 1e9  # of a part and of a weight, so that squares are finite in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a function of the user is told of a response (docs/rewards.md).
+
+    Attributes:
+      question: as it stands in the data.
+      response: the text, tags visible and EOS left out.
+      reference: the right answer, as it stands in the data.
+      answer: what the response answers, behind its last `Final Answer:` or in its last
+        box; None where it gives no answer.
+      verdict: "correct", "incorrect" or "undecided"; "" for a verifier, which decides.
+      num_blocks: blocks in the response.
+      paths: for each block the texts of its paths, in order, without their labels.
+      plans: for each block the texts of its plans; () where none are written.
+      summaries: for each block the text of its summary.
+      total_tokens: of the response, EOS included.
+      sequential_steps: decode steps on the critical path.
+      format_ok: its format check has no fault.
+      truncated: cut off at a budget or deadline, not ended by the model.
+    """
+
+    question: str
+    response: str
+    reference: str
+    answer: str | None
+    verdict: str
+    num_blocks: int
+    paths: tuple[tuple[str, ...], ...]
+    plans: tuple[tuple[str, ...], ...]
+    summaries: tuple[str, ...]
+    total_tokens: int
+    sequential_steps: int
+    format_ok: bool
+    truncated: bool
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        """The record of `dataclasses.asdict`, perhaps by way of JSON."""
+        texts = {n: tuple(map(tuple, fields[n])) for n in ("paths", "plans")}
+        return cls(**{**fields, **texts, "summaries": tuple(fields["summaries"])})
+
+
+MADE_UP = Record(  # for a function's first call
+    question="What is 2·3 + 4·5?",
+    response="<Parallel><Path>2·3 = 6</Path><Path>4·5 = 20</Path></Parallel>\n"
+    "<Summary>6 + 20 = 26</Summary>\nFinal Answer: 26",
+    reference="26",
+    answer="26",
+    verdict="correct",
+    num_blocks=1,
+    paths=(("2·3 = 6", "4·5 = 20"),),
+    plans=(),
+    summaries=("6 + 20 = 26",),
+    total_tokens=40,
+    sequential_steps=32,
+    format_ok=True,
+    truncated=False,
 )
 
 
@@ -125,3 +191,44 @@ def scheduled(schedule: str, step: int, **settings: int) -> str:
         if weight == 1.0:
             return name
     raise ValueError(f"schedule {schedule!r} mixes rewards at step {step}: {of_step}")
+
+
+def part_weights(given: str, parts: Sequence[str]) -> dict[str, float]:
+    """Returns the weight of each part of a reward.
+
+    >>> part_weights("schedule=1,function.length=-0.1", ["schedule", "function.length"])
+    {'schedule': 1.0, 'function.length': -0.1}
+
+    Args:
+      given: NAME=NUMBER for each part, with commas between; "" = each has weight 1.
+      parts: their names.
+
+    Raises:
+      ValueError: names a part that there is not, that is missing or named twice, or
+        whose weight is no finite number.
+    """
+    if not given.strip():
+        return dict.fromkeys(parts, 1.0)
+    known = f"the parts are {', '.join(parts)}"
+    found: dict[str, float] = {}
+    for item in given.split(","):
+        name, _, value = (text.strip() for text in item.partition("="))
+        if name not in parts:
+            raise ValueError(f"reward.weights={given}: {name!r} is no part; {known}")
+        if name in found:
+            raise ValueError(f"reward.weights={given} names {name} twice")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = math.nan
+        if not abs(found[name]) < LARGEST:
+            raise ValueError(
+                f"reward.weights={given}: {name}={value} is not a number below "
+                f"{LARGEST:g}"
+            )
+    if missing := [name for name in parts if name not in found]:
+        raise ValueError(
+            f"reward.weights={given} has no weight for {', '.join(missing)}; {known}. "
+            "0 leaves a part out of the reward, and it is logged all the same"
+        )
+    return found

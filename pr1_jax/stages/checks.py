@@ -26,6 +26,7 @@ from pr1_jax.system import hub
 from pr1_jax.system.mesh import batch_shards, local_mesh, make_mesh
 from pr1_jax.training.optimizer import SCHEDULES
 from pr1_jax.workdir import checkpoint, old_fields, sinks
+from pr1_jax.workers import own
 
 MODES = (*layout.VARIANTS, "ordinary")  # of decoding; ordinary: without blocks
 SHORTCUTS = ("", "causal_after_block")  # of sampling, in RL
@@ -65,9 +66,12 @@ _LIMITS = {
         rl.steps rl.prompts_per_step rl.group_size rl.mini_batches rl.micro_batch_size
         rollout.rows rollout.steps_per_chunk rollout.prompts_per_prefill
         eval.problems eval.samples coldstart.problems coldstart.samples
-        checkpoint.every_steps checkpoint.keep reward.window model.query_chunk
+        checkpoint.every_steps checkpoint.keep reward.window reward.workers
+        model.query_chunk
     """,
-    _POSITIVE: "sft.lr rl.lr optimizer.tag_lr_multiplier reward.timeout_sec",
+    _POSITIVE: """
+        sft.lr rl.lr optimizer.tag_lr_multiplier reward.timeout_sec reward.function_sec
+    """,
     _NOT_NEGATIVE: """
         seed data.seed model.logits_chunk model.packed_tokens report.traces
         rl.clip_low rl.clip_high rl.kl_coef rl.importance_cap
@@ -185,6 +189,11 @@ def _check_batches(config: ml_collections.ConfigDict) -> None:
         reward.tiered_steps <= reward.window,
         f"must not be above reward.window={reward.window}",
     )
+    for name in ("reward.function", "reward.verifier"):
+        if given := field(config, name):
+            own.check_form(name, given)
+    what = "weighs the parts of reward.function, and there is none"
+    need(config, "reward.weights", reward.function or not reward.weights, what)
 
 
 def _check_mesh(

@@ -22,7 +22,7 @@ from pr1_jax.trajectory import Trajectory
 class Response:
     """One response with all that is known of it on the host.
 
-    Its fields but the last are its record in a file.
+    Its fields but the last two are its record in a file.
 
     Attributes:
       question, answer: the problem, and the reference.
@@ -38,6 +38,7 @@ class Response:
         more paths (`diversity.Diversity`), to four places; () in older records.
       num_paths: paths of each block, where blocks are planned; else ().
       trajectory: its tokens; None where only the record is known.
+      parts: what the user's reward function gives it, by name.
     """
 
     question: str
@@ -56,6 +57,7 @@ class Response:
     work_division: tuple[float, ...] = ()
     num_paths: tuple[int, ...] = ()
     trajectory: Trajectory | None = None
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -120,7 +122,8 @@ class Response:
         )
 
 
-_RECORD = [f.name for f in dataclasses.fields(Response) if f.name != "trajectory"]
+_BESIDE = ("trajectory", "parts")  # the record
+_RECORD = [f.name for f in dataclasses.fields(Response) if f.name not in _BESIDE]
 _OF_BLOCKS = (*diversity.FIGURES, "num_paths")
 _TEXTS = {name: "" for name in ("question", "response", "answer", "reason")}
 
@@ -187,11 +190,16 @@ class Rewards(NamedTuple):
       total: what the response is rewarded with, the sum of the parts.
       schedule: by the weights of the step.
       latency: for its short critical path (`rewards.saving`); 0 where it is not paid.
+      function: by the user's reward function, its parts weighted.
+      parts: of the schedule and the function, by name, not weighted; none without a
+        function.
     """
 
     total: np.ndarray
     schedule: np.ndarray
     latency: np.ndarray
+    function: np.ndarray
+    parts: Mapping[str, np.ndarray]
 
 
 def group_rewards(
@@ -199,6 +207,7 @@ def group_rewards(
     weights: Mapping[str, float],
     group_size: int,
     latency_coef: float = 0.0,
+    part_weights: Mapping[str, float] | None = None,
 ) -> Rewards:
     """Rewards of responses, group-major.
 
@@ -206,6 +215,8 @@ def group_rewards(
       weights: of the step's rewards; those that are not named have weight 0.
       latency_coef: reward of saving the whole critical path, for responses that are
         correct and that the weights reward with more than 0.
+      part_weights: of the schedule and of the parts of the user's function
+        (`rewards.part_weights`); None without a function.
     """
     schedule = np.array([r.reward(weights) for r in responses], np.float32)
     paid = [r.correct and bool(x > 0) for r, x in zip(responses, schedule)]
@@ -213,7 +224,19 @@ def group_rewards(
     groups = [slice(i, i + group_size) for i in range(0, len(paid), group_size)]
     savings = [x for group in groups for x in rewards.saving(steps[group], paid[group])]
     latency = np.array(savings, np.float32) * np.float32(latency_coef)
-    return Rewards(schedule + latency, schedule, latency)
+    if not part_weights:
+        nothing = np.zeros_like(schedule)
+        return Rewards(schedule + latency, schedule, latency, nothing, {})
+    parts = {
+        name: np.array([r.parts[name] for r in responses], np.float32)
+        for name in part_weights
+        if name != rewards.SCHEDULE
+    }
+    function = sum(np.float32(part_weights[name]) * x for name, x in parts.items())
+    parts = {rewards.SCHEDULE: schedule, **parts}
+    schedule = np.float32(part_weights[rewards.SCHEDULE]) * schedule
+    total = schedule + function + latency
+    return Rewards(total, schedule, latency, function, parts)
 
 
 def group_advantages(
@@ -223,6 +246,7 @@ def group_advantages(
     *,
     normalize_std: bool,
     latency_coef: float = 0.0,
+    part_weights: Mapping[str, float] | None = None,
 ) -> tuple[Rewards, np.ndarray, dict[str, float]]:
     """Rewards and advantages of responses, group-major; advantages [responses] float32.
 
@@ -230,13 +254,14 @@ def group_advantages(
     no signal. A reward that is not finite is named in the log and counted; its group has
     no advantages, and is in no other figure of the rewards.
 
-    Advantages are scaled by the spread of the schedule's rewards: a few steps more or
-    less must not weigh as much as right and wrong in a group that is right throughout.
+    Advantages are scaled by the spread of what schedule and function pay: a few steps
+    more or less must not weigh as much as right and wrong in a group that is right
+    throughout.
 
     Args:
-      weights, latency_coef: as `group_rewards` has them.
+      weights, latency_coef, part_weights: as `group_rewards` has them.
     """
-    found = group_rewards(responses, weights, group_size, latency_coef)
+    found = group_rewards(responses, weights, group_size, latency_coef, part_weights)
     mine = found.total
     for i in np.flatnonzero(~np.isfinite(mine)):
         text = "the reward %s of response %d to %r is no number; its group is left out"
@@ -245,7 +270,7 @@ def group_advantages(
     advantages = losses.advantages(
         mine.reshape(-1, group_size),
         normalize_std=normalize_std,
-        spread_of=found.schedule.reshape(-1, group_size),
+        spread_of=(found.schedule + found.function).reshape(-1, group_size),
     )
     everyones = lambda x: np.array(processes.gather(x.tolist(), group_size), np.float32)
     values = everyones(mine)
@@ -264,6 +289,10 @@ def group_advantages(
     if latency_coef:
         latency = everyones(found.latency).reshape(-1, group_size)[is_usable]
         metrics["reward/latency"] = float(latency.mean()) if len(usable) else 0.0
+    for name, part in found.parts.items():
+        of_all = everyones(part)
+        metrics[f"reward/{name}"] = float(of_all.mean())
+        metrics[f"reward/{name}_std"] = float(of_all.std())
     return found, np.asarray(advantages).reshape(-1), metrics
 
 
@@ -278,6 +307,7 @@ def write_responses(
     values: Sequence[float] | None = None,
     *,
     latency: Sequence[float] | None = None,
+    parts: Mapping[str, Sequence[float]] | None = None,
     traces: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> None:
@@ -288,6 +318,7 @@ def write_responses(
     Args:
       values: their rewards, if they have some; null where one is not finite.
       latency: what of them is for short critical paths, if such a reward is in force.
+      parts: of them by name, as of `Rewards`.
       traces: so many of the first records in the file get a `trace`.
       tokenizer: of these responses; needed for traces.
     """
@@ -295,6 +326,9 @@ def write_responses(
     for name, column in (("reward", values), ("reward_latency", latency)):
         for record, value in zip(records, () if column is None else column):
             record[name] = files.plain(round(float(value), 6))
+    for i, record in enumerate(records if parts else ()):
+        shown = {name: round(float(x[i]), 6) for name, x in parts.items()}
+        record["reward_parts"] = shown
     for record, response in zip(records[:traces], responses):
         record["trace"] = trace(response.trajectory, tokenizer)
     files.write_json_lines(processes.own_path(path), records)

@@ -34,6 +34,7 @@ from pr1_jax.system import processes, stopping
 from pr1_jax.training.state import TrainState
 from pr1_jax.trajectory import Batch
 from pr1_jax.workdir.checkpoint import Position
+from pr1_jax.workers.own import OwnCodeError
 
 ROUNDS = 3  # of sampling in a step, at most, with dynamic sampling
 
@@ -70,6 +71,8 @@ def _collect(
     kept: list[Response] = []
     spare: list[Response] = []
     times: dict[str, float] = {}
+    beside = {"latency_coef": c.reward.latency_coef}
+    beside["part_weights"] = experiment.part_weights
     tries = ROUNDS if c.rl.dynamic_sampling else 1
     for attempt in range(tries):
         began = time.perf_counter()
@@ -82,6 +85,7 @@ def _collect(
             problems,
             c.rl.group_size,
             jax.random.fold_in(experiment.key("rl", step), attempt),
+            rewarded=True,
         )
         done = pace.sampling([r.trajectory for r in responses], c.rl.group_size)
         took |= {
@@ -93,7 +97,7 @@ def _collect(
             times[name] = value + (times.get(name, 0.0) if adds_up else 0.0)
         for i in range(0, len(responses), c.rl.group_size):
             group = responses[i : i + c.rl.group_size]
-            found = group_rewards(group, weights, len(group), c.reward.latency_coef)
+            found = group_rewards(group, weights, len(group), **beside)
             teaches = has_signal(found.total)
             (kept if teaches or not c.rl.dynamic_sampling else spare).extend(group)
         if processes.everywhere(len(kept) >= wanted):
@@ -128,6 +132,9 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 )
             except stopping.Stopped:
                 run.leave(Position(stage, step - 1), state, data_state)
+            except OwnCodeError:  # a mended function goes on from here
+                run.keep(Position(stage, step - 1), state, data_state)
+                raise
             updating = time.perf_counter()
             latency_coef = c.reward.latency_coef
             found, advantages, of_rewards = group_advantages(
@@ -136,6 +143,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 c.rl.group_size,
                 normalize_std=c.rl.normalize_std,
                 latency_coef=latency_coef,
+                part_weights=experiment.part_weights,
             )
             of_all = everyones(responses, c.rl.group_size)
             metrics |= {f"rollout/{n}": x for n, x in describe(of_all).items()}
@@ -147,6 +155,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 responses,
                 found.total,
                 latency=found.latency if latency_coef else None,
+                parts=found.parts,
                 traces=c.report.traces,
                 tokenizer=experiment.tokenizer,
             )
@@ -176,9 +185,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
 
 def reward_weights(config: Any, step: int) -> dict[str, float]:
     """Weights of the step's rewards (`rewards.weights`), as the config has them."""
-    beside = ("latency_coef", "timeout_sec")  # the schedule
-    settings = {n: x for n, x in config.reward.items() if n not in beside}
-    return rewards.weights(step=step, **settings)
+    names = ("schedule", "window", "tiered_steps", "scaffold_steps")
+    return rewards.weights(step=step, **{name: config.reward[name] for name in names})
 
 
 def _update(

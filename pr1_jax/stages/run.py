@@ -256,11 +256,20 @@ class Run(contextlib.AbstractContextManager):
         state: TrainState,
         data_state: Mapping[str, Any],
     ) -> NoReturn:
-        """Saves what there is at a position, unless it was saved, and ends the run."""
+        """Saves what there is at a position, and ends the run."""
+        self.keep(position, state, data_state)
+        raise stopping.Stopped
+
+    def keep(
+        self,
+        position: checkpoint.Position,
+        state: TrainState,
+        data_state: Mapping[str, Any],
+    ) -> None:
+        """Saves what there is at a position, unless it was saved."""
         if position.step and not self._checkpoints.has(position):
             self._checkpoints.save(position, state, data_state)
         self._checkpoints.wait()
-        raise stopping.Stopped
 
     def keep_batch(self, stage: str, batch: Any) -> None:
         """Writes a batch whose gradient was not finite, for inspection."""

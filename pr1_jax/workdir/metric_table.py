@@ -191,6 +191,14 @@ METRICS = {
         "Mean of what correct responses get for fewer steps than others of their group.",
         short="latency",
     ),
+    "reward/schedule": _number(
+        "Reward of the schedule", "Mean; its weight is not in it.", short="schedule"
+    ),
+    "reward/schedule_std": _number("Spread of the schedule's reward"),
+    "reward/function": _number(
+        "Reward of your function", "Mean; its weight is not in it.", short="function"
+    ),
+    "reward/function_std": _number("Spread of your function's reward"),
     "reward/tiered": _count("Tiered reward in force"),
     "reward/not_finite": _count(
         "Rewards that are no number", "Their groups are left out.", "less"
@@ -266,6 +274,9 @@ METRICS = {
 _FAMILIES = {
     "reward/weight_": _number(
         "Weight of the reward {}", "Its weight in the step's reward."
+    ),
+    "reward/function.": _number(
+        "Reward of your function: {}", "Of a part of it, not weighted."
     ),
     "data/dropped_": _count("Records dropped: {}", better="less"),
     "coldstart/": _share("Samples: {}"),

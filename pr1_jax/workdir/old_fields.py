@@ -29,7 +29,12 @@ DROPPED = (
 ADDED: Mapping[str, Any] = {
     "data.strict": False,
     "rl.recompute_logps": False,
+    "reward.function": "",
+    "reward.function_sec": 30.0,
     "reward.latency_coef": 0.0,
+    "reward.verifier": "",
+    "reward.weights": "",
+    "reward.workers": 2,
     "rollout.max_plan_tokens": 0,
     "rollout.max_sequential_steps": 0,
     "rollout.min_plan_tokens": 4,

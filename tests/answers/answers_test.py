@@ -14,10 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pr1_jax.answers.extract import extract
-from pr1_jax.answers.pool import _Worker
 from pr1_jax.answers.verdicts import Result
 from pr1_jax.answers.verify import FAILED, check, check_many
 from pr1_jax.system import files
+from pr1_jax.workers.pool import Worker
 
 _ROOT = Path(__file__).parents[2]
 _DATA = _ROOT.parent / "shared" / "data"
@@ -325,13 +325,13 @@ def test_check_many_agrees_with_check_and_keeps_the_order():
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one CPU gets one worker")
 def test_check_many_works_in_parallel(monkeypatch):
-    both, ask = threading.Barrier(2), _Worker.ask
+    both, ask = threading.Barrier(2), Worker.ask
 
     def ask_beside_another(worker, *pair):
         both.wait(timeout=60)  # broken, an error, where one waits for the other
         return ask(worker, *pair)
 
-    monkeypatch.setattr(_Worker, "ask", ask_beside_another)
+    monkeypatch.setattr(Worker, "ask", ask_beside_another)
     results = check_many(["Final Answer: x+x", "Final Answer: 3x"], ["2x"] * 2)
     assert [r.verdict for r in results] == ["correct", "incorrect"]
 

@@ -275,7 +275,9 @@ WRONG_VALUES = """
     model.dtype='float99' model.query_chunk=0 model.attention='cudnn'
     model.logits_chunk=-1 model.packed_tokens=-1 model.packed_tokens=123
     reward.schedule='best' reward.window=0 reward.tiered_steps=5 reward.timeout_sec=0.0
-    reward.latency_coef=-0.1 reward.latency_coef=1.5
+    reward.latency_coef=-0.1 reward.latency_coef=1.5 reward.function_sec=0.0
+    reward.function=mine.py reward.verifier=mine:1 reward.workers=0
+    reward.weights=schedule=1
     data.rl=embedded:medium data.template='fancy' data.task=partner:late_share=-0.1
     data.task=partner:paths=4 data.task=partner:planned=1
     data.task=sorting variant='both' seed=-1 kernels='cuda'

@@ -17,7 +17,7 @@ from pr1_jax import diversity, evaluate, losses, rewards
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED
 from pr1_jax.data import tasks, traces
 from pr1_jax.data.prompts import Problem
-from pr1_jax.stages import checks, evaluation, rollout
+from pr1_jax.stages import checks, evaluation, own, rollout
 from pr1_jax.stages.responses import (
     Response,
     describe,
@@ -78,7 +78,7 @@ def test_responses_are_problem_major_whatever_ends_first():
     config = rl_alternating.get_config("smoke")
     settings = checks.decode_settings(config)
     experiment = types.SimpleNamespace(
-        tokenizer=TOKENIZER, config=config, settings=settings
+        tokenizer=TOKENIZER, config=config, settings=settings, own=own.NONE
     )
     problems = [Problem(f"problem {a}", a, PROMPT) for a in ("1", "2")]
     sampler = Sampler(made(RIGHT, WRONG, WRONG, RIGHT))
@@ -200,7 +200,9 @@ def test_paths_of_planned_blocks_are_counted_and_plans_are_none():
 def test_labels_of_paths_are_no_work():
     trajectories = made(SAME.replace("<Path>", "<Path> 1"))
     experiment = types.SimpleNamespace(
-        tokenizer=TOKENIZER, config=rl_alternating.get_config("smoke")
+        tokenizer=TOKENIZER,
+        config=rl_alternating.get_config("smoke"),
+        own=own.NONE,
     )
     for labels, identical in (((" 1", " 1"), True), ((" 1",), False), ((), True)):
         experiment.settings = types.SimpleNamespace(grammar=Grammar(labels))
@@ -378,7 +380,7 @@ def test_a_short_path_is_paid_only_where_the_answer_is(
         for r, (_, _, n, ok) in zip(of_steps(*(x[:2] for x in group)), group)
     ]
     ask = lambda responses: group_rewards(responses, weights, len(group), coef)
-    total, plain, latency = ask(responses)
+    total, plain, latency, *_ = ask(responses)
     paid = plain > 0
     assert not any(paid[i] and not r.correct for i, r in enumerate(responses))
     assert (latency[~paid] == 0).all() and (total[~paid] == plain[~paid]).all()

@@ -12,6 +12,7 @@ from pr1_jax.answers.verdicts import CORRECT, INCORRECT, Result
 from pr1_jax.stages import experiment, rl, rollout
 from pr1_jax.stages.run import Run
 from pr1_jax.workdir import metrics
+from pr1_jax.workers.own import OwnCodeError
 
 PROMPTS = 4
 RESPONSE_TOKENS = 110
@@ -32,6 +33,7 @@ def rl_steps(tmp_path_factory):
         variant="structured",
         latency_coef=0.0,
         packed_tokens=0,
+        reward=(),
         **settings,
     ):
         config = rl_alternating.get_config("smoke")
@@ -40,6 +42,7 @@ def rl_steps(tmp_path_factory):
         config.stages = ("rl",)
         config.data.rl = config.data.eval = "embedded:easy"
         config.reward.update(schedule="accuracy", latency_coef=latency_coef)
+        config.reward.update(dict(reward))
         config.model.num_layers, config.model.width, config.model.mlp_width = 1, 32, 32
         # Room for a block nearly anywhere: a random model opens one in 100 tokens.
         config.rollout.update(min_path_tokens=3, max_path_tokens=8)
@@ -52,6 +55,7 @@ def rl_steps(tmp_path_factory):
         config.rl.update(switches)
         config.rollout.update(settings)
         made = experiment.build(config.lock(), devices=jax.devices()[:1])
+        made.load_own()
         key = (variant, *settings.items())
         made.samplers.update(samplers.get(key, {}))
 
@@ -287,3 +291,52 @@ def test_dynamic_sampling_gives_up_after_its_rounds(rl_steps):
     assert line["rollout/degenerate_groups"] == 1
     assert len(sampled) == PROMPTS * 4
     assert line["optim/grad_norm"] == 0
+
+
+OWN_REWARD = """
+def score(record):
+    assert len(record.paths) == record.num_blocks == len(record.summaries)
+    if STOP in record.question:
+        raise RuntimeError("enough")
+    return {"length": -record.total_tokens / 100, "right": RIGHT[record.verdict]}
+
+RIGHT = {"correct": 1, "incorrect": -1}
+STOP = "STOP HERE"
+"""
+
+
+def test_a_function_may_reward_as_the_schedule_does(rl_steps, plain, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_REWARD)
+    weights = "schedule=0,function.right=1,function.length=0"
+    reward = {"function": f"{file}:score", "weights": weights}
+    (line,), sampled, moved = rl_steps({}, reward=reward)
+    (other,), same, expected = plain
+    assert difference(moved, expected) == 0.0
+    parts = [record.pop("reward_parts") for record in sampled]
+    assert sampled == same
+    lengths = [-record["total_tokens"] / 100 for record in same]
+    assert parts == [
+        {"schedule": r["reward"], "function.length": x, "function.right": r["reward"]}
+        for r, x in zip(same, lengths)
+    ]
+    assert line["reward/mean"] == other["reward/mean"]
+    assert line["reward/function.right"] == pytest.approx(other["reward/mean"])
+    assert line["reward/function.length"] == pytest.approx(np.mean(lengths))
+    assert line["reward/function.length_std"] == pytest.approx(np.std(lengths))
+
+
+def test_a_function_that_fails_stops_a_run_before_the_update(
+    rl_steps, plain, tmp_path, monkeypatch
+):
+    question = plain[1][6]["question"]
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_REWARD.replace("STOP HERE", question.strip()))
+    updated, kept = [], []
+    monkeypatch.setattr(rl, "_update", lambda *args: updated.append(args))
+    monkeypatch.setattr(Run, "keep", lambda run, position, *_: kept.append(position))
+    said = r"mine.py:5, `raise RuntimeError\("
+    with pytest.raises(OwnCodeError, match=said) as error:
+        rl_steps({}, reward={"function": f"{file}:score"})
+    assert repr(question)[1:-1] in str(error.value)
+    assert not updated and [position.step for position in kept] == [0]
