@@ -194,9 +194,8 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.reward.verifier = ""
     # [s] A call of these functions may take, by the clock; a longer one ends the run.
     c.reward.function_sec = 30.0
-    c.reward.workers = (
-        2  # processes that call each of them, beside each training process
-    )
+    # Processes that call each of these functions, beside each training process.
+    c.reward.workers = 2
 
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 1000  # [updates] of the stage
