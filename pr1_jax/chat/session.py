@@ -55,10 +55,16 @@ def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """Settings with some fields changed; ValueError names the flag that is wrong."""
     paths = given.get("num_paths", settings.num_paths)
     labels = given.get("path_labels", settings.path_labels)
+    if settings.planned and not labels:
+        raise ValueError(
+            "--no_labels, /labels: the model plans its paths, and without labels no path "
+            "knows which plan is its own; leave them as they are"
+        )
     if labels and len(labels) < paths <= 8:
+        without = ", or leave the labels away with --no_labels or /labels"
         raise ValueError(
             f"--num_paths={paths}: the model has labels for {len(labels)} paths; take "
-            "fewer, or leave the labels away with --no_labels or /labels"
+            f"fewer{without * (not settings.planned)}"
         )
     try:
         return dataclasses.replace(settings, **given)
@@ -128,6 +134,8 @@ class Chat:
         """How the model is asked, and why so, in a few words."""
         s = self.settings
         paths, limit = f"{s.num_paths} paths", f"up to {s.max_response_tokens} tokens"
+        if s.planned:
+            paths = f"2 to {s.num_paths} planned paths"
         if s.path_labels:
             names = [label.strip() or repr(label) for label in s.path_labels]
             paths += f" with the labels {', '.join(names[: s.num_paths])}"

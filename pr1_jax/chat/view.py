@@ -48,6 +48,8 @@ class Section:
     labels: list[int] = dataclasses.field(
         default_factory=list
     )  # tokens of paths' labels
+    # Token ids of a block's plans, each with its tags.
+    plans: list[list[int]] = dataclasses.field(default_factory=list)
 
 
 def sections(
@@ -78,6 +80,10 @@ def sections(
                 last.labels[path - 1] += 1
             stream.append(token)
             last.closed[path - 1] = is_end
+        elif last.kind == BLOCK and not last.streams:
+            if token == tag_ids.get(tags.PLAN) or not last.plans:
+                last.plans.append([])
+            last.plans[-1].append(token)
         elif last.kind == BLOCK:  # </Parallel>, newline, <Summary>
             last.closed = [True] * len(last.closed)
             if token == tag_ids[tags.SUMMARY]:
@@ -111,6 +117,14 @@ def stream_text(section: Section, number: int, tokenizer: Tokenizer) -> str:
     return printable(text)
 
 
+def plan_text(section: Section, number: int, tokenizer: Tokenizer) -> str:
+    """Text of a block's plan without its tags, safe to print."""
+    text = tokenizer.decode(section.plans[number]).removeprefix(tags.PLAN)
+    if text.endswith(tags.END_PLAN):
+        return printable(text.removesuffix(tags.END_PLAN))
+    return printable(text.rstrip("\ufffd"))
+
+
 def printable(text: str) -> str:
     """`text` without what would steer a terminal; its control characters show."""
     return text.replace("\r\n", "\n").translate(_CONTROLS)
@@ -142,12 +156,17 @@ class Painter:
         """
         if section.kind != BLOCK:
             return self._prose(section, width, is_open)
-        if not section.streams:
+        if not (section.streams or section.plans):
             return [], 0
+        plans = [Text(), *self._plans(section, width)]
+        if not section.streams:  # the last line of the last plan may still grow
+            return plans, len(plans) - is_open
         inner = (width - 1) // len(section.streams) - 3
         if inner < _MIN_PATH:
-            return self._stacked(section, width, height, is_open)
-        return self._columns(section, min(inner, _MAX_PROSE), is_open)
+            lines, final = self._stacked(section, width, height - len(plans), is_open)
+        else:
+            lines, final = self._columns(section, min(inner, _MAX_PROSE), is_open)
+        return plans + lines, len(plans) + final
 
     def _wrapped(self, text: Text, width: int) -> list[Text]:
         return list(text.wrap(self._console, width, overflow="fold"))
@@ -173,12 +192,27 @@ class Painter:
         )
         return [self._wrapped(Text(text), width) or [Text()] for text in texts]
 
+    def _plans(self, section: Section, width: int) -> list[Text]:
+        """Lines of a block's plans, each below the other, with names as its paths have."""
+        found: list[Text] = []
+        for number in range(len(section.plans)):
+            text = plan_text(section, number, self._tokenizer).strip()
+            name = f"   plan {number + 1}  "
+            lines = self._wrapped(Text(text), min(width, _MAX_PROSE) - 1 - len(name))
+            for i, line in enumerate(lines or [Text()]):
+                head = " " * len(name) if i else name
+                found.append(Text.assemble((head, _color(number)), line))
+        return found
+
     def _name(self, section: Section, number: int) -> Text:
-        """`path 1`, with its label where that says something else."""
+        """`path 1`, with its label where that says something else, and with its plan."""
         label = section.streams[number][1 : 1 + section.labels[number]]
         text = self._tokenizer.decode(label, continues=True)
         text = " ".join(printable(text).split())
         own = f" ({text})" if text not in ("", str(number + 1)) else ""
+        if number < len(section.plans):
+            plan = plan_text(section, number, self._tokenizer)
+            own += ": " + " ".join(plan.split())
         return Text(f"path {number + 1}{own}", style=_color(number))
 
     def _count(self, section: Section, number: int) -> Text:
@@ -196,7 +230,7 @@ class Painter:
         texts = self._texts(section, width)
         height = max(map(len, texts))
         names = [self._name(section, i) for i in range(len(texts))]
-        lines = [Text(), self._rule("╭┬╮", names, width)]
+        lines = [self._rule("╭┬╮", names, width)]
         lines += [self._row(section, texts, row, width) for row in range(height)]
         counts = [self._count(section, i) for i in range(len(texts))]
         # The summary hangs on the corner of a block that is closed.
@@ -205,7 +239,7 @@ class Painter:
             return lines, len(lines)
         paths = zip(texts, section.closed, strict=True)
         passed = [len(text) - 1 for text, closed in paths if not closed]
-        return lines, 2 + min(passed, default=height)
+        return lines, 1 + min(passed, default=height)
 
     def _rule(self, corners: str, labels: Sequence[Text], width: int) -> Text:
         """A line across the columns with a label in each."""
@@ -238,14 +272,16 @@ class Painter:
         """Paths below each other; while they are open, the ends of them that fit."""
         g, texts = self._glyphs, self._texts(section, width - 3)
         if is_open:
-            rows = max(1, (height - 3) // len(texts) - 1)
+            rows = max(1, (height - 2) // len(texts) - 1)
             texts = [text[-rows:] for text in texts]
-        lines = [Text()]
+        lines = []
         for number, wrapped in enumerate(texts):
             corner = g["├" if number else "╭"] + g["─"]
             name = self._name(section, number)
             count = self._count(section, number)
             dot = f" {g['·']} "
+            if section.plans:  # they may be long
+                name.truncate(width - count.cell_len - 7, overflow="ellipsis")
             lines.append(Text.assemble((corner, _FRAME), " ", name, dot, count))
             if not section.closed[number]:
                 wrapped[-1].append(g["▌"], style=_color(number))
@@ -356,6 +392,8 @@ def _work(record: Mapping[str, Any]) -> str:
     """What the paths of a response did apart from each other."""
     blocks = record["num_blocks"]
     text = f"{blocks} block{'s' * (blocks > 1)}"
+    if paths := record.get("num_paths"):
+        text += f" of {' and '.join(map(str, paths))} paths"
     if shares := record.get("work_division"):
         share = sum(shares) / len(shares)
         text += f", {100 * share:.0f}% of the paths' work distinct"

@@ -1,5 +1,6 @@
 """Tests of pr1_jax.chat: answers, checkpoints, wrong input, terminals and pipes."""
 
+import dataclasses
 import io
 import json
 import os
@@ -159,6 +160,18 @@ def test_commands(by_bytes):
         assert words in command.command(asked, line), line
     assert asked.settings.num_paths == 3 and asked.settings.temperature == 0.5
     assert asked.parallel and asked.seed == 7
+
+
+def test_labels_of_planned_paths_stay(by_bytes):
+    labels = (" 1", " 2", " 3")
+    given = {"planned": True, "num_paths": 3, "path_labels": labels}
+    asked = Chat(dataclasses.replace(opened(by_bytes, **given), labels=labels))
+    assert "2 to 3 planned paths with the labels 1, 2, 3" in asked.about
+    told = command.command(asked, "/labels")
+    assert "the model plans its paths" in told and asked.settings.path_labels == labels
+    assert "\n" not in told
+    told = command.command(asked, "/paths 4")
+    assert told.endswith("labels for 3 paths; take fewer")
 
 
 def test_sections_hold_every_token_once(by_bytes, wild):

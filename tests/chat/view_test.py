@@ -9,7 +9,9 @@ import pyte
 import pytest
 import rich.console
 
+from pr1_jax import tags
 from pr1_jax.chat import view
+from pr1_jax.data.tokenizer import Tokenizer
 from tests.helpers import growing
 from tests.helpers.growing import LEFT, RIGHT, THIRD
 
@@ -153,6 +155,41 @@ def test_labels_stand_in_headings_and_not_in_paths(by_bytes, width):
     assert "left east" in "\n".join(drawn(by_bytes, [unforced], Terminal(width))[0])
 
 
+PLANS = (
+    "from the left, number by number and without a pause, 数学",
+    "from\nthe right",
+    "x",
+)
+
+
+@pytest.fixture(scope="module")
+def planned(by_bytes):
+    """A tokenizer with tags of plans, and a response with three planned paths as it grows."""
+    tokenizer = Tokenizer(by_bytes.hf_tokenizer)
+    tokenizer.use_plans()
+    text = growing.text_of(LEFT, RIGHT, THIRD, plans=PLANS)
+    return tokenizer, growing.steps(tokenizer, "2+2?", text, tags.Grammar(planned=True))
+
+
+@pytest.mark.parametrize("width, height", [(80, 24), (140, 9), (40, 30)])
+def test_plans_stand_above_the_paths_and_in_their_headings(planned, width, height):
+    tokenizer, seen = planned
+    lines, between = drawn(tokenizer, seen, Terminal(width, height))
+    assert lines == drawn(tokenizer, seen[-1:], Terminal(width, height))[0]
+    shown = "\n".join(lines)
+    above, _, below = shown.partition("path 1")
+    for number, plan in enumerate(PLANS, start=1):
+        words = plan.split()
+        assert re.search(rf"plan {number} +{words[0]}", above) and words[-1] in above
+        assert re.search(rf"path {number}: {words[0]}", f"path 1{below}")
+    assert "Plan>" not in shown and all(len(line) < width for line in lines)
+    # The list grows before there are paths.
+    first = next(x for x in between if any("plan 3" in line for line in x))
+    assert not any("path" in line for line in first)
+    stopped, _ = drawn(tokenizer, seen[: len("Let me see: ") + 10], Terminal(width))
+    assert any(re.search("plan 1 +from", line) for line in stopped)
+
+
 def test_a_long_label_leaves_the_columns_straight(by_bytes):
     whole = labelled(by_bytes, "x" * 60 + " a", "x" * 60 + " b", count=60)
     lines = [
@@ -175,6 +212,11 @@ APART = {"num_blocks": 1, "work_division": [0.375], "identical_paths": [False]}
             {**APART, "work_division": [0.0], "identical_paths": [True]},
             "1 block, 0% of the paths' work distinct, paths identical",
         ),
+        (
+            APART | {"num_paths": [3]},
+            "1 block of 3 paths, 38% of the paths' work distinct",
+        ),
+        ({"num_blocks": 2, "num_paths": [4, 2]}, "2 blocks of 4 and 2 paths"),
         (
             {
                 "num_blocks": 2,

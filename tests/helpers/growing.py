@@ -16,22 +16,23 @@ SUMMARY = "Right has found it; left agrees, where it looked."
 REST = "\nSo it is done.\n\nFinal Answer: 6"
 
 
-def text_of(*paths, before="Let me see: "):
-    """The text of a response with these paths."""
-    inside = "".join(tags.PATH + path + tags.END_PATH for path in paths)
+def text_of(*paths, before="Let me see: ", plans=()):
+    """The text of a response with these paths, and maybe a plan of each."""
+    inside = "".join(tags.PLAN + plan + tags.END_PLAN for plan in plans)
+    inside += "".join(tags.PATH + path + tags.END_PATH for path in paths)
     return (
         f"{before}{tags.PARALLEL}{inside}{tags.END_PARALLEL}\n"
         f"{tags.SUMMARY}{SUMMARY}{tags.END_SUMMARY}{REST}"
     )
 
 
-def steps(tokenizer, question, response):
+def steps(tokenizer, question, response, grammar=tags.PLAIN):
     """The trajectory after each decode step, the last one whole.
 
     In the structured variant a token's position says at which step it is written.
     """
-    prompt = tokenizer.encode(question)
-    whole = traces.from_text(prompt, response, tokenizer, variant="structured")
+    prompt, given = tokenizer.encode(question), {"grammar": grammar}
+    whole = traces.from_text(prompt, response, tokenizer, variant="structured", **given)
     found = []
     for step in range(1, whole.positions.max() - len(prompt) + 2):
         kept = whole.positions < len(prompt) + step
