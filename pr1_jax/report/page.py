@@ -120,7 +120,7 @@ def describe(
         "workdir": str(run.path),
         "experiment": str(run.config.get("name", "")),
         "variant": str(run.config.get("variant", "structured")),
-        "labels": run.grammar.labels,
+        "grammar": dataclasses.asdict(run.grammar),
         "finished": bool(run.summary.get("finished")),
         "planned": {
             stage: section["steps"]

@@ -164,6 +164,25 @@ def labelled() -> list[dict]:
     return [record_ | {"trace": trace}, record_]
 
 
+def planned() -> list[dict]:
+    """A response whose block has a plan for each of its paths, traced and not."""
+    plans = [(["so ", "<Parallel>"], 0)]
+    plans += [(["<Plan>", f" row {row}", "</Plan>"], 0) for row in "CAB"]
+    paths = [
+        (["<Path>", f" {i}", f" {row}", " 16>20", " no", "</Path>"], i)
+        for i, row in enumerate("CAB", start=1)
+    ]
+    closing = [(["</Parallel>", "\n", "<Summary>", " none", "</Summary>"], 0)]
+    trace = traced([*([part] for part in plans), paths, closing])
+    labels = [f" {i}" for i in range(1, 4)]
+    trace["forced"] = [
+        int(x in ("<Path>", "</Parallel>", *labels)) for x in trace["pieces"]
+    ]
+    text = "".join(trace["pieces"])
+    record_ = record(text, verdict="correct", num_blocks=1)
+    return [record_ | {"trace": trace}, record_]
+
+
 def traced(parts: list[list[tuple[list[str], int]]], prompt: int = 10) -> dict:
     """A trace of stretches of (pieces, path); those of one part start together."""
     columns = ("pieces", "logps", "forced", "positions", "block", "path")

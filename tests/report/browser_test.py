@@ -10,6 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from pr1_jax.report import page
+from pr1_jax.system import files
 from tests.helpers import browser, made_up_run
 
 pytestmark = pytest.mark.skipif(
@@ -155,6 +156,40 @@ def test_labels_stand_above_paths(see, chrome, is_traced):
     facts = texts("#response .facts")[0]
     assert "distinct work in paths\n0.0\u202f%" in facts
     assert "blocks with identical paths\n1 of 1" in facts
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_plans_stand_above_paths(chrome, tmp_path, is_planned):
+    """Where blocks are planned; elsewhere the tags of plans are text."""
+    made_up_run.write(tmp_path, steps=3, responses=[])
+    config = files.read_json(tmp_path / "config.json", {})
+    config["rollout"] |= {"planned": is_planned, "path_labels": [" 1", " 2", " 3"]}
+    files.write_json(tmp_path / "config.json", config)
+    made_up_run.write_responses(tmp_path, "eval_2_rl", made_up_run.planned())
+    page.write([tmp_path], tmp_path / "report.html")
+    browser.look(chrome, 1280, 900)
+    browser.visit(chrome, tmp_path / "report.html")
+    found = lambda css: [
+        e.text for e in chrome.find_elements(By.CSS_SELECTOR, f"#response {css}")
+    ]
+    lines = [
+        [f"plan {i}", f"<Plan> row {row}</Plan>"] for i, row in enumerate("CAB", 1)
+    ]
+    heads = [
+        f"path {i}: row {row} · 6 tokens, label {i}" for i, row in enumerate("CAB", 1)
+    ]
+    if not is_planned:
+        lines, heads = [], [re.sub(r": row \w ·", "", head) for head in heads]
+    for number in range(2):  # with a trace and without
+        _open(chrome, "eval_2_rl", number)
+        assert [row.split("\n")[-2:] for row in found(".plan")] == lines
+        assert [" ".join(head.split()) for head in found(".heads .cell")] == heads
+        assert sum("<Plan>" in text for text in found(".tag")) == 3 * is_planned
+        count = "return document.querySelectorAll('.trace .t').length"
+        pieces = made_up_run.planned()[0]["trace"]["pieces"]
+        if number == 0:  # each token stands there once
+            assert chrome.execute_script(count) == len(pieces) - pieces.count("\n")
+    assert chrome.get_log("browser") == []
 
 
 def test_titles_of_charts_are_whole(see, chrome):

@@ -135,7 +135,7 @@ function readEntry(entry, isAsked = false) {
     root.append(el("p", { class: "note" }, "No response is of this kind."));
     return;
   }
-  const { record } = entry, tokens = tokensOf(record, entry.run.labels);
+  const { record } = entry, tokens = tokensOf(record, entry.run.grammar);
   root.append(summary(entry, tokens), taskNode(record));
   const holder = el("div", {});
   root.append(tools(entry, tokens, holder), holder);

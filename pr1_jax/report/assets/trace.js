@@ -4,13 +4,17 @@
 // is at one height. Rows hold some steps each; in a row text wraps, between rows it aligns.
 
 const TAGS = /(<\/?(?:Parallel|Path|Summary)>)/;
+const PLANNED_TAGS = /(<\/?(?:Parallel|Plan|Path|Summary)>)/; // where blocks are planned
 const CHUNK = 48; // tokens of the main stream in a row, at least
 
 // --- From a record to tokens -------------------------------------------------------
 
-function tokensOf(record, labels) {
+function tokensOf(record, grammar) {
   if (record.tokens_made) return record.tokens_made;
-  const tokens = record.trace ? traced(record.trace) : fromText(record.response || "", labels);
+  const tags = grammar.planned ? PLANNED_TAGS : TAGS;
+  const tokens = record.trace ? traced(record.trace)
+    : fromText(record.response || "", grammar.labels, tags);
+  for (const token of tokens) token.isTag = tags.test(token.text);
   let time = 0, block = 0, longest = 0, inPath = 0, path = 0;
   for (const token of tokens) {
     if (token.path) {
@@ -48,13 +52,13 @@ function traced(trace) {
 }
 
 // Without a trace words stand for tokens, and tags alone tell what is a path.
-function fromText(text, labels) {
+function fromText(text, labels, tags) {
   const tokens = [];
   let block = 0, path = 0, isInside = false, isInPath = false;
   const add = (piece, isLabel = false) => tokens.push({ index: tokens.length, text: piece,
     surprise: null, position: null, block: isInPath ? block : 0, path: isInPath ? path : 0, forced: 0,
     isLabel });
-  for (let piece of text.split(TAGS)) {
+  for (let piece of text.split(tags)) {
     if (!piece) continue;
     const label = isInPath && isTag(tokens[tokens.length - 1], "<Path>") && labels[path - 1];
     if (label && piece.startsWith(label)) {
@@ -64,7 +68,7 @@ function fromText(text, labels) {
     if (piece === "<Parallel>") { add(piece); block++; path = 0; isInside = true; continue; }
     if (piece === "<Path>" && isInside) { path++; isInPath = true; }
     if (piece === "</Parallel>") isInside = isInPath = false;
-    if (TAGS.test(piece)) add(piece);
+    if (tags.test(piece)) add(piece);
     else for (const word of piece.match(/\s*\S+|\s+$/g) || []) add(word);
     if (piece === "</Path>") isInPath = false;
   }
@@ -81,7 +85,7 @@ function partsOf(tokens) {
   for (const token of tokens) {
     if (token.path) {
       if (!part || part.kind !== "block" || part.block !== token.block) {
-        open("block", { block: token.block, paths: [], fork: takeFork(parts), join: [] });
+        open("block", { block: token.block, paths: [], join: [], ...takeFork(parts) });
       }
       (part.paths[token.path - 1] = part.paths[token.path - 1] || []).push(token);
     } else if (part && part.kind === "block" && isTag(token, "</Parallel>")) {
@@ -102,10 +106,18 @@ function partsOf(tokens) {
   return parts.filter((p) => p.tokens.length || p.kind === "block");
 }
 
+// Takes <Parallel> and what follows it from the main stream; plans are told apart by their tags.
 function takeFork(parts) {
-  const before = parts[parts.length - 1];
-  const last = before && before.tokens[before.tokens.length - 1];
-  return last && isTag(last, "<Parallel>") ? [before.tokens.pop()] : [];
+  const { tokens } = parts[parts.length - 1] || { tokens: [] }, plans = [];
+  const at = tokens.findLastIndex((t) => t.isTag && isTag(t, "<Parallel>"));
+  const next = tokens[at + 1];
+  if (at < 0 || (next && !(next.isTag && isTag(next, "<Plan>")))) return { fork: [], plans };
+  const [fork, ...rest] = tokens.splice(at);
+  for (const token of rest) {
+    if (token.isTag && isTag(token, "<Plan>")) plans.push([]);
+    plans[plans.length - 1].push(token);
+  }
+  return { fork: [fork], plans };
 }
 
 // --- From tokens to the page -------------------------------------------------------
@@ -116,8 +128,7 @@ const SHADES = [0.105, 0.36, 0.92, 2.3, 4.6];
 function tokenNode(token) {
   const shade = token.surprise === null || token.forced ? 0
     : SHADES.filter((limit) => token.surprise > limit).length;
-  const isControl = TAGS.test(token.text);
-  const names = `t s${shade}${token.forced ? " forced" : ""}${isControl ? " tag" : ""}`;
+  const names = `t s${shade}${token.forced ? " forced" : ""}${token.isTag ? " tag" : ""}`;
   return el("span", { class: names, "data-i": token.index },
     token.text === "" ? "\u2205" : token.text.replaceAll("\n", "\u21b5\n"));
 }
@@ -149,8 +160,23 @@ function labelOf(path) {
   return label.length ? [", label ", ...label.map(tokenNode)] : [];
 }
 
+// The plans of a block, each below the other.
+function plansNode(plans) {
+  return el("div", { class: "plans" }, ...plans.map((tokens, i) => {
+    const row = rowOfTokens(tokens, "plan");
+    row.lastChild.before(el("b", {}, `plan ${i + 1}`));
+    return row;
+  }));
+}
+
+// What a path's plan says, for its heading.
+function planOf(plan) {
+  const text = (plan || []).filter((t) => !t.isTag).map((t) => t.text).join("").trim();
+  return text ? [": ", el("em", { title: text }, text), " \u00b7"] : [];
+}
+
 function blockNode(part, stepsPerRow, work) {
-  const { paths } = part, start = Math.min(...paths.map((p) => p[0].time));
+  const { paths, plans } = part, start = Math.min(...paths.map((p) => p[0].time));
   const longest = Math.max(...paths.map((p) => p.length));
   const all = paths.reduce((sum, p) => sum + p.length, 0);
   const size = stepsPerRow || longest;
@@ -159,7 +185,7 @@ function blockNode(part, stepsPerRow, work) {
   grid.style.setProperty("--paths", paths.length);
   grid.append(el("div", { class: "row heads" }, el("span", { class: "time" }),
     ...paths.map((p, i) => el("div", { class: "cell" }, el("b", {}, `path ${i + 1}`),
-      ` ${plural(p.length, "token")}`, ...labelOf(p)))));
+      ...planOf(plans[i]), ` ${plural(p.length, "token")}`, ...labelOf(p)))));
   for (let from = 0; from < longest; from += size) {
     const cells = paths.map((p) => {
       const tokens = p.slice(from, from + size);
@@ -172,7 +198,9 @@ function blockNode(part, stepsPerRow, work) {
   const words = `${plural(all, "token")} in ${plural(longest, "step")}${work}`;
   return el("div", { class: "block" },
     el("div", { class: "fork" }, ...part.fork.map(tokenNode),
-      el("span", {}, `fork into ${paths.length} paths`)),
+      el("span", {}, plans.length ? `${plural(plans.length, "plan")}, and a path for each`
+        : `fork into ${paths.length} paths`)),
+    ...(plans.length ? [plansNode(plans)] : []),
     grid,
     el("div", { class: "join" }, ...part.join.filter((t) => t.text.trim()).map(tokenNode),
       el("span", {}, part.join.length ? `join: ${words}` : `never joined: ${words}`)));
