@@ -183,6 +183,9 @@ def _training(c: ml_collections.ConfigDict) -> None:
     # Bonus of a correct response for its short critical path, under every schedule: this
     # times the share it saves of the longest among its group's correct ones; at most 1.
     c.reward.latency_coef = 0.0
+    # [tokens] Before the limit of tokens, or of sequential steps, in which a response is
+    # punished more and more, up to 1 at the limit; 0 = never (docs/objectives.md).
+    c.reward.overlong_buffer = 0
     c.reward.timeout_sec = 3.0  # [s] of processor time to verify an answer, at most
     # A function of yours that rewards responses: FILE.py:NAME or PACKAGE.MODULE:NAME
     # (docs/rewards.md); "" = none.
@@ -219,20 +222,40 @@ def _training(c: ml_collections.ConfigDict) -> None:
     c.rl.lr = 3e-4  # learning rate, at its highest
     c.rl.lr_schedule = "cosine"  # how the rate falls: or "constant"
     c.rl.warmup_share = 0.0  # [share] of the updates in which the rate rises
+    # What is maximised: "grpo", "gspo" (one ratio a response) or "cispo" (clipped weights).
+    # docs/objectives.md says which fields make which paper.
+    c.rl.objective = "grpo"
     c.rl.clip_low = 0.2  # probability ratios are clipped below 1 − clip_low
     c.rl.clip_high = 0.2  # probability ratios are clipped above 1 + clip_high
+    # [ratio] Where an advantage is negative, ratios above this count as this; 0 = none.
+    c.rl.dual_clip = 0.0
     # Weight of the KL divergence from the stage's first policy; the paper has none. The
     # small model needs a little, or noise of early steps spoils single numbers for good.
     c.rl.kl_coef = 0.01
+    # How it is estimated: "k2", "k3", or "k1+" and "k3+" with the gradient of "k2".
+    c.rl.kl_estimator = "k3"
     # Old log-probs are the trainer's, by one more forward pass a step, and not those that
     # the sampler recorded. They always are in the causal variant, with train_on_forced,
     # and with rollout.shortcut. Of use in bfloat16, where the two differ.
     c.rl.recompute_logps = False
-    # Where old log-probs are recomputed, a token's loss is weighted by the ratio of
+    # [ratio] Where old log-probs are recomputed, a token's loss is weighted by the ratio of
     # trained to sampled probability, at most this; 0 = no correction.
     c.rl.importance_cap = 0.0
+    c.rl.importance_floor = 0.0  # [ratio] and at least this
+    # What becomes of ratios outside: "token_truncate" (they are set to floor and cap),
+    # "token_mask" (such tokens are dropped), or the same with the ratio of a whole response:
+    # "sequence_truncate", "sequence_mask".
+    c.rl.importance = "token_truncate"
     c.rl.aggregation = "token_mean"  # of the loss: or "response_mean", "constant"
-    c.rl.normalize_std = True  # divide advantages by the group's spread; no = Dr. GRPO
+    # What advantages compare a reward with: the mean of its "group", of the others in it
+    # ("leave_one_out"), or of the "batch", which then is the step's; "group_then_batch" is
+    # as "group", but the spread that divides is of the batch.
+    c.rl.baseline = "group"
+    c.rl.normalize_std = True  # divide advantages by their spread; no = Dr. GRPO
+    # Normalise the parts of a reward each in its group, before they are summed (GDPO).
+    c.rl.normalize_parts = False
+    # Leave responses that were cut off out of the loss, not out of the baseline.
+    c.rl.mask_truncated = False
     c.rl.train_on_forced = False  # also on tokens the runtime wrote, as published
     c.rl.dynamic_sampling = False  # replace groups without signal; 3 tries at most
 

@@ -3,8 +3,9 @@
 A schedule gives the rewards of a step weights, and the reward of a response is the
 weighted sum. The paper's S1 is the schedule `accuracy`, its S2 `alternating`. Every
 schedule is pure: all responses of a step are rewarded alike. Beside the schedule, and
-under each of them, `saving` may pay for a short critical path, and a function of the
-user for whatever it finds in a `Record` (docs/rewards.md).
+under each of them, `saving` may pay for a short critical path, `overlong` may punish
+responses that come close to their limit, and a function of the user may pay for whatever
+it finds in a `Record` (docs/rewards.md).
 """
 
 import dataclasses
@@ -139,6 +140,32 @@ def saving(steps: Sequence[int], paid: Sequence[bool]) -> list[float]:
     """
     longest = max((s for s, is_paid in zip(steps, paid) if is_paid), default=0)
     return [(longest - s) / longest if p else 0.0 for s, p in zip(steps, paid)]
+
+
+def overlong(
+    tokens: int, steps: int, *, max_tokens: int, max_steps: int, buffer: int
+) -> float:
+    """Returns DAPO's soft punishment, from 0 to -1 (arXiv 2503.14476, equation 13).
+
+    It grows evenly over the last `buffer` tokens before the limit. A response has two
+    lengths here, and the one that comes closer to its own limit counts.
+
+    >>> limits = {"max_tokens": 100, "max_steps": 60, "buffer": 20}
+    >>> [overlong(n, 30, **limits) for n in (80, 85, 100)]
+    [0.0, -0.25, -1.0]
+    >>> overlong(85, 50, **limits)
+    -0.5
+
+    Args:
+      tokens: of the response, those of all paths and EOS included.
+      steps: on its critical path.
+      max_tokens, max_steps: the limits; max_steps 0 = none.
+      buffer: at least 1, and not above a limit.
+    """
+    over = tokens - (max_tokens - buffer)
+    if max_steps:
+        over = max(over, steps - (max_steps - buffer))
+    return 0.0 - min(max(over / buffer, 0.0), 1.0)
 
 
 def weights(

@@ -38,6 +38,10 @@ _CHOICES = {
     "variant": layout.VARIANTS,
     "reward.schedule": rewards.SCHEDULES,
     "rollout.shortcut": SHORTCUTS,
+    "rl.objective": losses.OBJECTIVES,
+    "rl.kl_estimator": losses.KL_ESTIMATORS,
+    "rl.importance": losses.IMPORTANCE,
+    "rl.baseline": losses.BASELINES,
     "rl.aggregation": losses.AGGREGATIONS,
     "data.template": prompts.TEMPLATES,
     "data.bos": tokenizer.BOS,
@@ -74,7 +78,8 @@ _LIMITS = {
     """,
     _NOT_NEGATIVE: """
         seed data.seed model.logits_chunk model.packed_tokens report.traces
-        rl.clip_low rl.clip_high rl.kl_coef rl.importance_cap
+        rl.clip_low rl.clip_high rl.dual_clip rl.kl_coef
+        rl.importance_cap rl.importance_floor reward.overlong_buffer
         optimizer.weight_decay optimizer.clip_norm
         reward.tiered_steps reward.scaffold_steps metrics.peak_tflops
     """,
@@ -139,12 +144,51 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
         "cannot train: gradients below 6e-8 vanish in it, and those above 65504 are "
         "infinite; take bfloat16 or float32",
     )
+    if "rl" in trains:
+        _check_objective(config)
+
+
+def _check_objective(config: ml_collections.ConfigDict) -> None:
+    rl, rollout, buffer = config.rl, config.rollout, config.reward.overlong_buffer
+    clips = rl.objective != "cispo"
+    what = "must be above 1, as the ratio that it limits; 0 = none"
+    need(config, "rl.dual_clip", not rl.dual_clip or rl.dual_clip > 1, what)
+    what = (
+        f"is of objectives that clip their gain, not of rl.objective={rl.objective}: "
+    )
+    need(config, "rl.dual_clip", clips or not rl.dual_clip, what + "set it to 0")
+    need(
+        config,
+        "rl.kl_estimator",
+        rl.kl_estimator != "k1" or not rl.kl_coef,
+        f"has a gradient whose mean is 0, so that rl.kl_coef={rl.kl_coef} adds noise alone: "
+        "take k1+ (its value, with the gradient of k2), k2 or k3",
+    )
     need(
         config,
         "rl.importance_cap",
-        "rl" not in trains or not config.rl.importance_cap or recomputes(config),
+        not rl.importance_cap or recomputes(config),
         "corrects old log-probs that the trainer recomputes, and here they are the "
         "sampler's own: set rl.recompute_logps=True",
+    )
+    what = f"is above rl.importance_cap={rl.importance_cap}: that is the highest ratio"
+    what += "" if rl.importance_cap else ", and 0 corrects nothing; set both"
+    fits = rl.importance_floor <= rl.importance_cap
+    need(config, "rl.importance_floor", fits, what)
+    need(
+        config,
+        "rl.importance",
+        rl.importance == losses.IMPORTANCE[0] or rl.importance_cap > 0,
+        "corrects nothing with rl.importance_cap=0: set that to the highest ratio, as 2",
+    )
+    limits = [rollout.max_response_tokens, rollout.max_sequential_steps]
+    shortest = min((limit for limit in limits if limit > 0), default=0)
+    need(
+        config,
+        "reward.overlong_buffer",
+        isinstance(buffer, int) and buffer <= shortest,
+        f"must be whole, and not longer than a response may be, {shortest} "
+        "(rollout.max_response_tokens, rollout.max_sequential_steps)",
     )
 
 

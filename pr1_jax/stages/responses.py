@@ -191,6 +191,7 @@ class Rewards(NamedTuple):
       schedule: by the weights of the step.
       latency: for its short critical path (`rewards.saving`); 0 where it is not paid.
       function: by the user's reward function, its parts weighted.
+      overlong: for coming close to its limit (`rewards.overlong`); 0 where it is not.
       parts: of the schedule and the function, by name, not weighted; none without a
         function.
     """
@@ -199,6 +200,7 @@ class Rewards(NamedTuple):
     schedule: np.ndarray
     latency: np.ndarray
     function: np.ndarray
+    overlong: np.ndarray
     parts: Mapping[str, np.ndarray]
 
 
@@ -208,6 +210,7 @@ def group_rewards(
     group_size: int,
     latency_coef: float = 0.0,
     part_weights: Mapping[str, float] | None = None,
+    overlong: Callable[[int, int], float] | None = None,
 ) -> Rewards:
     """Rewards of responses, group-major.
 
@@ -217,6 +220,8 @@ def group_rewards(
         correct and that the weights reward with more than 0.
       part_weights: of the schedule and of the parts of the user's function
         (`rewards.part_weights`); None without a function.
+      overlong: gives a response's punishment from its total tokens and sequential steps;
+        None = 0.
     """
     schedule = np.array([r.reward(weights) for r in responses], np.float32)
     paid = [r.correct and bool(x > 0) for r, x in zip(responses, schedule)]
@@ -224,9 +229,13 @@ def group_rewards(
     groups = [slice(i, i + group_size) for i in range(0, len(paid), group_size)]
     savings = [x for group in groups for x in rewards.saving(steps[group], paid[group])]
     latency = np.array(savings, np.float32) * np.float32(latency_coef)
+    punished = np.zeros_like(schedule)
+    if overlong:
+        lengths = [(r.total_tokens, r.sequential_steps) for r in responses]
+        punished = np.array([overlong(*x) for x in lengths], np.float32)
     if not part_weights:
-        nothing = np.zeros_like(schedule)
-        return Rewards(schedule + latency, schedule, latency, nothing, {})
+        nothing, total = np.zeros_like(schedule), schedule + latency + punished
+        return Rewards(total, schedule, latency, nothing, punished, {})
     parts = {
         name: np.array([r.parts[name] for r in responses], np.float32)
         for name in part_weights
@@ -235,8 +244,8 @@ def group_rewards(
     function = sum(np.float32(part_weights[name]) * x for name, x in parts.items())
     parts = {rewards.SCHEDULE: schedule, **parts}
     schedule = np.float32(part_weights[rewards.SCHEDULE]) * schedule
-    total = schedule + function + latency
-    return Rewards(total, schedule, latency, function, parts)
+    total = schedule + function + latency + punished
+    return Rewards(total, schedule, latency, function, punished, parts)
 
 
 def group_advantages(
@@ -245,8 +254,11 @@ def group_advantages(
     group_size: int,
     *,
     normalize_std: bool,
+    normalize_parts: bool = False,
+    baseline: str = "group",
     latency_coef: float = 0.0,
     part_weights: Mapping[str, float] | None = None,
+    overlong: Callable[[int, int], float] | None = None,
 ) -> tuple[Rewards, np.ndarray, dict[str, float]]:
     """Rewards and advantages of responses, group-major; advantages [responses] float32.
 
@@ -254,46 +266,70 @@ def group_advantages(
     no signal. A reward that is not finite is named in the log and counted; its group has
     no advantages, and is in no other figure of the rewards.
 
-    Advantages are scaled by the spread of what schedule and function pay: a few steps
-    more or less must not weigh as much as right and wrong in a group that is right
-    throughout.
+    Advantages are scaled by the spread of the rewards without what is paid for short
+    critical paths: a few steps more or less must not weigh as much as right and wrong in a
+    group that is right throughout.
 
     Args:
-      weights, latency_coef, part_weights: as `group_rewards` has them.
+      weights, latency_coef, part_weights, overlong: as `group_rewards` has them.
+      normalize_std, baseline: as `losses.advantages` has them.
+      normalize_parts: advantages are `losses.advantages_of_parts`, instead.
     """
-    found = group_rewards(responses, weights, group_size, latency_coef, part_weights)
+    found = group_rewards(
+        responses, weights, group_size, latency_coef, part_weights, overlong
+    )
     mine = found.total
     for i in np.flatnonzero(~np.isfinite(mine)):
         text = "the reward %s of response %d to %r is no number; its group is left out"
         question = responses[i].question[:200]
         logging.warning(text, mine[i], i % group_size + 1, question)
-    advantages = losses.advantages(
-        mine.reshape(-1, group_size),
-        normalize_std=normalize_std,
-        spread_of=(found.schedule + found.function).reshape(-1, group_size),
-    )
-    everyones = lambda x: np.array(processes.gather(x.tolist(), group_size), np.float32)
-    values = everyones(mine)
-    groups = values.reshape(-1, group_size)
+    of_all = _everyones(found, group_size)
+    groups = of_all.total
+    if normalize_parts:
+        parts = of_all.parts or {rewards.SCHEDULE: of_all.schedule}
+        coefs = part_weights or {rewards.SCHEDULE: 1.0}
+        advantages = losses.advantages_of_parts(
+            {**parts, "latency": of_all.latency, "overlong": of_all.overlong},
+            {**coefs, "latency": latency_coef, "overlong": 1.0},
+        )
+    else:
+        advantages = losses.advantages(
+            groups,
+            baseline=baseline,
+            normalize_std=normalize_std,
+            spread_of=of_all.schedule + of_all.function + of_all.overlong,
+        )
+    own = processes.numbers(len(responses) // group_size)
     is_usable = np.isfinite(groups).all(axis=1)
     usable = groups[is_usable].ravel()
     without_signal = len(groups) - sum(map(has_signal, groups))
     metrics = {
         "reward/mean": float(usable.mean()) if len(usable) else 0.0,
         "reward/std": float(usable.std()) if len(usable) else 0.0,
-        "reward/not_finite": float((~np.isfinite(values)).sum()),
+        "reward/not_finite": float((~np.isfinite(groups)).sum()),
         "reward/tiered": weights.get("tiered", 0.0),
         **{f"reward/weight_{n}": weights.get(n, 0.0) for n in rewards.REWARDS},
         "rollout/degenerate_groups": without_signal / len(groups),
     }
+    mean = lambda x: float(x[is_usable].mean()) if len(usable) else 0.0
     if latency_coef:
-        latency = everyones(found.latency).reshape(-1, group_size)[is_usable]
-        metrics["reward/latency"] = float(latency.mean()) if len(usable) else 0.0
-    for name, part in found.parts.items():
-        of_all = everyones(part)
-        metrics[f"reward/{name}"] = float(of_all.mean())
-        metrics[f"reward/{name}_std"] = float(of_all.std())
-    return found, np.asarray(advantages).reshape(-1), metrics
+        metrics["reward/latency"] = mean(of_all.latency)
+    if overlong:
+        metrics["reward/overlong"] = mean(of_all.overlong)
+    for name, part in of_all.parts.items():
+        metrics[f"reward/{name}"] = float(part.mean())
+        metrics[f"reward/{name}_std"] = float(part.std())
+    return found, np.asarray(advantages)[own].reshape(-1), metrics
+
+
+def _everyones(mine: Rewards, group_size: int) -> Rewards:
+    """Those of all processes, each [groups, group_size]."""
+    *columns, parts = mine
+    rows = np.stack([*columns, *parts.values()], axis=1).tolist()
+    of_all = np.array(processes.gather(rows, group_size), np.float32)
+    columns = [x.reshape(-1, group_size) for x in of_all.T]
+    count = len(Rewards._fields) - 1
+    return Rewards(*columns[:count], dict(zip(parts, columns[count:], strict=True)))
 
 
 def has_signal(rewards: Sequence[float]) -> bool:

@@ -71,7 +71,7 @@ def _collect(
     kept: list[Response] = []
     spare: list[Response] = []
     times: dict[str, float] = {}
-    beside = {"latency_coef": c.reward.latency_coef}
+    beside = {"latency_coef": c.reward.latency_coef, "overlong": overlong_penalty(c)}
     beside["part_weights"] = experiment.part_weights
     tries = ROUNDS if c.rl.dynamic_sampling else 1
     for attempt in range(tries):
@@ -142,8 +142,11 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 weights,
                 c.rl.group_size,
                 normalize_std=c.rl.normalize_std,
+                normalize_parts=c.rl.normalize_parts,
+                baseline=c.rl.baseline,
                 latency_coef=latency_coef,
                 part_weights=experiment.part_weights,
+                overlong=overlong_penalty(c),
             )
             of_all = everyones(responses, c.rl.group_size)
             metrics |= {f"rollout/{n}": x for n, x in describe(of_all).items()}
@@ -187,6 +190,18 @@ def reward_weights(config: Any, step: int) -> dict[str, float]:
     """Weights of the step's rewards (`rewards.weights`), as the config has them."""
     names = ("schedule", "window", "tiered_steps", "scaffold_steps")
     return rewards.weights(step=step, **{name: config.reward[name] for name in names})
+
+
+def overlong_penalty(config: Any) -> Callable[[int, int], float] | None:
+    """`rewards.overlong` with the limits of the config; None where it is off."""
+    if not config.reward.overlong_buffer:
+        return None
+    return functools.partial(
+        rewards.overlong,
+        max_tokens=config.rollout.max_response_tokens,
+        max_steps=config.rollout.max_sequential_steps,
+        buffer=config.reward.overlong_buffer,
+    )
 
 
 def _update(

@@ -1,7 +1,7 @@
 """The compiled pieces of an RL step."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,9 +39,12 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
         optimizer=optimizer,
         policy=experiment.policy(sampling=True),
         grpo=GrpoSettings(
+            objective=c.rl.objective,
             clip_low=c.rl.clip_low,
             clip_high=c.rl.clip_high,
+            dual_clip=c.rl.dual_clip,
             kl_coef=c.rl.kl_coef,
+            kl_estimator=c.rl.kl_estimator,
             aggregation=c.rl.aggregation,
             constant=c.rollout.max_response_tokens,
         ),
@@ -103,6 +106,9 @@ class Updater:
             picked = [trajectories[i] for i in chosen]
             batch, placed, count, part = arrange(picked, advantages[chosen])
             tokens, work = tokens + count, work + part
+            if c.mask_truncated:  # they count in their group's baseline alone
+                finished = _of_tokens(batch, placed, lambda t: t.finished)
+                batch = batch.replace(loss_mask=batch.loss_mask & finished)
             if self.recomputes:
                 batch, mismatch = self._recompute(params, batch, placed)
                 mismatches.append(mismatch)
@@ -178,23 +184,45 @@ class Updater:
         """
         put = mesh.put_batch(batch, self._experiment.mesh)
         old = mesh.local_batch(self._logps(params, put))
-        mask, shape = batch.loss_mask, batch.old_logps.shape
-        # Tokens in second and later paths, and forced ones.
-        later, forced = np.zeros(shape, bool), np.zeros(shape, bool)
-        for index, row in enumerate(rows):
-            of_row = divmod(index, shape[1])
-            for first, t in trajectory.places(row):
-                response = (*of_row, slice(first + len(t.prompt), first + len(t)))
-                later[response] = t.path > 1
-                forced[response] = t.forced
-        drawn = mask & ~forced
+        mask, c = batch.loss_mask, self._experiment.config.rl
+        later = _of_tokens(batch, rows, lambda t: t.path > 1)
+        drawn = mask & ~_of_tokens(batch, rows, lambda t: t.forced)
         gap = np.abs(old - batch.old_logps)
         mismatch = {"first": gap[drawn & ~later], "later": gap[drawn & later]}
-        if cap := self._experiment.config.rl.importance_cap:
-            ratio = losses.truncated_importance(old, batch.old_logps, cap=cap)
-            batch = batch.replace(importance=np.where(drawn, ratio, 1.0))
+        if c.importance_cap:
+            weights = losses.importance_weights(
+                old,
+                batch.old_logps,
+                drawn,
+                batch.start,
+                mode=c.importance,
+                cap=c.importance_cap,
+                floor=c.importance_floor,
+            )
+            batch = batch.replace(importance=np.asarray(weights))
             mismatch["importance"] = batch.importance[drawn]
+            if c.importance.endswith("mask"):
+                mismatch["dropped"] = mismatch["importance"] == 0
         return batch.replace(old_logps=np.where(mask, old, 0.0)), mismatch
+
+
+def _of_tokens(
+    batch: Batch,
+    rows: Sequence[Sequence[Trajectory]],
+    of: Callable[[Trajectory], np.ndarray | bool],
+) -> np.ndarray:
+    """What is true of responses or their tokens, [micro-batches, B, T] bool.
+
+    Args:
+      rows: the trajectories of each row of the batch; of those behind them, none.
+      of: bool, or bool [T] over a response's tokens. It is False elsewhere.
+    """
+    spread = np.zeros(batch.loss_mask.shape, bool)
+    for index, row in enumerate(rows):
+        for first, t in trajectory.places(row):
+            response = slice(first + len(t.prompt), first + len(t))
+            spread[(*divmod(index, spread.shape[1]), response)] = of(t)
+    return spread
 
 
 def _mismatch_metrics(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -217,6 +245,9 @@ def _mismatch_metrics(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, float
         if name == "importance":
             metrics["policy/importance_mean"] = mean
             metrics["policy/importance_min"] = min(least)
+            continue
+        if name == "dropped":
+            metrics["policy/importance_dropped"] = mean
             continue
         prefix = {"first": "logp_gap", "later": "logp_gap_later_paths"}[name]
         metrics[f"rollout/{prefix}_max"] = max(top)

@@ -26,11 +26,14 @@ from pr1_jax.trajectory import Batch
 
 @dataclasses.dataclass(frozen=True)
 class GrpoSettings:
-    """Switches of the GRPO loss (docs/method.md, section 4)."""
+    """Switches of `losses.grpo_loss` and its token weights."""
 
+    objective: str = "grpo"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 0.0
     kl_coef: float = 0.0
+    kl_estimator: str = "k3"
     aggregation: str = "token_mean"
     constant: float = 1.0  # normaliser of `constant`, in tokens
 
@@ -78,10 +81,14 @@ def grpo_update(
             batch.old_logps,
             batch.advantages,
             weights,
+            batch.start,
+            objective=grpo.objective,
             clip_low=grpo.clip_low,
             clip_high=grpo.clip_high,
+            dual_clip=grpo.dual_clip,
             ref_logps=ref_logps,
             kl_coef=grpo.kl_coef,
+            kl_estimator=grpo.kl_estimator,
             importance=batch.importance,
         )
         is_known = jnp.isfinite(jnp.where(batch.loss_mask, batch.old_logps, 0.0)).all()

@@ -153,6 +153,9 @@ METRICS = {
         "Importance weight, mean", "Trained over sampled probability of a token."
     ),
     "policy/importance_min": _number("Importance weight, least"),
+    "policy/importance_dropped": _share(
+        "Dropped tokens", "Tokens whose importance weight is out of its range."
+    ),
     "analysis/path_bleu": _share(
         "Likeness of paths (BLEU)",
         "Between paths of a block; 100 % is the same text.",
@@ -199,6 +202,9 @@ METRICS = {
         "Reward of your function", "Mean; its weight is not in it.", short="function"
     ),
     "reward/function_std": _number("Spread of your function's reward"),
+    "reward/overlong": _number(
+        "Punishment of long responses", "Mean; from 0 to -1 as they near the limit."
+    ),
     "reward/tiered": _count("Tiered reward in force"),
     "reward/not_finite": _count(
         "Rewards that are no number", "Their groups are left out.", "less"
