@@ -235,6 +235,54 @@ def test_loss_of_the_first_update_by_hand(rl_steps, aggregation, normalize_std):
     assert line["loss/grpo"] == pytest.approx(-expected[aggregation], abs=1e-5)
 
 
+def test_other_objectives_by_hand(rl_steps, monkeypatch):
+    """One step with the switches that plain GRPO leaves off, in packed rows."""
+    noise, real = np.random.default_rng(0), trajectory.pack_rows
+
+    def inexact(rows, *args, **kwargs):
+        batch = real(rows, *args, **kwargs)
+        wrong = noise.normal(0, 0.02, batch.old_logps.shape).astype(np.float32)
+        return batch.replace(old_logps=batch.old_logps + wrong * batch.loss_mask)
+
+    monkeypatch.setattr(trajectory, "pack_rows", inexact)
+    switches = {
+        **{"objective": "gspo", "aggregation": "response_mean", "dual_clip": 3.0},
+        **{"kl_coef": 0.1, "kl_estimator": "k3+", "baseline": "leave_one_out"},
+        **{"recompute_logps": True, "importance": "sequence_mask"},
+        **{"importance_cap": 1.1, "importance_floor": 0.9, "normalize_std": False},
+        **{"mask_truncated": True, "micro_batch_size": 2},
+    }
+    (line,), sampled, moved = rl_steps(
+        switches, reward={"overlong_buffer": 80}, packed_tokens=540, max_blocks=0
+    )
+    tokens = np.array([r["total_tokens"] for r in sampled])
+    finished = np.array([r["finished"] for r in sampled])
+    assert 2 < finished.sum() < len(sampled)
+    right = np.array([1.0 if r["verdict"] == CORRECT else -1.0 for r in sampled])
+    punished = -np.maximum(tokens - (RESPONSE_TOKENS - 80), 0) / 80
+    assert line["reward/overlong"] == pytest.approx(punished.mean(), abs=1e-6)
+    np.testing.assert_allclose(
+        [r["reward"] for r in sampled], right + punished, atol=1e-6
+    )
+    values = (right + punished).reshape(PROMPTS, 4)
+    advantages = (4 / 3 * (values - values.mean(axis=1, keepdims=True))).ravel()
+    # All ratios of a response are 1, but the sampler's were others.
+    assert 0 < line["policy/importance_dropped"] < 1
+    kept = advantages[finished].mean()
+    assert line["loss/grpo"] != pytest.approx(-kept, abs=1e-3)
+    assert line["policy/ref_kl"] == pytest.approx(0, abs=1e-6)
+    assert line["policy/ratio_max_error"] < 1e-4
+    assert difference(moved, jax.tree.map(np.zeros_like, moved)) > 1e-6
+    switches |= {"importance_cap": 9.0, "importance_floor": 0.0}
+    switches |= {"importance": "sequence_truncate"}
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(trajectory, "pack_rows", real)
+    (line,), _, _ = rl_steps(
+        switches, reward={"overlong_buffer": 80}, packed_tokens=540, max_blocks=0
+    )
+    assert line["loss/grpo"] == pytest.approx(-kept, abs=1e-4)
+
+
 def test_two_mini_batches_make_two_updates(rl_steps, plain):
     (line,), sampled, moved = rl_steps({"mini_batches": 2})
     assert sampled == plain[1]
