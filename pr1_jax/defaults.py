@@ -172,8 +172,8 @@ def _rollout(c: ml_collections.ConfigDict) -> None:
     c.rollout.steps_per_chunk = 32  # [tokens] decoded between two looks of the host
 
 
-def _training(c: ml_collections.ConfigDict) -> None:
-    """Rewards, and the stages that train."""
+def _rewards(c: ml_collections.ConfigDict) -> None:
+    """What a response is rewarded with."""
     c.reward = ml_collections.ConfigDict()
     # Which reward counts at which step: docs/method.md, section 5.
     c.reward.schedule = "alternating"
@@ -200,6 +200,9 @@ def _training(c: ml_collections.ConfigDict) -> None:
     # Processes that call each of these functions, beside each training process.
     c.reward.workers = 2
 
+
+def _training(c: ml_collections.ConfigDict) -> None:
+    """The stages that train."""
     c.sft = ml_collections.ConfigDict()
     c.sft.steps = 1000  # [updates] of the stage
     c.sft.batch_size = 64  # [traces] of an update
@@ -315,7 +318,16 @@ def _workdir(c: ml_collections.ConfigDict) -> None:
     c.checkpoint.init = ""  # workdir of a run to take the first parameters from
 
 
-_GROUPS = (_experiment, _model, _data, _rollout, _training, _other_stages, _workdir)
+_GROUPS = (
+    _experiment,
+    _model,
+    _data,
+    _rollout,
+    _rewards,
+    _training,
+    _other_stages,
+    _workdir,
+)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -186,8 +186,8 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
     need(
         config,
         "reward.overlong_buffer",
-        isinstance(buffer, int) and buffer <= shortest,
-        f"must be whole, and not longer than a response may be, {shortest} "
+        buffer <= shortest,
+        f"must not be longer than a response may be, {shortest} "
         "(rollout.max_response_tokens, rollout.max_sequential_steps)",
     )
 
