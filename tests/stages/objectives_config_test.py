@@ -26,13 +26,11 @@ RECOMPUTED = {"rl.recompute_logps": True}
         ({"rl.dual_clip": -3.0}, "rl.dual_clip=-3.0 must not be negative"),
         (
             {"rl.objective": "cispo", "rl.dual_clip": 3.0},
-            "rl.dual_clip=3.0 is of objectives that clip their gain, not of "
-            "rl.objective=cispo: set it to 0",
+            "rl.dual_clip=3.0 is of objectives that clip their gain, not of rl.objective",
         ),
         (
             {"rl.kl_estimator": "k1", "rl.kl_coef": 0.1},
-            "rl.kl_estimator=k1 has a gradient whose mean is 0, so that "
-            "rl.kl_coef=0.1 adds noise alone: take k1+",
+            "rl.kl_estimator=k1 has a gradient whose mean is 0, so that rl.kl_coef=0.1",
         ),
         (
             {"rl.importance_floor": -0.5},

@@ -245,13 +245,11 @@ def test_other_objectives_by_hand(rl_steps, monkeypatch):
         return batch.replace(old_logps=batch.old_logps + wrong * batch.loss_mask)
 
     monkeypatch.setattr(trajectory, "pack_rows", inexact)
-    switches = {
-        **{"objective": "gspo", "aggregation": "response_mean", "dual_clip": 3.0},
-        **{"kl_coef": 0.1, "kl_estimator": "k3+", "baseline": "leave_one_out"},
-        **{"recompute_logps": True, "importance": "sequence_mask"},
-        **{"importance_cap": 1.1, "importance_floor": 0.9, "normalize_std": False},
-        **{"mask_truncated": True, "micro_batch_size": 2},
-    }
+    switches = {"objective": "gspo", "aggregation": "response_mean", "dual_clip": 3.0}
+    switches |= {"kl_coef": 0.1, "kl_estimator": "k3+", "baseline": "leave_one_out"}
+    switches |= {"recompute_logps": True, "importance": "sequence_mask"}
+    switches |= {"importance_cap": 1.1, "importance_floor": 0.9, "normalize_std": False}
+    switches |= {"mask_truncated": True, "micro_batch_size": 2}
     (line,), sampled, moved = rl_steps(
         switches, reward={"overlong_buffer": 80}, packed_tokens=540, max_blocks=0
     )
