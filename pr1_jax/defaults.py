@@ -96,6 +96,13 @@ def _model(c: ml_collections.ConfigDict) -> None:
     # that little is padding; a micro-batch is of so many rows. At least the longest prompt
     # and response together. 0 = a row is a response.
     c.model.packed_tokens = 0
+    # LoRA: adapters of this rank are trained beside frozen weights, which are kept in
+    # model.dtype (docs/adapters.md); 0 = all weights are trained.
+    c.model.lora_rank = 0
+    c.model.lora_alpha = 32.0  # adapters' products count lora_alpha / lora_rank times
+    # What is trained of it: projections by their names in peft ("q_proj", …, "down_proj"),
+    # "all-linear" for all seven, and "tags" for the tags' rows of the embedding.
+    c.model.lora_targets = ("all-linear", "tags")
 
 
 def _data(c: ml_collections.ConfigDict) -> None:

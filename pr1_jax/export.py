@@ -38,8 +38,7 @@ def export(
 
     from pr1_jax.huggingface import usage, weights
     from pr1_jax.huggingface.config import max_positions, resolve
-    from pr1_jax.stages import experiment
-    from pr1_jax.workdir import checkpoint
+    from pr1_jax.stages import experiment, policies
     from pr1_jax.workdir.folder import read_config
 
     weights.check_free(out)
@@ -49,12 +48,9 @@ def export(
     except RuntimeError:  # JAX_PLATFORMS names others
         host = jax.devices()[0]
     made = experiment.reopen(config, host)
-    wanted = made.abstract_params()
-    if dtype:
-        wanted = jax.tree.map(lambda x: x.update(dtype=dtype), wanted)
     folder = config.checkpoint.folder or workdir
-    which = {"number": number, "field": "--workdir", "about": made.about_model}
-    params = checkpoint.restore_params(folder, wanted, **which)
+    which = {"number": number, "field": "--workdir"}
+    params = policies.read(made, folder, dtype=dtype, **which)
     origin = config.model.path and resolve(config.model.path)
     weights.save_params(
         out,

@@ -15,9 +15,8 @@ from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import max_positions
 from pr1_jax.huggingface.config import read_config as read_shape
 from pr1_jax.sampler.settings import Settings, Vocab
-from pr1_jax.stages import experiment
+from pr1_jax.stages import experiment, policies
 from pr1_jax.system import files
-from pr1_jax.workdir import checkpoint
 from pr1_jax.workdir.folder import read_config
 
 _FOLDER_TOKENS = 1024  # of a response, where a folder does not say
@@ -96,10 +95,10 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
         made = experiment.reopen(config, jax.devices()[0])
     except (ValueError, OSError) as error:
         raise ValueError(f"--checkpoint={folder}: its config.json: {error}") from error
-    which = {"number": number, "field": "--checkpoint", "about": made.about_model}
-    wanted, where = made.abstract_params(), config.checkpoint.folder or folder
+    which = {"number": number, "field": "--checkpoint"}
+    where = config.checkpoint.folder or folder
     try:
-        checkpoint.check_params(where, wanted, **which)
+        policies.check(made, where, **which)
     except FileNotFoundError as error:
         if number is None:
             raise
@@ -110,7 +109,7 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
         made.settings,
         config.data.template,
         f"as {folder} was trained",
-        lambda: checkpoint.restore_params(where, wanted, **which),
+        lambda: policies.read(made, where, **which),
     )
 
 

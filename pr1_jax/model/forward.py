@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pr1_jax.kernels import fusion
-from pr1_jax.model import parallel
+from pr1_jax.model import adapters, parallel
 from pr1_jax.model.config import REMAT_POLICIES, ModelConfig
 from pr1_jax.model.layers import Attend, rms_norm, rotary_angles
 from pr1_jax.model.xla import Xla
@@ -29,7 +29,8 @@ def forward(
     """Final hidden states of tokens; `backend.logits` maps those on.
 
     Args:
-      params: unboxed parameters, as they are trained or of `backend.prepare`.
+      params: unboxed parameters, as they are trained or of `backend.prepare`; of a
+        policy with adapters, its rows merged already (`adapters.with_rows`).
       tokens: [...] int32. positions: [...] int32, rotary positions.
       attend: as `layers.Attend` says.
       cache: any pytree that `attend` understands, one entry a layer: a tuple, or arrays
@@ -51,6 +52,7 @@ def forward(
     )
 
     def layer(x, params, cache):
+        params = adapters.merged(params)
         out, cache = backend.attend_heads(params, x, angles, attend, cache, live)
         with jax.named_scope("projections"):
             x = backend.finish_layer(params, x, out, live)

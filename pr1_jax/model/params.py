@@ -44,9 +44,12 @@ def compute_params(config: ModelConfig, params):
     """Parameters in the dtype that the forward pass computes with.
 
     It casts matrices and biases wherever it uses them, so casting them once before a
-    loop of many passes changes no value. Norm scales are used in their own dtype.
+    loop of many passes changes no value. Norm scales, and adapters, are used in their own
+    dtype.
     """
-    cast = lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype)
+    own = ("scale", "a", "b")
+    name = lambda last: last.key if hasattr(last, "key") else last.name
+    cast = lambda path, x: x if name(path[-1]) in own else x.astype(config.dtype)
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
@@ -102,7 +105,11 @@ def head_of(params) -> jax.Array:
 
 def param_shardings(config: ModelConfig, mesh: Mesh, rules: Rules = RULES):
     """A NamedSharding for every parameter, from its logical names."""
-    boxed = abstract_params(config)
+    return boxed_shardings(abstract_params(config), mesh, rules)
+
+
+def boxed_shardings(boxed, mesh: Mesh, rules: Rules = RULES):
+    """A NamedSharding for every array of a tree that is boxed with logical names."""
 
     def sharding(box):
         names = zip(box.names, box.value.shape)

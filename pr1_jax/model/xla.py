@@ -32,7 +32,7 @@ from pr1_jax.kernels.attention import (
     ungroup_queries,
 )
 from pr1_jax.kernels.pallas import KEPT
-from pr1_jax.model import parallel
+from pr1_jax.model import adapters, parallel
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.layers import Attend, kept_rms_norm, project, rms_norm, rotate
 from pr1_jax.model.params import (
@@ -117,11 +117,14 @@ class Xla:
         """Parameters as decoding reads them: in its dtype, layers apart and fused.
 
         A cast, or a layer's slice of a stack, is thereby made once and not at every step.
+        So is a policy with adapters merged.
         """
         c = self.config
-        params = dict(unstack_layers(c, compute_params(c, params)))
+        params = compute_params(c, adapters.with_rows(params))
+        params = dict(unstack_layers(c, params))
         for i in range(c.num_layers):
-            params[f"layer_{i}"] = fuse_projections(c, params[f"layer_{i}"])
+            layer = adapters.merged(params[f"layer_{i}"])
+            params[f"layer_{i}"] = fuse_projections(c, layer)
         return params
 
     def prepared_shardings(self, mesh: Mesh):

@@ -19,6 +19,7 @@ from pr1_jax import layout, losses, rewards
 from pr1_jax.data import prompts, sources, tasks, tokenizer
 from pr1_jax.defaults import flat, get_config
 from pr1_jax.kernels import attention
+from pr1_jax.model import adapters
 from pr1_jax.model.backend import KERNELS
 from pr1_jax.model.config import REMAT_POLICIES
 from pr1_jax.sampler.settings import Settings
@@ -75,9 +76,10 @@ _LIMITS = {
     """,
     _POSITIVE: """
         sft.lr rl.lr optimizer.tag_lr_multiplier reward.timeout_sec reward.function_sec
+        model.lora_alpha
     """,
     _NOT_NEGATIVE: """
-        seed data.seed model.logits_chunk model.packed_tokens report.traces
+        seed data.seed model.logits_chunk model.packed_tokens model.lora_rank report.traces
         rl.clip_low rl.clip_high rl.dual_clip rl.kl_coef
         rl.importance_cap rl.importance_floor reward.overlong_buffer
         optimizer.weight_decay optimizer.clip_norm
@@ -114,6 +116,7 @@ def check(
     _holds_only(config, "stages", STAGES)
     need(config, "stages", len({*stages}) == len(stages), "may hold each stage once")
     _check_numbers(config)
+    _check_adapters(config)
     sinks.check(field(config, "metrics.sinks"))
     tasks.make(field(config, "data.task"))
     _check_benchmarks(config)
@@ -189,6 +192,19 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
         buffer <= shortest,
         f"must not be longer than a response may be, {shortest} "
         "(rollout.max_response_tokens, rollout.max_sequential_steps)",
+    )
+
+
+def _check_adapters(config: ml_collections.ConfigDict) -> None:
+    need(
+        config, "model.lora_rank", isinstance(config.model.lora_rank, int), "is no int"
+    )
+    _holds_only(config, "model.lora_targets", adapters.TARGETS)
+    need(
+        config,
+        "model.lora_targets",
+        bool(adapters.projections(tuple(config.model.lora_targets))),
+        f"names no projection: at least one of {adapters.TARGETS[:-1]}",
     )
 
 

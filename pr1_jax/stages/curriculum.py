@@ -66,7 +66,8 @@ def run(
     """Runs, or goes on with, the curriculum in `workdir`; tells `watchers` of it."""
     with Run(made, workdir, watchers) as current:
         current.say(
-            f"{param_count(current.params):,} parameters, "
+            f"{param_count(made.abstract_params()):,} parameters, "
+            f"{_trained(made)}"
             f"{made.config.variant} variant, workdir {current.workdir}"
         )
         done = -1 if current.position is None else current.position.stage
@@ -80,6 +81,13 @@ def run(
                 _evaluate(current, held_out, f"eval_{i + 1}_{stage}")
         current.finish()
         _report(current)
+
+
+def _trained(made: experiment.Experiment) -> str:
+    """How many parameters are trained, if not all are."""
+    if made.adapter_settings is None:
+        return ""
+    return f"{param_count(made.abstract_trained()):,} more in adapters, "
 
 
 def _evaluate(current: Run, held_out: Any, name: str) -> None:

@@ -16,10 +16,12 @@ from pr1_jax import rewards, trajectory
 from pr1_jax.data import sources, tasks, tokenizer, tokenizer_files
 from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import read_config, resolve
+from pr1_jax.model import adapters
 from pr1_jax.model.backend import Backend, choose
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import (
     abstract_params,
+    boxed_shardings,
     init_params,
     param_shardings,
     unbox,
@@ -261,7 +263,7 @@ class Experiment:
         Args:
           batch, inputs: abstract, as `abstract_batch` makes them.
         """
-        state = abstract_state(self.abstract_params(), optimizer, self.mesh)
+        state = abstract_state(self.abstract_trained(), optimizer, self.mesh)
         shardings = shardings_of(state), mesh.replicated(self.mesh)
         on_tpu = self.mesh.devices.flat[0].platform == "tpu"
         jitted = jax.jit(
@@ -282,8 +284,10 @@ class Experiment:
         """
         how = (*_NUMERICS, "param_dtype")
         model = dataclasses.asdict(self.model)
+        adapted = self.adapter_settings and dataclasses.asdict(self.adapter_settings)
         return files.plain(
             {
+                **({checkpoint.ADAPTERS: adapted} if adapted else {}),
                 "tokenizer": self.tokenizer.fingerprint,
                 "vocabulary": self.tokenizer.vocabulary,
                 "tags": self.tokenizer.tag_ids,
@@ -300,22 +304,60 @@ class Experiment:
 
     def key(self, purpose: str, step: int = 0) -> jax.Array:
         """A PRNG key that depends on the seed, a purpose and a step alone."""
-        purposes = ("params", "tags", "rl", "eval", "coldstart")
+        purposes = ("params", "tags", "rl", "eval", "coldstart", "adapters")
         key = jax.random.key(self.config.seed)
         key = jax.random.fold_in(key, purposes.index(purpose))
         return jax.random.fold_in(key, step)
 
+    @functools.cached_property
+    def adapter_settings(self) -> adapters.Settings | None:
+        """What is trained beside frozen weights; None where all weights are trained."""
+        c = self.config.model
+        if not c.lora_rank:
+            return None
+        ids = self.vocab.tag_ids if adapters.TAGS in c.lora_targets else ()
+        names = adapters.projections(tuple(c.lora_targets))
+        ids = tuple(map(int, sorted(ids)))
+        return adapters.Settings(c.lora_rank, float(c.lora_alpha), names, ids)
+
     def abstract_params(self) -> Any:
-        """Shapes, dtypes and shardings of the parameters."""
-        boxed = abstract_params(self.model)
+        """Shapes, dtypes and shardings of the model's parameters, adapters apart."""
+        return self._abstract(abstract_params(self.model))
+
+    def abstract_frozen(self) -> adapters.Frozen | None:
+        """Those of weights that are not trained; None where all are."""
+        if self.adapter_settings is None:
+            return None
+        return adapters.Frozen(self.abstract_params(), self.adapter_settings)
+
+    def abstract_trained(self) -> Any:
+        """Those of what is trained: all parameters, or adapters."""
+        if self.adapter_settings is None:
+            return self.abstract_params()
+        boxed = adapters.abstract_adapters(self.model, self.adapter_settings)
+        return self._abstract(boxed)
+
+    def _abstract(self, boxed: Any) -> Any:
         return jax.tree.map(
             lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),
             unbox(boxed),
-            param_shardings(self.model, self.mesh),
+            boxed_shardings(boxed, self.mesh),
         )
 
+    def initial_adapters(self) -> Any:
+        """Adapters with which the policy is that of the frozen weights."""
+        settings = self.model, self.adapter_settings
+        init = jax.jit(
+            lambda key: unbox(adapters.init_adapters(*settings, key)),
+            out_shardings=shardings_of(self.abstract_trained()),
+        )
+        return init(self.key("adapters"))
+
     def initial_params(self) -> Any:
-        """Parameters to start from: a checkpoint, a Hugging Face folder, or random."""
+        """Parameters to start from: a checkpoint, a Hugging Face folder, or random.
+
+        Where there are adapters, these are the frozen ones.
+        """
         c = self.config
         if c.checkpoint.init:
             number = self.origin.number  # newer ones may have come since
@@ -412,6 +454,7 @@ def build(
         vocab_size = own_tokenizer.vocab_size
         names = [f.name for f in dataclasses.fields(ModelConfig)]
         fields = {n: config.model[n] for n in names if n in config.model}
+        fields |= numerics(config.model)
         shape = ModelConfig(vocab_size=vocab_size, rope_base=_ROPE_BASE, **fields)
     own_tokenizer.use_bos(config.data.bos)
     shape = dataclasses.replace(shape, vocab_size=vocab_size)
@@ -442,7 +485,8 @@ def build(
 def reopen(config: ml_collections.ConfigDict, device: jax.Device) -> Experiment:
     """The experiment of a run on one device, whatever machine the run was on."""
     config.stages = ()  # nothing is trained; what only training refuses may be there
-    config.checkpoint.init = ""
+    if not config.model.lora_rank:  # else its weights are there, and adapters here
+        config.checkpoint.init = ""
     config.kernels = "auto"
     config.mesh.update(data=1, fsdp=1, tensor=1)
     return build(config, devices=[device])
@@ -455,5 +499,6 @@ def _read_folder(c: ml_collections.ConfigDict) -> tuple[pathlib.Path, ModelConfi
 
 
 def numerics(c: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `config.model` that a Hugging Face folder does not set."""
-    return {n: c[n] for n in _NUMERICS}
+    """Returns the fields of `ModelConfig` that a Hugging Face folder does not set."""
+    stored = {"param_dtype": c["dtype"]} if c["lora_rank"] else {}  # else float32
+    return {n: c[n] for n in _NUMERICS} | stored

@@ -118,7 +118,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
     state, start = run.begin(stage, optimizer, stream)
     with ThreadPoolExecutor(1) as threads:  # XLA leaves cores idle
         updater = Updater(experiment, run, state.params, threads)
-        experiment.sampler(c.rl.group_size).warm_up(state.params)
+        experiment.sampler(c.rl.group_size).warm_up(run.policy(state.params))
     peak = pace.device_peak(c)
     began, saved_sec = time.perf_counter(), 0.0
     writer = ThreadPoolExecutor(1)
@@ -128,7 +128,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             data_state = stream.get_state()
             try:
                 responses, metrics = _collect(
-                    experiment, state.params, stream, step, weights
+                    experiment, run.policy(state.params), stream, step, weights
                 )
             except stopping.Stopped:
                 run.leave(Position(stage, step - 1), state, data_state)

@@ -13,6 +13,8 @@ import rich.console
 from absl import logging
 
 from pr1_jax.data.streams import Stream
+from pr1_jax.model import adapters
+from pr1_jax.stages import policies
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.system import files, processes, stopping
 from pr1_jax.system.mesh import local_batch
@@ -67,12 +69,13 @@ class Run(contextlib.AbstractContextManager):
         gap = alarms.largest_logp_gap(config.variant, model.dtype, model.num_layers)
         limits = alarms.Limits(gap, **config.alarms)
         self._alarms = {stage: alarms.Alarms(limits) for stage in TRAINING}
+        self.frozen, about = policies.read_frozen(experiment)
         self._checkpoints = checkpoint.Checkpoints(
             config.checkpoint.folder or self.workdir,
             keep=config.checkpoint.keep,
             keep_best=config.checkpoint.keep_best,
             best_metric=config.checkpoint.best_metric,
-            about=experiment.about,
+            about=about,
         )
         self._writer = MetricWriter(
             self.workdir,
@@ -88,13 +91,13 @@ class Run(contextlib.AbstractContextManager):
         self._left: tuple[Any, Any] | None = None  # states of training and data
         self.position = self._newest()
         if self.position is None:
-            self.params = experiment.initial_params()
+            self.trained = policies.first_trained(experiment)
         else:
             self.say(
                 f"resuming {self._stages[self.position.stage]} after step "
                 f"{self.position.step}"
             )
-            self.params = self._left[0].params
+            self.trained = self._left[0].params
         ours.keep()  # weights that could not be read are not what it began with
         self._resume_metrics()
 
@@ -103,6 +106,15 @@ class Run(contextlib.AbstractContextManager):
         self._writer.close()
         for watcher in self._watchers:
             watcher.close()
+
+    def policy(self, trained: Any) -> Any:
+        """All parameters of the policy in which these are trained."""
+        return adapters.policy_params(self.frozen, trained)
+
+    @property
+    def params(self) -> Any:
+        """All parameters as they are before the first stage, or after the last one."""
+        return self.policy(self.trained)
 
     @property
     def names(self) -> list[str]:
@@ -126,7 +138,7 @@ class Run(contextlib.AbstractContextManager):
         while (position := self._checkpoints.latest()) is not None:
             optimizer, _ = self.experiment.optimizer(self._stages[position.stage])
             abstract = abstract_state(
-                self.experiment.abstract_params(), optimizer, self.experiment.mesh
+                self.experiment.abstract_trained(), optimizer, self.experiment.mesh
             )
             try:
                 self._left = self._checkpoints.restore(position, abstract)
@@ -179,10 +191,10 @@ class Run(contextlib.AbstractContextManager):
         """
         if self.position is None or self.position.stage != stage:
             mesh = self.experiment.mesh
-            return from_params(self.params, optimizer, mesh), 0
+            return from_params(self.trained, optimizer, mesh), 0
         (state, data_state), self._left = self._left, None
         stream.set_state(data_state)
-        self.params, name = None, self._stages[stage]
+        self.trained, name = None, self._stages[stage]
         self._alarms[name].skipped = int(state.opt_state.notfinite_count)
         if self.position.step == self.experiment.config[name].steps:
             self._end(name, state)
@@ -194,7 +206,7 @@ class Run(contextlib.AbstractContextManager):
         Raises:
           FloatingPointError: all updates were skipped, or too many in a row at the end.
         """
-        self.params = state.params
+        self.trained = state.params
         skipped = int(state.opt_state.total_notfinite)
         if skipped == int(state.step):
             raise FloatingPointError(
@@ -277,11 +289,11 @@ class Run(contextlib.AbstractContextManager):
         arrays = {name: x for name, x in vars(batch).items() if x is not None}
         np.savez(path, **{name: local_batch(x) for name, x in arrays.items()})
 
-    def reference(self, params: Any) -> Any:
-        """The policy at the start of the stage, kept on disk for the KL term.
+    def reference(self, trained: Any) -> Any:
+        """What is trained, at the start of the stage: kept on disk for the KL term.
 
         Args:
-          params: of the state that the stage begins or goes on with.
+          trained: of the state that the stage begins or goes on with.
 
         Raises:
           RefusedError: it cannot be read, or is gone where the stage goes on.
@@ -290,8 +302,8 @@ class Run(contextlib.AbstractContextManager):
         went_on = went_on and self._stages[self.position.stage] == "rl"
         return checkpoint.kept_tree(
             self.workdir / "checkpoints_reference",
-            None if went_on else params,
-            self.experiment.abstract_params(),
+            None if went_on else trained,
+            self.experiment.abstract_trained(),
         )
 
     def display(self, stage: str, total_steps: int) -> progress.Progress:

@@ -57,7 +57,8 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
         policy=experiment.policy(sampling=False),
     )
     batch = experiment.abstract_batch(c.batch_size, c.micro_batch_size)
-    return experiment.lower_update(update, optimizer, batch)
+    frozen = experiment.abstract_frozen()
+    return experiment.lower_update(update, optimizer, batch, frozen)
 
 
 def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
@@ -74,7 +75,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
             began = time.perf_counter()
             traces = next(stream)
             batch = mesh.put_batch(pack(experiment, traces), experiment.mesh)
-            state, figures = update(state, batch)
+            state, figures = update(state, batch, run.frozen)
             figures = {name: float(x) for name, x in figures.items()}
             if figures["skipped"]:
                 run.keep_batch("sft", batch)

@@ -15,6 +15,7 @@ from pr1_jax.stages.run import Run
 from pr1_jax.system import mesh, processes
 from pr1_jax.training import micro_batches
 from pr1_jax.training.logps import trained_logps
+from pr1_jax.training.state import TrainState
 from pr1_jax.training.update import GrpoSettings, grpo_update
 from pr1_jax.trajectory import Batch, Trajectory
 
@@ -51,7 +52,8 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
     )
     batch = _abstract_batch(experiment)
     ref_logps = batch.old_logps if c.rl.kl_coef else None
-    return experiment.lower_update(update, optimizer, batch, ref_logps)
+    frozen = experiment.abstract_frozen()
+    return experiment.lower_update(update, optimizer, batch, ref_logps, frozen)
 
 
 class Updater:
@@ -61,15 +63,17 @@ class Updater:
         self,
         experiment: Experiment,
         run: Run,
-        params: Any,
+        trained: Any,
         threads: ThreadPoolExecutor,
     ):
         c = experiment.config
+        self._run = run
         self._experiment, self.recomputes = experiment, checks.recomputes(c)
         self.shortcut = c.rollout.shortcut
-        self._reference = run.reference(params) if c.rl.kl_coef else None
-        self._update = threads.submit(lower_update(experiment).compile)
+        self._reference = run.reference(trained) if c.rl.kl_coef else None
+        self._compiled = threads.submit(lower_update(experiment).compile)
         if self.recomputes or self._reference is not None:
+            params = run.policy(trained)
             policy = experiment.policy(sampling=True)
             logps = functools.partial(
                 trained_logps, experiment.training_backend, policy=policy
@@ -81,21 +85,20 @@ class Updater:
                     jax.jit(logps, out_shardings=sharding).lower(params, bare).compile()
                 )
 
-    @property
-    def update(self) -> jax.stages.Compiled:
-        """update(state, batch, ref_logps) -> (state, metrics), once it is compiled."""
-        return self._update.result()
+    def update(self, state: TrainState, batch: Batch, ref_logps: Any) -> tuple:
+        """The state and metrics after an update, as `training.update` has them."""
+        return self._compiled.result()(state, batch, ref_logps, self._run.frozen)
 
     def mini_batches(
         self,
-        params: Any,
+        trained: Any,
         trajectories: Sequence[Trajectory],
         advantages: np.ndarray,
     ) -> tuple[list[tuple[Batch, Any]], dict[str, float]]:
         """Packed mini-batches with their reference log-probs, or None.
 
         Groups are taken as they come: problems are in random order already. Old
-        log-probs are those of `params`, recomputed where the sampler's will not do; then
+        log-probs are those of `trained`, recomputed where the sampler's will not do; then
         the gap between the two is measured over all responses.
         """
         experiment, out, mismatches = self._experiment, [], []
@@ -110,13 +113,13 @@ class Updater:
                 finished = _of_tokens(batch, placed, lambda t: t.finished)
                 batch = batch.replace(loss_mask=batch.loss_mask & finished)
             if self.recomputes:
-                batch, mismatch = self._recompute(params, batch, placed)
+                batch, mismatch = self._recompute(trained, batch, placed)
                 mismatches.append(mismatch)
             batch = mesh.put_batch(batch, experiment.mesh)
             ref = None
             if self._reference is not None:
                 bare = batch.replace(importance=None)
-                ref = self._logps(self._reference, bare)
+                ref = self._logps(self._run.policy(self._reference), bare)
             out.append((batch, ref))
         passes = 3 + self.recomputes + (self._reference is not None)
         metrics = {
@@ -175,7 +178,7 @@ class Updater:
         return pace.everyones(pace.training(trajectories, variant=variant, **kwargs))
 
     def _recompute(
-        self, params: Any, batch: Batch, rows: Sequence[Sequence[Trajectory]]
+        self, trained: Any, batch: Batch, rows: Sequence[Sequence[Trajectory]]
     ) -> tuple[Batch, dict[str, np.ndarray]]:
         """The trainer's old log-probs, and how far from them the sampler's are.
 
@@ -183,7 +186,7 @@ class Updater:
           rows: the trajectories of each row of the batch; of those behind them, none.
         """
         put = mesh.put_batch(batch, self._experiment.mesh)
-        old = mesh.local_batch(self._logps(params, put))
+        old = mesh.local_batch(self._logps(self._run.policy(trained), put))
         mask, c = batch.loss_mask, self._experiment.config.rl
         later = _of_tokens(batch, rows, lambda t: t.path > 1)
         drawn = mask & ~_of_tokens(batch, rows, lambda t: t.forced)

@@ -29,6 +29,7 @@ RULES = {
     "mlp": "tensor",
     "head_dim": None,
     "layers": None,
+    "adapter": None,  # rank, or rows, of adapters
 }
 
 # While sampling, weights stay put: whole but for `tensor`.

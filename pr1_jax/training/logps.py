@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from pr1_jax.model.adapters import with_rows
 from pr1_jax.model.backend import Backend
 from pr1_jax.model.forward import forward
 from pr1_jax.model.params import head_of
@@ -69,6 +70,7 @@ def policy_logps(
       shared: first tokens, untrained, that the rows of each group of
         `policy.group_rows` have in common: they are computed once for all of them.
     """
+    params = with_rows(params)
     hidden = _predicting(backend, params, batch, policy.group_rows, shared)
     first = max(shared, 1)
     wanted, restore = _trained_span(batch.loss_mask[:, first:], policy.max_trained)

@@ -53,7 +53,8 @@ def make_optimizer(
     parts.append(optax.scale_by_adam(settings.b1, settings.b2, settings.eps))
     if settings.weight_decay:
         # By name: stacked norm scales and biases have two axes as well.
-        decays = lambda path, _: path[-1].key in ("kernel", "embedding", "head")
+        names = ("kernel", "embedding", "head", "a", "b")
+        decays = lambda path, _: path[-1].key in names and path[0].key != "rows"
         matrices = functools.partial(jax.tree_util.tree_map_with_path, decays)
         parts.append(optax.add_decayed_weights(settings.weight_decay, matrices))
     if settings.tag_lr_multiplier != 1.0:
@@ -95,10 +96,16 @@ def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArg
 
 
 def _scale_rows(rows: tuple[int, ...], factor: float) -> optax.GradientTransformation:
-    """Multiplies the updates of some rows of the embedding and the head."""
+    """Multiplies the updates of some rows of the embedding and the head.
+
+    Of adapters all rows that are trained are such.
+    """
 
     def update(updates, params=None):
         del params
+        if "rows" in updates:
+            more = jax.tree.map(lambda x: x * factor, updates["rows"])
+            return updates | {"rows": more}
         scale = lambda x: x.at[jnp.array(rows)].multiply(factor)
         named = {n: scale(updates[n]) for n in ("embedding", "head") if n in updates}
         return updates | named

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from pr1_jax import losses
+from pr1_jax.model.adapters import Frozen, policy_params
 from pr1_jax.model.backend import Backend
 from pr1_jax.training.logps import (
     PolicySettings,
@@ -41,12 +42,17 @@ class GrpoSettings:
 def sft_update(
     state: TrainState,
     batch: Batch,
+    frozen: Frozen | None = None,
     *,
     backend: Backend,
     optimizer: optax.GradientTransformation,
     policy: PolicySettings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One SFT step on a batch with leading axes [micro-batches, B]."""
+    """One SFT step on a batch with leading axes [micro-batches, B].
+
+    Args:
+      frozen: weights that are not trained, where the state has adapters.
+    """
 
     def loss_fn(params, batch, weights, *, shared):
         logps, _ = policy_logps(backend, params, batch, policy, shared)
@@ -54,7 +60,7 @@ def sft_update(
 
     weights = _batch_weights(batch)
     inputs = (batch, weights)
-    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
+    state, loss, metrics = _update(state, frozen, loss_fn, inputs, optimizer, policy)
     return state, {"loss/sft": loss, **metrics}
 
 
@@ -62,6 +68,7 @@ def grpo_update(
     state: TrainState,
     batch: Batch,
     ref_logps: jax.Array | None = None,
+    frozen: Frozen | None = None,
     *,
     backend: Backend,
     optimizer: optax.GradientTransformation,
@@ -72,6 +79,9 @@ def grpo_update(
 
     It is skipped where an old log-prob of a trained token is not finite: its sampler had
     no distribution.
+
+    Args:
+      frozen: as of `sft_update`.
     """
 
     def loss_fn(params, batch, weights, ref_logps, *, shared):
@@ -107,7 +117,7 @@ def grpo_update(
         batch, aggregation=grpo.aggregation, constant=grpo.constant
     )
     inputs = (batch, weights, ref_logps)
-    state, loss, metrics = _update(state, loss_fn, inputs, optimizer, policy)
+    state, loss, metrics = _update(state, frozen, loss_fn, inputs, optimizer, policy)
     return state, {"loss/grpo": loss, **metrics}
 
 
@@ -119,9 +129,13 @@ def _batch_weights(batch: Batch, **kwargs: Any) -> jax.Array:
     return weights.reshape(shape)
 
 
-def _update(state, loss_fn, inputs, optimizer, policy):
+def _update(state, frozen, loss_fn, inputs, optimizer, policy):
     """Sums gradients over micro-batches and applies them."""
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def of_trained(trained, *inputs, shared):
+        return loss_fn(policy_params(frozen, trained), *inputs, shared=shared)
+
+    grad_fn = jax.value_and_grad(of_trained, has_aux=True)
 
     def micro_step(total, _, *inputs):
         gradient = functools.partial(grad_fn, state.params)

@@ -31,6 +31,8 @@ from pr1_jax.workdir.folder import RefusedError
 T = TypeVar("T")
 
 STAGE_SIZE = 1_000_000
+# In `about`: that adapters were trained, and the checksum of the weights beside them.
+ADAPTERS, FROZEN = "adapters", "frozen weights"
 _NAMES = ocp.step.standard_name_format(step_format_fixed_length=8)
 
 
@@ -393,6 +395,11 @@ def check_params(
         name = f"{field}={path}"
         raise _damaged(name, states[number].parent, _line(error)) from error
     if about:
+        if ADAPTERS in said and ADAPTERS not in about:
+            raise RefusedError(
+                f"{field}={path} holds adapters alone: write it as a folder "
+                "(pr1_jax.export), and begin with that as model.path"
+            )
         check_about(said, about, f"{field}={path}")
     _check_same(saved, abstract_params, f"{field}={path}")
     return states[number]
@@ -457,6 +464,10 @@ def _way_out(name: str, value: Any) -> str:
         return (
             f"set variant={value}, or write it as a folder (pr1_jax.export) and begin "
             "with that as model.path"
+        )
+    if name == FROZEN:
+        return (
+            "give the model.path or checkpoint.init that its adapters were trained on"
         )
     return "give the model.path and data.task that it was made with, or another one"
 

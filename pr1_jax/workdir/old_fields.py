@@ -28,6 +28,9 @@ DROPPED = (
 # Newer than some runs, with the values that such a run had without them.
 ADDED: Mapping[str, Any] = {
     "data.strict": False,
+    "model.lora_alpha": 32.0,
+    "model.lora_rank": 0,
+    "model.lora_targets": ["all-linear", "tags"],
     "rl.recompute_logps": False,
     "reward.function": "",
     "reward.function_sec": 30.0,
