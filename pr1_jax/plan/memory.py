@@ -32,6 +32,7 @@ from pr1_jax.system.accelerators import GIB
 from pr1_jax.system.mesh import batch_shards
 
 PARAMETERS, OPTIMIZER = "parameters", "optimizer state"
+FROZEN = "frozen parameters"  # where adapters are trained; these are "parameters" then
 REFERENCE, BATCH = "reference parameters", "batch"
 GRADIENTS, TRAINING = "gradients", "training temporaries"
 WEIGHTS, RESPONSES, PROMPTS = "decoding weights", "response cache", "prompt cache"
@@ -43,6 +44,7 @@ SFT_UPDATE = "SFT update"  # a moment, where RL's has another
 _REMEDIES = {
     PARAMETERS: ("+mesh.fsdp", "+mesh.tensor"),
     OPTIMIZER: ("+mesh.fsdp", "+mesh.tensor"),
+    FROZEN: ("+mesh.fsdp", "+mesh.tensor"),
     REFERENCE: ("+mesh.fsdp", "+mesh.tensor"),
     BATCH: ("+rl.mini_batches",),
     GRADIENTS: ("+mesh.fsdp", "+mesh.tensor"),
@@ -150,7 +152,7 @@ class Moment:
 
 
 def resident(experiment: Experiment) -> dict[str, int]:
-    """The training state, which is there all the time."""
+    """The training state and frozen parameters, which are there all the time."""
     state = abstract_state(experiment)
     parts = {
         PARAMETERS: device_bytes(state.params),
@@ -158,13 +160,15 @@ def resident(experiment: Experiment) -> dict[str, int]:
     }
     if "rl" in experiment.config.stages and experiment.config.rl.kl_coef:
         parts[REFERENCE] = parts[PARAMETERS]
+    if frozen := device_bytes(experiment.abstract_frozen()):
+        parts[FROZEN] = frozen
     return parts
 
 
 def update_arguments(experiment: Experiment) -> int:
-    """Bytes of what an update is given: the training state and a mini-batch."""
+    """Bytes of what an update is given: the state, a mini-batch, frozen parameters."""
     given = abstract_state(experiment), abstract_batch(experiment)
-    return device_bytes(given)
+    return device_bytes((*given, experiment.abstract_frozen()))
 
 
 def update_moment(experiment: Experiment, program: Program) -> Moment:
@@ -259,7 +263,8 @@ def estimated_update(experiment: Experiment) -> Program:
     """Memory of the update's program from sizes alone; a guess within about a third.
 
     Counted are the state, the batch, gradients twice (summed, and of a micro-batch),
-    the layers' inputs or all that they keep, one layer's work, and logits.
+    the layers' inputs or all that they keep, one layer's work, and logits. With adapters
+    this work has a layer's merged weights, and their gradient.
     """
     c, policy = experiment.model, experiment.policy(sampling=True)
     batch = abstract_batch(experiment)
@@ -278,7 +283,12 @@ def estimated_update(experiment: Experiment) -> Program:
         predicted = min(predicted, held)
     logits = (4 + itemsize) * predicted * c.vocab_size  # and their gradient
     one_layer = rows * T * 2 * kept + scores
-    total = parts[PARAMETERS] * 3 + parts[OPTIMIZER] + device_bytes(batch)
+    if FROZEN in parts:
+        one_layer += 2 * (itemsize + 4) * costs.layer_weights(c) // c.num_layers // tensor
+        total = parts[FROZEN]
+    else:
+        total = 0
+    total += parts[PARAMETERS] * 3 + parts[OPTIMIZER] + device_bytes(batch)
     total += rows * T * c.num_layers * layers + max(one_layer, logits // tensor)
     return Program(int(total))
 

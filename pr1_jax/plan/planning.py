@@ -106,6 +106,7 @@ class Plan:
             "devices": self.topology.num_devices,
             "mesh": dict(e.mesh.shape),
             "parameters": param_count(e.abstract_params()),
+            "trained_parameters": param_count(e.abstract_trained()),
             "hardware": dataclasses.asdict(hardware),
             "compiled": bool(self.compile_sec),
             "compile_sec": self.compile_sec,

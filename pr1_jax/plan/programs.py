@@ -100,7 +100,7 @@ def mini_batch(config: ml_collections.ConfigDict) -> int:
 def abstract_state(made: Experiment) -> TrainState:
     """Shapes and shardings of the training state."""
     optimizer, _ = made.optimizer(training_stage(made.config))
-    return state_abstract_state(made.abstract_params(), optimizer, made.mesh)
+    return state_abstract_state(made.abstract_trained(), optimizer, made.mesh)
 
 
 def abstract_batch(made: Experiment) -> Any:

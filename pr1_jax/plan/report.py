@@ -22,6 +22,8 @@ def show(plan: Plan) -> rich.console.Group:
         f"({mesh}), {hardware.name}, {plan.limit / GIB:.2f} GiB each; "
         f"{count / 1e9:.3g} billion parameters"
     )
+    if e.adapter_settings:
+        title += f", and {param_count(e.abstract_trained()) / 1e6:.3g} million in adapters"
     parts = [rich.text.Text(title + "\n", style="bold")]
     parts += [memory_table(plan).terminal(), verdict(plan)]
     parts.append(work_table(plan).terminal())
