@@ -4,7 +4,9 @@
 
 The folder holds config.json, safetensors in parts, the tokenizer with the tags, and in
 `pr1_jax.json` how the model was trained to be asked: `pr1_jax.chat` heeds that. It serves
-as `model.path` again.
+as `model.path` again. Adapters are merged into their weights, or written by themselves:
+
+    python -m pr1_jax.export --workdir=runs/lora --out=adapters --adapters
 """
 
 import pathlib
@@ -20,12 +22,14 @@ def export(
     *,
     number: int | None = None,
     dtype: str | None = None,
+    apart: bool = False,
     max_shard_bytes: int = 4 * 2**30,
 ) -> None:
     """Writes checkpoint `number` of a run, or its newest one, to the folder `out`.
 
     Args:
       dtype: of the weights; as trained without it.
+      apart: writes adapters alone, for `peft`; in float32, as trained.
       max_shard_bytes: size of a safetensors file.
 
     Raises:
@@ -36,7 +40,7 @@ def export(
 
     import jax
 
-    from pr1_jax.huggingface import usage, weights
+    from pr1_jax.huggingface import adapters, usage, weights
     from pr1_jax.huggingface.config import max_positions, resolve
     from pr1_jax.stages import experiment, policies
     from pr1_jax.workdir.folder import read_config
@@ -50,6 +54,16 @@ def export(
     made = experiment.reopen(config, host)
     folder = config.checkpoint.folder or workdir
     which = {"number": number, "field": "--workdir"}
+    asked = usage.Usage(
+        config.data.template, config.data.bos, dataclasses.asdict(made.settings)
+    )
+    if apart:
+        _check_adapters(made, workdir, dtype)
+        base = "" if config.checkpoint.init else config.model.path
+        both = policies.read_adapters(made, folder, **which)
+        rest = {"base": base, "usage": asked}
+        adapters.save_adapters(out, *both, made.model, made.tokenizer, **rest)
+        return
     params = policies.read(made, folder, dtype=dtype, **which)
     origin = config.model.path and resolve(config.model.path)
     weights.save_params(
@@ -57,12 +71,20 @@ def export(
         params,
         made.model,
         made.tokenizer,
-        usage=usage.Usage(
-            config.data.template, config.data.bos, dataclasses.asdict(made.settings)
-        ),
+        usage=asked,
         max_shard_bytes=max_shard_bytes,
         max_positions=max_positions(origin) if origin else made.settings.max_tokens,
     )
+
+
+def _check_adapters(made, workdir: str, dtype: str | None) -> None:
+    if made.adapter_settings is None:
+        raise ValueError(
+            f"--workdir={workdir} has no adapters (model.lora_rank=0): leave --adapters "
+            "away, for all of its weights"
+        )
+    if dtype:
+        raise ValueError(f"--dtype={dtype}: adapters are written in float32 alone")
 
 
 def main(argv: list[str]) -> None:
@@ -75,6 +97,7 @@ def main(argv: list[str]) -> None:
             _OUT.value,
             number=_CHECKPOINT.value,
             dtype=_DTYPE.value,
+            apart=_ADAPTERS.value,
             max_shard_bytes=int(_PART_GIB.value * 2**30),
         )
     except (ValueError, OSError) as error:
@@ -96,6 +119,9 @@ if __name__ == "__main__":
         None,
         ["float32", "bfloat16", "float16"],
         "Of the weights; default as trained.",
+    )
+    _ADAPTERS = flags.DEFINE_bool(
+        "adapters", False, "Write adapters alone, for peft; not merged into weights."
     )
     _PART_GIB = flags.DEFINE_float(
         "part_gib", 4.0, "Largest size of a safetensors file, GiB.", lower_bound=1e-6

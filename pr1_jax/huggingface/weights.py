@@ -5,10 +5,11 @@ Weights are read and written one tensor at a time, so the host holds one paramet
 a copy of the model.
 """
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,24 @@ def check_free(folder: str | os.PathLike) -> None:
         raise FileExistsError(f"{folder} exists and is not an empty folder")
 
 
+@contextlib.contextmanager
+def whole_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write into, which is `folder` at the end: that is whole or absent.
+
+    Raises:
+      FileExistsError: as `check_free`.
+    """
+    folder = Path(folder)
+    check_free(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def save_params(
     folder: str | os.PathLike,
     params: Mapping[str, Any],
@@ -122,8 +141,6 @@ def save_params(
 ) -> None:
     """Writes a folder that `transformers` loads; one part at a time on the host.
 
-    It is written beside `folder` and renamed at the end: the folder is whole or absent.
-
     Args:
       folder: must not exist, or be empty.
       params: unboxed; written in their own dtype. config: of `params`.
@@ -131,11 +148,7 @@ def save_params(
       max_shard_bytes: size of a safetensors part (a single tensor may exceed it).
       max_positions: the `max_position_embeddings` that config.json states.
     """
-    folder = Path(folder)
-    check_free(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as temporary:
         flat = traverse_util.flatten_dict(params)
         dtype = str(flat[("embedding",)].dtype)
         settings = config_json(config, dtype, tokenizer, max_positions)
@@ -147,9 +160,6 @@ def save_params(
             files.write_json(temporary / "generation_config.json", ids)
         if usage is not None:
             usage.write(temporary)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_tensors(folder: Path, flat, config: ModelConfig, max_shard_bytes) -> None:

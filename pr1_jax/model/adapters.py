@@ -126,9 +126,15 @@ def _merged(part):
     stacked = a.ndim + b.ndim - 2 - kernel.ndim  # 1 where layers are
     first, r = kernel.shape[:stacked], a.shape[-1]
     a, b = a.reshape(*first, -1, r), b.reshape(*first, r, -1)
-    delta = pair.scale * jnp.matmul(a, b, precision="highest")
-    delta = delta.reshape(kernel.shape)
+    delta = pair.scale * _product(a, b).reshape(kernel.shape)
     return part | {"kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}
+
+
+def _product(a, b):
+    """A B, as a product over a batch of 1: policies of remat keep those without a batch,
+    and this one is as large as the weights.
+    """
+    return jnp.matmul(a[None], b[None], precision="highest")[0]
 
 
 def with_rows(params):

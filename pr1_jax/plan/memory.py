@@ -284,7 +284,9 @@ def estimated_update(experiment: Experiment) -> Program:
     logits = (4 + itemsize) * predicted * c.vocab_size  # and their gradient
     one_layer = rows * T * 2 * kept + scores
     if FROZEN in parts:
-        one_layer += 2 * (itemsize + 4) * costs.layer_weights(c) // c.num_layers // tensor
+        one_layer += (
+            2 * (itemsize + 4) * costs.layer_weights(c) // c.num_layers // tensor
+        )
         total = parts[FROZEN]
     else:
         total = 0

@@ -23,7 +23,9 @@ def show(plan: Plan) -> rich.console.Group:
         f"{count / 1e9:.3g} billion parameters"
     )
     if e.adapter_settings:
-        title += f", and {param_count(e.abstract_trained()) / 1e6:.3g} million in adapters"
+        title += (
+            f", and {param_count(e.abstract_trained()) / 1e6:.3g} million in adapters"
+        )
     parts = [rich.text.Text(title + "\n", style="bold")]
     parts += [memory_table(plan).terminal(), verdict(plan)]
     parts.append(work_table(plan).terminal())

@@ -474,6 +474,9 @@ def build(
             choose(made.model, config.kernels, made.mesh, training=training)
     if config.checkpoint.init:
         about = dict(made.about)
+        about.pop(
+            checkpoint.ADAPTERS, None
+        )  # they go with all weights, which are there
         if not {"sft", "rl"} & {*config.stages} and config.stages:
             del about["variant"]  # the other stages name the modes that they decode in
         checkpoint.check_params(

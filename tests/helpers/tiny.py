@@ -10,6 +10,7 @@ import pytest
 
 from pr1_jax import tags
 from pr1_jax.kernels.cpu import library
+from pr1_jax.model import adapters
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import init_params, unbox
 from pr1_jax.model.rope import Yarn
@@ -70,6 +71,15 @@ def random_params(config, seed=0):
         return jnp.asarray(center + spread * rng.normal(size=x.shape), x.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
+
+
+@functools.cache
+def random_adapters(config, settings, seed=0):
+    """Adapters that change what a model of `random_params` computes; B is not 0."""
+    rng = np.random.default_rng(seed)
+    abstract = unbox(adapters.abstract_adapters(config, settings))
+    draw = lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), x.dtype)
+    return jax.tree.map(draw, abstract)
 
 
 def floats(rng, *shape):
