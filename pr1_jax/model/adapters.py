@@ -134,7 +134,10 @@ def _product(a, b):
     """A B, as a product over a batch of 1: policies of remat keep those without a batch,
     and this one is as large as the weights.
     """
-    return jnp.matmul(a[None], b[None], precision="highest")[0]
+    a, b = a[None], b[None]  # and not by jnp.matmul, which leaves such an axis out
+    batch = tuple(range(a.ndim - 2))
+    dimensions = ((a.ndim - 1,), (a.ndim - 2,)), (batch, batch)
+    return jax.lax.dot_general(a, b, dimensions, precision="highest")[0]
 
 
 def with_rows(params):
