@@ -344,15 +344,6 @@ class Experiment:
             boxed_shardings(boxed, self.mesh),
         )
 
-    def initial_adapters(self) -> Any:
-        """Adapters with which the policy is that of the frozen weights."""
-        settings = self.model, self.adapter_settings
-        init = jax.jit(
-            lambda key: unbox(adapters.init_adapters(*settings, key)),
-            out_shardings=shardings_of(self.abstract_trained()),
-        )
-        return init(self.key("adapters"))
-
     def initial_params(self) -> Any:
         """Parameters to start from: a checkpoint, a Hugging Face folder, or random.
 

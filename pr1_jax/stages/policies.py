@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 from pr1_jax.model import adapters
+from pr1_jax.model.params import unbox
 from pr1_jax.stages.experiment import Experiment
+from pr1_jax.training.state import shardings_of
 from pr1_jax.workdir import checkpoint
 
 
@@ -32,7 +34,12 @@ def first_trained(made: Experiment) -> Any:
     """What a run trains, as it is at the start: all parameters, or fresh adapters."""
     if made.adapter_settings is None:
         return made.initial_params()
-    return made.initial_adapters()
+    settings = made.model, made.adapter_settings
+    init = jax.jit(
+        lambda key: unbox(adapters.init_adapters(*settings, key)),
+        out_shardings=shardings_of(made.abstract_trained()),
+    )
+    return init(made.key("adapters"))
 
 
 def check(made: Experiment, where: str | os.PathLike[str], **which: Any) -> None:
