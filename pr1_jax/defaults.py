@@ -124,8 +124,11 @@ def _data(c: ml_collections.ConfigDict) -> None:
     c.data.seed = 0  # seed of the order of records, and of those made by code
     # How a problem is put to the model: "plain" (the question as it is), "instruction"
     # (our instruction before it), "chat" (both by the tokenizer's chat template), "own"
-    # (the data's messages by that template, without the solution at their end).
+    # (the data's messages by that template, without the solution at their end), or a file
+    # of yours, as my_prompt.jinja (docs/rewards.md).
     c.data.template = "plain"
+    # A text file with an instruction in place of ours; "" = ours.
+    c.data.instruction = ""
     # Whether prompts begin with the tokenizer's BOS: "auto" (as it encodes text by itself;
     # a chat template writes its own, or none), "yes" or "no". It is never there twice.
     c.data.bos = "auto"

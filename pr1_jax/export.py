@@ -55,7 +55,7 @@ def export(
     folder = config.checkpoint.folder or workdir
     which = {"number": number, "field": "--workdir"}
     asked = usage.Usage(
-        config.data.template, config.data.bos, dataclasses.asdict(made.settings)
+        made.own.template, config.data.bos, dataclasses.asdict(made.settings)
     )
     if apart:
         _check_adapters(made, workdir, dtype)

@@ -79,7 +79,7 @@ def _prepare(
     """
     from pr1_jax.defaults import flat
     from pr1_jax.stages import curriculum
-    from pr1_jax.system import files, processes
+    from pr1_jax.system import digests, files, processes
     from pr1_jax.workdir import identity
     from pr1_jax.workdir.folder import not_shared, only_run, open_workdir
 
@@ -99,6 +99,7 @@ def _prepare(
     mine = {
         "checkpoint.init, its checkpoint": prepared[0].origin.number,
         "--workdir, whether its run has finished": finished,
+        **{name: digests.of_text(x) for name, x in prepared[0].own.texts.items()},
     }
     if wrong := processes.difference(flat(files.plain(config.to_dict())) | mine):
         cli.stop(wrong)

@@ -76,7 +76,7 @@ def load(
         opened = dataclasses.replace(
             opened,
             settings=changed(opened.settings, given),
-            template=template or opened.template,
+            template=_given(template, opened.template),
             source=f"{opened.source}, but for what is given",
         )
     return Chat(
@@ -107,7 +107,7 @@ def _open_run(folder: pathlib.Path, number: int | None) -> Opened:
         made.model,
         made.tokenizer,
         made.settings,
-        config.data.template,
+        made.own.template,
         f"as {folder} was trained",
         lambda: policies.read(made, where, **which),
     )
@@ -122,7 +122,7 @@ def _open_folder(folder: pathlib.Path, given: Mapping[str, Any]) -> Opened:
     tokenizer.use_bos("auto" if trained is None else trained.bos)
     if trained is None:
         template, source = (
-            _guessed_template(tokenizer),
+            prompts.Template(_guessed_template(tokenizer)),
             f"guessed, since {folder} has no {usage.FILE}",
         )
     else:
@@ -191,6 +191,11 @@ def _known_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{field.name}={value!r:.200} is not of type {kind}")
         known[field.name] = value
     return known
+
+
+def _given(name: str | None, trained: prompts.Template) -> prompts.Template:
+    """The template of this name, with the instruction that was trained."""
+    return dataclasses.replace(trained, name=name, text="") if name else trained
 
 
 def _guessed_template(tokenizer: Tokenizer) -> str:

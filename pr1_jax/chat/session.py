@@ -38,7 +38,7 @@ class Opened:
     model: ModelConfig
     tokenizer: tokenizer.Tokenizer
     settings: Settings
-    template: str  # one of `prompts.TEMPLATES`
+    template: prompts.Template
     source: str  # where settings and template are from, in a few words
     read_params: Callable[[], Any]
     labels: tuple[str, ...] = ()  # of paths, as trained; the settings may have none
@@ -183,7 +183,7 @@ class Chat:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        if self.template == "plain" and self.task is not None:
+        if self.template.name == "plain" and self.task is not None:
             question = self.task.as_asked(question)
         try:
             tokens = prompts.prompt_tokens(

@@ -1,4 +1,4 @@
-"""Chat templates, which strangers write, rendered in bounded time and memory.
+"""Templates of prompts, which strangers write, rendered in bounded time and memory.
 
 A process of its own renders them (template_worker.py). It starts with the first prompt
 that needs one, in a second or so, and ends with this process.
@@ -70,16 +70,34 @@ def render(
     Raises:
       ValueError: what the template raised, or which limit it went beyond.
     """
-    global _worker
     said = sum(len(str(message)) for message in messages)
-    request = {
-        "template": template,
-        "messages": [dict(message) for message in messages],
-        "names": dict(names),
-        "limit_sec": LIMIT_SEC,
-        "max_chars": MAX_CHARS + 8 * said,
-    }
-    line = json.dumps(request, default=str).encode()
+    chat = {"messages": [dict(message) for message in messages]}
+    return _ask({"template": template, "names": dict(names), **chat}, said)
+
+
+def render_file(template: str, file: str, names: Mapping[str, Any]) -> str:
+    """The text of a Jinja template that is a prompt's, with these variables and no others.
+
+    Args:
+      file: its name, for messages.
+
+    Raises:
+      ValueError: names the line and what is wrong in it, or the limit that the template
+        went beyond.
+    """
+    said = sum(len(str(value)) for value in names.values())
+    return _ask({"template": template, "names": dict(names), "file": file}, said)
+
+
+def _ask(request: Mapping[str, Any], said: int) -> str:
+    """The text that a template makes.
+
+    Args:
+      said: characters of what it is told.
+    """
+    global _worker
+    limits = {"limit_sec": LIMIT_SEC, "max_chars": MAX_CHARS + 8 * said}
+    line = json.dumps({**request, **limits}, default=str).encode()
     with _lock:
         for again in (True, False):  # it may have ended of what others did
             worker, _worker = _worker or _Worker(), None

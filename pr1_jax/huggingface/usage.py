@@ -2,8 +2,9 @@
 
     {"template": "plain", "bos": "auto", "sampling": {"variant": "structured", "num_paths": 2, …}}
 
-An export writes it, so that nobody asks in another template than was trained. Other
-programs pass over the file, and a folder without it loads as well.
+An export writes it, so that nobody asks in another template than was trained. A template
+that is a file lies beside it, and an instruction of the user is in it. Other programs
+pass over both, and a folder without them loads as well.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from pr1_jax.data import prompts
 from pr1_jax.data.tokenizer import BOS
 from pr1_jax.system import files
 
-FILE = "pr1_jax.json"
+FILE, TEMPLATE_FILE = "pr1_jax.json", "pr1_jax_template.jinja"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +27,26 @@ class Usage:
     """What a model was trained with.
 
     Attributes:
-      template: of prompts, one of `prompts.TEMPLATES`.
+      template: of prompts.
       bos: of prompts, one of `tokenizer.BOS`.
       sampling: fields of `sampler.settings.Settings` by name: variant, budgets in
         tokens, deadline, labels of paths, temperature and so on.
     """
 
-    template: str
+    template: prompts.Template
     bos: str
     sampling: Mapping[str, Any]
 
     def write(self, folder: str | os.PathLike) -> None:
-        """Writes the file into a folder."""
-        files.write_json(Path(folder) / FILE, dataclasses.asdict(self))
+        """Writes the files into a folder."""
+        said = {"template": self.template.name}
+        if self.template.text:
+            said["template"] = TEMPLATE_FILE
+            (Path(folder) / TEMPLATE_FILE).write_text(self.template.text, "utf-8")
+        if self.template.instruction:
+            said["instruction"] = self.template.instruction
+        said |= {"bos": self.bos, "sampling": self.sampling}
+        files.write_json(Path(folder) / FILE, said)
 
 
 def read(folder: str | os.PathLike) -> Usage | None:
@@ -52,20 +60,33 @@ def read(folder: str | os.PathLike) -> Usage | None:
         return None
     raw = files.read_object(file)
     template, sampling = raw.get("template"), raw.get("sampling")
-    if template not in prompts.TEMPLATES:
+    if template not in (*prompts.TEMPLATES, TEMPLATE_FILE):
         raise ValueError(
-            f"{file}: template={template!r:.200} is not one of {prompts.TEMPLATES}"
+            f"{file}: template={template!r:.200} is not one of {prompts.TEMPLATES}, nor "
+            f"{TEMPLATE_FILE}"
         )
+    instruction = raw.get("instruction", "")
+    if not isinstance(instruction, str):
+        raise ValueError(f"{file}: instruction={instruction!r:.200} is not text")  # noqa: TRY004
     bos = raw.get("bos", "no")  # older versions wrote none, and added none
     if bos not in BOS:
         raise ValueError(f"{file}: bos={bos!r:.200} is not one of {BOS}")
     if not isinstance(sampling, dict):
         raise ValueError(f"{file}: sampling={sampling!r:.200} is not an object")  # noqa: TRY004
-    return Usage(template, bos, sampling)
+    if template == TEMPLATE_FILE:
+        template = str(Path(folder) / TEMPLATE_FILE)
+    try:
+        made = prompts.read_template(template)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    labels = sampling.get("path_labels")
+    labels = tuple(labels) if isinstance(labels, list) else ()
+    made = dataclasses.replace(made, instruction=instruction, labels=labels)
+    return Usage(made, bos, sampling)
 
 
 def warn_of_other_use(
-    folder: str | os.PathLike, template: str, labels: Sequence[str]
+    folder: str | os.PathLike, template: prompts.Template, labels: Sequence[str]
 ) -> None:
     """Logs a warning if a folder's model was trained otherwise.
 
@@ -77,10 +98,14 @@ def warn_of_other_use(
         return
     known = trained.sampling.get("path_labels", [])
     known = tuple(known) if isinstance(known, list) else known
-    both = (
-        ("data.template", template, trained.template),
-        ("rollout.path_labels", tuple(labels), known),
-    )
+    ours, used = template, trained.template
+    both = [("rollout.path_labels", tuple(labels), known)]
+    if (ours.text or ours.name) != (used.text or used.name):
+        both.insert(0, ("data.template", ours, used))
+    if ours.instruction != used.instruction:
+        text = "data.instruction=%s, but the model in %s was trained with %r"
+        named = ours.instruction and repr(ours.instruction[:60])
+        logging.warning(text, named, folder, used.instruction[:60] or "ours")
     for name, mine, theirs in both:
         if mine != theirs:
             text = "%s=%s, but the model in %s was trained with --config.%s=%s"

@@ -44,7 +44,6 @@ _CHOICES = {
     "rl.importance": losses.IMPORTANCE,
     "rl.baseline": losses.BASELINES,
     "rl.aggregation": losses.AGGREGATIONS,
-    "data.template": prompts.TEMPLATES,
     "data.bos": tokenizer.BOS,
     "sft.lr_schedule": SCHEDULES,
     "rl.lr_schedule": SCHEDULES,
@@ -119,6 +118,7 @@ def check(
     _check_adapters(config)
     sinks.check(field(config, "metrics.sinks"))
     tasks.make(field(config, "data.task"))
+    _check_prompts(config)
     _check_benchmarks(config)
     _check_batches(config)
     _check_mesh(config, devices)
@@ -205,6 +205,18 @@ def _check_adapters(config: ml_collections.ConfigDict) -> None:
         "model.lora_targets",
         bool(adapters.projections(tuple(config.model.lora_targets))),
         f"names no projection: at least one of {adapters.TARGETS[:-1]}",
+    )
+
+
+def _check_prompts(config: ml_collections.ConfigDict) -> None:
+    template = config.data.template
+    prompts.check_name(template)
+    need(
+        config,
+        "data.instruction",
+        not config.data.instruction or template not in ("plain", "own"),
+        f"is in no prompt of data.template={template}: take instruction, chat, or a file "
+        "*.jinja that names it",
     )
 
 

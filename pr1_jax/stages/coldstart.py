@@ -40,12 +40,12 @@ def open_stream(
         our instruction.
     """
     c = experiment.config
-    template, name = c.data.template, c.data.coldstart
+    template, name = experiment.own.template, c.data.coldstart
     if requests is None:
         source = experiment.source(name, "train", seed=c.data.seed + 2)
     else:
         source = [{"question": request, "answer": ""} for request in requests]
-        template = "own" if template in ("chat", "own") else "plain"
+        template = "own" if template.name in ("chat", "own") else "plain"
     return streams.problem_stream(
         source,
         experiment.tokenizer,

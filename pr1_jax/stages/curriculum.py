@@ -32,7 +32,7 @@ def prepare(config: ml_collections.ConfigDict) -> tuple[experiment.Experiment, A
       ValueError, FileNotFoundError: names the field and its value.
     """
     made = experiment.build(config)
-    made.load_own()
+    made.own.load()
     made.check_weights()
     for stage in config.stages:
         if stage == "benchmark":

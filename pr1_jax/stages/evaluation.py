@@ -44,7 +44,7 @@ def problems(experiment: Experiment, name: str = "") -> list[prompts.Problem]:
     return streams.held_out(
         experiment.source(name or first.source, "eval", seed=_SEED),
         experiment.tokenizer,
-        template=c.data.template,
+        template=experiment.own.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
         limit=c.eval.problems,
     )

@@ -12,7 +12,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from pr1_jax import rewards, trajectory
+from pr1_jax import trajectory
 from pr1_jax.data import sources, tasks, tokenizer, tokenizer_files
 from pr1_jax.huggingface import tags, usage, weights
 from pr1_jax.huggingface.config import read_config, resolve
@@ -128,33 +128,9 @@ class Experiment:
         return sources.open_source(name, split, traces=traces, **given)
 
     @functools.cached_property
-    def own(self) -> own.Functions:
-        """The functions of the user that the config names."""
-        return own.Functions.of(self.config)
-
-    @functools.cached_property
-    def part_weights(self) -> dict[str, float]:
-        """Weights of the parts of a reward; {} without a function of the user.
-
-        Raises:
-          ValueError: `reward.weights` does not go with the function's parts.
-        """
-        if not self.own.parts:
-            return {}
-        return rewards.part_weights(self.config.reward.weights, self.own.parts)
-
-    def load_own(self) -> None:
-        """Loads the functions of the user that the stages need, and tries them.
-
-        Raises:
-          ValueError: names the function and what is wrong with it.
-        """
-        needed = self.own
-        if "rl" not in self.config.stages:
-            needed = needed.without_rewards()
-        for function in filter(None, needed):
-            function.load()
-        assert self.part_weights or needed.reward is None
+    def own(self) -> own.Own:
+        """What is the user's: reward function, verifier, template of prompts."""
+        return own.Own(self.config, self.settings.path_labels)
 
     def policy(self, *, sampling: bool) -> PolicySettings:
         """The policy of rollouts, or (`sampling` off) the plain one of SFT."""
@@ -397,7 +373,7 @@ class Experiment:
             folder, config = _read_folder(c.model)
             weights.check_weights(folder, config, self.tokenizer)
             labels = self.settings.path_labels
-            usage.warn_of_other_use(folder, c.data.template, labels)
+            usage.warn_of_other_use(folder, self.own.template, labels)
 
     def optimizer(
         self, stage: str

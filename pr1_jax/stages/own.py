@@ -1,6 +1,9 @@
-"""The functions of the user in a run: what they are told, and what follows from it."""
+"""What of a run is the user's: reward function, verifier, template (docs/rewards.md)."""
 
 import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import ml_collections
@@ -8,9 +11,11 @@ import ml_collections
 from pr1_jax import rewards, tags
 from pr1_jax.answers.extract import extract
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
+from pr1_jax.data import prompts
 from pr1_jax.data.tokenizer import Tokenizer
 from pr1_jax.stages.responses import Response
 from pr1_jax.trajectory import Trajectory
+from pr1_jax.workdir import folder
 from pr1_jax.workers.own import OwnFunction
 
 UNVERIFIED = Result("", "")  # until the user's verifier has decided
@@ -47,8 +52,8 @@ class Functions(NamedTuple):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts of a reward, once loaded; () without a reward function."""
-        if self.reward is None:
+        """Names of the parts of a reward; () without a reward function that is loaded."""
+        if self.reward is None or not self.reward.parts:
             return ()
         return (rewards.SCHEDULE, *map(_part, self.reward.parts))
 
@@ -59,6 +64,73 @@ NONE = Functions()
 def _part(name: str) -> str:
     """The part of a reward that a function calls `name`; "" is that of a number."""
     return f"{rewards.FUNCTION}.{name}" if name else rewards.FUNCTION
+
+
+class Own:
+    """The functions and texts that a config names.
+
+    Attributes:
+      functions: not loaded before `load`.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, labels: Sequence[str]):
+        """Reads nothing yet.
+
+        Args:
+          labels: of paths, which a template may name.
+        """
+        self._config, self._labels = config, labels
+        self.functions = Functions.of(config)
+
+    @functools.cached_property
+    def template(self) -> prompts.Template:
+        """How problems are put to the model.
+
+        Raises:
+          FileNotFoundError, ValueError: a file that the config names is not there.
+        """
+        c = self._config.data
+        return prompts.read_template(c.template, c.instruction, labels=self._labels)
+
+    def load(self) -> None:
+        """Loads the functions that the stages need, and tries them.
+
+        Raises:
+          ValueError: names the function, or the weights of its parts, and what is wrong.
+        """
+        needed = self.functions
+        if "rl" not in self._config.stages:
+            needed = needed.without_rewards()
+        for function in filter(None, needed):
+            function.load()
+        assert self.part_weights or needed.reward is None
+
+    @functools.cached_property
+    def part_weights(self) -> dict[str, float]:
+        """Weights of the parts of a reward, once loaded; {} without a function.
+
+        Raises:
+          ValueError: `reward.weights` does not go with the function's parts.
+        """
+        parts = self.functions.parts
+        given = self._config.reward.weights
+        return rewards.part_weights(given, parts) if parts else {}
+
+    @functools.cached_property
+    def texts(self) -> dict[str, str]:
+        """The user's files as the workdir of a run keeps them; once loaded."""
+        texts = {
+            folder.TEMPLATE: self.template.text,
+            folder.INSTRUCTION: self.template.instruction,
+        }
+        for name, function in (
+            (folder.FUNCTION, self.functions.reward),
+            (folder.VERIFIER, self.functions.verifier),
+        ):
+            if function is not None and function.file:
+                file = pathlib.Path(function.file)
+                texts[name] = file.read_text("utf-8", errors="replace")
+        return {name: text for name, text in texts.items() if text}
 
 
 def judge(

@@ -45,7 +45,7 @@ def open_stream(experiment: Experiment) -> streams.Stream[prompts.Problem]:
     return streams.problem_stream(
         experiment.source(c.data.rl, "train", seed=c.data.seed + 1),
         experiment.tokenizer,
-        template=c.data.template,
+        template=experiment.own.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
         batch_size=c.rl.prompts_per_step // jax.process_count(),
         seed=c.data.seed + 1,
@@ -72,7 +72,7 @@ def _collect(
     spare: list[Response] = []
     times: dict[str, float] = {}
     beside = {"latency_coef": c.reward.latency_coef, "overlong": overlong_penalty(c)}
-    beside["part_weights"] = experiment.part_weights
+    beside["part_weights"] = experiment.own.part_weights
     tries = ROUNDS if c.rl.dynamic_sampling else 1
     for attempt in range(tries):
         began = time.perf_counter()
@@ -145,7 +145,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 normalize_parts=c.rl.normalize_parts,
                 baseline=c.rl.baseline,
                 latency_coef=latency_coef,
-                part_weights=experiment.part_weights,
+                part_weights=experiment.own.part_weights,
                 overlong=overlong_penalty(c),
             )
             of_all = everyones(responses, c.rl.group_size)

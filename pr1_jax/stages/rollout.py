@@ -51,6 +51,49 @@ def score(
     return own.judge(response, functions, tokenizer, grammar)
 
 
+class _Judges:
+    """Threads that score responses as soon as these are complete."""
+
+    def __init__(self, experiment: Experiment, *, rewarded: bool):
+        functions = experiment.own.functions
+        self._functions = functions if rewarded else functions.without_rewards()
+        self._settings = {
+            "timeout_sec": experiment.config.reward.timeout_sec,
+            "grammar": experiment.settings.grammar,
+            "functions": self._functions,
+        }
+        self._tokenizer = experiment.tokenizer
+        self._threads = ThreadPoolExecutor(_THREADS + self._functions.calls_at_once)
+        self._scored: dict[int, Future[Response | None]] = {}
+        self._failed: list[OwnCodeError] = []
+
+    def ask(self, index: int, problem: Problem, trajectory: Trajectory) -> None:
+        """Has a response scored; raises at once what has failed in a run of one process."""
+        if self._failed and jax.process_count() == 1:
+            raise self._failed[0]
+        self._scored[index] = self._threads.submit(self._score, problem, trajectory)
+
+    def _score(self, *response: Any) -> Response | None:
+        try:
+            return score(*response, self._tokenizer, **self._settings)
+        except OwnCodeError as error:
+            self._failed.append(error)
+            return None
+
+    def responses(self) -> list[Response]:
+        """All responses in order; if a function failed, all processes raise that here."""
+        found = [self._scored[i].result() for i in sorted(self._scored)]
+        if self._functions.calls_at_once:
+            mine = str(self._failed[0]) if self._failed else ""
+            if fault := processes.first_fault(mine):
+                raise OwnCodeError(fault)
+        return found
+
+    def close(self) -> None:
+        """Waits for what is being scored."""
+        self._threads.shutdown(cancel_futures=True)
+
+
 def sample_and_score(
     experiment: Experiment,
     sampler: Sampler,
@@ -79,33 +122,13 @@ def sample_and_score(
       stopping.Stopped: this process was told to stop.
       OwnCodeError: a function of the user failed, at any process.
     """
-    functions = experiment.own if rewarded else experiment.own.without_rewards()
     began = time.perf_counter()
     numbers = processes.numbers(len(problems))[:, None] * samples + np.arange(samples)
-    verified: dict[int, Future[Response]] = {}
-    failed: list[OwnCodeError] = []
-    threads = ThreadPoolExecutor(_THREADS + functions.calls_at_once)
-
-    def judge(problem: Problem, trajectory: Trajectory) -> Response | None:
-        try:
-            return score(
-                problem,
-                trajectory,
-                experiment.tokenizer,
-                timeout_sec=experiment.config.reward.timeout_sec,
-                grammar=experiment.settings.grammar,
-                functions=functions,
-            )
-        except OwnCodeError as error:
-            failed.append(error)
-            return None
+    judges = _Judges(experiment, rewarded=rewarded)
 
     def verify(index: int, trajectory: Trajectory) -> None:
         stopping.give_up()
-        if failed and jax.process_count() == 1:
-            raise failed[0]
-        problem = problems[index // samples]
-        verified[index] = threads.submit(judge, problem, trajectory)
+        judges.ask(index, problems[index // samples], trajectory)
 
     try:
         _, figures = sampler.sample(
@@ -116,13 +139,9 @@ def sample_and_score(
             ids=first + numbers.ravel(),
             on_finished=verify,
         )
-        responses = [verified[i].result() for i in sorted(verified)]
+        responses = judges.responses()
     finally:
-        threads.shutdown(cancel_futures=True)
-    if functions.calls_at_once:  # all processes stop before the update, or none
-        mine = str(failed[0]) if failed else ""
-        if fault := processes.first_fault(mine):
-            raise OwnCodeError(fault)
+        judges.close()
     took = time.perf_counter() - began
     return responses, {
         "perf/prefill_sec": figures.prefill_sec,

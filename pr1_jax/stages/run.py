@@ -59,7 +59,8 @@ class Run(contextlib.AbstractContextManager):
         self._stages = config.stages
         self._main = jax.process_index() == 0
         self.workdir = open_workdir(workdir, config)
-        ours = identity.check(self.workdir, config, experiment.origin)
+        texts = experiment.own.texts
+        ours = identity.check(self.workdir, config, experiment.origin, texts)
         if self._main:
             files.write_json(self.workdir / "config.json", config.to_dict())
         self.summary = files.read_json(self.workdir / "summary.json", {})

@@ -24,7 +24,7 @@ def open_stream(experiment: Experiment) -> streams.Stream[Trajectory]:
         experiment.source(c.data.sft, "train", seed=c.data.seed, traces=True),
         experiment.tokenizer,
         variant=c.variant,
-        template=c.data.template,
+        template=experiment.own.template,
         max_prompt_tokens=c.rollout.max_prompt_tokens,
         max_response_tokens=c.rollout.max_response_tokens,
         grammar=experiment.settings.grammar,

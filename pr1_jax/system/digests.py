@@ -38,6 +38,11 @@ def of_pieces(pieces: Mapping[str, Callable[[], bytes]]) -> str:
     return f"sha256 {total % 2**256:064x}"
 
 
+def of_text(text: str) -> str:
+    """The digest of a text, for comparison."""
+    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def of_files(paths: Sequence[str | os.PathLike[str]]) -> str:
     """The digest of what files hold, in this order, whatever their names.
 

@@ -21,6 +21,9 @@ from pr1_jax.system import files, processes
 from pr1_jax.workdir import old_fields
 
 CONFIG, RUN = "config.json", "run.json"
+# Copies of the user's files that a run goes by, in the folder `own`.
+TEMPLATE, INSTRUCTION = "own/template.jinja", "own/instruction.txt"
+FUNCTION, VERIFIER = "own/function.py", "own/verifier.py"
 _LOCK = "run.lock"
 # What this process wrote into the locks that it holds. Reading one would give it up: a
 # POSIX lock ends as soon as its process closes the file, by whatever handle.
@@ -282,6 +285,8 @@ def _check_is_new(workdir: pathlib.Path) -> None:
 def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """The config of a run, with the defaults of fields that are newer than the run.
 
+    A template and an instruction that are files are the copies in the run's folder.
+
     Raises:
       FileNotFoundError: there is none in this folder.
       ValueError: what is there is no config.
@@ -305,4 +310,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
                     group[part] = ml_collections.ConfigDict()
                 group = group[part]
             group[leaf] = value
+        for leaf, copy in (("template", TEMPLATE), ("instruction", INSTRUCTION)):
+            if (path / copy).exists():
+                config.data[leaf] = str(path / copy)
     return config

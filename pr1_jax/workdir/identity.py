@@ -1,4 +1,4 @@
-"""Whose a folder is, and what its run began with: kept in `run.json`, and compared.
+"""Whose a folder is, and what its run goes by: kept in `run.json`, and compared.
 
 In the workdir, `run.json` holds the run's id, where its checkpoints are, and its
 `Origin`: responses, evaluations,
@@ -6,9 +6,13 @@ checkpoints and the reference of the KL term all follow from those first paramet
 none may be mixed with what follows from others. In `checkpoint.folder`, where that is
 another folder, it holds the id, the `Origin`, the workdir and the config: the
 checkpoints there are this run's alone.
+
+The user's files that a run goes by are kept in the workdir, too, in `own`: a template
+must stay what it is, and a function may be mended, which the log says.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import secrets
@@ -50,9 +54,16 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What `run.json` is to hold, in each folder of a run."""
+    """What the folders of a run are to hold.
+
+    Attributes:
+      contents: of `run.json`, in each folder.
+      texts: of files in `workdir`, by name.
+    """
 
     contents: Mapping[epath.Path, Mapping[str, Any]]
+    workdir: pathlib.Path
+    texts: Mapping[str, str]
 
     def keep(self) -> None:
         """Writes it; process 0 alone does, and the others wait.
@@ -69,20 +80,28 @@ class Identity:
                     _write(folder, content)
                 if read_record(folder).get("id") != content["id"]:
                     fault = f"{folder} is taken by another run just now"
+            for name, text in {} if fault else self.texts.items():
+                _keep_text(self.workdir / name, text)
         if fault := processes.first_fault(fault):
             raise RefusedError(fault)
 
 
 def check(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, origin: Origin
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    origin: Origin,
+    texts: Mapping[str, str] | None = None,
 ) -> Identity:
     """Compares a run with what its folders are said to be of; writes nothing.
 
     All processes call this alike, and heed what process 0 reads.
 
+    Args:
+      texts: the user's files that the run goes by, by their names in the workdir.
+
     Raises:
       RefusedError: `checkpoint.folder` is of another run, or the run in the workdir began
-        with other weights; names both, and the way out.
+        with other weights or another template; names both, and the way out.
     """
     folder = checkpoint.absolute(config.checkpoint.folder or workdir)
     is_apart = "://" in str(folder) or not _same_folder(folder, workdir)
@@ -96,6 +115,11 @@ def check(
             "config": files.read_json(workdir / CONFIG, None),
             "holds": bool(checkpoint.numbers(folder)),
             "held": bool(checkpoint.numbers(checkpoint.absolute(before))),
+            "texts": {
+                name: (workdir / name).read_text("utf-8", errors="replace")
+                for name in texts or ()
+                if (workdir / name).exists()
+            },
         }
 
     try:
@@ -103,6 +127,8 @@ def check(
     except ValueError as error:
         raise RefusedError(str(error)) from error
     mine = dict(there["workdir"])
+    for name, was in there["texts"].items():
+        _check_text(workdir / name, was, texts[name])
     if is_apart:
         _check_owner(workdir, folder, config, there)
     if there["held"] and not there["holds"]:
@@ -129,7 +155,38 @@ def check(
     if is_apart:
         held = {"workdir": str(workdir), "config": files.plain(config.to_dict())}
         contents[folder] = {"id": name, "origin": said, **held}
-    return Identity(contents)
+    return Identity(contents, workdir, texts or {})
+
+
+def _check_text(kept: pathlib.Path, was: str, now: str) -> None:
+    """Compares a file of the user with the copy that a run has kept of it."""
+    if was == now:
+        return
+    lines = itertools.zip_longest(was.splitlines(), now.splitlines(), fillvalue="")
+    first = next((i for i, (a, b) in enumerate(lines, start=1) if a != b), "the last")
+    if kept.suffix == ".py":
+        logging.warning(
+            "the file of reward.%s is another one than when the run began (from line %s "
+            "on; a copy of that is %s): the run goes on with the new one",
+            *(kept.stem, first, kept),
+        )
+        return
+    raise RefusedError(
+        f"the file of data.{kept.stem} is another one than when the run began, from line "
+        f"{first} on: put it back (a copy is {kept}), or take another --workdir"
+    )
+
+
+def _keep_text(file: pathlib.Path, text: str) -> None:
+    """Writes a file of the user; one of another text is kept beside it."""
+    file.parent.mkdir(exist_ok=True)
+    if file.exists():
+        if file.read_text("utf-8", errors="replace") == text:
+            return
+        numbers = itertools.count(1)
+        names = (file.with_stem(f"{file.stem}.{n}") for n in numbers)
+        file.rename(next(name for name in names if not name.exists()))
+    files.replace_file(file, text.encode())
 
 
 def _digest(origin: Origin) -> str:

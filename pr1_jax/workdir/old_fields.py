@@ -27,6 +27,7 @@ DROPPED = (
 )
 # Newer than some runs, with the values that such a run had without them.
 ADDED: Mapping[str, Any] = {
+    "data.instruction": "",
     "data.strict": False,
     "model.lora_alpha": 32.0,
     "model.lora_rank": 0,

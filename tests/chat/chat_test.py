@@ -206,7 +206,7 @@ def run_chat(workdir):
 def test_a_run_and_its_export_are_the_same_model(run_chat, exported):
     mine, theirs = run_chat, load(exported)
     for asked in (mine, theirs):
-        assert asked.task is not None and asked.template == "plain"
+        assert asked.task is not None and asked.template.name == "plain"
         prompt = asked.prompt(f" {QUESTION} ")
         assert asked.tokenizer.decode(prompt) == QUESTION + "\n"
         assert asked.prompt(asked.example()).size > 10
@@ -223,17 +223,17 @@ def test_a_folder_is_asked_as_it_says_or_by_a_guess(exported, tmp_path):
     file.write_text(json.dumps(said))
     assert usage.read(file.parent).bos == "no"  # as older versions did
     asked = load(file.parent)
-    assert asked.template == "instruction" and asked.settings.num_paths == 3
+    assert asked.template.name == "instruction" and asked.settings.num_paths == 3
     limit = f"up to {LIMITS.max_response_tokens} tokens"
     said = f"template instruction, structured, 3 paths, {limit}: as {file} says"
     assert asked.about == said
     changed = load(file.parent, template="plain", num_paths=2, max_response_tokens=100)
-    assert changed.template == "plain" and changed.settings.num_paths == 2
+    assert changed.template.name == "plain" and changed.settings.num_paths == 2
     assert changed.settings.max_prompt_tokens == POSITIONS - 100
     assert changed.about.endswith("but for what is given")
     file.unlink()
     asked = load(file.parent)
-    assert asked.template == "plain" and "guessed" in asked.about
+    assert asked.template.name == "plain" and "guessed" in asked.about
     settings = asked.settings
     assert settings.max_response_tokens + settings.max_prompt_tokens == POSITIONS
 
@@ -327,7 +327,7 @@ def test_a_model_that_never_saw_a_tag_gets_the_instruction(
     weights.save_params(tmp_path / "m", params, shape, plain, max_positions=4096)
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(backend))
     asked = load(tmp_path / "m", max_response_tokens=32)
-    assert asked.template == "instruction" and asked.task is None
+    assert asked.template.name == "instruction" and asked.task is None
     text = asked.tokenizer.decode(asked.prompt("2+2?"))
     assert "think in parallel" in text and text.endswith("2+2?\n\nSolution:\n")
     assert asked.params["embedding"].shape == (263, 16)

@@ -16,6 +16,7 @@ from configs import rl_alternating
 from pr1_jax import export
 from pr1_jax.chat import opening
 from pr1_jax.data import tokenizer_files
+from pr1_jax.data.prompts import Template
 from pr1_jax.huggingface import usage, weights
 from pr1_jax.huggingface.config import read_config
 from pr1_jax.huggingface.weights import load_params
@@ -115,9 +116,9 @@ def test_serves_as_the_model_of_another_run(run, tmp_path, caplog):
     said = files.read_object(out / usage.FILE)
     said["sampling"]["path_labels"] = [" 1", " 2"]
     files.write_json(out / usage.FILE, said)
-    usage.warn_of_other_use(out, "plain", (" 1", " 2"))
+    usage.warn_of_other_use(out, Template("plain"), (" 1", " 2"))
     assert "path_labels" not in caplog.text
-    usage.warn_of_other_use(out, "plain", ())
+    usage.warn_of_other_use(out, Template("plain"), ())
     assert "rollout.path_labels=(), but the model in" in caplog.text
     assert "trained with --config.rollout.path_labels=(' 1', ' 2')" in caplog.text
     assert again.vocab == made.vocab

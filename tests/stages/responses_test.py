@@ -78,7 +78,7 @@ def test_responses_are_problem_major_whatever_ends_first():
     config = rl_alternating.get_config("smoke")
     settings = checks.decode_settings(config)
     experiment = types.SimpleNamespace(
-        tokenizer=TOKENIZER, config=config, settings=settings, own=own.NONE
+        tokenizer=TOKENIZER, config=config, settings=settings, own=own.Own(config, ())
     )
     problems = [Problem(f"problem {a}", a, PROMPT) for a in ("1", "2")]
     sampler = Sampler(made(RIGHT, WRONG, WRONG, RIGHT))
@@ -202,7 +202,7 @@ def test_labels_of_paths_are_no_work():
     experiment = types.SimpleNamespace(
         tokenizer=TOKENIZER,
         config=rl_alternating.get_config("smoke"),
-        own=own.NONE,
+        own=own.Own(rl_alternating.get_config("smoke"), ()),
     )
     for labels, identical in (((" 1", " 1"), True), ((" 1",), False), ((), True)):
         experiment.settings = types.SimpleNamespace(grammar=Grammar(labels))

@@ -55,7 +55,7 @@ def rl_steps(tmp_path_factory):
         config.rl.update(switches)
         config.rollout.update(settings)
         made = experiment.build(config.lock(), devices=jax.devices()[:1])
-        made.load_own()
+        made.own.load()
         key = (variant, *settings.items())
         made.samplers.update(samplers.get(key, {}))
 
