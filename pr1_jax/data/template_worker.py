@@ -77,10 +77,18 @@ def _render_chat(request: dict[str, Any]) -> str:
 
 
 def _render(request: dict[str, Any]) -> dict[str, str]:
+    if "file" in request:
+        import jinja2  # noqa: F401 (its time does not count)
+
+        render = _render_file
+    else:
+        import transformers.utils.chat_template_utils  # noqa: F401
+
+        render = _render_chat
     # Processor time, so that it does not depend on what else the machine does. It
     # kills this process, even inside C code.
     signal.setitimer(signal.ITIMER_PROF, request["limit_sec"])
-    text = _render_file(request) if "file" in request else _render_chat(request)
+    text = render(request)
     if len(text) > request["max_chars"]:
         return {"error": f"it wrote more than {request['max_chars']:,} characters"}
     return {"text": text}
