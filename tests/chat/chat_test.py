@@ -28,6 +28,7 @@ from pr1_jax.chat import command, view
 from pr1_jax.chat.opening import load
 from pr1_jax.chat.session import Chat, Opened
 from pr1_jax.data import traces
+from pr1_jax.data.prompts import Template
 from pr1_jax.huggingface import usage
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.system import files
@@ -42,8 +43,9 @@ QUESTION = "Which number has a partner 4 larger? A 12 16 B 51 30 C 47 25 D 20 55
 def opened(tokenizer, **settings):
     settings = {"max_prompt_tokens": 300, "max_response_tokens": 600} | settings
     read_params = lambda: jnp.zeros(())
+    template = Template("plain")
     return Opened(
-        None, tokenizer, Settings(**settings), "plain", "made up", read_params
+        None, tokenizer, Settings(**settings), template, "made up", read_params
     )
 
 

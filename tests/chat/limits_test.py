@@ -10,6 +10,7 @@ from pr1_jax import export
 from pr1_jax.chat import command, view
 from pr1_jax.chat.opening import load
 from pr1_jax.chat.session import Chat, Opened
+from pr1_jax.data.prompts import Template
 from pr1_jax.huggingface import usage
 from pr1_jax.sampler.settings import Settings
 from pr1_jax.system import files
@@ -111,7 +112,9 @@ def test_a_response_says_what_cut_it_off(by_bytes):
         (steps + 1, tokens, "tokens", "cut off at its limit (--max_tokens)"),
     ):
         settings = Settings(300, limit, deadline, path_labels=LABELS)
-        asked = Chat(Opened(None, by_bytes, settings, "plain", "made up", dict))
+        asked = Chat(
+            Opened(None, by_bytes, settings, Template("plain"), "made up", dict)
+        )
         record = asked.record("2+2?", cut, 1.0)
         assert record["cut_off"] == cut_off and not record["finished"]
         assert record["format_ok"] and record["work_division"] == [1.0]

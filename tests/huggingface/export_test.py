@@ -100,6 +100,40 @@ def test_weights_of_16_bits_are_trained_in_float32(run, tmp_path, dtype):
     assert max(same) < 0.1  # some norm's scale may be so large that it stays
 
 
+def test_a_template_of_the_user_goes_along(run, tmp_path, caplog):
+    """From a run's own copies, wherever the user's files are by then."""
+    workdir, out = shutil.copytree(run[0], tmp_path / "run"), tmp_path / "out"
+    text = "{{ question | trim }} C 1{{ instruction | length }}\n"
+    (workdir / "own").mkdir()
+    (workdir / "own" / "template.jinja").write_text(text)
+    (workdir / "own" / "instruction.txt").write_text("Think.")
+    said = files.read_object(workdir / "config.json")
+    said["data"] |= {"template": "/gone/a.jinja", "instruction": "/gone/told.txt"}
+    files.write_json(workdir / "config.json", said)
+    export.export(workdir, out)
+    assert (out / usage.TEMPLATE_FILE).read_text() == text
+    question = "Which number has a partner 4 larger? A 51 30 C 34"
+    for folder in (workdir, out):
+        asked = opening.load(folder)
+        assert asked.tokenizer.decode(asked.prompt(question)) == f"{question} C 16"
+        plain = opening.load(folder, template="plain")
+        assert plain.tokenizer.decode(plain.prompt(question)) == question + "\n"
+    trained = usage.read(out)
+    usage.warn_of_other_use(out, trained.template, (" 1", " 2"))
+    assert "trained with" not in caplog.text
+    usage.warn_of_other_use(out, Template("plain"), (" 1", " 2"))
+    named = f"--config.data.template={out / usage.TEMPLATE_FILE}"
+    assert f"data.template=plain, but the model in {out}" in caplog.text
+    assert named in caplog.text
+    assert "data.instruction=, but the model in" in caplog.text
+    assert "was trained with 'Think.'" in caplog.text
+    (out / usage.TEMPLATE_FILE).unlink()
+    with pytest.raises(
+        ValueError, match=f"{usage.FILE}: data.template=.*: No such fil"
+    ):
+        usage.read(out)
+
+
 def test_serves_as_the_model_of_another_run(run, tmp_path, caplog):
     workdir, made = run
     out = tmp_path / "out"

@@ -278,7 +278,7 @@ WRONG_VALUES = """
     reward.latency_coef=-0.1 reward.latency_coef=1.5 reward.function_sec=0.0
     reward.function=mine.py reward.verifier=mine:1 reward.workers=0
     reward.weights=schedule=1
-    data.rl=embedded:medium data.template='fancy' data.task=partner:late_share=-0.1
+    data.rl=embedded:medium data.template='fancy' data.instruction=told.txt data.task=partner:late_share=-0.1
     data.task=partner:paths=4 data.task=partner:planned=1
     data.task=sorting variant='both' seed=-1 kernels='cuda'
 """
@@ -296,6 +296,23 @@ WRONG = [
     ({"data.rl": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
     ({"data.sft": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
     ({"data.eval": "/nowhere/data.jsonl"}, "/nowhere/data.jsonl"),
+    ({"data.template": "/nowhere/a.jinja"}, "data.template=/nowhere/a.jinja: No such"),
+    (
+        {"data.template": "instruction", "data.instruction": "/nowhere/told.txt"},
+        "data.instruction=/nowhere/told.txt: No such file",
+    ),
+    (
+        {"reward.function": "/nowhere/a.py:f"},
+        "reward.function=/nowhere/a.py:f cannot be",
+    ),
+    ({"reward.verifier": "nowhere.a:f"}, "No module named 'nowhere'"),
+    (
+        {
+            "reward.function": f"{ROOT}/docs/examples/length_penalty.py:score",
+            "reward.weights": "function=1",
+        },
+        "reward.weights=function=1 has no weight for schedule",
+    ),
     ({"data.eval": "embedded:hard@4"}, "data.eval=embedded:hard@4 is of the stage"),
     ({"data.eval": "a=embedded:hard"}, "data.eval=a=embedded:hard is of the stage"),
     ({"data.eval": "a=x@0", **BENCHMARK}, "data.eval=a=x@0"),

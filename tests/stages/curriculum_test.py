@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,18 @@ SMALL = (
     "--config.eval.banned=False",
     "--config.sft.steps=30",
     "--config.rl.steps=2",
+)
+
+# The examples of docs/rewards.md.
+JUDGED = (
+    "--config.reward.function=docs/examples/regex_judge.py:score",
+    "--config.reward.weights=schedule=1,function.found=0.1,function.repeats=0.1",
+    "--config.reward.verifier=docs/examples/last_number.py:verify",
+)
+SHORT = (
+    "--config.reward.function=docs/examples/length_penalty.py:score",
+    "--config.reward.weights=schedule=1,function.total=0.2,function.steps=0.1",
+    "--config.data.template=docs/examples/question.jinja",
 )
 
 
@@ -99,8 +112,8 @@ def ended(launch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     wanted = {
         "alternating": (ALTERNATING, LEARNS),
-        "causal": ("configs/rl_easy.py:smoke", SMALL),
-        "sequential": ("configs/grpo_sequential.py:smoke", SMALL),
+        "causal": ("configs/rl_easy.py:smoke", SMALL + JUDGED),
+        "sequential": ("configs/grpo_sequential.py:smoke", SMALL + SHORT),
     }
     started = {
         name: launch(folder / name, f"--config={config}", *arguments)
@@ -346,6 +359,74 @@ def test_sequential_baseline_has_no_blocks(ended):
                 assert line[f"{group}/parallel_ratio"] == 0.0
                 speed_up = line[f"{group}/self_parallelism"]
                 assert speed_up == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("causal", {"found": 0.1, "repeats": 0.1}),
+        ("sequential", {"total": 0.2, "steps": 0.1}),
+    ],
+)
+def test_functions_of_the_user_reward_and_verify(ended, name, weights):
+    workdir = ended[name].workdir
+    for line in lines(workdir, "rl"):
+        records = responses(workdir, f"rl_{line['step']:06d}")
+        parts = [record["reward_parts"] for record in records]
+        assert {*parts[0]} == {"schedule", *(f"function.{n}" for n in weights)}
+        for record, part in zip(records, parts):
+            own = sum(x * part[f"function.{n}"] for n, x in weights.items())
+            assert record["reward"] == pytest.approx(part["schedule"] + own, abs=2e-6)
+        mean = lambda n, parts=parts: np.mean([part[n] for part in parts])
+        for n in parts[0]:
+            assert line[f"reward/{n}"] == pytest.approx(mean(n), abs=1e-5)
+    copy = (workdir / "own" / "function.py").read_text()
+    given = json.loads((workdir / "config.json").read_text())["reward"]["function"]
+    assert copy == (ROOT / given.partition(":")[0]).read_text()
+
+
+def test_a_verifier_of_the_user_decides_in_training_and_evaluation(ended):
+    workdir = ended["causal"].workdir
+    for name in ("eval_0_base", "rl_000001", "eval_2_rl"):
+        records = responses(workdir, name)
+        assert {record["reason"] for record in records} == {"says reward.verifier"}
+        for record in records:
+            given = [*map(float, re.findall(r"\d+", record["response"])), None][-2:]
+            right = given[0] == float(record["answer"])
+            assert (record["verdict"] == CORRECT) == right
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_once_its_function_is_mended(launch, tmp_path):
+    """It ends with the run that never stopped, and with one line before that."""
+    file = tmp_path / "mine.py"
+    good = "def score(record):\n    return -record.total_tokens / 100\n"
+    config = f"--config={ALTERNATING}", *LEARNS, *SMALL
+    config += (f"--config.reward.function={file}:score", "--config.rl.steps=3")
+    file.write_text(good)
+    launch(tmp_path / "whole", *config).wait()
+    asked = responses(tmp_path / "whole", "rl_000002")[20]["question"]
+    file.write_text(good + f"    assert record.question != {asked!r}\n")
+    lines_of = file.read_text().splitlines()
+    lines_of[1], lines_of[2] = lines_of[2], lines_of[1]
+    file.write_text("\n".join(lines_of))
+    broken = launch(tmp_path / "broken", *config)
+    _, said = broken.process.communicate(timeout=600)
+    assert broken.process.returncode == 2
+    error = [line for line in said.splitlines() if line.startswith("error")]
+    assert len(error) == 1 and f"{file}:2, `assert record.question" in error[0]
+    assert "AssertionError" in error[0] and repr(asked[:60])[1:-1] in error[0]
+    assert [line["step"] for line in lines(tmp_path / "broken", "rl")] == [1]
+    rollouts = {path.name for path in (tmp_path / "broken" / "rollouts").iterdir()}
+    assert "rl_000002.jsonl" not in rollouts
+    file.write_text(good)
+    again = launch(tmp_path / "broken", *config).wait()
+    assert "resuming rl after step 1" in again.out
+    assert "reward.function is another one than when the run began" in again.err
+    for name in ("rl_000002", "rl_000003", "eval_2_rl"):
+        assert responses(tmp_path / "broken", name) == responses(
+            tmp_path / "whole", name
+        )
 
 
 @pytest.mark.slow

@@ -116,6 +116,37 @@ def test_a_workdir_goes_on_with_the_weights_that_it_began_with(
     (runs / "moved").rename(runs / first)
 
 
+def test_files_of_the_user_are_kept_and_compared(runs, tmp_path, caplog):
+    """A template must stay what it is; a function may be mended, which the log says."""
+    template, function = tmp_path / "mine.jinja", tmp_path / "mine.py"
+    own = tmp_path / "run" / "own"
+
+    def begin():
+        fields = {"checkpoint.init": f"{runs}/a", "data.template": str(template)}
+        fields["reward.verifier"] = f"{function}:verify"
+        made = built(evaluate.get_config("smoke"), **fields)
+        made.own.load()
+        with Run(made, tmp_path / "run"):
+            pass
+
+    template.write_text("{{ question }}\n")
+    function.write_text("verify = lambda record: True")
+    for _ in range(2):
+        begin()
+        assert (own / "template.jinja").read_text() == template.read_text()
+        assert (own / "verifier.py").read_text() == function.read_text()
+    assert "another one" not in caplog.text and len([*own.iterdir()]) == 2
+    function.write_text("verify = lambda record: False")
+    begin()
+    assert "the file of reward.verifier is another one than when" in caplog.text
+    assert (own / "verifier.1.py").read_text() == "verify = lambda record: True"
+    template.write_text("{{ question }}\nand more\n")
+    before = {path: path.read_bytes() for path in own.iterdir()}
+    with pytest.raises(RefusedError, match="data.template is .*, from line 2 on: put"):
+        begin()
+    assert {path: path.read_bytes() for path in own.iterdir()} == before
+
+
 def test_first_weights_that_were_damaged_may_be_repaired(runs, tmp_path):
     """What could not be read is not what the run began with."""
     good, init = runs / "a", tmp_path / "init"
