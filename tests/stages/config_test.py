@@ -311,7 +311,7 @@ WRONG = [
             "reward.function": f"{ROOT}/docs/examples/length_penalty.py:score",
             "reward.weights": "function=1",
         },
-        "reward.weights=function=1 has no weight for schedule",
+        "reward.weights=function=1: 'function' is no part; the",
     ),
     ({"data.eval": "embedded:hard@4"}, "data.eval=embedded:hard@4 is of the stage"),
     ({"data.eval": "a=embedded:hard"}, "data.eval=a=embedded:hard is of the stage"),
