@@ -61,7 +61,8 @@ def alone(responses=CASE):
     return arrays | {"start": None, "advantages": ADVANTAGES}, places
 
 
-BATCHES = {"a response a row": alone(), "several in a row": batch(CASE, ROWS)}
+PACKED = "several in a row"
+BATCHES = {"a response a row": alone(), PACKED: batch(CASE, ROWS)}
 
 
 @functools.cache
@@ -182,13 +183,17 @@ def check(expected, gradients, found, name):
 def test_all_combinations(objective, kl_estimator):
     """Objective, aggregation, KL and importance weights, and both ways to fill rows."""
     dual_clip = 1.1 if objective != "cispo" and kl_estimator is None else 0.0
+    # A KL estimate is of single tokens: how rows are filled is nothing to it.
+    batches = (
+        dict(BATCHES) if kl_estimator in (None, "k3") else {PACKED: BATCHES[PACKED]}
+    )
     modes = (None, *losses.IMPORTANCE)
     for aggregation, mode in itertools.product(losses.AGGREGATIONS, modes):
         settings = (aggregation, objective, kl_estimator, mode, dual_clip)
         expected = reference([x + 0j for x in LOGPS], *settings).real
         gradients = derivative(lambda x, s=settings: reference(x, *s), LOGPS)
         assert max(np.abs(g).max() for g in gradients) > 0.01
-        for name, (arrays, _) in BATCHES.items():
+        for name, (arrays, _) in batches.items():
             weights = losses.token_weights(
                 arrays["mask"], arrays["start"], aggregation=aggregation, constant=9
             )
@@ -261,7 +266,7 @@ def test_a_response_and_a_masked_token_leave_others_alone():
 @pytest.mark.parametrize("objective", losses.OBJECTIVES)
 @pytest.mark.parametrize("kl_estimator", losses.KL_ESTIMATORS)
 def test_extreme_ratios_are_finite(objective, kl_estimator):
-    arrays, _ = BATCHES["several in a row"]
+    arrays, _ = BATCHES[PACKED]
     weights = losses.token_weights(arrays["mask"], arrays["start"])
     call = compiled(objective, kl_estimator)
     extremes = (-np.inf, -1e30, -1e4, -100.0, 0.0, 100.0, np.inf)
@@ -379,14 +384,18 @@ def test_gradients_of_kl_estimates_are_those_of_what_they_stand_for():
     ref = jax.nn.log_softmax(ref)
     policy = softmax(logits)
     kl = lambda p, q: jnp.sum(p * (jnp.log(p) - jnp.log(q)))
-    forward = jax.grad(lambda x: kl(softmax(x), jnp.exp(ref)))(logits)
-    backward = jax.grad(lambda x: kl(jnp.exp(ref), softmax(x)))(logits)
+    forward, backward = jax.jit(
+        lambda x: (
+            jax.grad(lambda x: kl(softmax(x), jnp.exp(ref)))(x),
+            jax.grad(lambda x: kl(jnp.exp(ref), softmax(x)))(x),
+        )
+    )(logits)
     stands_for = {"k1": 0 * forward, "k3": backward}
     for estimator in losses.KL_ESTIMATORS:
         mean = lambda x, e=estimator: jnp.sum(
             policy * losses.kl_estimate(jax.nn.log_softmax(x), ref, e)
         )
-        value, slope = jax.value_and_grad(mean)(logits)
+        value, slope = jax.jit(jax.value_and_grad(mean))(logits)
         expected = stands_for.get(estimator, forward)
         np.testing.assert_allclose(slope, expected, atol=1e-6)
         if estimator != "k2":  # whose value is near the divergence, no more
@@ -439,7 +448,7 @@ def test_laws_of_baselines(baseline, normalize_std):
         losses.advantages, baseline=baseline, normalize_std=normalize_std
     )
     for value in (0.1, -1.0, 1e6 + 0.1):  # rounding is not blown up
-        assert (np.asarray(ask(np.full((3, 7), value))) == 0).all()
+        assert (np.asarray(ask(np.full((5, 4), value))) == 0).all()
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=(5, 4)).astype(np.float32)
     before = np.asarray(ask(rewards))

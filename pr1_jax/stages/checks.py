@@ -184,6 +184,14 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
         rl.importance == losses.IMPORTANCE[0] or rl.importance_cap > 0,
         "corrects nothing with rl.importance_cap=0: set that to the highest ratio, as 2",
     )
+    as_published = rl.baseline == "group" and rl.normalize_std
+    need(
+        config,
+        "rl.normalize_parts",
+        as_published or not rl.normalize_parts,
+        "normalises by group, and then by batch: it takes rl.baseline=group and "
+        f"rl.normalize_std=True, not {rl.baseline} and {rl.normalize_std}",
+    )
     limits = [rollout.max_response_tokens, rollout.max_sequential_steps]
     shortest = min((limit for limit in limits if limit > 0), default=0)
     need(

@@ -52,6 +52,10 @@ RECOMPUTED = {"rl.recompute_logps": True}
             {"rl.importance": "token_mask", "rl.importance_cap": 2.0},
             "rl.importance_cap=2.0 corrects old log-probs that the trainer recomputes",
         ),
+        (
+            {"rl.normalize_parts": True, "rl.baseline": "batch"},
+            "rl.normalize_parts=True normalises by group, and then by batch: it takes",
+        ),
         ({"reward.overlong_buffer": -1}, "reward.overlong_buffer=-1 must not be negat"),
         (
             {"reward.overlong_buffer": 44},  # the deadline is at 43 steps

@@ -10,6 +10,7 @@ import pytest
 from pr1_jax.training.logps import trained_logps as logps_trained_logps
 from pr1_jax.trajectory import pack, pack_rows, places
 from tests.training.update_test import (
+    GRPO,
     LENGTH,
     POLICY,
     XLA,
@@ -56,11 +57,16 @@ def packed_case():
 PACKED = dataclasses.replace(POLICY, lengths=(25,))
 
 
+# With a ratio of each response; those of tokens are compared in tests/objectives_test.py.
+GSPO = {"grpo": dataclasses.replace(GRPO, objective="gspo", clip_low=0.9)}
+
+
 @pytest.mark.parametrize("kind", ["grpo", "sft"])
 def test_rows_that_hold_several_change_nothing(kind):
     alone, packed, _ = packed_case()
-    whole, whole_metrics = run(kind, fresh_state(), alone)
-    found, metrics = run(kind, fresh_state(), packed, policy=PACKED)
+    settings = GSPO if kind == "grpo" else {}
+    whole, whole_metrics = run(kind, fresh_state(), alone, **settings)
+    found, metrics = run(kind, fresh_state(), packed, policy=PACKED, **settings)
     assert largest_difference(whole.params, fresh_state().params) > 1e-3
     assert largest_difference(whole.params, found.params) < 1e-6
     assert metrics.keys() == whole_metrics.keys()
@@ -95,9 +101,8 @@ def test_micro_batches_without_trajectories_are_not_computed():
     _, packed, _ = packed_case()
     poison = packed.advantages.copy()
     poison[2:] = np.nan
-    expected, _ = run("grpo", fresh_state(), packed, policy=PACKED)
-    found, metrics = run(
-        "grpo", fresh_state(), packed.replace(advantages=poison), policy=PACKED
-    )
+    update = functools.partial(run, "grpo", fresh_state(), policy=PACKED, **GSPO)
+    expected, _ = update(packed)
+    found, metrics = update(packed.replace(advantages=poison))
     assert metrics["skipped"] == 0
     assert_same(found.params, expected.params)

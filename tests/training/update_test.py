@@ -94,7 +94,7 @@ def run(kind, state, batch, **kwargs):
     if kind == "sft":
         return compiled("sft", **kwargs)(state, batch)
     ref_logps = np.where(batch.loss_mask, batch.old_logps - 0.2, 0)
-    update = compiled("grpo", grpo=GRPO, **kwargs)
+    update = compiled("grpo", **{"grpo": GRPO, **kwargs})
     return update(state, batch, ref_logps.astype(np.float32))
 
 
