@@ -357,7 +357,7 @@ def importance_weights(
         raise ValueError(f"importance={mode!r} is not one of {IMPORTANCE}")
     log_ratio = jnp.where(drawn, _log_ratio(old_logps, sampled_logps), 0.0)
     if mode.startswith("sequence"):
-        log_ratio = jnp.minimum(response_sums(log_ratio, start), MAX_LOG_RATIO)
+        log_ratio = response_sums(log_ratio, start)
     ratio = jnp.exp(log_ratio)
     if mode.endswith("truncate"):
         weights = jnp.clip(ratio, floor, cap)

@@ -355,15 +355,15 @@ def test_gspo_by_hand():
 @pytest.mark.parametrize(
     "mode, expected",
     [
-        # Ratios are 4, 1/2, 1/4 | 2, 3: products 1/2 and 6. The second is not drawn.
+        # Ratios 4, (1/2), 1/8 | 2, 3 have products 1/2 and 6. The second is not drawn.
         ("token_truncate", [3, 1, 0.4, 2, 3]),
         ("token_mask", [0, 1, 0, 2, 3]),
-        ("sequence_truncate", [1, 1, 1, 3, 3]),
-        ("sequence_mask", [1, 1, 1, 0, 0]),
+        ("sequence_truncate", [0.5, 0.5, 0.5, 3, 3]),
+        ("sequence_mask", [0.5, 0.5, 0.5, 0, 0]),
     ],
 )
 def test_importance_by_hand(mode, expected):
-    old = jnp.log(jnp.array([[4, 1 / 2, 1 / 4, 2, 3]]))
+    old = jnp.log(jnp.array([[4, 1 / 2, 1 / 8, 2, 3]]))
     weights = losses.importance_weights(
         old,
         jnp.zeros((1, 5)),
