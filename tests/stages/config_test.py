@@ -25,10 +25,10 @@ from pr1_jax.system import files
 from tests.helpers import command, compiling, search_task
 
 ROOT = pathlib.Path(__file__).parents[2]
-NAMES = (
-    *("coldstart", "evaluate", "grpo_sequential", "rl_accuracy", "rl_alternating"),
-    *("rl_easy", "rl_parallel_only", "rl_scaffold", "sft_causal", "sft_structured"),
-)
+PUBLISHED = "coldstart evaluate grpo_sequential rl_accuracy rl_alternating rl_easy"
+PUBLISHED += " rl_parallel_only rl_scaffold sft_causal sft_structured"
+PUBLISHED = PUBLISHED.split()
+NAMES = (*PUBLISHED, "rl_planned")
 VARIANTS = (None, "smoke", "smollm2", "qwen3_4b")
 SMOKE = "configs/rl_alternating.py:smoke"
 
@@ -167,7 +167,7 @@ def test_published_benchmarks():
     assert {*c.eval.modes} == {"structured", "causal", "ordinary"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
     c = get_config(name, "qwen3_4b")
     assert (c.rollout.max_prompt_tokens, c.rollout.max_response_tokens) == (2000, 3000)
