@@ -71,7 +71,10 @@ def load(
         )
     else:
         opened = _open_folder(folder, given)
-    opened = dataclasses.replace(opened, labels=opened.settings.path_labels)
+    trained = opened.settings
+    opened = dataclasses.replace(
+        opened, labels=trained.path_labels, num_paths=trained.num_paths
+    )
     if template or given:
         opened = dataclasses.replace(
             opened,

@@ -42,6 +42,7 @@ class Opened:
     source: str  # where settings and template are from, in a few words
     read_params: Callable[[], Any]
     labels: tuple[str, ...] = ()  # of paths, as trained; the settings may have none
+    num_paths: int = 2  # of a block, as trained
 
 
 _FLAGS = {
@@ -107,6 +108,7 @@ class Chat:
         self.model, self.tokenizer = opened.model, opened.tokenizer
         self.settings, self.template = opened.settings, opened.template
         self.labels = opened.labels
+        self._trained_paths = opened.num_paths
         self._source = opened.source
         self.parallel, self.seed, self.asked = parallel, seed, 0
         self._read_params, self._notify = opened.read_params, notify
@@ -127,7 +129,7 @@ class Chat:
     @functools.cached_property
     def task(self) -> tasks.Task | None:
         """The task made by code whose language is all that the model speaks, if one."""
-        return tasks.spoken(self.tokenizer)
+        return tasks.spoken(self.tokenizer, self._trained_paths)
 
     @property
     def about(self) -> str:

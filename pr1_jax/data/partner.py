@@ -57,7 +57,7 @@ import numpy as np
 from pr1_jax import tags
 from pr1_jax.data import endless, tokenizer, tokenizer_files
 
-ROWS = "ABCD"
+ROWS, NUM_ROWS = "ABCD", (2, 4)
 # What a summary says where no path has found it, and the answer then.
 NONE, WRONG = "none", "0"
 
@@ -239,7 +239,7 @@ class Partner:
         for name in ("block_share", "late_share", "own_row_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
-        if self.paths not in (2, 4):
+        if self.paths not in NUM_ROWS:
             raise ValueError(f"paths={self.paths} must be 2 or 4")
         if self.planned not in (0, 1):
             raise ValueError(f"planned={self.planned} must be 0 or 1")

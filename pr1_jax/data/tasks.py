@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
-from pr1_jax.data.partner import Partner
+from pr1_jax.data.partner import NUM_ROWS, Partner
 from pr1_jax.data.search import Search
 from pr1_jax.data.tokenizer import Tokenizer
+from pr1_jax.tags import PLAN_TAGS
 
 NOTHING = "no"  # the conclusion of a path that comes to nothing
 
@@ -92,11 +93,19 @@ def _all() -> list[Task]:
     return [make(name) for name in TASKS]
 
 
-def spoken(tokenizer: Tokenizer) -> Task | None:
-    """The task whose language is all that a tokenizer can spell, if there is one."""
-    vocabulary = lambda x: x.hf_tokenizer.get_vocab()
+def spoken(tokenizer: Tokenizer, num_paths: int = 2) -> Task | None:
+    """The task whose language is all that a tokenizer can spell, if there is one.
+
+    Args:
+      num_paths: of a block, by which a task may make its problems; tags of plans may be
+        in the tokenizer or not.
+    """
+    vocabulary = lambda x: {*x.hf_tokenizer.get_vocab()} - {*PLAN_TAGS}
     mine = vocabulary(tokenizer)
-    return next((t for t in _all() if vocabulary(t.tokenizer()) == mine), None)
+    task = next((t for t in _all() if vocabulary(t.tokenizer()) == mine), None)
+    if isinstance(task, Partner) and num_paths in NUM_ROWS:
+        return dataclasses.replace(task, paths=num_paths)
+    return task
 
 
 def asked(question: str) -> str | None:

@@ -240,6 +240,11 @@ def test_guessing_is_hard():
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_a_model_is_known_to_speak_a_task_by_its_tokenizer(name):
     assert tasks.spoken(tasks.make(name).tokenizer()) == tasks.make(name)
+    planned = tasks.make(name).tokenizer()
+    planned.use_plans()
+    task = tasks.spoken(planned, 4)
+    assert task == (partner.Partner(paths=4) if name == "partner" else tasks.make(name))
+    assert tasks.spoken(planned, 3) == tasks.make(name)
 
 
 def test_the_default_task_is_not_spoken_by_other_tokenizers(by_bytes):
