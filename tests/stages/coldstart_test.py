@@ -12,7 +12,7 @@ from pr1_jax import tags
 from pr1_jax.answers.verdicts import CORRECT, INCORRECT, UNDECIDED, Result
 from pr1_jax.data import sources, streams
 from pr1_jax.data.prompts import INSTRUCTION, PLANNED_INSTRUCTION
-from pr1_jax.stages import coldstart, experiment, rollout
+from pr1_jax.stages import coldstart, experiment, own, rollout
 from pr1_jax.stages.run import Run
 
 BLOCK = (
@@ -102,6 +102,7 @@ def test_the_teacher_is_asked_for_plans_where_blocks_are_planned(by_bytes, mode)
     for tokenizer, told in ((by_bytes, INSTRUCTION), (planned, PLANNED_INSTRUCTION)):
         asked = types.SimpleNamespace(
             config=config,
+            own=own.Own(config, ()),
             tokenizer=tokenizer,
             source=lambda *_, **__: [{"question": "1+1?", "answer": "2"}],
         )

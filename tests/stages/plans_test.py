@@ -13,7 +13,7 @@ from configs.coldstart import get_config
 from pr1_jax import tags
 from pr1_jax.data import sources, streams
 from pr1_jax.data.rows import Dropped
-from pr1_jax.stages import checks, coldstart, plans, samples
+from pr1_jax.stages import checks, coldstart, own, plans, samples
 
 PATHS = "<Path>Try 1.</Path>\n<Path>Try 2.</Path>\n"
 BLOCK = f"<Parallel>\n{PATHS}</Parallel>\n<Summary>2 is.</Summary>"
@@ -128,6 +128,7 @@ def test_traces_are_written_for_sft(by_bytes, tmp_path, monkeypatch):
     file.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     experiment = types.SimpleNamespace(
         config=config,
+        own=own.Own(config, ()),
         tokenizer=planned,
         settings=types.SimpleNamespace(grammar=PLANNED),
         source=lambda name, split, **how: sources.open_source(str(file), split, **how),
