@@ -3,7 +3,8 @@ r"""The paper's claims in miniature: `python -m pr1_jax.study --out=runs/study`.
 Trains every cell of `cells.py` at its seeds, one a CPU core at a time, and says of each
 claim whether it holds here. What is finished is not run again: the same command goes on.
 
-    --only=phase        some experiments: phase, division, tables, scaffold, shortcuts
+    --only=phase        some experiments: phase, division, tables, scaffold, shortcuts,
+                        planned
     --cell=accuracy_43_plain    one cell, and what it starts from
     --again=accuracy_43_plain   a finished cell once more; exit code 1 unless all is the same
     --dry_run           prints every command, with the time that it is expected to take
@@ -147,12 +148,17 @@ def _publish(study) -> None:
     ]
     if not findings.problems:
         return
+    begun = results.begun(findings)
     out = results.summarize(findings, study)
     asked = pathlib.Path(_OUT.value)
     given = [f"--out={asked.name if asked.is_absolute() else asked}"]
     given += [arg for arg in sys.argv[1:] if not arg.lstrip("-").startswith("out")]
     command = " ".join(["python -m pr1_jax.study", *given])
-    out = {"about": results.about(study, command), "claims": judge(findings), **out}
+    out = {
+        "about": results.about(study, command),
+        "claims": judge(findings, begun),
+        **out,
+    }
     files.write_json_by_key(study.out / "results.json", out)
     figures.save(out, complete, study.out)
     text = tables.readme(out, complete)

@@ -39,6 +39,9 @@ DEADLINES = (24, 40, 43, 53, 57, 66)
 PAY, FAIL = 43, 66  # blocks pay at one, and do not at the other
 BETWEEN = (53, 57)  # only divided work pays
 FOUR_PATHS = 28  # the deadline of blocks with four paths
+# Of planned blocks. At the first a lone search sees most, at the second four paths, at the
+# third two, and at the last two see as much as a lone search (`optimum.best_planned`).
+PLANNED = (28, 40, 50, 66)
 MEAN_REWARDS = "mean_rewards"
 LABELS = ("labels", "plain")
 
@@ -108,7 +111,8 @@ class Cell:
       start: the cell whose last parameters it starts from; "" = random ones.
       changes: of config fields. cost: further ones of the size `embedded`.
       deadline: in sequential steps; 0 = none.
-      labels: whether paths have labels. paths: of a block.
+      labels: whether paths have labels. paths: of a block, at most where it is planned.
+      planned: whether the model plans a block's paths.
       seeds: that it is run at, the first of those asked for.
       minutes: about, on a CPU core, at the size `embedded`.
     """
@@ -123,6 +127,7 @@ class Cell:
     deadline: int = 0
     labels: bool = False
     paths: int = 2
+    planned: bool = False
     seeds: int = MANY
     minutes: float = 0.4
 
@@ -217,6 +222,35 @@ def _division() -> Iterator[Cell]:
         yield _rl(name, "accuracy", title, start=f"sft4_{labels}", **given)
 
 
+def planned_name(reward: str, deadline: int) -> str:
+    """The name of a cell with planned blocks."""
+    return f"{reward}_planned_{deadline}"
+
+
+def labelled_name(deadline: int) -> str:
+    """The name of a cell with blocks of four labelled paths without plans."""
+    return f"accuracy4_{deadline}_labels"
+
+
+def _planned() -> Iterator[Cell]:
+    """Blocks whose paths the model plans, and blocks of four labelled paths beside them."""
+    rows, plans = "paths=4", "paths=4,planned=1"
+    task_of = lambda task: {"data.task": f"partner:{task}"}
+    of = {"config": "rl_planned", "labels": True, "paths": 4, "planned": True}
+    yield _sft("sft4_planned", "after SFT, planned", plans, **of)
+    plain = {"labels": True, "paths": 4, "start": "sft4_labels"}
+    of |= {"start": "sft4_planned"}
+    for deadline in PLANNED:
+        at = {"deadline": deadline}
+        for reward in ("accuracy", "latency"):
+            name = planned_name(reward, deadline)
+            title = f"{REWARDS[reward].title}, planned"
+            yield _rl(name, reward, title, task_of(plans), **of, **at)
+        if deadline != FOUR_PATHS:  # of which the experiment `division` has more steps
+            name, title = labelled_name(deadline), "accuracy, four paths"
+            yield _rl(name, "accuracy", title, task_of(rows), **plain, **at)
+
+
 _NO_BLOCKS = "block_share=0.0"
 _EASY = {"config": "rl_easy", "cost": EASY_RL}
 
@@ -306,6 +340,7 @@ CELLS = {
         *_of_tables(PAY),
         *_of_tables(FAIL),
         *_shortcuts(),
+        *_planned(),
     )
 }
 
@@ -341,6 +376,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
         "alternating_published",
         *(cell.name for cell in _shortcuts() if cell.name != "alternating_published"),
     ),
+    "planned": tuple(cell.name for cell in _planned()),
 }
 EXPERIMENTS = tuple(MEMBERS)
 
@@ -376,6 +412,8 @@ def own_changes(cell: Cell, size: str) -> dict[str, object]:
         "rollout.num_paths": cell.paths,
         "rollout.max_path_tokens": path_tokens,
     }
+    if cell.planned:  # one of two paths has up to three rows
+        changed["rollout.max_path_tokens"] = 0
     if cell.kind == "evaluate":
         changed |= {"data.eval": "hard=embedded:hard@1"}
     else:

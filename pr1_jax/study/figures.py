@@ -301,12 +301,57 @@ def shortcuts(results: Results) -> Figure:
     return figure
 
 
+def planned(results: Results) -> Figure:
+    """Planned blocks against the deadline: paths, accuracy, tokens, steps."""
+    figure = pictures.figure(2, 2, width=5.2, height=3.0)
+    axes = figure.subplots(2, 2).ravel()
+    theory = {int(d): of for d, of in results["planned_theory"].items()}
+    titles = {
+        outcomes.SEARCHES: "Searches at once: paths of a block, or one",
+        "accuracy": "Held-out accuracy",
+        "total_tokens": "Tokens of a response, all paths",
+        "sequential_steps": "Sequential steps",
+    }
+    cells_of = {
+        "planned": (lambda d: cells.planned_name("accuracy", d), BLUE),
+        "planned, latency rewarded": (
+            lambda d: cells.planned_name("latency", d),
+            GREEN,
+        ),
+        "four labelled paths, no plans": (cells.labelled_name, ORANGE),
+    }
+    for panel, (metric, title) in zip(axes, titles.items()):
+        style(panel, title)
+        panel.set_xticks(cells.PLANNED)
+        panel.set_xlabel("deadline (sequential steps)", color=FAINT, fontsize=9)
+        for name_of, color in cells_of.values():
+            known = {d: _seeds(results, name_of(d), metric) for d in cells.PLANNED}
+            known = {d: seeds for d, seeds in known.items() if seeds}
+            means = [*map(np.mean, known.values())]
+            panel.plot([*known], means, color=color, lw=2, marker="o", ms=4)
+            for d, seeds in known.items():
+                dots = {"color": color, "ms": 3, "alpha": 0.4, "mew": 0}
+                panel.plot([d] * len(seeds), seeds, "o", **dots)
+    mark = {"color": GREY, "mfc": "white", "ms": 9, "zorder": 0}
+    for deadline, of in theory.items():
+        axes[0].plot([deadline] * len(of["paths"]), of["paths"], "D", **mark)
+        axes[1].plot(deadline, of["best"], "D", **mark)
+    axes[0].set_ylim(0.8, 4.2)
+    axes[1].set_ylim(-0.03, 1.03)
+    _percent(axes[1])
+    best = Line2D([], [], color=GREY, mfc="white", ms=7, marker="D", ls="")
+    lines = {words: color for words, (_, color) in cells_of.items()}
+    _legend(figure, lines | {"optimum of planned blocks": best})
+    return figure
+
+
 FIGURES: dict[str, Callable[[Results], Figure]] = {
     "phase": phase,
     "division": division,
     "tables": tables,
     "scaffold": scaffold,
     "shortcuts": shortcuts,
+    "planned": planned,
 }
 
 

@@ -113,10 +113,10 @@ def planned(
     return sum(min(span, seen) for span in spans) / NUMBERS
 
 
-def best_planned(
+def shares_planned(
     deadline: int, *, tokens: int = 0, rows: int = 4
-) -> tuple[float, list[int]]:
-    """The best accuracy at a deadline, and the numbers of paths that reach it.
+) -> dict[int, float]:
+    """The share of the list that is seen at a deadline, by the number of planned paths.
 
     1 stands for a lone search, whose response is limited as well. Arguments are as of
     `planned`.
@@ -125,5 +125,16 @@ def best_planned(
     shares = {1: lone(min(limits, default=0), rows)}
     for num_paths in range(2, rows + 1):
         shares[num_paths] = planned(deadline, num_paths, tokens=tokens, rows=rows)
+    return shares
+
+
+def best_planned(
+    deadline: int, *, tokens: int = 0, rows: int = 4
+) -> tuple[float, list[int]]:
+    """The best accuracy at a deadline, and the numbers of paths that reach it.
+
+    Arguments are as of `shares_planned`.
+    """
+    shares = shares_planned(deadline, tokens=tokens, rows=rows)
     best = max(shares.values())
     return best, [n for n, share in shares.items() if share == best]

@@ -40,6 +40,9 @@ SHARES = tuple(_OF_RESPONSES)
 LENGTHS = ("total_tokens", "sequential_steps")
 OF_BLOCKS = ("work_division", "identical_paths")
 BEFORE = tuple(f"before_{name}" for name in SHARES)  # where it started, evaluated alike
+# Of planned blocks alone: the mean number of their paths, and of searches that a response
+# makes at once, which are the paths of its blocks, or one where it has none.
+PATHS, SEARCHES = "num_paths", "searches"
 
 _OF_STEPS = (*SHARES, *OF_BLOCKS)  # figures of an RL step
 GAP, POSITION = "gap_mean", "position"  # and these, of the cells that show them
@@ -120,7 +123,7 @@ def of_run(workdir: pathlib.Path, cell: Cell) -> Outcome:
         {name: _digest(values) for name, values in digests.items()},
         samples,
         {name: x.sum(axis=1, dtype=np.uint8) for name, x in counts.items()},
-        _means(records) | (_before(workdir) if is_rl else {}),
+        _means(records, cell) | (_before(workdir, cell) if is_rl else {}),
         _courses(workdir, cell, lines),
         len(lines) if is_rl else 0,
     )
@@ -131,20 +134,23 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _means(records: Sequence[Mapping[str, Any]], cell: Cell) -> dict[str, float]:
     """Means over responses, and over blocks."""
     means = {name: [record[name] for record in records] for name in LENGTHS}
-    for name in OF_BLOCKS:
+    for name in (*OF_BLOCKS, *(PATHS,) * cell.planned):
         means[name] = [x for record in records for x in record.get(name, ())]
+    if cell.planned:
+        means[SEARCHES] = [np.mean(record.get(PATHS) or [1]) for record in records]
     rounded = lambda x: float(f"{x:.5g}")
     return {n: rounded(_mean(np.array(x, float))) for n, x in means.items()}
 
 
-def _before(workdir: pathlib.Path) -> dict[str, float]:
+def _before(workdir: pathlib.Path, cell: Cell) -> dict[str, float]:
     """What it was evaluated at before its first step."""
     evaluations = files.read_json(workdir / "summary.json", {})["evaluations"]
     found = evaluations.get("eval_0_base", {})
-    return {n: found.get(f"eval/{n[7:]}", float("nan")) for n in BEFORE}
+    names = (*BEFORE, *(f"before_{PATHS}",) * cell.planned)
+    return {n: found.get(f"eval/{n[7:]}", float("nan")) for n in names}
 
 
 def _courses_of(cell: Cell) -> tuple[str, ...]:
@@ -152,7 +158,8 @@ def _courses_of(cell: Cell) -> tuple[str, ...]:
     if cell.kind != "rl":
         return ()
     shown = (GAP,) * (cell.name in cells.MEMBERS["shortcuts"])
-    return (*_OF_STEPS, *shown, *((POSITION,) * (cell.start == "sft_late")))
+    late, planned = (POSITION,) * (cell.start == "sft_late"), (PATHS,) * cell.planned
+    return (*_OF_STEPS, *shown, *late, *planned)
 
 
 def _courses(

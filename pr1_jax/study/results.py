@@ -24,6 +24,7 @@ _PUBLISHED = {  # courses, by experiment
     "scaffold": ("accuracy", "parallel_ratio"),
     "shortcuts": (outcomes.GAP,),
     "tables": (outcomes.POSITION,),
+    "planned": ("accuracy", "parallel_ratio", outcomes.PATHS),
 }
 
 
@@ -138,6 +139,11 @@ def read(study: Study) -> Findings:
     return Findings(problems, courses, steps, outcomes.of_dense(study))
 
 
+def begun(findings: Findings) -> list[str]:
+    """Experiments of which a cell is finished; claims of the others are not told of."""
+    return [e for e, of in cells.MEMBERS.items() if {*of} & findings.problems.keys()]
+
+
 # --- Writing ------------------------------------------------------------------------
 
 
@@ -177,7 +183,8 @@ def summarize(findings: Findings, study: Study) -> dict[str, Any]:
             out[name]["divided_at"] = [_round(step) for step in steps]
             steps = findings.plateau(name).values()
             out[name]["plateau"] = [_round(step) for step in steps]
-    return {"cells": out, "theory": theory(), "dense": list(findings.dense)}
+    theories = {"theory": theory(), "planned_theory": planned_theory()}
+    return {"cells": out, **theories, "dense": list(findings.dense)}
 
 
 def _metric(findings: Findings, metric: str, name: str) -> dict[str, Any]:
@@ -205,6 +212,21 @@ def theory() -> dict[str, Any]:
                 for name, reward in cells.REWARDS.items()
                 if name != "latency"
             },
+        }
+    return rows
+
+
+def planned_theory() -> dict[str, Any]:
+    """The optimum of planned blocks by deadline, with as many tokens as all cells have."""
+    rows, limit = {}, {"tokens": cells.COMMON["rollout.max_response_tokens"]}
+    for deadline in cells.PLANNED:
+        best, numbers = optimum.best_planned(deadline, **limit)
+        shares = optimum.shares_planned(deadline, **limit)
+        rows[str(deadline)] = {
+            "best": _round(best),
+            "paths": numbers,
+            "by_paths": {str(n): _round(share) for n, share in shares.items()},
+            "labelled": _round(optimum.divided(deadline, 4)),
         }
     return rows
 

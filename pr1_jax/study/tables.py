@@ -15,11 +15,14 @@ TITLES = {
     "tables": "The paper's tables 3 and 4, and figure 3",
     "scaffold": "Scaffold: forced exploration first (figure 4)",
     "shortcuts": "What the published code's shortcuts cost",
+    "planned": "Blocks that the model plans: how many paths, when",
 }
 _UNITS = {
     "points": (100, " points"),
     "nats": (1, " nats"),
     "steps": (1, " steps"),
+    "paths": (1, " paths"),
+    "tokens": (1, " tokens"),
     "times": (1, ""),
     "": (1, ""),
 }
@@ -64,11 +67,23 @@ def table(results: Results, experiment: str) -> str:
                 "identical paths": _mean(metrics, "identical_paths", 100),
                 "tokens": _mean(metrics, "total_tokens"),
                 "sequential steps": _mean(metrics, "sequential_steps"),
+                **_paths(metrics, experiment),
                 "divided at step": ", ".join(map(_step, cell.get("divided_at", ()))),
                 "min": f"{sum(took) / len(took) / 60:.1f}" if took else "",
             }
         )
     return Table("", rows).markdown()
+
+
+def _paths(metrics: Mapping[str, Any], experiment: str) -> dict[str, str]:
+    """Columns of planned blocks."""
+    figures = {
+        "paths of a block": "num_paths",
+        "before RL, paths": "before_num_paths",
+        "searches at once": "searches",
+    }
+    shown = figures if experiment == "planned" else {}
+    return {column: _mean(metrics, metric) for column, metric in shown.items()}
 
 
 def _mean(metrics: Mapping[str, Any], metric: str, scale: float = 1.0) -> str:
@@ -116,6 +131,22 @@ def theory_table(results: Results) -> str:
     return Table("", rows).markdown()
 
 
+def planned_theory_table(results: Results) -> str:
+    """The optimum of planned blocks by deadline."""
+    percent = lambda share: f"{100 * share:.0f}"
+    rows = [
+        {
+            "deadline": deadline,
+            "lone search": percent(of["by_paths"]["1"]),
+            **{f"{k} planned paths": percent(of["by_paths"][k]) for k in "234"},
+            "best number": " or ".join(map(str, of["paths"])),
+            "four labelled paths without plans": percent(of["labelled"]),
+        }
+        for deadline, of in results["planned_theory"].items()
+    ]
+    return Table("", rows).markdown()
+
+
 def overview(results: Results) -> str:
     """How many claims came to which verdict; Markdown."""
     counts = Counter(claim["verdict"] for claim in results["claims"])
@@ -148,6 +179,9 @@ def readme(results: Results, experiments: Sequence[str]) -> str:
         parts += [claims(results, name), "\n", table(results, name)]
         if name == "phase":
             parts += ["\nIn per cent, by arithmetic:\n\n", theory_table(results)]
+        if name == "planned":
+            theory = planned_theory_table(results)
+            parts += ["\nThe best accuracy in per cent, by arithmetic:\n\n", theory]
         if name == "shortcuts":
             parts += ["\n", dense_table(results)]
     return "".join(parts)

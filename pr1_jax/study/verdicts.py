@@ -14,118 +14,38 @@ the task (`optimum`) or the arithmetic of the rewards (`border`) predicts a figu
 is what is claimed. Nothing here was chosen by results of the study.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from pr1_jax.study import border, cells, intervals, optimum, outcomes, results
+from pr1_jax.study import border, cells, intervals, optimum, outcomes, planned, results
 from pr1_jax.study.cells import BETWEEN, FAIL, FOUR_PATHS, PAY, named
 from pr1_jax.study.intervals import Interval
+from pr1_jax.study.parts import (
+    MARGIN,
+    OURS,
+    Claim,
+    Part,
+    above,
+    below,
+    kept,
+    lost,
+    more,
+    not_lost,
+    optimal,
+    plateau,
+    total,
+)
 from pr1_jax.study.results import Findings
 
 HOLDS, FAILS, OPEN = "holds", "does not hold at this scale", "cannot be told"
 SEEDS = cells.MANY  # less are not enough for a verdict; 0: no luck is involved
-OURS = "not in the paper"
-_MARGIN = 0.05  # of 1
 _GUESS = 1 / optimum.NUMBERS  # what guessing adds at most, where nothing was found
 _GAP = 1e-3  # nats a token
-_PLATEAU = 5  # steps
-_WORDS = {
-    "accuracy": "accuracy",
-    "parallel_ratio": "parallel ratio",
-    "before_parallel_ratio": "parallel ratio before RL",
-    "work_division": "distinct work",
-    "identical_paths": "blocks with identical paths",
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A quantity that a claim says is positive.
-
-    Attributes:
-      text: what it is. unit: `points` (of a share), `nats`, `steps`, `times` or ``.
-    """
-
-    text: str
-    measure: Callable[[Findings], Interval | None]
-    unit: str = "points"
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A claim of the paper, of theory, or about a shortcut, and how it is tested.
-
-    Attributes:
-      paper: the paper's own figures; in words, where there are none.
-    """
-
-    name: str
-    experiment: str
-    text: str
-    paper: str
-    parts: tuple[Part, ...]
-
-
-# --- Parts ----------------------------------------------------------------------------
-
-
-def _title(cell: str) -> str:
-    return f"“{cells.CELLS[cell].title}”"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.3g} points"
-
-
-def _sum(text: str, constant: float, *terms: tuple[float, str, str]) -> Part:
-    """A sum of terms (weight, metric, cell)."""
-    weights = {(metric, cell): weight for weight, metric, cell in terms}
-    given = {"terms": weights, "constant": constant}
-    return Part(text, functools.partial(Findings.combined, **given))
-
-
-def _above(metric: str, cell: str, least: float) -> Part:
-    text = f"{_WORDS[metric]} of {_title(cell)}, less {_points(least)}"
-    return _sum(text, -least, (1.0, metric, cell))
-
-
-def _below(metric: str, cell: str, most: float) -> Part:
-    text = f"{_points(most)} less {_WORDS[metric]} of {_title(cell)}"
-    return _sum(text, most, (-1.0, metric, cell))
-
-
-def _more(metric: str, cell: str, other: str, margin: float = _MARGIN) -> Part:
-    """More than another cell's, by a margin; a negative one allows so much less."""
-    text = f"{_WORDS[metric]}, {_title(cell)} less {_title(other)}"
-    text += f", {'less' if margin > 0 else 'and'} {_points(abs(margin))}"
-    return _sum(text, -margin, (1.0, metric, cell), (-1.0, metric, other))
-
-
-def _kept(cell: str) -> Part:
-    return _above("parallel_ratio", cell, 0.5)
-
-
-def _lost(cell: str) -> Part:
-    text = f"half of the parallel ratio before RL, less that after, of {_title(cell)}"
-    before, after = (0.5, "before_parallel_ratio", cell), (-1.0, "parallel_ratio", cell)
-    return _sum(text, 0.0, before, after)
-
-
-def _not_lost(cell: str) -> Part:
-    text = f"parallel ratio after RL, less half of that before, of {_title(cell)}"
-    before, after = (-0.5, "before_parallel_ratio", cell), (1.0, "parallel_ratio", cell)
-    return _sum(text, 0.0, before, after)
-
-
-def _optimal(cell: str, share: float) -> Part:
-    """Within the margin of the optimum."""
-    least = share - _MARGIN
-    text = f"accuracy of {_title(cell)}, less {100 * least:.3g} %, 5 below the optimum"
-    return _sum(text, -least, (1.0, "accuracy", cell))
+# --- Measures of courses and of masks --------------------------------------------------
 
 
 def _rise(course: np.ndarray) -> float:
@@ -133,17 +53,7 @@ def _rise(course: np.ndarray) -> float:
     quarter = max(1, len(course) // 4)
     means = [x[np.isfinite(x)] for x in (course[:quarter], course[-quarter:])]
     known = all(map(len, means))
-    return means[1].mean() - means[0].mean() - _MARGIN if known else np.nan
-
-
-def _plateau(cell: str) -> Part:
-    def measure(findings: Findings) -> Interval | None:
-        steps = np.array([*findings.plateau(cell).values()])
-        known = len(steps) and np.isfinite(steps).all()
-        return intervals.over_seeds(steps - _PLATEAU) if known else None
-
-    text = f"steps from undivided to divided work in {_title(cell)}, less {_PLATEAU}"
-    return Part(text, measure, "steps")
+    return means[1].mean() - means[0].mean() - MARGIN if known else np.nan
 
 
 def _course(figure: str, cell: str, measure: Callable) -> Callable:
@@ -171,13 +81,13 @@ def _phase() -> Iterator[Claim]:
             f"kept_where_they_pay_{labels}",
             f"{words}, accuracy alone keeps blocks where two searches from random rows "
             "see more of the list than one.",
-            *(_kept(cell[d]) for d in cell if pays(d)),
+            *(kept(cell[d]) for d in cell if pays(d)),
         )
         yield claim(
             f"lost_where_they_do_not_{labels}",
             f"{words}, accuracy alone loses blocks elsewhere, also where divided work "
             "would pay.",
-            *(_lost(cell[d]) for d in cell if not pays(d)),
+            *(lost(cell[d]) for d in cell if not pays(d)),
         )
         of_labels = labels == "labels"
         best = {d: optimum.best(d, 2, labels=of_labels) for d in cell}
@@ -186,7 +96,7 @@ def _phase() -> Iterator[Claim]:
             f"{words}, accuracy alone comes within 5 points of the best that is possible"
             f"{', but where only divided work pays' * of_labels}.",
             *(
-                _optimal(cell[d], best[d])
+                optimal(cell[d], best[d])
                 for d in cell
                 if not (of_labels and d in BETWEEN)
             ),
@@ -195,34 +105,34 @@ def _phase() -> Iterator[Claim]:
     yield claim(
         "bonus_moves_the_border",
         "At later deadlines a bonus for blocks leaves more of them than accuracy alone.",
-        _more("parallel_ratio", plain(half, early), plain("accuracy", early), 0.25),
-        _more("parallel_ratio", plain(always, FAIL), plain("accuracy", FAIL), 0.25),
+        more("parallel_ratio", plain(half, early), plain("accuracy", early), 0.25),
+        more("parallel_ratio", plain(always, FAIL), plain("accuracy", FAIL), 0.25),
     )
     yield claim(
         "normalised_advantages_set_the_border",
         "Where blocks are lost by mean rewards, and kept by advantages that are "
         "normalised in groups, they are kept.",
-        *map(_kept, (plain(half, early), plain(always, late), plain(always, FAIL))),
+        *map(kept, (plain(half, early), plain(always, late), plain(always, FAIL))),
     )
     _, some = border.predicted(optimum.alike(FAIL, 2), optimum.lone(FAIL), 0.5)
     yield claim(
         "half_a_bonus_keeps_some",
         f"At {FAIL} steps a bonus in half of the RL steps keeps some blocks "
         f"({100 * some:.0f} % by normalised advantages), and not most.",
-        _above("parallel_ratio", plain(half, FAIL), 0.05),
-        _below("parallel_ratio", plain(half, FAIL), 0.5),
+        above("parallel_ratio", plain(half, FAIL), 0.05),
+        below("parallel_ratio", plain(half, FAIL), 0.5),
     )
     yield claim(
         "mean_rewards_lose_them",
         "The same bonus keeps fewer where advantages are not divided by the spread of "
         "their group.",
-        _more("parallel_ratio", plain(half, FAIL), cells.MEAN_REWARDS),
+        more("parallel_ratio", plain(half, FAIL), cells.MEAN_REWARDS),
     )
     yield claim(
         "latency_does_not_keep_blocks",
         f"At {FAIL} steps a reward for short critical paths does not keep blocks: a lone "
         "search stops when it finds, and a block waits for its longest path.",
-        _lost(plain("latency", FAIL)),
+        lost(plain("latency", FAIL)),
     )
 
 
@@ -237,41 +147,41 @@ def _division() -> Iterator[Claim]:
         "labels_divide_two",
         "Two labelled paths come to divide the work under accuracy alone, and see more "
         "than two without labels after twice the steps.",
-        _more("work_division", two["labels"], two["plain"], 0.2),
-        _more("accuracy", two["labels"], two["plain"], 0.1),
+        more("work_division", two["labels"], two["plain"], 0.2),
+        more("accuracy", two["labels"], two["plain"], 0.1),
     )
     yield claim(
         "labels_divide_four",
         "Four labelled paths come to divide the work, and see more than four without "
         "labels ever could.",
-        _more("work_division", four["labels"], four["plain"], 0.1),
-        _above("accuracy", four["labels"], best_four + 0.1),
+        more("work_division", four["labels"], four["plain"], 0.1),
+        above("accuracy", four["labels"], best_four + 0.1),
     )
     yield claim(
         "plain_is_bounded",
         "Paths without labels do not exceed the optimum of independent draws, and a guess.",
-        _below("accuracy", two["plain"], best_two + _GUESS),
-        _below("accuracy", four["plain"], best_four + _GUESS),
+        below("accuracy", two["plain"], best_two + _GUESS),
+        below("accuracy", four["plain"], best_four + _GUESS),
     )
     yield claim(
         "identical_paths",
         "More than four tenths of the blocks without labels have identical paths, and "
         "less than 2 in a hundred with labels.",
-        _above("identical_paths", two["plain"], 0.4),
-        _below("identical_paths", two["labels"], 0.02),
+        above("identical_paths", two["plain"], 0.4),
+        below("identical_paths", two["labels"], 0.02),
     )
     yield claim(
         "labels_alone_divide_two",
         f"Labelled paths come to divide the work within {cells.LONG_RL['rl.steps']} steps "
         "also where no trace has a habit of it.",
-        _above("work_division", two["even"], 0.8),
+        above("work_division", two["even"], 0.8),
     )
     yield claim(
         "plateau",
         "Without that habit they first stand at the optimum of independent draws, and "
         "divide the work later.",
-        _plateau(two["even"]),
-        _above("work_division", two["even"], 0.8),
+        plateau(two["even"]),
+        above("work_division", two["even"], 0.8),
     )
 
 
@@ -292,15 +202,15 @@ def _tables() -> Iterator[Claim]:
             "blocks_die_out",
             "With the accuracy reward alone blocks die out.",
             "95.6 % of responses with a block after SFT, 13.6 % after RL (S1)",
-            _lost(accuracy),
+            lost(accuracy),
             at=at,
         )
         yield claim(
             "parallel_only_forces_blocks",
             "The parallel-only reward forces blocks, at a cost in accuracy.",
             "80.3 % with a block against 13.6 %; MATH 81.7 against 84.5 for alternating",
-            _more("parallel_ratio", always, accuracy, 0.1),
-            _more("accuracy", alternating, always),
+            more("parallel_ratio", always, accuracy, 0.1),
+            more("accuracy", alternating, always),
             at=at,
         )
         yield claim(
@@ -308,15 +218,15 @@ def _tables() -> Iterator[Claim]:
             "The alternating reward does not lose blocks, and is as accurate as accuracy "
             "alone.",
             "63.0 % with a block; average 46.8 against 47.1",
-            _not_lost(alternating),
-            _more("accuracy", alternating, accuracy, -_MARGIN),
+            not_lost(alternating),
+            more("accuracy", alternating, accuracy, -MARGIN),
             at=at,
         )
         yield claim(
             "better_than_sequential",
             "Parallel thinking is more accurate than sequential GRPO.",
             "average 46.8 (S2) against 45.1",
-            _more("accuracy", alternating, f"sequential_{at}"),
+            more("accuracy", alternating, f"sequential_{at}"),
             at=at,
         )
     with_, without = named("alternating20", PAY, "plain"), f"no_cold_start_{PAY}"
@@ -324,7 +234,7 @@ def _tables() -> Iterator[Claim]:
         "cold_start_is_needed",
         "Without a cold start RL does not find blocks.",
         "said of the base model; no figure that could be compared",
-        _sum(
+        total(
             "half of the parallel ratio with a cold start, less that without",
             0.0,
             (0.5, "parallel_ratio", with_),
@@ -335,14 +245,14 @@ def _tables() -> Iterator[Claim]:
         "easy_rl_helps_causal",
         "RL on easy problems first helps the causal variant.",
         "average 48.9 against 46.6",
-        _more("accuracy", f"causal_with_easy_{PAY}", f"causal_without_easy_{PAY}"),
+        more("accuracy", f"causal_with_easy_{PAY}", f"causal_without_easy_{PAY}"),
     )
     without = named("accuracy", PAY, "plain")
     yield claim(
         "easy_rl_hurts_structured",
         "RL on easy problems first hurts the structured variant.",
         "average 38.5 against 47.1",
-        _more("accuracy", without, f"structured_with_easy_{PAY}"),
+        more("accuracy", without, f"structured_with_easy_{PAY}"),
     )
     text = "relative position, last quarter of the steps less the first, less 5 points"
     yield claim(
@@ -370,34 +280,32 @@ def _scaffold() -> Iterator[Claim]:
             f"{first}_first",
             f"{words} first, then accuracy, ends more accurate than accuracy alone, where "
             "only divided work pays.",
-            _more(
-                "accuracy", then(first, at, "labels"), then("accuracy", at, "labels")
-            ),
+            more("accuracy", then(first, at, "labels"), then("accuracy", at, "labels")),
         )
     yield claim(
         "first_reaches_optimum",
         "Rewarding only blocks first leads within 5 points of the best that is possible.",
-        *(_optimal(then(always, d, "labels"), optimum.best(d, 2)) for d in BETWEEN),
+        *(optimal(then(always, d, "labels"), optimum.best(d, 2)) for d in BETWEEN),
     )
     yield claim(
         "blocks_stay",
         "Blocks whose work is divided stay when the reward is accuracy alone.",
-        *(_kept(then(always, d, "labels")) for d in BETWEEN),
+        *(kept(then(always, d, "labels")) for d in BETWEEN),
     )
     yield claim(
         "accuracy_alone_stays",
         "Accuracy alone does not get beyond a lone search and a guess, also in twice the "
         "steps.",
-        _below("accuracy", then("accuracy", at, "labels"), optimum.lone(at) + _GUESS),
+        below("accuracy", then("accuracy", at, "labels"), optimum.lone(at) + _GUESS),
     )
     yield claim(
         "labels_are_needed",
         "Without labels forced exploration gains nothing.",
-        _more(
+        more(
             "accuracy",
             then("accuracy", at, "plain"),
             then(always, at, "plain"),
-            -_MARGIN,
+            -MARGIN,
         ),
     )
     where = f" ({FAIL} steps, where blocks do not pay.)"
@@ -406,13 +314,13 @@ def _scaffold() -> Iterator[Claim]:
         "scaffold_is_better",
         "Alternating first, then accuracy, ends more accurate than accuracy alone."
         + where,
-        _more("accuracy", ours, alone),
+        more("accuracy", ours, alone),
         paper="AIME25 25.6 against 17.7",
     )
     yield claim(
         "scaffold_is_taken_down",
         "Once the reward is accuracy alone, blocks become fewer." + where,
-        _more("parallel_ratio", named(half, FAIL, "plain"), ours),
+        more("parallel_ratio", named(half, FAIL, "plain"), ours),
         paper="the parallel ratio falls after step 200 (figure 4)",
     )
 
@@ -421,12 +329,12 @@ def _shortcuts() -> Iterator[Claim]:
     """What the published code does otherwise."""
     paper = "not its claim, but what its published code does"
     claim = lambda name, text, *parts: Claim(name, "shortcuts", text, paper, parts)
-    exact, more = named("alternating20", PAY, "plain"), "dense by exact, less 1.1"
+    exact, less = named("alternating20", PAY, "plain"), "dense by exact, less 1.1"
     gap = lambda course: course.mean() - _GAP
     yield claim(
         "forced_tokens_cost",
         "Training on tokens that the runtime wrote costs accuracy.",
-        _more("accuracy", exact, "forced"),
+        more("accuracy", exact, "forced"),
     )
     yield claim(
         "causal_sampling_is_another_policy",
@@ -440,7 +348,7 @@ def _shortcuts() -> Iterator[Claim]:
     yield claim(
         "causal_sampling_costs",
         "Training on what was sampled so costs accuracy, sampled so at the end as well.",
-        _more("accuracy", exact, "causal_sampling_published"),
+        more("accuracy", exact, "causal_sampling_published"),
     )
     text = "0.0001 less the largest difference of outputs and gradients"
     ratio = lambda f, what: f[f"dense_{what}"] / f[f"exact_{what}"] - 1.1
@@ -448,12 +356,19 @@ def _shortcuts() -> Iterator[Claim]:
         "dense_masks_cost_memory",
         "A dense mask computes the same as the exact rule, at more memory and time.",
         Part(text, _dense(lambda f: 1e-4 - f["max_difference"]), ""),
-        Part(f"memory, {more}", _dense(lambda f: ratio(f, "bytes")), "times"),
-        Part(f"time, {more}", _dense(lambda f: ratio(f, "sec")), "times"),
+        Part(f"memory, {less}", _dense(lambda f: ratio(f, "bytes")), "times"),
+        Part(f"time, {less}", _dense(lambda f: ratio(f, "sec")), "times"),
     )
 
 
-CLAIMS = (*_phase(), *_division(), *_tables(), *_scaffold(), *_shortcuts())
+CLAIMS = (
+    *_phase(),
+    *_division(),
+    *_tables(),
+    *_scaffold(),
+    *_shortcuts(),
+    *planned.claims(),
+)
 
 
 def verdict(measured: Sequence[Interval | None]) -> str:
@@ -466,10 +381,12 @@ def verdict(measured: Sequence[Interval | None]) -> str:
     return OPEN
 
 
-def judge(findings: Findings) -> list[dict[str, Any]]:
-    """All claims with what was measured and their verdicts, as JSON."""
+def judge(
+    findings: Findings, experiments: Sequence[str] = cells.EXPERIMENTS
+) -> list[dict[str, Any]]:
+    """The claims of experiments with what was measured and their verdicts, as JSON."""
     out = []
-    for claim in CLAIMS:
+    for claim in (claim for claim in CLAIMS if claim.experiment in experiments):
         measured = [part.measure(findings) for part in claim.parts]
         out.append(
             {

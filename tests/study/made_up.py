@@ -9,6 +9,9 @@ PROBLEMS, POINTS = 20, 30
 
 def as_theory_says(cell):
     """Parallel ratio and accuracy of an RL cell, and how much of the work is divided."""
+    if cell.planned:
+        share, numbers = optimum.best_planned(cell.deadline, tokens=96)
+        return float(min(numbers) > 1), share, 1.0
     lone = optimum.lone(cell.deadline, cell.paths)
     alike = optimum.alike(cell.deadline, cell.paths)
     divided = optimum.divided(cell.deadline, cell.paths)
@@ -46,6 +49,12 @@ def findings(*, seeds=cells.MANY, gap=0.05, dense_more=2.0, rise=0.3, divides=15
             "total_tokens": 44.0,
             "sequential_steps": 29.0,
         }
+        if cell.planned:
+            figures |= {"num_paths": 3.0, "before_num_paths": 3.0, "searches": 2.0}
+        if cell.planned and cell.kind == "rl":
+            _, numbers = optimum.best_planned(cell.deadline, tokens=96)
+            figures |= {"num_paths": max(numbers), "searches": min(numbers)}
+            figures["total_tokens"] = 10.0 * figures["searches"]
         ids = range(min(cell.seeds, seeds))
         luck = lambda size: rng.normal(0, 0.004, size)
         for metric, mean in figures.items():

@@ -1,6 +1,7 @@
 """The optimum of the task `partner` is that of its texts."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from pr1_jax import tags
 from pr1_jax.data import partner
 from pr1_jax.study import optimum
+from tests.helpers.command import ROOT
 
 TOKENIZER = partner.Partner().tokenizer()
 TOKENIZER.use_plans()
@@ -120,6 +122,15 @@ def test_the_figures_of_planned_blocks_by_hand():
     assert optimum.planned(40, 4) == 1.0
     # 88 tokens: 9 outside of paths, 12 of plans; 16 each of four with 3 tags and label: 13.
     assert optimum.planned(40, 4, tokens=88) == optimum.planned(0, 4, tokens=88) == 0.8
+    # As the method's table says.
+    method = (ROOT / "docs" / "method.md").read_text()
+    table = re.search(r"\| deadline \| 28 .*?\n\n", method, re.DOTALL)[0]
+    head, _, *rows = table.strip().split("\n")
+    assert len(rows) == 4
+    for number, row in enumerate(rows, 1):
+        for deadline, said in list(zip(head.split("|"), row.split("|")))[2:-1]:
+            shares = optimum.shares_planned(int(deadline), tokens=96)
+            assert round(100 * shares[number]) == int(said), (deadline, number)
     # More paths as the deadline falls, until none fits.
     found = [optimum.best_planned(steps, tokens=88) for steps in (66, 50, 40, 24)]
     assert found == [(1.0, [1, 2]), (1.0, [2]), (0.8, [4]), (0.3, [1])]

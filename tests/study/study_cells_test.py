@@ -4,9 +4,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from pr1_jax import rewards
 from pr1_jax.data import tasks
-from pr1_jax.stages import checks
+from pr1_jax.stages import checks, rl
 from pr1_jax.study import cells, optimum, runner
 from tests.helpers.command import ROOT
 
@@ -40,6 +39,7 @@ def test_all_cells_are_valid_configs_on_the_same_problems(size, tmp_path, monkey
         assert len(config.rollout.path_labels) == cell.labels * cell.paths
         task = tasks.make(config.data.task)
         assert config.rollout.num_paths == task.paths == cell.paths
+        assert config.rollout.planned == bool(task.planned) == cell.planned
         first = task.records("hard", "eval", seed=0)[0]["question"]
         assert asked.setdefault(cell.paths, first) == first
         if cell.kind == "evaluate":
@@ -62,13 +62,10 @@ def test_cells_differ_by_what_they_are_named_for(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = lambda name: config_of(runner.Study(tmp_path), cells.CELLS[name])
     for name, reward in cells.REWARDS.items():
-        c = config(f"{name}_{PAY}_labels").reward
-        settings = {
-            k: v for k, v in c.items() if k not in ("timeout_sec", "latency_coef")
-        }
-        weights = [rewards.weights(step=step, **settings) for step in range(1, 101)]
+        c = config(f"{name}_{PAY}_labels")
+        weights = [rl.reward_weights(c, step) for step in range(1, 101)]
         assert sum("tiered" in of_step for of_step in weights) == 100 * reward.share
-        assert bool(c.latency_coef) == (name == "latency")
+        assert bool(c.reward.latency_coef) == (name == "latency")
     assert config("forced").rl.train_on_forced
     assert config("causal_sampling").rollout.shortcut == "causal_after_block"
     assert config(f"sequential_{PAY}").rollout.max_blocks == 0
@@ -83,8 +80,14 @@ def test_blocks_have_the_room_that_the_optimum_counts_on(tmp_path, monkeypatch):
     for cell in cells.CELLS.values():
         if cell.kind != "rl" or not cell.deadline:
             continue
-        c = config_of(runner.Study(tmp_path), cell).rollout
+        config = config_of(runner.Study(tmp_path), cell)
+        c = config.rollout
         labels = int(cell.labels)
+        if cell.planned:
+            assert (c.num_paths, c.min_plan_tokens, c.max_path_tokens) == (4, 3, 0)
+            assert c.max_response_tokens == 96 and c.max_plan_tokens >= 3
+            assert checks.decode_settings(config).may_open_blocks
+            continue
         reach = optimum.path_reach(cell.deadline, cell.paths, label_tokens=labels)
         # <Parallel>, </Parallel> and what follows; both tags of a path, and its label.
         left = cell.deadline - 1 - 3 - c.summary_reserve - c.answer_reserve
