@@ -33,7 +33,7 @@ def policy_logits(
         = every other token is, where no special token has that bit.
       special_ids: ids of the six tags, then those of EOS, then of plans' tags, if any.
       num_tokens: ids from here on are padding of the model's vocabulary, and banned.
-      temperature: greater than 0.
+      temperature: greater than 0; one number, or one for each distribution [..., 1].
     """
     V, always = logits.shape[-1], jnp.int32(-(2**31))  # a bit that is no tag's
     # Bit i of a token: it is token `special_ids[i]`. One comparison in the loop that
@@ -70,14 +70,32 @@ def truncated(logits, *, top_k: int = 0, top_p: float = 1.0, keep=None):
         threshold = ordered[..., min(top_k, logits.shape[-1]) - 1]
         ordered = jnp.where(ordered >= threshold[..., None], ordered, NEG_INF)
     if top_p < 1.0:
-        probs = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs  # mass of the likelier tokens
-        nucleus = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1)
-        threshold = jnp.maximum(threshold, nucleus)
+        threshold = jnp.maximum(threshold, _nucleus(ordered, top_p))
     inside = logits >= jax.lax.stop_gradient(threshold)[..., None]
     if keep is not None:
         inside |= jnp.arange(logits.shape[-1]) == keep[..., None]
     return jnp.where(inside, logits, NEG_INF)
+
+
+def truncated_each(logits, top_p):
+    """As `truncated`, with a nucleus [...] of its own for each distribution [..., V].
+
+    Nothing is sorted where all of them are 1.
+    """
+
+    def cut(logits):
+        nucleus = _nucleus(-jnp.sort(-logits, axis=-1), top_p[..., None])
+        threshold = jnp.where(top_p < 1.0, nucleus, NEG_INF)
+        return jnp.where(logits >= threshold[..., None], logits, NEG_INF)
+
+    return jax.lax.cond((top_p < 1.0).any(), cut, lambda logits: logits, logits)
+
+
+def _nucleus(ordered, top_p):
+    """The least logit of a nucleus; logits are in descending order."""
+    probs = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs  # mass of the likelier tokens
+    return jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1)
 
 
 def token_logps(logits, tokens):

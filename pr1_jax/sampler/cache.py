@@ -24,7 +24,8 @@ def empty(
         cache = backend.empty_cache(rows, slots)
         prompts = backend.empty_cache(entries, prompt_tokens)
         prompts = PromptCache(np.zeros(entries, np.int32), prompts)
-    return init_state(settings, rows, slots, cache, prompts)
+    limited = schedule.limited
+    return init_state(settings, rows, slots, cache, prompts, limited=limited)
 
 
 def grow(backend: Backend | None, state: State, slots: int) -> State:

@@ -1,6 +1,7 @@
 """Steps of decoding: which lanes are fed, the model, the draw; and the loop over them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -68,24 +69,39 @@ def _draw(
     settings, vocab = decoding.settings, decoding.vocab
     B, P = state.token.shape
     row = jnp.clip(lanes.row, 0, B - 1)
-    logits = policy.policy_logits(
+    at = functools.partial(
+        policy.policy_logits,
         logits,
         bans[row],
         special_ids=vocab.ban_ids,
         num_tokens=vocab.num_tokens,
-        temperature=settings.temperature or 1.0,
     )
-    logits = policy.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)
-    if settings.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        draws = tokens, policy.token_logps(logits, tokens)
+    random = lambda logits: decoding.draw(
+        logits, state.key[row], lanes.slot + 1, lanes.live
+    )
+    if state.limits is None:
+        logits = at(temperature=settings.temperature or 1.0)
+        logits = policy.truncated(logits, top_k=settings.top_k, top_p=settings.top_p)
+        draws = random(logits) if settings.temperature else _likeliest(logits)
     else:
-        draws = decoding.draw(logits, state.key[row], lanes.slot + 1, lanes.live)
+        temperature, top_p = state.limits.temperature[row], state.limits.top_p[row]
+        is_greedy = temperature == 0
+        logits = at(temperature=jnp.where(is_greedy, 1.0, temperature)[:, None])
+        logits = policy.truncated(logits, top_k=settings.top_k)
+        logits = policy.truncated_each(logits, top_p)
+        both = zip(_likeliest(logits), random(logits))
+        draws = tuple(jnp.where(is_greedy, *pair) for pair in both)
     if num_lanes == B:
         pad = [(0, 0), (0, P - 1)]
         return tuple(jnp.pad(x[:, None], pad) for x in draws)
     in_list = jnp.clip(jnp.cumsum(state.live.ravel()) - 1, 0)
     return tuple(x[in_list].reshape(B, P) for x in draws)
+
+
+def _likeliest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The likeliest tokens and their log-probs."""
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return tokens, policy.token_logps(logits, tokens)
 
 
 def run_chunk(

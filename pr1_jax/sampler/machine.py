@@ -53,6 +53,7 @@ from pr1_jax.sampler.state import (
     SUMMARY,
     SUMMARY_TAG,
     Emission,
+    Limits,
     State,
 )
 from pr1_jax.tags import MIN_PATHS
@@ -67,10 +68,12 @@ def next_bans(state: State, vocab: Vocab, settings: Settings) -> jax.Array:
     tags = _TAGS | (plan | end_plan if settings.planned else 0)
     in_main = tags & ~(1 << PARALLEL)
     in_path, in_summary = all_ & ~(1 << END_PATH), all_ & ~(1 << END_SUMMARY)
-    left = settings.max_response_tokens - state.emitted
-    fits = (left - 1 >= settings.smallest_block) & (state.blocks < settings.max_blocks)
-    if settings.max_sequential_steps:
-        steps_left = settings.max_sequential_steps - state.steps
+    limits = state.limits or Limits.of(settings)
+    left = limits.tokens - state.emitted
+    smallest = settings.smallest_block_of(limits.paths)
+    fits = (left - 1 >= smallest) & (state.blocks < limits.blocks)
+    if limits.steps is not None:
+        steps_left = limits.steps - state.steps
         fits &= steps_left - 1 >= settings.smallest_block_steps
     legal = settings.ban_illegal
     phases = [(PATHS, in_path if legal else 0), (SUMMARY, in_summary if legal else 0)]
@@ -119,9 +122,8 @@ def advance(
 
     total = state.emitted + emit.sum(axis=1)
     steps = state.steps + emit.any(axis=1)
-    left = settings.max_response_tokens - total
-    if settings.max_sequential_steps:
-        left = jnp.minimum(left, settings.max_sequential_steps - steps)
+    limits = state.limits or Limits.of(settings)
+    left = _left(limits, total, steps)
     first = token[:, 0]
     phase, opens = _next_phase(state, first, bans, joined, closes, left, vocab)
     if settings.planned:
@@ -132,7 +134,8 @@ def advance(
         ends = _budgets(state, plans.ended, paths, total, steps, settings)
         path_budget, text_end = ends[0], jnp.where(plans.begun, plans.end, ends[1])
     else:
-        number, ends = None, _budgets(state, opens, P, total, steps, settings)
+        number, paths = None, limits.paths
+        ends = _budgets(state, opens, paths, total, steps, settings)
         path_budget, text_end = ends
     furthest = jnp.where(emit & (path > 0), position, 0).max(axis=1)
 
@@ -166,6 +169,12 @@ def advance(
     return state, emission
 
 
+def _left(limits: Limits, total, steps) -> jax.Array:
+    """Tokens, and main-stream steps, that responses may still have, [B]."""
+    left = limits.tokens - total
+    return left if limits.steps is None else jnp.minimum(left, limits.steps - steps)
+
+
 def _is_in(state: State, *phases: int) -> jax.Array:
     """Rows that are in one of some phases, [B, 1]."""
     return functools.reduce(jnp.logical_or, [state.phase == p for p in phases])[:, None]
@@ -174,8 +183,10 @@ def _is_in(state: State, *phases: int) -> jax.Array:
 def _forks(state: State, drawn, vocab: Vocab) -> jax.Array:
     """The lanes that write their `<Path>`, [B, P]; [B, 1] where all of a row do."""
     fork = _is_in(state, FORK)
-    if not vocab.plan_ids:
+    if not vocab.plan_ids and state.limits is None:
         return fork
+    if not vocab.plan_ids:
+        return fork & (jnp.arange(drawn.shape[1]) < state.limits.paths[:, None])
     fork |= _is_in(state, LIST) & (drawn[:, :1] != vocab.plan_ids[0])
     return fork & (jnp.arange(drawn.shape[1]) < state.plans[:, None])
 
@@ -275,6 +286,7 @@ def _next_plans(
 ) -> _Plans:
     """Plans after a step in which lane 0 wrote `first` [B]; arguments as of `_budgets`."""
     phase, (plan, end_plan) = state.phase, vocab.plan_ids
+    limits = state.limits or Limits.of(settings)
     begun = (phase == PLAN_TAG) | ((phase == LIST) & (first == plan))
     ended = (phase == IN_PLAN) & (first == end_plan)
     number = jnp.where(opens, 0, state.plans + begun)
@@ -283,16 +295,14 @@ def _next_plans(
         after = settings.after_paths
         after += settings.min_plan_tokens * jnp.maximum(MIN_PATHS - number, 0)
         paths = settings.min_path_tokens * jnp.maximum(number, MIN_PATHS)
-        spare = settings.max_response_tokens - total - after - paths
-        if settings.max_sequential_steps:
+        spare = limits.tokens - total - after - paths
+        if limits.steps is not None:
             longest = settings.min_path_tokens
-            steps_left = settings.max_sequential_steps - steps
+            steps_left = limits.steps - steps
             spare = jnp.minimum(spare, steps_left - after - longest)
         return spare
 
-    one_more = (number < settings.num_paths) & (
-        spare(number + 1) >= settings.min_plan_tokens
-    )
+    one_more = (number < limits.paths) & (spare(number + 1) >= settings.min_plan_tokens)
     phases = [
         (opens | (ended & (number < MIN_PATHS)), PLAN_TAG),
         (begun, IN_PLAN),
@@ -318,19 +328,18 @@ def _budgets(state: State, opens, paths, total, steps, settings: Settings):
     Returns:
       As `State.path_budget` and `State.text_end`.
     """
-    left = settings.max_response_tokens - total
-    after = settings.after_paths
+    limits = state.limits or Limits.of(settings)
+    left, after = limits.tokens - total, settings.after_paths
     path_budget = (left - after) // paths
-    steps_left = settings.max_sequential_steps - steps
-    if settings.max_sequential_steps:
-        path_budget = jnp.minimum(path_budget, steps_left - after)
+    if limits.steps is not None:
+        path_budget = jnp.minimum(path_budget, limits.steps - steps - after)
     if settings.max_path_tokens:
         path_budget = jnp.minimum(path_budget, settings.max_path_tokens)
-    text_end = settings.max_response_tokens - settings.answer_reserve
+    text_end = limits.tokens - settings.answer_reserve
     if settings.max_summary_tokens:
         text_end = jnp.minimum(text_end, total + settings.max_summary_tokens)
-    if settings.max_sequential_steps:  # a token of the summary is a step
-        step_end = total + steps_left - settings.answer_reserve
+    if limits.steps is not None:  # a token of the summary is a step
+        step_end = total + limits.steps - steps - settings.answer_reserve
         text_end = jnp.minimum(text_end, step_end)
     begins = state.phase == SUMMARY_TAG
     return (

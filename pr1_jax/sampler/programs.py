@@ -12,7 +12,7 @@ from pr1_jax.model.backend import Backend
 from pr1_jax.sampler import cache, forward, loop
 from pr1_jax.sampler.loop import Decoding
 from pr1_jax.sampler.schedule import Schedule
-from pr1_jax.sampler.state import State, admit
+from pr1_jax.sampler.state import State, admit, drop
 from pr1_jax.system.mesh import (
     RULES,
     batch_sharding,
@@ -101,6 +101,7 @@ class Programs:
         )
         self.init = jax.jit(self.empty, static_argnums=(0, 1), out_shardings=state)
         self.admit = jax.jit(_admit, donate_argnums=0, out_shardings=bare)
+        self.drop = jax.jit(drop, donate_argnums=0, out_shardings=bare)
         self.grow = jax.jit(grow, static_argnums=1, out_shardings=state)
         self.take = jax.jit(take, out_shardings=state)
         self.rejoin = jax.jit(
@@ -204,9 +205,9 @@ def without_slots(state: State) -> State:
     return state.replace(cache=None, prompts=None, slot_block=None, slot_path=None)
 
 
-def _admit(state: State, base_key, ids, *rows) -> State:
+def _admit(state: State, base_key, ids, rows, limits) -> State:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base_key, ids)
-    return admit(state, *rows, keys)
+    return admit(state, *rows, keys, limits)
 
 
 def _with_shardings(abstract, shardings):

@@ -6,6 +6,7 @@ arrays on the devices do.
 """
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from pr1_jax.sampler.schedule import Schedule
 from pr1_jax.sampler.settings import END_PARALLEL, Settings, Vocab
-from pr1_jax.sampler.state import DONE, MAIN, NEWLINE, Emission
+from pr1_jax.sampler.state import DONE, MAIN, NEWLINE, Emission, Limits
 from pr1_jax.trajectory import Trajectory
 
 _FIELDS = [f.name for f in dataclasses.fields(Emission)]
@@ -35,14 +36,42 @@ class Admission(NamedTuple):
     entries: np.ndarray  # [W] int32, of the prompt cache; as many as it has = unused
 
 
-class Queue:
-    """Responses that wait, prompt-major, and those that are done."""
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A response that is wanted.
 
-    def __init__(self, prompts: Sequence[Sequence[int]], samples: int):
-        self.prompts = [np.asarray(p, np.int32) for p in prompts]
-        self.samples = samples
-        self.waiting = deque(range(len(prompts) * samples))
-        self.results: list[Trajectory | None] = [None] * len(self.waiting)
+    Attributes:
+      prompt: token ids, int32. prompt_number: those that respond to one prompt have the
+        same, and others have others.
+      id: what its draws are numbered by.
+      limits: of its own, as single numbers; None = the settings'.
+    """
+
+    prompt: np.ndarray
+    prompt_number: int
+    id: int
+    limits: Limits | None = None
+
+
+class Queue:
+    """Responses that wait or are written, and those that are done, by number."""
+
+    def __init__(self):
+        self.requests: dict[int, Request] = {}
+        self.waiting: deque[int] = deque()
+        self.results: dict[int, Trajectory] = {}
+        self._responses, self._prompts = itertools.count(), itertools.count()
+
+    def add(
+        self, prompt: Sequence[int], ids: Sequence[int], limits: Limits | None = None
+    ) -> list[int]:
+        """Puts a response for each id at the end; their numbers."""
+        tokens, prompt_number = np.asarray(prompt, np.int32), next(self._prompts)
+        numbers = [next(self._responses) for _ in ids]
+        for number, id_ in zip(numbers, ids):
+            self.requests[number] = Request(tokens, prompt_number, int(id_), limits)
+        self.waiting.extend(numbers)
+        return numbers
 
 
 class Rows:
@@ -102,8 +131,8 @@ class Rows:
         for row in np.flatnonzero(~self.occupied)[:most]:
             if not queue.waiting:
                 break
-            prompt = queue.waiting[0] // queue.samples
-            tokens = queue.prompts[prompt]
+            request = queue.requests[queue.waiting[0]]
+            prompt, tokens = request.prompt_number, request.prompt
             reader = self._free_reader(row, prompt)
             if reader is None:
                 entry = self._free_entry(row)
@@ -209,10 +238,19 @@ class Rows:
     def collect(self) -> list[int]:
         """Turns finished rows into trajectories and frees them; their numbers."""
         rows = np.flatnonzero(self.occupied & (self.phase == DONE))
-        for row in rows:
+        numbers = self.response[rows].tolist()
+        for row, number in zip(rows, numbers):
             self.occupied[row] = False
-            self.queue.results[self.response[row]] = self._trajectory(row)
-        return self.response[rows].tolist()
+            self.queue.results[number] = self._trajectory(row)
+            del self.queue.requests[number]
+        return numbers
+
+    def drop(self, numbers: set[int]) -> np.ndarray:
+        """Frees the rows of some responses; which these were, bool [B]."""
+        rows = self.occupied & np.isin(self.response, list(numbers))
+        self.occupied[rows] = self.live[rows] = False
+        self.phase[rows] = DONE
+        return rows
 
     def unfinished(self) -> dict[int, Trajectory]:
         """The responses that are being written, as far as they are, by number."""
@@ -224,7 +262,7 @@ class Rows:
         record = {name: values[row, :n] for name, values in self.fields.items()}
         in_main = bool(n) and record["path"][-1] == 0
         finished = in_main and record["token"][-1] in self.vocab.eos_ids
-        prompt = self.queue.prompts[self.response[row] // self.queue.samples]
+        prompt = self.queue.requests[int(self.response[row])].prompt
         # Canonical order: a block's tokens stand where its first one does, path by path.
         index = np.arange(n)
         block, path = record["block"], record["path"]
@@ -292,9 +330,14 @@ class Shards:
         return any(shard.live[:, 1:].any() for shard in self.shards)
 
     @property
-    def response(self) -> np.ndarray:
-        """Which response each row decodes."""
-        return np.concatenate([shard.response for shard in self.shards])
+    def requests(self) -> list[Request | None]:
+        """What each row decodes; None where it is idle."""
+        known = self.queue.requests
+        return [
+            known[int(number)] if is_occupied else None
+            for shard in self.shards
+            for number, is_occupied in zip(shard.response, shard.occupied)
+        ]
 
     def admit(self, num_prompts: int, prompt_tokens: int) -> Admission:
         """`Rows.admit` of every shard; where few wait, each gets as many groups."""
@@ -321,6 +364,15 @@ class Shards:
             part = {n: getattr(log, n)[:, mine] for n in _FIELDS}
             useful += shard.record(Emission(**part), taken)
         return useful
+
+    def drop(self, numbers: set[int]) -> np.ndarray:
+        """Forgets some responses and frees their rows; which these were, bool [B]."""
+        queue = self.queue
+        queue.waiting = deque(n for n in queue.waiting if n not in numbers)
+        rows = np.concatenate([shard.drop(numbers) for shard in self.shards])
+        for number in numbers:
+            queue.requests.pop(number, None)
+        return rows
 
     def collect(self) -> list[int]:
         """Turns finished rows into trajectories and frees them; their numbers."""

@@ -27,6 +27,8 @@ class Batching:
       steps_per_chunk: decode steps between two looks of the host.
       one_size: all rows and slots are there from the start, and nothing is compiled
         later for fewer or more.
+      limited: each response has `Limits` of its own, and every row may have a prompt of
+        its own, too; as for requests of many people.
     """
 
     rows: int
@@ -36,6 +38,7 @@ class Batching:
     lane_buckets: Sequence[float] = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     steps_per_chunk: int = 32
     one_size: bool = False
+    limited: bool = False
 
 
 class Schedule:
@@ -46,6 +49,7 @@ class Schedule:
         `steps_per_chunk`.
       rows: the most that are decoded at the same time.
       entries: prompts that are kept. readers: rows that each of them can have.
+      limited: as of `Batching`.
       row_sizes, slot_sizes, prompt_sizes: rows, slots of a response and tokens of a
         prompt that are compiled for, ascending.
     """
@@ -59,7 +63,10 @@ class Schedule:
         groups = -(-rows // self.readers)
         # A group that is not quite done keeps its prompt's entry: with fewer entries,
         # rows would wait for the longest response of some group.
-        self.entries = rows if self.readers == 1 else min(rows, 5 * groups // 2 + 2)
+        self.entries = rows
+        if self.readers > 1 and not batching.limited:
+            self.entries = min(rows, 5 * groups // 2 + 2)
+        self.limited = batching.limited
         per_prefill = batching.prompts_per_prefill or rows * self.shards
         self.prompts_per_prefill = min(-(-per_prefill // self.shards), self.entries)
         longest = settings.max_response_tokens

@@ -196,9 +196,13 @@ class Settings:
     @property
     def smallest_block(self) -> int:
         """Tokens that must be left after `<Parallel>`: paths, closing tags, reserves."""
+        return self.smallest_block_of(self.num_paths)
+
+    def smallest_block_of(self, paths):
+        """`smallest_block` where a response has so many paths a block, or [B]."""
         if self.planned:
             return self._least(tags.MIN_PATHS, tags.MIN_PATHS)
-        return self._least(0, self.num_paths)
+        return self._least(0, paths)
 
     @property
     def smallest_block_steps(self) -> int:

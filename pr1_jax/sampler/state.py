@@ -1,17 +1,21 @@
 """The state of decoding, and what one step writes."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pr1_jax.sampler.settings import Settings
 
 # Phases: what a row writes next.
 MAIN, FORK, PATHS, NEWLINE, SUMMARY_TAG, SUMMARY, JOIN, DONE = range(8)
 PLAN_TAG, IN_PLAN, LIST = range(8, 11)  # where blocks are planned
+
+NEVER = 2**30  # sequential steps that no response takes
 
 
 @flax.struct.dataclass
@@ -20,6 +24,43 @@ class PromptCache:
 
     length: jax.Array  # [M] int32
     cache: Any  # keys and values of M rows and T slots, as the backend has them
+
+
+@flax.struct.dataclass
+class Limits:
+    """Limits of single responses, [B] each, within those that settings have for all."""
+
+    tokens: Any  # int32, of the response
+    steps: Any  # int32, sequential ones; None = no other limit than the tokens
+    blocks: Any  # int32
+    paths: Any  # int32, of a block, from 2; where it is planned, at most
+    temperature: Any  # float32; 0 = greedy, with log-probs at temperature 1
+    top_p: Any  # float32
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """What settings have for all responses, as single numbers."""
+        return cls(
+            settings.max_response_tokens,
+            settings.max_sequential_steps or None,
+            settings.max_blocks,
+            settings.num_paths,
+            settings.temperature,
+            settings.top_p,
+        )
+
+    @classmethod
+    def stack(cls, limits: Sequence["Limits"]) -> "Limits":
+        """Those of single responses, [B]; without a limit of steps none is ever met."""
+
+        def column(name):
+            kind = np.float32 if name in ("temperature", "top_p") else np.int32
+            values = [getattr(x, name) for x in limits]
+            return np.array([NEVER if x is None else x for x in values], kind)
+
+        return cls(
+            **{field.name: column(field.name) for field in dataclasses.fields(cls)}
+        )
 
 
 @flax.struct.dataclass
@@ -50,6 +91,7 @@ class State:
     slot_path: jax.Array  # int32
     cache: Any  # keys and values, as the backend has them; None without a model
     prompts: PromptCache | None
+    limits: Limits | None = None  # None: all responses have those of the settings
 
 
 @flax.struct.dataclass
@@ -90,8 +132,14 @@ def init_state(
     slots: int,
     cache: Any = None,
     prompts: PromptCache | None = None,
+    *,
+    limited: bool = False,
 ) -> State:
-    """A state in which every row is done."""
+    """A state in which every row is done.
+
+    Args:
+      limited: whether each response has `Limits` of its own.
+    """
     B, P, S = rows, settings.num_paths, slots
     lanes, row = jnp.zeros((B, P), jnp.int32), jnp.zeros(B, jnp.int32)
     return State(
@@ -115,10 +163,13 @@ def init_state(
         slot_path=jnp.zeros((B, S), jnp.int32),
         cache=cache,
         prompts=prompts,
+        limits=Limits.stack([Limits.of(settings)] * B) if limited else None,
     )
 
 
-def admit(state: State, new, readers, lengths, last_tokens, keys) -> State:
+def admit(
+    state: State, new, readers, lengths, last_tokens, keys, limits: Limits | None = None
+) -> State:
     """Starts new responses in some rows; touches nothing that has slots.
 
     A prompt's last token is left pending: feeding it again gives the first logits, so
@@ -129,6 +180,7 @@ def admit(state: State, new, readers, lengths, last_tokens, keys) -> State:
       readers: [B] int32, as `State.reader`.
       lengths, last_tokens: [B] int32, of their prompts.
       keys: [B] PRNG keys of the new responses.
+      limits: of the new responses, where the state has some.
     """
     lane0 = jnp.arange(state.token.shape[1]) == 0
     pick = lambda value, old: jnp.where(
@@ -150,6 +202,14 @@ def admit(state: State, new, readers, lengths, last_tokens, keys) -> State:
         key=jax.random.wrap_key_data(
             pick(jax.random.key_data(keys), jax.random.key_data(state.key))
         ),
+        limits=jax.tree.map(pick, limits, state.limits),
+    )
+
+
+def drop(state: State, rows) -> State:
+    """Ends the responses of some rows, [B] bool, where they are."""
+    return state.replace(
+        live=state.live & ~rows[:, None], phase=jnp.where(rows, DONE, state.phase)
     )
 
 

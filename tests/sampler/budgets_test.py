@@ -10,6 +10,7 @@ import pytest
 from pr1_jax import layout, tags
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
+from pr1_jax.sampler.session import Session
 from pr1_jax.sampler.settings import END_PATH, PARALLEL, Settings
 from tests.helpers.laws import assert_laws
 from tests.helpers.tiny import LABELS, SETTINGS, TEXTS, VOCAB, VOCAB_SIZE, with_vocab
@@ -17,15 +18,20 @@ from tests.helpers.tiny import LABELS, SETTINGS, TEXTS, VOCAB, VOCAB_SIZE, with_
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
-class Watched(Sampler):
+@pytest.fixture(autouse=True)
+def watched(monkeypatch):
     """Compares the count of steps on the device with the host's after every chunk."""
+    decode = Session._decode
 
-    def _decode(self, params, state, host, figures):
-        state = super()._decode(params, state, host, figures)
-        occupied = np.concatenate([shard.occupied for shard in host.shards])
-        steps = np.concatenate([shard.steps for shard in host.shards])[occupied]
-        np.testing.assert_array_equal(np.array(state.steps)[occupied], steps)
-        return state
+    def watch(session):
+        decode(session)
+        shards = session._host.shards
+        occupied = np.concatenate([shard.occupied for shard in shards])
+        steps = np.concatenate([shard.steps for shard in shards])[occupied]
+        on_device = np.array(session._state.steps)
+        np.testing.assert_array_equal(on_device[occupied], steps)
+
+    monkeypatch.setattr(Session, "_decode", watch)
 
 
 def noisy(params, lanes, state, num_lanes):
@@ -41,7 +47,7 @@ def sample(settings, liking, *, decode_fn=noisy, lengths=None):
     """Two responses to each of some prompts, by default of 1 to 9 tokens."""
     batching = Batching(rows=15, steps_per_chunk=16, lane_buckets=())
     vocab, key = with_vocab(settings), jax.random.key(0)
-    sampler = Watched(None, vocab, settings, batching, decode_fn=decode_fn)
+    sampler = Sampler(None, vocab, settings, batching, decode_fn=decode_fn)
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 10, 60) if lengths is None else lengths
     prompts = [rng.integers(3, VOCAB_SIZE, n) for n in lengths]
