@@ -8,7 +8,7 @@ import re
 
 from pr1_jax.rewards import Record
 
-FOUND = re.compile(r"\b(yes|no|found|so|thus|therefore|=)\b|=", re.IGNORECASE)
+FOUND = re.compile(r"\b(yes|no|found|so|thus|therefore)\b|=", re.IGNORECASE)
 REPEATED = re.compile(
     r"(\S+(?: \S+){2,})(?: \1)+"
 )  # three words or more, again at once
@@ -20,5 +20,5 @@ def score(record: Record) -> dict[str, float]:
     found = sum(bool(FOUND.search(path)) for path in paths)
     return {
         "found": found / len(paths) if paths else 0.0,
-        "repeats": -float(bool(REPEATED.search(record.response))),
+        "repeats": -1.0 if REPEATED.search(record.response) else 0.0,
     }

@@ -23,6 +23,7 @@ _WRITTEN = {
     "benchmarks.md",
     "config.json",
     "generation_config.json",
+    "pr1_jax.json",
     "problems.jsonl",
     "run.json",
     "traces.jsonl",

@@ -29,6 +29,8 @@ SWITCHES = (
     "--config.checkpoint.every_steps=1",
     "--config.eval.banned=False",
     "--config.rollout.max_blocks=2",
+    "--config.reward.function=docs/examples/trl_style.py:score",
+    "--config.reward.verifier=docs/examples/last_number.py:verify",
 )
 
 
