@@ -126,6 +126,32 @@ def test_when_one_dies_all_stop_and_another_number_goes_on(alone, tmp_path):
     assert_same_figures(tmp_path, alone)
 
 
+@pytest.mark.slow
+def test_a_function_that_fails_at_one_process_ends_all(alone, tmp_path):
+    """Before the update, with its line; once it is mended, the job goes on."""
+    others = metrics.read_metrics(alone / "rollouts" / "rl_000002.jsonl")
+    of_step = {record["question"] for record in others}
+    file = tmp_path / "mine.py"
+    good = (ROOT / "docs" / "examples" / "trl_style.py").read_text()
+    stop = f"    if record.question == {min(of_step)!r}: raise RuntimeError('enough')\n"
+    first = "-> dict[str, float]:\n"
+    file.write_text(good.replace(first, first + stop))
+    mine, workdir = f"--config.reward.function={file}:score", tmp_path / "run"
+    job = start(workdir, 2, mine)
+    said, _ = job.communicate(timeout=300)
+    assert job.returncode == 2, said
+    assert re.search(
+        r"error: process \d of 2: reward.function=.*RuntimeError: enough", said
+    )
+    assert [line["step"] for line in metrics.read_metrics(workdir / "metrics.jsonl")][
+        -1
+    ] == 1
+    assert not [*(workdir / "rollouts").glob("rl_000002*")]
+    file.write_text(good)
+    run(workdir, 2, mine)
+    assert_same_figures(workdir, alone)
+
+
 @pytest.mark.parametrize("wrong", ["rollout.num_paths=99", "rl.stepz=3"])
 def test_a_config_that_is_wrong_at_one_process_ends_all(tmp_path, wrong):
     """With one line, and the exit code at which no launcher starts them again."""
