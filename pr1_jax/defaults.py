@@ -245,7 +245,8 @@ def _training(c: ml_collections.ConfigDict) -> None:
     # Weight of the KL divergence from the stage's first policy; the paper has none. The
     # small model needs a little, or noise of early steps spoils single numbers for good.
     c.rl.kl_coef = 0.01
-    # How it is estimated: "k2", "k3", or "k1+" and "k3+" with the gradient of "k2".
+    # How it is estimated in the loss: "k2", "k3", or "k1+" and "k3+" with the gradient of
+    # "k2". "k1" takes it off a response's reward, and leaves it out of the loss.
     c.rl.kl_estimator = "k3"
     # Old log-probs are the trainer's, by one more forward pass a step, and not those that
     # the sampler recorded. They always are in the causal variant, with train_on_forced,

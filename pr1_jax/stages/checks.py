@@ -133,6 +133,11 @@ def recomputes(config: ml_collections.ConfigDict) -> bool:
     return bool(rl.recompute_logps or config.variant == "causal" or forced)
 
 
+def kl_in_reward(config: ml_collections.ConfigDict) -> bool:
+    """Whether the KL divergence is taken off rewards and not a term of the loss."""
+    return bool(config.rl.kl_coef) and config.rl.kl_estimator == "k1"
+
+
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
     known = flat(get_config().to_dict())
     for name, value in flat(config.to_dict()).items():
@@ -162,13 +167,6 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
     need(config, "rl.dual_clip", clips or not rl.dual_clip, what + "set it to 0")
     need(
         config,
-        "rl.kl_estimator",
-        rl.kl_estimator != "k1" or not rl.kl_coef,
-        f"has a gradient whose mean is 0, so that rl.kl_coef={rl.kl_coef} adds noise alone: "
-        "take k1+ (its value, with the gradient of k2), k2 or k3",
-    )
-    need(
-        config,
         "rl.importance_cap",
         not rl.importance_cap or recomputes(config),
         "corrects old log-probs that the trainer recomputes, and here they are the "
@@ -183,6 +181,13 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
         "rl.importance",
         rl.importance == losses.IMPORTANCE[0] or rl.importance_cap > 0,
         "corrects nothing with rl.importance_cap=0: set that to the highest ratio, as 2",
+    )
+    need(
+        config,
+        "rl.normalize_parts",
+        not rl.normalize_parts or not kl_in_reward(config),
+        "has no place for a KL divergence in the reward: take another rl.kl_estimator "
+        "than k1",
     )
     as_published = rl.baseline == "group" and rl.normalize_std
     need(

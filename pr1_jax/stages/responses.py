@@ -259,6 +259,7 @@ def group_advantages(
     latency_coef: float = 0.0,
     part_weights: Mapping[str, float] | None = None,
     overlong: Callable[[int, int], float] | None = None,
+    kl: np.ndarray | None = None,
 ) -> tuple[Rewards, np.ndarray, dict[str, float]]:
     """Rewards and advantages of responses, group-major; advantages [responses] float32.
 
@@ -274,6 +275,7 @@ def group_advantages(
       weights, latency_coef, part_weights, overlong: as `group_rewards` has them.
       normalize_std, baseline: as `losses.advantages` has them.
       normalize_parts: advantages are `losses.advantages_of_parts`, instead.
+      kl: [responses], taken off the rewards for advantages alone, and not of the spread.
     """
     found = group_rewards(
         responses, weights, group_size, latency_coef, part_weights, overlong
@@ -293,8 +295,10 @@ def group_advantages(
             {**coefs, "latency": latency_coef, "overlong": 1.0},
         )
     else:
+        kl = np.zeros_like(found.total) if kl is None else np.float32(kl)
+        kl = np.array(processes.gather(kl.tolist(), group_size), np.float32)
         advantages = losses.advantages(
-            groups,
+            groups - kl.reshape(groups.shape),
             baseline=baseline,
             normalize_std=normalize_std,
             spread_of=of_all.schedule + of_all.function + of_all.overlong,

@@ -137,6 +137,12 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 raise
             updating = time.perf_counter()
             latency_coef = c.reward.latency_coef
+            trajectories = [r.trajectory for r in responses]
+            if (
+                updater.shortcut
+            ):  # sampled at plain causal positions, trained at its own
+                trajectories = [trajectory.structured(t) for t in trajectories]
+            kl, of_kl = updater.kl_penalty(state.params, trajectories)
             found, advantages, of_rewards = group_advantages(
                 responses,
                 weights,
@@ -147,10 +153,11 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 latency_coef=latency_coef,
                 part_weights=experiment.own.part_weights,
                 overlong=overlong_penalty(c),
+                kl=kl,
             )
             of_all = everyones(responses, c.rl.group_size)
             metrics |= {f"rollout/{n}": x for n, x in describe(of_all).items()}
-            metrics |= of_rewards
+            metrics |= of_rewards | of_kl
             path = run.workdir / "rollouts" / f"rl_{step:06d}.jsonl"
             written = writer.submit(
                 write_responses,
@@ -163,7 +170,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 tokenizer=experiment.tokenizer,
             )
             keep = functools.partial(run.keep_batch, "rl")
-            state, of_update = _update(updater, state, responses, advantages, keep)
+            state, of_update = _update(updater, state, trajectories, advantages, keep)
             rate = learning_rate(np.int32((step - 1) * c.rl.mini_batches))
             metrics |= of_update | {"optim/lr": float(rate)}
             updated = time.perf_counter()
@@ -207,7 +214,7 @@ def overlong_penalty(config: Any) -> Callable[[int, int], float] | None:
 def _update(
     updater: Updater,
     state: TrainState,
-    responses: Sequence[Response],
+    trajectories: Sequence[trajectory.Trajectory],
     advantages: np.ndarray,
     keep_batch: Callable[[Batch], None],
 ) -> tuple[TrainState, dict[str, float]]:
@@ -216,9 +223,6 @@ def _update(
     Args:
       keep_batch: called with a batch whose gradient was not finite.
     """
-    trajectories = [r.trajectory for r in responses]
-    if updater.shortcut:  # sampled at plain causal positions, trained at its own
-        trajectories = [trajectory.structured(t) for t in trajectories]
     batches, metrics = updater.mini_batches(state.params, trajectories, advantages)
     updates: list[dict[str, float]] = []
     for batch, ref in batches:

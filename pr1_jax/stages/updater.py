@@ -44,14 +44,15 @@ def lower_update(experiment: Experiment) -> jax.stages.Lowered:
             clip_low=c.rl.clip_low,
             clip_high=c.rl.clip_high,
             dual_clip=c.rl.dual_clip,
-            kl_coef=c.rl.kl_coef,
+            kl_coef=0.0 if checks.kl_in_reward(c) else c.rl.kl_coef,
             kl_estimator=c.rl.kl_estimator,
             aggregation=c.rl.aggregation,
             constant=c.rollout.max_response_tokens,
         ),
     )
     batch = _abstract_batch(experiment)
-    ref_logps = batch.old_logps if c.rl.kl_coef else None
+    in_loss = c.rl.kl_coef and not checks.kl_in_reward(c)
+    ref_logps = batch.old_logps if in_loss else None
     frozen = experiment.abstract_frozen()
     return experiment.lower_update(update, optimizer, batch, ref_logps, frozen)
 
@@ -71,6 +72,7 @@ class Updater:
         self._experiment, self.recomputes = experiment, checks.recomputes(c)
         self.shortcut = c.rollout.shortcut
         self._reference = run.reference(trained) if c.rl.kl_coef else None
+        self._kl_in_reward = checks.kl_in_reward(c)
         self._compiled = threads.submit(lower_update(experiment).compile)
         if self.recomputes or self._reference is not None:
             params = run.policy(trained)
@@ -88,6 +90,43 @@ class Updater:
     def update(self, state: TrainState, batch: Batch, ref_logps: Any) -> tuple:
         """The state and metrics after an update, as `training.update` has them."""
         return self._compiled.result()(state, batch, ref_logps, self._run.frozen)
+
+    def kl_penalty(
+        self, trained: Any, trajectories: Sequence[Trajectory]
+    ) -> tuple[np.ndarray | None, dict[str, float]]:
+        """What is taken off rewards for KL(policy ‖ reference), and metrics.
+
+        It is `rl.kl_coef` times the k1 estimate, the sum of old log-prob − reference
+        log-prob over the tokens that the sampler drew, [responses] float32. None where
+        the divergence is a term of the loss, or nothing.
+        """
+        c = self._experiment.config.rl
+        if not self._kl_in_reward:
+            return None, {}
+        number = {id(t): i for i, t in enumerate(trajectories)}
+        kl, drawn_tokens = np.zeros(len(number), np.float32), 0
+        for picked in np.split(np.arange(len(number)), c.mini_batches):
+            arrange = self._in_rows if self._experiment.packs else self._one_a_row
+            some = [trajectories[i] for i in picked]
+            batch, rows, *_ = arrange(some, np.zeros(len(some), np.float32))
+            reference = self._logps_of(self._reference, batch)
+            old = self._logps_of(trained, batch) if self.recomputes else batch.old_logps
+            drawn = batch.loss_mask & ~_of_tokens(batch, rows, lambda t: t.forced)
+            estimate = losses.kl_estimate(old, reference, "k1")
+            estimate = np.where(drawn, estimate, 0.0)
+            drawn_tokens += int(drawn.sum())
+            for index, row in enumerate(rows):
+                of_row = estimate[divmod(index, estimate.shape[1])]
+                for first, t in trajectory.places(row):
+                    kl[number[id(t)]] = of_row[first : first + len(t)].sum()
+        sums = np.sum(processes.gather([[float(kl.sum()), drawn_tokens]]), axis=0)
+        metrics = {"policy/ref_kl": float(sums[0] / max(sums[1], 1))}
+        return np.float32(c.kl_coef) * kl, metrics
+
+    def _logps_of(self, trained: Any, batch: Batch) -> np.ndarray:
+        """The trainer's log-probs of a batch, of this process's rows."""
+        put = mesh.put_batch(batch, self._experiment.mesh)
+        return mesh.local_batch(self._logps(self._run.policy(trained), put))
 
     def mini_batches(
         self,
@@ -117,11 +156,12 @@ class Updater:
                 mismatches.append(mismatch)
             batch = mesh.put_batch(batch, experiment.mesh)
             ref = None
-            if self._reference is not None:
+            if self._reference is not None and not self._kl_in_reward:
                 bare = batch.replace(importance=None)
                 ref = self._logps(self._run.policy(self._reference), bare)
             out.append((batch, ref))
         passes = 3 + self.recomputes + (self._reference is not None)
+        passes += self.recomputes and self._kl_in_reward
         metrics = {
             "perf/update_tokens": float(tokens),
             "perf/update_tflop": passes * work.tflop(experiment.model),
@@ -185,8 +225,7 @@ class Updater:
         Args:
           rows: the trajectories of each row of the batch; of those behind them, none.
         """
-        put = mesh.put_batch(batch, self._experiment.mesh)
-        old = mesh.local_batch(self._logps(self._run.policy(trained), put))
+        old = self._logps_of(trained, batch)
         mask, c = batch.loss_mask, self._experiment.config.rl
         later = _of_tokens(batch, rows, lambda t: t.path > 1)
         drawn = mask & ~_of_tokens(batch, rows, lambda t: t.forced)

@@ -52,6 +52,20 @@ def test_long_responses_by_hand():
     assert "reward/overlong" not in figures
 
 
+def test_a_kl_divergence_is_taken_off_but_not_in_the_spread():
+    """Else it would be all the spread of a group that is right throughout."""
+    group = [response(True), response(True), response(False), response(False)] * 2
+    group[6:] = [response(True)] * 2
+    kl = np.array([0.1, 0.3, 0, 0, 0.2, 0, 0, 0])
+    found, advantages, figures = group_advantages(
+        group, ACCURACY, 4, normalize_std=True, kl=kl
+    )
+    expected = [0.9 + 0.1, 0.7 + 0.1, -1 + 0.1, -1 + 0.1, -0.15, 0.05, 0.05, 0.05]
+    np.testing.assert_allclose(advantages, expected, atol=1e-5)
+    np.testing.assert_array_equal(found.total, [1, 1, -1, -1, 1, 1, 1, 1])
+    assert figures["rollout/degenerate_groups"] == 0.5
+
+
 def test_parts_are_normalised_each_when_asked():
     """So that a function's hundreds do not drown what is right."""
     right, words = [1, 0, 0, 0, 1, 1, 0, 0], [0, 100, 0, 100, 100, 0, 0, 0]

@@ -29,8 +29,8 @@ RECOMPUTED = {"rl.recompute_logps": True}
             "rl.dual_clip=3.0 is of objectives that clip their gain, not of rl.objective",
         ),
         (
-            {"rl.kl_estimator": "k1", "rl.kl_coef": 0.1},
-            "rl.kl_estimator=k1 has a gradient whose mean is 0, so that rl.kl_coef=0.1",
+            {"rl.normalize_parts": True, "rl.kl_estimator": "k1", "rl.kl_coef": 0.1},
+            "rl.normalize_parts=True has no place for a KL divergence in the reward",
         ),
         (
             {"rl.importance_floor": -0.5},
@@ -78,7 +78,8 @@ def test_what_does_not_go_together_is_named(fields, said):
         {"rl.importance": "sequence_mask", "rl.importance_cap": 2.0, **RECOMPUTED},
         {"rl.importance_cap": 2.0, "rl.importance_floor": 2.0, "variant": "causal"},
         {"rl.baseline": "batch", "rl.dynamic_sampling": True},
-        {"stages": ("sft",), "rl.kl_estimator": "k1", "rl.kl_coef": 0.1},
+        {"rl.kl_estimator": "k1", "rl.kl_coef": 0.1, "rl.baseline": "leave_one_out"},
+        {"stages": ("sft",), "rl.importance": "sequence_mask"},
     ],
     ids=str,
 )

@@ -281,6 +281,30 @@ def test_other_objectives_by_hand(rl_steps, monkeypatch):
     assert line["loss/grpo"] == pytest.approx(-kept, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "packed_tokens", [540, pytest.param(0, marks=pytest.mark.slow)]
+)
+def test_kl_in_the_reward_by_hand(rl_steps, monkeypatch, packed_tokens):
+    """From a reference that knows nothing: the log of how many tokens it draws from."""
+    nothing = lambda run, trained: jax.tree.map(np.zeros_like, trained)
+    monkeypatch.setattr(Run, "reference", nothing)
+    switches = {"kl_coef": 0.02, "kl_estimator": "k1", "normalize_std": False}
+    switches |= {"mini_batches": 2, "lr": 1e-9, "micro_batch_size": 2}
+    (line,), sampled, _ = rl_steps(switches, packed_tokens=packed_tokens, max_blocks=0)
+    tokens = np.array([r["total_tokens"] for r in sampled])
+    logps = np.array([sum(r["trace"]["logps"]) for r in sampled])
+    drawn_from = np.exp(line["policy/ref_kl"] - logps.sum() / tokens.sum())
+    assert drawn_from == pytest.approx(round(drawn_from), abs=0.1) and drawn_from > 20
+    values = np.array([r["reward"] for r in sampled])
+    assert {*values} == {-1.0, 1.0}
+    values = values - 0.02 * (logps + tokens * np.log(drawn_from))
+    values = values.reshape(PROMPTS, 4)
+    advantages = (values - values.mean(axis=1, keepdims=True)).ravel()
+    halves = zip(np.split(advantages, 2), np.split(tokens, 2))
+    expected = np.mean([(a * n).sum() / n.sum() for a, n in halves])
+    assert line["loss/grpo"] == pytest.approx(-expected, abs=1e-4)
+
+
 def test_two_mini_batches_make_two_updates(rl_steps, plain):
     (line,), sampled, moved = rl_steps({"mini_batches": 2})
     assert sampled == plain[1]
