@@ -192,6 +192,7 @@ class Rewards(NamedTuple):
       latency: for its short critical path (`rewards.saving`); 0 where it is not paid.
       function: by the user's reward function, its parts weighted.
       overlong: for coming close to its limit (`rewards.overlong`); 0 where it is not.
+      kl: taken off the total, for advantages alone; 0 in what `group_rewards` gives.
       parts: of the schedule and the function, by name, not weighted; none without a
         function.
     """
@@ -201,6 +202,7 @@ class Rewards(NamedTuple):
     latency: np.ndarray
     function: np.ndarray
     overlong: np.ndarray
+    kl: np.ndarray
     parts: Mapping[str, np.ndarray]
 
 
@@ -229,13 +231,13 @@ def group_rewards(
     groups = [slice(i, i + group_size) for i in range(0, len(paid), group_size)]
     savings = [x for group in groups for x in rewards.saving(steps[group], paid[group])]
     latency = np.array(savings, np.float32) * np.float32(latency_coef)
-    punished = np.zeros_like(schedule)
+    punished = nothing = np.zeros_like(schedule)
     if overlong:
         lengths = [(r.total_tokens, r.sequential_steps) for r in responses]
         punished = np.array([overlong(*x) for x in lengths], np.float32)
     if not part_weights:
-        nothing, total = np.zeros_like(schedule), schedule + latency + punished
-        return Rewards(total, schedule, latency, nothing, punished, {})
+        total = schedule + latency + punished
+        return Rewards(total, schedule, latency, nothing, punished, nothing, {})
     parts = {
         name: np.array([r.parts[name] for r in responses], np.float32)
         for name in part_weights
@@ -245,7 +247,7 @@ def group_rewards(
     parts = {rewards.SCHEDULE: schedule, **parts}
     schedule = np.float32(part_weights[rewards.SCHEDULE]) * schedule
     total = schedule + function + latency + punished
-    return Rewards(total, schedule, latency, function, punished, parts)
+    return Rewards(total, schedule, latency, function, punished, nothing, parts)
 
 
 def group_advantages(
@@ -280,6 +282,8 @@ def group_advantages(
     found = group_rewards(
         responses, weights, group_size, latency_coef, part_weights, overlong
     )
+    if kl is not None:
+        found = found._replace(kl=np.float32(kl))
     mine = found.total
     for i in np.flatnonzero(~np.isfinite(mine)):
         text = "the reward %s of response %d to %r is no number; its group is left out"
@@ -295,10 +299,8 @@ def group_advantages(
             {**coefs, "latency": latency_coef, "overlong": 1.0},
         )
     else:
-        kl = np.zeros_like(found.total) if kl is None else np.float32(kl)
-        kl = np.array(processes.gather(kl.tolist(), group_size), np.float32)
         advantages = losses.advantages(
-            groups - kl.reshape(groups.shape),
+            groups - of_all.kl,
             baseline=baseline,
             normalize_std=normalize_std,
             spread_of=of_all.schedule + of_all.function + of_all.overlong,

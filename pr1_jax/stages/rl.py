@@ -71,8 +71,7 @@ def _collect(
     kept: list[Response] = []
     spare: list[Response] = []
     times: dict[str, float] = {}
-    beside = {"latency_coef": c.reward.latency_coef, "overlong": overlong_penalty(c)}
-    beside["part_weights"] = experiment.own.part_weights
+    beside = _beside_schedule(experiment)
     tries = ROUNDS if c.rl.dynamic_sampling else 1
     for attempt in range(tries):
         began = time.perf_counter()
@@ -136,12 +135,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 run.keep(Position(stage, step - 1), state, data_state)
                 raise
             updating = time.perf_counter()
-            latency_coef = c.reward.latency_coef
-            trajectories = [r.trajectory for r in responses]
-            if (
-                updater.shortcut
-            ):  # sampled at plain causal positions, trained at its own
-                trajectories = [trajectory.structured(t) for t in trajectories]
+            trajectories = updater.as_trained([r.trajectory for r in responses])
             kl, of_kl = updater.kl_penalty(state.params, trajectories)
             found, advantages, of_rewards = group_advantages(
                 responses,
@@ -150,10 +144,8 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 normalize_std=c.rl.normalize_std,
                 normalize_parts=c.rl.normalize_parts,
                 baseline=c.rl.baseline,
-                latency_coef=latency_coef,
-                part_weights=experiment.own.part_weights,
-                overlong=overlong_penalty(c),
                 kl=kl,
+                **_beside_schedule(experiment),
             )
             of_all = everyones(responses, c.rl.group_size)
             metrics |= {f"rollout/{n}": x for n, x in describe(of_all).items()}
@@ -164,7 +156,7 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 path,
                 responses,
                 found.total,
-                latency=found.latency if latency_coef else None,
+                latency=found.latency if c.reward.latency_coef else None,
                 parts=found.parts,
                 traces=c.report.traces,
                 tokenizer=experiment.tokenizer,
@@ -199,16 +191,20 @@ def reward_weights(config: Any, step: int) -> dict[str, float]:
     return rewards.weights(step=step, **{name: config.reward[name] for name in names})
 
 
-def overlong_penalty(config: Any) -> Callable[[int, int], float] | None:
-    """`rewards.overlong` with the limits of the config; None where it is off."""
-    if not config.reward.overlong_buffer:
-        return None
-    return functools.partial(
+def _beside_schedule(experiment: Experiment) -> dict[str, Any]:
+    """What rewards a response beside the schedule, as `group_rewards` takes it."""
+    c = experiment.config
+    overlong = functools.partial(
         rewards.overlong,
-        max_tokens=config.rollout.max_response_tokens,
-        max_steps=config.rollout.max_sequential_steps,
-        buffer=config.reward.overlong_buffer,
+        max_tokens=c.rollout.max_response_tokens,
+        max_steps=c.rollout.max_sequential_steps,
+        buffer=c.reward.overlong_buffer,
     )
+    return {
+        "latency_coef": c.reward.latency_coef,
+        "part_weights": experiment.own.part_weights,
+        "overlong": overlong if c.reward.overlong_buffer else None,
+    }
 
 
 def _update(

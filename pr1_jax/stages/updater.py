@@ -70,7 +70,7 @@ class Updater:
         c = experiment.config
         self._run = run
         self._experiment, self.recomputes = experiment, checks.recomputes(c)
-        self.shortcut = c.rollout.shortcut
+        self._shortcut = c.rollout.shortcut
         self._reference = run.reference(trained) if c.rl.kl_coef else None
         self._kl_in_reward = checks.kl_in_reward(c)
         self._compiled = threads.submit(lower_update(experiment).compile)
@@ -90,6 +90,10 @@ class Updater:
     def update(self, state: TrainState, batch: Batch, ref_logps: Any) -> tuple:
         """The state and metrics after an update, as `training.update` has them."""
         return self._compiled.result()(state, batch, ref_logps, self._run.frozen)
+
+    def as_trained(self, sampled: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """Responses at their own positions, also where they were sampled at causal ones."""
+        return [*map(trajectory.structured, sampled)] if self._shortcut else sampled
 
     def kl_penalty(
         self, trained: Any, trajectories: Sequence[Trajectory]
