@@ -327,10 +327,10 @@ class Experiment:
         """
         c = self.config
         if c.checkpoint.init:
+            from pr1_jax.stages import policies  # which imports this module
+
             number = self.origin.number  # newer ones may have come since
-            return checkpoint.restore_params(
-                c.checkpoint.init, self.abstract_params(), number=number
-            )
+            return policies.read_init(self, number)
         shardings = param_shardings(self.model, self.mesh)
         if c.model.path:
             folder, config = _read_folder(c.model)
@@ -351,7 +351,9 @@ class Experiment:
         """What `initial_params` takes them from."""
         c = self.config
         if path := c.checkpoint.init:
-            state = checkpoint.check_params(path, self.abstract_params())
+            from pr1_jax.stages import policies
+
+            state = policies.check_init(self)
             given = "checkpoint.init", str(checkpoint.absolute(path))
             number = int(state.parent.name)
             read = functools.cache(lambda: checkpoint.digest(state))
@@ -440,15 +442,12 @@ def build(
         for training in {False, bool(updates)}:
             choose(made.model, config.kernels, made.mesh, training=training)
     if config.checkpoint.init:
-        about = dict(made.about)
-        about.pop(
-            checkpoint.ADAPTERS, None
-        )  # they go with all weights, which are there
+        from pr1_jax.stages import policies
+
+        about = {n: x for n, x in made.about.items() if n != checkpoint.ADAPTERS}
         if not {"sft", "rl"} & {*config.stages} and config.stages:
             del about["variant"]  # the other stages name the modes that they decode in
-        checkpoint.check_params(
-            config.checkpoint.init, made.abstract_params(), about=about
-        )
+        policies.check_init(made, about)
     return made
 
 

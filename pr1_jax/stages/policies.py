@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
 from pr1_jax.model import adapters
 from pr1_jax.model.params import unbox
+from pr1_jax.stages import experiment
 from pr1_jax.stages.experiment import Experiment
 from pr1_jax.training.state import shardings_of
 from pr1_jax.workdir import checkpoint
+from pr1_jax.workdir.folder import read_config
 
 
 def read_frozen(made: Experiment) -> tuple[adapters.Frozen | None, dict[str, Any]]:
@@ -40,6 +43,60 @@ def first_trained(made: Experiment) -> Any:
         out_shardings=shardings_of(made.abstract_trained()),
     )
     return init(made.key("adapters"))
+
+
+def check_init(made: Experiment, about: Mapping[str, Any] | None = None) -> epath.Path:
+    """The state that `checkpoint.init` names: of all parameters, or of adapters alone.
+
+    Args:
+      about: what they must go with, as of `checkpoint.check_params`.
+
+    Raises:
+      FileNotFoundError, ValueError: as there.
+    """
+    path, other = made.config.checkpoint.init, _with_adapters(made)
+    if other is None:
+        return checkpoint.check_params(path, made.abstract_params(), about=about)
+    if about:
+        checkpoint.check_about(other.about, about, f"checkpoint.init={path}")
+    here, there = made.model.scan_layers, other.model.scan_layers
+    if here != there:
+        raise ValueError(
+            f"model.scan_layers={here}, and the run with adapters in "
+            f"checkpoint.init={path} has {there}: set that"
+        )
+    return checkpoint.check_params(path, other.abstract_trained(), about=other.about)
+
+
+def read_init(made: Experiment, number: int | None) -> Any:
+    """The parameters in `checkpoint.init`; adapters are merged into their weights.
+
+    Args:
+      number: of the checkpoint.
+    """
+    path, other = made.config.checkpoint.init, _with_adapters(made)
+    wanted = made.abstract_params()
+    if other is None:
+        return checkpoint.restore_params(path, wanted, number=number)
+    params = read(other, path, number=number, field="checkpoint.init")
+    cast = lambda x, like: x.astype(like.dtype)
+    merged = jax.jit(
+        lambda tree: jax.tree.map(cast, tree, wanted),
+        out_shardings=shardings_of(wanted),
+    )
+    return merged(params)
+
+
+def _with_adapters(made: Experiment) -> Experiment | None:
+    """The experiment of the run in `checkpoint.init`, on our mesh, if it has adapters."""
+    path = made.config.checkpoint.init
+    file = os.path.join(path, "config.json")
+    if checkpoint.ADAPTERS not in checkpoint.about_of(path) or not os.path.exists(file):
+        return None
+    config = read_config(path)
+    config.stages, config.kernels = (), "auto"
+    config.mesh.update(made.mesh.shape)
+    return experiment.build(config, devices=[*made.mesh.devices.flat])
 
 
 def check(made: Experiment, where: str | os.PathLike[str], **which: Any) -> None:

@@ -397,12 +397,23 @@ def check_params(
     if about:
         if ADAPTERS in said and ADAPTERS not in about:
             raise RefusedError(
-                f"{field}={path} holds adapters alone: write it as a folder "
-                "(pr1_jax.export), and begin with that as model.path"
+                f"{field}={path} holds adapters alone, and no config.json says what they "
+                "go with: name the workdir of their run"
             )
         check_about(said, about, f"{field}={path}")
     _check_same(saved, abstract_params, f"{field}={path}")
     return states[number]
+
+
+def about_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the newest checkpoint in a run's workdir goes with; {} where it cannot be read."""
+    folder = absolute(path, "checkpoint.init") / "checkpoints"
+    if not (found := _steps(folder)):
+        return {}
+    try:
+        return _read_object(found[max(found)] / "about")
+    except (ValueError, OSError):
+        return {}  # whoever reads the parameters says why
 
 
 def _damaged(name: str, folder: epath.Path, why: str) -> RefusedError:

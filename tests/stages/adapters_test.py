@@ -1,6 +1,6 @@
 """Runs with adapters: the laws hold, they resume, and what they leave can be used."""
 
-import functools
+import contextlib
 import shutil
 
 import jax
@@ -14,10 +14,12 @@ from pr1_jax import export
 from pr1_jax.chat import opening
 from pr1_jax.model import adapters
 from pr1_jax.model.params import param_count
-from pr1_jax.stages import checks, curriculum, evaluation, experiment, policies
+from pr1_jax.stages import checks, experiment, policies, rl, sft
+from pr1_jax.stages.run import Run
+from pr1_jax.system import files
+from pr1_jax.training.state import from_params
 from pr1_jax.workdir import checkpoint, metrics
 from pr1_jax.workdir.folder import RefusedError
-from tests.helpers import small_run
 
 CONFIGS = {"structured": rl_alternating, "causal": rl_easy}
 STEPS = 2
@@ -31,24 +33,35 @@ def tiny(variant="structured", **fields):
     config.sft.steps, config.rl.steps, config.rl.kl_coef = STEPS, STEPS, 0.1
     config.sft.lr = config.rl.lr = 0.1
     config.checkpoint.every_steps = 1
-    config.eval.problems, config.eval.banned = 2, False
+    config.rollout.lane_buckets, config.rollout.rows = (), 8
     config.update(fields)
     return config
 
 
-def run(config, workdir):
-    made = experiment.build(config, devices=jax.devices()[:1])
-    curriculum.run(made, evaluation.problems(made), workdir)
-    return made
+def build(config):
+    return experiment.build(config, devices=jax.devices()[:1])
+
+
+def run(made, workdir):
+    """The stages alone: what is evaluated is what is sampled."""
+    stages = {"sft": sft, "rl": rl}
+    files.write_json(workdir / "config.json", made.config.to_dict())
+    with Run(made, workdir) as current:
+        begin = 0 if current.position is None else current.position.stage
+        for i, stage in enumerate(made.config.stages):
+            if i >= begin:
+                stages[stage].run_stage(made, current, i)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of each variant from the weights of another run: its folder and experiment."""
+    """A run of each variant: its folder and experiment."""
     folder, found = tmp_path_factory.mktemp("runs"), {}
     for variant in CONFIGS:
-        config = tiny(variant)
-        found[variant] = folder / variant, run(config, folder / variant)
+        workdir, made = folder / variant, build(tiny(variant))
+        workdir.mkdir()
+        run(made, workdir)
+        found[variant] = workdir, made
     return found
 
 
@@ -83,13 +96,12 @@ def test_checkpoints_hold_adapters_alone(finished):
 
 
 def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
-    """From the first step of RL, with the frozen weights made anew."""
+    """From the first step of RL, with frozen weights made anew."""
     workdir, made = finished["structured"]
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / f"{checkpoint.STAGE_SIZE + STEPS:08d}")
-    (again / "summary.json").unlink()
-    run(tiny(), again)
+    run(made, again)
     read = lambda folder: policies.read_adapters(made, folder, field="--workdir")[1]
     jax.tree.map(np.testing.assert_array_equal, read(again), read(workdir))
     names = ("loss/grpo", "policy/ref_kl", "rollout/logp_gap_max")
@@ -107,7 +119,7 @@ def test_other_frozen_weights_are_refused(finished, tmp_path, monkeypatch):
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     with pytest.raises(RefusedError, match="another frozen weights"):
-        run(tiny(), again)
+        run(build(tiny()), again)
 
 
 def test_an_exported_run_is_its_policy(finished, tmp_path):
@@ -128,29 +140,46 @@ def test_an_exported_run_is_its_policy(finished, tmp_path):
     assert (tmp_path / "apart" / "tokenizer.json").exists()
 
 
-def test_adapters_on_the_weights_of_another_run(finished, tmp_path):
-    """Of a run with all weights; those of a run with adapters are not enough."""
-    workdir, _ = finished["structured"]
-    base, _ = small_run.write(tmp_path / "base", {checkpoint.Position(0, 12): 2})
-    config = rl_alternating.get_config("smoke")
-    config.model.lora_rank = 2
-    config.checkpoint.init = str(tmp_path / "base")
-    made = experiment.build(config, devices=jax.devices()[:1])
-    frozen, about = policies.read_frozen(made)
-    drawn = experiment.build(base, devices=jax.devices()[:1]).initial_params()
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
-    jax.tree.map(lambda x, y: close(x, 2 * y), frozen.params, drawn)
+def test_adapters_on_the_weights_of_another_run(tmp_path):
+    """And of a run with all weights no adapters can be written."""
+    config, base = tiny(), tmp_path / "base"
+    config.model.lora_rank = 0
+    of_base = build(config)
+    drawn = of_base.initial_params()
+    optimizer, _ = of_base.optimizer("rl")
+    state = from_params(jax.tree.map(lambda x: 2 * x, drawn), optimizer, of_base.mesh)
+    checkpoints = checkpoint.Checkpoints(base, about=of_base.about)
+    with contextlib.closing(checkpoints):
+        checkpoints.save(checkpoint.Position(0, 12), state, {})
+    files.write_json(base / "config.json", config.to_dict())
+    config.model.lora_rank, config.checkpoint.init = 2, str(base)
+    frozen, about = policies.read_frozen(build(config))
+    jax.tree.map(np.testing.assert_array_equal, frozen.params, state.params)
+    assert about[checkpoint.FROZEN] == adapters.checksum(frozen.params)
     assert about[checkpoint.FROZEN] != adapters.checksum(drawn)
+    with pytest.raises(ValueError, match="has no adapters"):
+        export.export(base, tmp_path / "out", apart=True)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_run_with_adapters_is_begun_with_merged(finished, rank):
+    workdir, before = finished["structured"]
     config = tiny()
-    config.checkpoint.init = str(workdir)
-    with pytest.raises(RefusedError, match="holds adapters alone: .*pr1_jax.export"):
-        experiment.build(config, devices=jax.devices()[:1])
+    config.model.lora_rank, config.checkpoint.init = rank, str(workdir)
+    made = build(config)
+    frozen, trained = policies.read_adapters(before, workdir, field="--workdir")
+    expected = adapters.merge_all(frozen.with_adapters(trained))
+    jax.tree.map(np.testing.assert_array_equal, made.initial_params(), expected)
+    assert made.origin.number == checkpoint.STAGE_SIZE + STEPS
+    config.model.scan_layers = True
+    with pytest.raises(ValueError, match="model.scan_layers=True, and the run"):
+        build(config)
 
 
 def test_frozen_weights_are_kept_in_the_dtype_of_activations():
     config = tiny()
     config.model.dtype = "bfloat16"
-    made = experiment.build(config, devices=jax.devices()[:1])
+    made = build(config)
     frozen, trained = made.abstract_frozen(), made.abstract_trained()
     assert {x.dtype for x in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
     assert {x.dtype for x in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
@@ -173,9 +202,3 @@ def test_wrong_fields_are_named(fields, message):
     config.model.update(fields)
     with pytest.raises(ValueError, match=message):
         checks.check(config, devices=jax.devices()[:1])
-
-
-def test_a_run_without_adapters_has_none_to_write(tmp_path):
-    small_run.write(tmp_path / "run", {checkpoint.Position(0, 12): 1})
-    with pytest.raises(ValueError, match="has no adapters"):
-        export.export(tmp_path / "run", tmp_path / "out", apart=True)
