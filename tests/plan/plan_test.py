@@ -14,6 +14,7 @@ from pr1_jax.plan import costs, hardware, largest, memory, planning, shapes, tim
 from pr1_jax.plan.programs import (
     abstract_batch,
     build,
+    device_bytes,
     lower_update,
     sampling_shape,
 )
@@ -185,6 +186,38 @@ def test_reference_parameters_are_held_where_kl_is_on():
     assert memory.REFERENCE not in memory.resident(built())
     parts = memory.resident(built(rl__kl_coef=0.1))
     assert parts[memory.REFERENCE] == parts[memory.PARAMETERS]
+
+
+def test_adapters_are_what_the_state_holds_and_frozen_weights_lie_beside():
+    fields = {"model__lora_rank": 2, "model__dtype": "bfloat16", "rl__kl_coef": 0.1}
+    made = built(**fields)
+    parts = memory.resident(made)
+    assert parts[memory.FROZEN] == 2 * param_count(made.abstract_params())
+    # Of a layer: q and o 8 by 8, k and v 8 by 4, gate, up and down 8 by 16.
+    pairs = 2 * (2 * (8 + 8) + 2 * (8 + 4) + 3 * (8 + 16))
+    count = 2 * pairs + 6 * 8  # two layers, and the tags' rows
+    assert parts[memory.PARAMETERS] == parts[memory.REFERENCE] == 4 * count
+    assert 0 < parts[memory.OPTIMIZER] - 2 * 4 * count < 64
+    batch = device_bytes(abstract_batch(made))
+    given = sum(parts.values()) - parts[memory.REFERENCE] + batch + 4  # the step
+    assert memory.update_arguments(made) == given
+    assert memory.FROZEN not in memory.resident(built())
+
+
+def test_adapters_bring_qwen3_4b_onto_one_gpu():
+    """By arithmetic, of which the update's part is a guess within a third."""
+    topology, shares = hardware.parse_topology("gpu:h100x1"), {}
+    for rank in (0, 32):
+        config = rl_alternating.get_config("qwen3_4b")
+        config.mesh.tensor, config.rollout.rows = 1, 48
+        config.model.lora_rank = rank
+        plan = planning.make(config, topology, jax.devices()[:1], find_largest=False)
+        assert plan.fits == (rank > 0)
+        shares[rank] = {m.name: m.total / plan.limit for m in plan.moments}
+        assert plan.data()["trained_parameters"] == param_count(
+            plan.experiment.abstract_trained()
+        )
+    assert shares[0]["update"] > 1 and shares[32]["update"] < 0.66
 
 
 class _TooLarge:
