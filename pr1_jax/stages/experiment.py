@@ -29,7 +29,7 @@ from pr1_jax.model.params import (
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
 from pr1_jax.sampler.settings import Settings, Vocab
-from pr1_jax.stages import checks, own
+from pr1_jax.stages import checks, own, policies
 from pr1_jax.system import files, mesh
 from pr1_jax.training import micro_batches
 from pr1_jax.training.logps import PolicySettings
@@ -288,13 +288,18 @@ class Experiment:
     @functools.cached_property
     def adapter_settings(self) -> adapters.Settings | None:
         """What is trained beside frozen weights; None where all weights are trained."""
-        c = self.config.model
-        if not c.lora_rank:
+        return policies.settings(self.config, self.vocab.tag_ids)
+
+    @functools.cached_property
+    def before(self) -> "Experiment | None":
+        """The run in `checkpoint.init`, on our mesh, if it has adapters."""
+        init = self.config.checkpoint.init
+        config = policies.config_with_adapters(init) if init else None
+        if config is None:
             return None
-        ids = self.vocab.tag_ids if adapters.TAGS in c.lora_targets else ()
-        names = adapters.projections(tuple(c.lora_targets))
-        ids = tuple(map(int, sorted(ids)))
-        return adapters.Settings(c.lora_rank, float(c.lora_alpha), names, ids)
+        config.stages, config.kernels = (), "auto"
+        config.mesh.update(self.mesh.shape)
+        return build(config, devices=[*self.mesh.devices.flat])
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the model's parameters, adapters apart."""
@@ -327,8 +332,6 @@ class Experiment:
         """
         c = self.config
         if c.checkpoint.init:
-            from pr1_jax.stages import policies  # which imports this module
-
             number = self.origin.number  # newer ones may have come since
             return policies.read_init(self, number)
         shardings = param_shardings(self.model, self.mesh)
@@ -351,8 +354,6 @@ class Experiment:
         """What `initial_params` takes them from."""
         c = self.config
         if path := c.checkpoint.init:
-            from pr1_jax.stages import policies
-
             state = policies.check_init(self)
             given = "checkpoint.init", str(checkpoint.absolute(path))
             number = int(state.parent.name)
@@ -442,8 +443,6 @@ def build(
         for training in {False, bool(updates)}:
             choose(made.model, config.kernels, made.mesh, training=training)
     if config.checkpoint.init:
-        from pr1_jax.stages import policies
-
         about = {n: x for n, x in made.about.items() if n != checkpoint.ADAPTERS}
         if not {"sft", "rl"} & {*config.stages} and config.stages:
             del about["variant"]  # the other stages name the modes that they decode in

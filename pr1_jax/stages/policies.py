@@ -5,19 +5,47 @@ where the run took them, and a checksum tells whether they are still the same.
 """
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import jax
+import ml_collections
 from etils import epath
 
 from pr1_jax.model import adapters
+from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.params import unbox
-from pr1_jax.stages import experiment
-from pr1_jax.stages.experiment import Experiment
 from pr1_jax.training.state import shardings_of
 from pr1_jax.workdir import checkpoint
 from pr1_jax.workdir.folder import read_config
+
+
+class Experiment(Protocol):
+    """What is needed here of `stages.experiment.Experiment`, which imports this module."""
+
+    config: ml_collections.ConfigDict
+    model: ModelConfig
+    adapter_settings: adapters.Settings | None
+    before: "Experiment | None"
+    about: dict[str, Any]
+    about_model: dict[str, Any]
+
+    def abstract_params(self) -> Any: ...
+    def abstract_trained(self) -> Any: ...
+    def initial_params(self) -> Any: ...
+    def key(self, purpose: str) -> jax.Array: ...
+
+
+def settings(
+    config: ml_collections.ConfigDict, tag_ids: Iterable[int]
+) -> adapters.Settings | None:
+    """What `config.model` says is trained beside frozen weights; None: all weights are."""
+    c = config.model
+    if not c.lora_rank:
+        return None
+    ids = sorted(map(int, tag_ids)) if adapters.TAGS in c.lora_targets else ()
+    names = adapters.projections(tuple(c.lora_targets))
+    return adapters.Settings(c.lora_rank, float(c.lora_alpha), names, tuple(ids))
 
 
 def read_frozen(made: Experiment) -> tuple[adapters.Frozen | None, dict[str, Any]]:
@@ -37,9 +65,9 @@ def first_trained(made: Experiment) -> Any:
     """What a run trains, as it is at the start: all parameters, or fresh adapters."""
     if made.adapter_settings is None:
         return made.initial_params()
-    settings = made.model, made.adapter_settings
+    what = made.model, made.adapter_settings
     init = jax.jit(
-        lambda key: unbox(adapters.init_adapters(*settings, key)),
+        lambda key: unbox(adapters.init_adapters(*what, key)),
         out_shardings=shardings_of(made.abstract_trained()),
     )
     return init(made.key("adapters"))
@@ -54,7 +82,7 @@ def check_init(made: Experiment, about: Mapping[str, Any] | None = None) -> epat
     Raises:
       FileNotFoundError, ValueError: as there.
     """
-    path, other = made.config.checkpoint.init, _with_adapters(made)
+    path, other = made.config.checkpoint.init, made.before
     if other is None:
         return checkpoint.check_params(path, made.abstract_params(), about=about)
     if about:
@@ -74,7 +102,7 @@ def read_init(made: Experiment, number: int | None) -> Any:
     Args:
       number: of the checkpoint.
     """
-    path, other = made.config.checkpoint.init, _with_adapters(made)
+    path, other = made.config.checkpoint.init, made.before
     wanted = made.abstract_params()
     if other is None:
         return checkpoint.restore_params(path, wanted, number=number)
@@ -87,16 +115,12 @@ def read_init(made: Experiment, number: int | None) -> Any:
     return merged(params)
 
 
-def _with_adapters(made: Experiment) -> Experiment | None:
-    """The experiment of the run in `checkpoint.init`, on our mesh, if it has adapters."""
-    path = made.config.checkpoint.init
+def config_with_adapters(path: str) -> ml_collections.ConfigDict | None:
+    """The config of the run in a workdir, None where its checkpoints hold all parameters."""
     file = os.path.join(path, "config.json")
     if checkpoint.ADAPTERS not in checkpoint.about_of(path) or not os.path.exists(file):
         return None
-    config = read_config(path)
-    config.stages, config.kernels = (), "auto"
-    config.mesh.update(made.mesh.shape)
-    return experiment.build(config, devices=[*made.mesh.devices.flat])
+    return read_config(path)
 
 
 def check(made: Experiment, where: str | os.PathLike[str], **which: Any) -> None:
