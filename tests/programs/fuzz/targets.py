@@ -6,8 +6,11 @@ coverage-guided fuzzer and `fuzz_test.py` with hypothesis. None reaches a networ
 
 import functools
 
+from pr1_jax.tags import Grammar
 from tests.programs.fuzz import config, files, folders, texts
 from tests.programs.fuzz.base import Target
+
+PLANNED = Grammar(planned=True)
 
 TARGETS = {
     "layout": lambda: Target(
@@ -18,6 +21,18 @@ TARGETS = {
     ),
     "canonical": lambda: Target(
         texts.check_canonical, [b"\x00\x00\x07\x02\x08\x03\x06\x02\x03\x01\x04\x05"]
+    ),
+    "planned_layout": lambda: Target(
+        functools.partial(texts.check_layout, grammar=PLANNED),
+        [b"\x01\x07\x00\x08\x07\x09\x08\x09\x02\x07\x03\x02\x03\x01\x06\x04\x05"],
+    ),
+    "planned_format": lambda: Target(
+        functools.partial(texts.check_format, grammar=PLANNED),
+        [b"\x00\x00\x11\x12\x11\x08\x12\x02\x08\x03\x02\x03\x01\x04\x05"],
+    ),
+    "planned_canonical": lambda: Target(
+        functools.partial(texts.check_canonical, grammar=PLANNED),
+        [b"\x00\x00\x07\x11\x12\x06\x11\x08\x12\x02\x08\x03\x06\x02\x03\x01\x04\x05"],
     ),
     "answer_parser": lambda: Target(texts.check_answer_parser, texts.answer_seeds()),
     "answer_check": lambda: Target(texts.check_answer, texts.answer_seeds()),

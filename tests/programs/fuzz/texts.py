@@ -48,6 +48,8 @@ _ANSWER_PIECES = (
     *tags.TAGS,
 )
 _MAX_CHARS = 3_000
+_TAG_LETTERS = "PpTtSsQq"  # in the order of `Grammar.tags`
+_PLANNED = tags.Grammar(planned=True)
 
 
 def as_text(content: bytes, pieces: Sequence[str]) -> str:
@@ -67,22 +69,36 @@ def as_text(content: bytes, pieces: Sequence[str]) -> str:
     return text
 
 
-def _letters(text: str) -> str:
+def _letters(text: str, grammar: tags.Grammar = tags.PLAIN) -> str:
     """The tags of a text, one letter each."""
-    letters = dict(zip(tags.TAGS, "PpTtSs"))
-    return "".join(letters[tag] for tag in re.findall("|".join(tags.TAGS), text))
+    letters = dict(zip(grammar.tags, _TAG_LETTERS))
+    return "".join(letters[tag] for tag in re.findall("|".join(grammar.tags), text))
 
 
 # --- Layout, format, canonical form -------------------------------------------------
 
-_TAG_IDS = {tag: 10 + i for i, tag in enumerate(tags.TAGS)}
-_SYMBOLS = dict(zip("PpTtSs", _TAG_IDS.values())) | {"n": 2, ".": 3}
-_BLOCK = re.compile("P(?:T[.n]*t){2,}p[.n]S[.n]*s")
-_WHOLE = re.compile(f"(?:[.n]|{_BLOCK.pattern})*")
+_TAG_IDS = {tag: 10 + i for i, tag in enumerate(_PLANNED.tags)}
+_SYMBOLS = dict(zip(_TAG_LETTERS, _TAG_IDS.values())) | {"n": 2, ".": 3}
+_BLOCK = re.compile("P(?P<plans>(?:Q[.n]*q)*)(?:T[.n]*t){2,}p[.n]S[.n]*s")
+
+
+def _is_whole(symbols: str, planned: bool, between: str = "[.n]") -> bool:
+    """Whether symbols follow the grammar: as many plans as paths, or none.
+
+    Args:
+      between: pattern of what is no tag.
+    """
+    rest = _BLOCK.sub(
+        lambda block: (
+            "" if block[0].count("Q") == block[0].count("T") * planned else "bad"
+        ),
+        symbols,
+    )
+    return bool(re.fullmatch(f"{between}*", rest))
 
 
 def _positions(symbols: str, start: int) -> list[tuple[int, int, int]]:
-    """Position, block and path of each symbol, read off docs/method.md, section 2."""
+    """Position, block and path of each symbol, as docs/method.md, sections 2 and 10."""
     found, at, number = [], start, 0
     index = 0
     while index < len(symbols):
@@ -92,12 +108,14 @@ def _positions(symbols: str, start: int) -> list[tuple[int, int, int]]:
             at, index = at + 1, index + 1
             continue
         number += 1
-        found.append((at, 0, 0))
+        before = 1 + len(block["plans"])  # <Parallel> and the plans
+        found += [(at + i, 0, 0) for i in range(before)]
+        at += before - 1
         paths = re.findall("T[.n]*t", block.group())
         for path, text in enumerate(paths, 1):
             found += [(at + 1 + i, number, path) for i in range(len(text))]
         at += 1 + max(map(len, paths))
-        rest = len(block.group()) - 1 - sum(map(len, paths))
+        rest = len(block.group()) - before - sum(map(len, paths))
         found += [(at + i, 0, 0) for i in range(rest)]
         at, index = at + rest, block.end()
     return found
@@ -112,18 +130,21 @@ def _sees(symbols: str, labels: Sequence[tuple[int, int, int]], q: int, k: int) 
     return ends[block - 1] <= q
 
 
-def check_layout(content: bytes) -> None:
+def check_layout(content: bytes, grammar: tags.Grammar = tags.PLAIN) -> None:
     """The parser accepts the grammar, nothing else, and labels it as docs/method.md says."""
     prompt_length = content[0] % 5 if content else 0
-    symbols = "".join("PpTtSsn."[byte % 8] for byte in content[1:])
+    letters = "PpTtSsn." + "Qq" * grammar.planned
+    symbols = "".join(letters[byte % len(letters)] for byte in content[1:])
     tokens = [_SYMBOLS[symbol] for symbol in symbols]
+    tag_ids = {tag: _TAG_IDS[tag] for tag in grammar.tags}
+    is_whole = _is_whole(symbols, grammar.planned)
     try:
-        parsed = layout.structured(tokens, _TAG_IDS, prompt_length)
+        parsed = layout.structured(tokens, tag_ids, prompt_length)
     except ValueError as error:
         one_line(error, "malformed response")
-        assert not _WHOLE.fullmatch(symbols), f"{symbols} is refused: {error}"
+        assert not is_whole, f"{symbols} is refused: {error}"
         return
-    assert _WHOLE.fullmatch(symbols), f"{symbols} is accepted"
+    assert is_whole, f"{symbols} is accepted"
     expected = [(i, 0, 0) for i in range(prompt_length)]
     expected += _positions(symbols, prompt_length)
     assert np.stack(parsed, axis=1).reshape(-1, 3).tolist() == [*map(list, expected)]
@@ -134,31 +155,37 @@ def check_layout(content: bytes) -> None:
             assert dense[q, k] == _sees(symbols, labels, q, k), (symbols, q, k)
 
 
-def check_format(content: bytes) -> None:
+def _pieces(grammar: tags.Grammar) -> tuple[str, ...]:
+    return _TAG_PIECES + tags.PLAN_TAGS * grammar.planned
+
+
+def check_format(content: bytes, grammar: tags.Grammar = tags.PLAIN) -> None:
     """The format check never raises, and finds no fault in the grammar alone."""
-    text = as_text(content, _TAG_PIECES)
-    faults = tags.check_format(text)
-    well_formed = re.fullmatch("(?:P(?:Tt){2,}pSs)*", _letters(text))
-    assert (not faults) == bool(well_formed), (text, faults)
+    text = as_text(content, _pieces(grammar))
+    faults = tags.check_format(text, grammar)
+    letters = _letters(text, grammar).replace("pS", "p.S")  # where the newline stands
+    well_formed = _is_whole(letters, grammar.planned, between="(?!)")
+    assert (not faults) == well_formed, (text, faults)
     for fault in faults:
         named = re.match(r"(</?\w+>) at (\d+): expected ", fault)
         assert named and text.startswith(named[1], int(named[2])), fault
 
 
-def check_canonical(content: bytes) -> None:
+def check_canonical(content: bytes, grammar: tags.Grammar = tags.PLAIN) -> None:
     """Canonical text is canonical, well formed, and only white space was removed."""
-    text = as_text(content, _TAG_PIECES)
+    text = as_text(content, _pieces(grammar))
     try:
-        found = tags.canonical(text)
+        found = tags.canonical(text, grammar)
     except ValueError as error:
         one_line(error, "text has")
         stray = "stray text" in str(error)
-        assert bool(tags.check_format(text)) != stray, (text, error)
+        assert bool(tags.check_format(text, grammar)) != stray, (text, error)
         return
-    assert tags.check_format(found) == [] == tags.check_format(text)
-    assert tags.canonical(found) == found
+    assert tags.check_format(found, grammar) == [] == tags.check_format(text, grammar)
+    assert tags.canonical(found, grammar) == found
     assert tags.count_blocks(found) == tags.count_blocks(text)
-    assert found.replace("\n", "") in text or _letters(found) == _letters(text)
+    same = _letters(found, grammar) == _letters(text, grammar)
+    assert found.replace("\n", "") in text or same
     assert "".join(found.split()) == "".join(text.split())
 
 
