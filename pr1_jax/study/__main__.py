@@ -15,7 +15,7 @@ claim whether it holds here. What is finished is not run again: the same command
 it, and the same command goes on elsewhere, without the runs. A kept cell is run again
 only where another has to start from its checkpoint, or for `--again`.
 
-Two quiet CPU cores: about seven hours.
+Two quiet CPU cores: about eight hours.
 """
 
 import itertools
