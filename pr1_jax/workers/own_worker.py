@@ -139,6 +139,8 @@ def main() -> None:
     memory = MEMORY_BYTES if most < 0 else min(MEMORY_BYTES, most)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, most))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    # Accelerators are the training process's.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     sys.path.append(str(Path(__file__).resolve().parents[2]))
     where = settings["function"].rpartition(":")[0]
     file = os.path.abspath(os.path.expanduser(where))

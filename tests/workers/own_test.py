@@ -15,7 +15,7 @@ import pytest
 from pr1_jax.rewards import MADE_UP, part_weights
 from pr1_jax.workers import own, pool
 
-LIMIT_SEC = 0.5
+LIMIT_SEC = 1.0
 FIELDS = {"reward": "reward.function", "verifier": "reward.verifier"}
 RECORD = dataclasses.replace(
     MADE_UP, question="What is 1 + 1?", response="Two.\nFinal Answer: 2", reference="2"
@@ -58,10 +58,13 @@ def ends(pid):
 def test_a_record_arrives_as_it_was_sent(function):
     told = function(
         f"""
+        import os
         from pr1_jax.rewards import Record
 
         def score(record):
             assert type(record) is Record and hash(record)
+            assert os.environ["JAX_PLATFORMS"] == "cpu"  # accelerators are not its
+            assert not os.environ["CUDA_VISIBLE_DEVICES"]
             return {{name: getattr(record, name) == x for name, x in SENT.items()}}
 
         SENT = {dataclasses.asdict(RECORD)}
@@ -161,8 +164,8 @@ FAILURES = {
     "return 7": "returned a single number, and a, b at its first call",
     "return {}": "returned 0 parts, not 1 to 32",
     "return {'a=b': 1, 'c': 2}": "returned 'a=b' (str), not the name of a part",
-    "time.sleep(60)": "took more than reward.function_sec=0.5",
-    "while True: pass": "took more than reward.function_sec=0.5",
+    "time.sleep(60)": "took more than reward.function_sec=1;",
+    "while True: pass": "took more than reward.function_sec=1;",
     "os._exit(0)": "ended the process that calls it (exit code 0)",
     "os.kill(os.getpid(), 11)": "ended the process that calls it (signal SIGSEGV",
     "os.closerange(3, 99)": "ended the process that calls it (exit code",
