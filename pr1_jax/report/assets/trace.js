@@ -183,7 +183,7 @@ function blockNode(part, stepsPerRow, work) {
   const grid = el("div", { class: "paths", role: "group", tabindex: "0",
     "aria-label": `Block ${part.block}: ${paths.length} paths side by side` });
   grid.style.setProperty("--paths", paths.length);
-  grid.append(el("div", { class: "row heads" }, el("span", { class: "time" }),
+  grid.append(el("div", { class: `row heads${plans.length ? " planned" : ""}` }, el("span", { class: "time" }),
     ...paths.map((p, i) => el("div", { class: "cell" }, el("b", {}, `path ${i + 1}`),
       ...planOf(plans[i]), ` ${plural(p.length, "token")}`, ...labelOf(p)))));
   for (let from = 0; from < longest; from += size) {
