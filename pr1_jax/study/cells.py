@@ -233,12 +233,16 @@ def labelled_name(deadline: int) -> str:
 
 
 def _planned() -> Iterator[Cell]:
-    """Blocks whose paths the model plans, and blocks of four labelled paths beside them."""
+    """Blocks whose paths the model plans, and blocks of four labelled paths beside them.
+
+    Without plans four paths take longer to divide the list: as in `division` they have
+    three times the steps of RL. That of the first deadline is a cell there.
+    """
     rows, plans = "paths=4", "paths=4,planned=1"
     task_of = lambda task: {"data.task": f"partner:{task}"}
     of = {"config": "rl_planned", "labels": True, "paths": 4, "planned": True}
     yield _sft("sft4_planned", "after SFT, planned", plans, **of)
-    plain = {"labels": True, "paths": 4, "start": "sft4_labels"}
+    plain = {"labels": True, "paths": 4, "start": "sft4_labels", "cost": LONG_RL}
     of |= {"start": "sft4_planned"}
     for deadline in PLANNED:
         at = {"deadline": deadline}
@@ -246,8 +250,9 @@ def _planned() -> Iterator[Cell]:
             name = planned_name(reward, deadline)
             title = f"{REWARDS[reward].title}, planned"
             yield _rl(name, reward, title, task_of(plans), **of, **at)
-        if deadline != FOUR_PATHS:  # of which the experiment `division` has more steps
+        if deadline != FOUR_PATHS:
             name, title = labelled_name(deadline), "accuracy, four paths"
+            at["seeds"] = MANY if deadline < FAIL else FEW  # of which verdicts are
             yield _rl(name, "accuracy", title, task_of(rows), **plain, **at)
 
 

@@ -32,7 +32,7 @@ class Part:
 
     Attributes:
       text: what it is.
-      unit: `points` (of a share), `nats`, `steps`, `paths`, `tokens`, `times` or ``.
+      unit: `points` (of a share), `nats`, `steps`, `paths`, `times` or ``.
     """
 
     text: str

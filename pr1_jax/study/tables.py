@@ -22,7 +22,6 @@ _UNITS = {
     "nats": (1, " nats"),
     "steps": (1, " steps"),
     "paths": (1, " paths"),
-    "tokens": (1, " tokens"),
     "times": (1, ""),
     "": (1, ""),
 }

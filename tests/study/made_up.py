@@ -54,7 +54,6 @@ def findings(*, seeds=cells.MANY, gap=0.05, dense_more=2.0, rise=0.3, divides=15
         if cell.planned and cell.kind == "rl":
             _, numbers = optimum.best_planned(cell.deadline, tokens=96)
             figures |= {"num_paths": max(numbers), "searches": min(numbers)}
-            figures["total_tokens"] = 10.0 * figures["searches"]
         ids = range(min(cell.seeds, seeds))
         luck = lambda size: rng.normal(0, 0.004, size)
         for metric, mean in figures.items():
