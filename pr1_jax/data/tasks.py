@@ -62,7 +62,7 @@ def make(given: str = "partner") -> Task:
     """The task that `data.task` names, with its options.
 
         >>> make("partner:block_share=0.75,late_share=0.5")
-        Partner(block_share=0.75, late_share=0.5, own_row_share=0.1, paths=2)
+        Partner(block_share=0.75, late_share=0.5, own_row_share=0.1, paths=2, planned=0)
 
     Raises:
       ValueError: there is no such task, or it has no such option.

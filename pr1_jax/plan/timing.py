@@ -314,7 +314,10 @@ def of_lengths(made: Experiment, lengths: costs.Lengths) -> Experiment:
 
 
 def _sampling(made: Experiment, lengths: costs.Lengths) -> Iterator[Work]:
-    """A prefill, a step in main streams, and one with all rows in a block."""
+    """A prefill, a step in main streams, and one with all rows in a block.
+
+    Where blocks are planned, a step with all rows in a block of each number of paths.
+    """
     shape, model = sampling_shape(made), made.model
     tensor, group = made.mesh.shape["tensor"], made.config.rl.group_size
     wide, prompt = shape.prompts_per_prefill, shape.prompt_tokens
@@ -330,15 +333,16 @@ def _sampling(made: Experiment, lengths: costs.Lengths) -> Iterator[Work]:
     needed = costs.weight_bytes(made) + memory.cache_bytes(made, shape.rows, half)
     needed += memory.cache_bytes(made, -(-shape.rows // group), mean)
     paths = shape.lanes // shape.rows
-    for name, lanes in (("main streams", 1), (f"blocks of {paths}", paths)):
-        if lanes == 1 or paths > 1:
-            cost = model_costs.decode_step(
-                model, rows=shape.rows, prompt=mean, response=half, lanes=lanes
-            )
-            yield Work(
-                f"decode step, {shape.rows} rows in {name}",
-                lambda lanes=lanes: lower_sampling(made, lanes=lanes)["decode"],
-                runs=made.config.rollout.steps_per_chunk,
-                flops=cost.flops / tensor,
-                needed_bytes=needed,
-            )
+    numbers = range(1, paths + 1) if made.settings.planned else sorted({1, paths})
+    for lanes in numbers:
+        name = f"blocks of {lanes}" if lanes > 1 else "main streams"
+        cost = model_costs.decode_step(
+            model, rows=shape.rows, prompt=mean, response=half, lanes=lanes
+        )
+        yield Work(
+            f"decode step, {shape.rows} rows in {name}",
+            lambda lanes=lanes: lower_sampling(made, lanes=lanes)["decode"],
+            runs=made.config.rollout.steps_per_chunk,
+            flops=cost.flops / tensor,
+            needed_bytes=needed,
+        )
