@@ -14,6 +14,7 @@ from pr1_jax.model.params import abstract_params, boxed_shardings
 from pr1_jax.model.xla import Xla
 from pr1_jax.system import mesh as meshes
 from pr1_jax.training.logps import policy_logps
+from pr1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from pr1_jax.training.state import TrainState
 from pr1_jax.training.update import grpo_update
 from tests.helpers import tiny
@@ -119,6 +120,25 @@ def test_the_state_holds_adapters_alone():
     count = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
     assert count == 2 * sizes
     assert jax.tree.structure(state.params) == jax.tree.structure(TRAINED)
+
+
+def test_the_tags_rate_is_that_of_rows_and_decay_that_of_matrices():
+    """Differences of rows do not decay: they would come back to the frozen ones."""
+    ones = jax.tree.map(jnp.ones_like, TRAINED)
+    nothing = jax.tree.map(jnp.zeros_like, TRAINED)
+
+    def step(gradient, params, **fields):
+        settings = OptimizerSettings(lr=0.1, steps=1, clip_norm=0.0, **fields)
+        optimizer = make_optimizer(settings, SETTINGS.row_ids)
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+    faster = step(ones, ones, tag_lr_multiplier=3.0)
+    np.testing.assert_allclose(faster["rows"]["embedding"], -0.3, rtol=1e-5)
+    np.testing.assert_allclose(faster["layers"]["o"]["a"], -0.1, rtol=1e-5)
+    decayed = step(nothing, ones, weight_decay=0.5)
+    assert not np.any(decayed["rows"]["head"])
+    for x in "ab":
+        np.testing.assert_allclose(decayed["layers"]["q"][x], -0.05, rtol=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["nothing", "dots"])
