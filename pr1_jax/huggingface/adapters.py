@@ -5,6 +5,7 @@ Names and shapes are those of peft 0.21: `lora_A` is [r, in], `lora_B` [out, r],
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,14 +52,14 @@ def save_adapters(
             rows = np.asarray(frozen.params[name][ids], np.float32) + np.asarray(delta)
             module = "model.embed_tokens" if name == "embedding" else "lm_head"
             arrays[f"{_PREFIX}{module}.token_adapter.trainable_tokens_delta"] = rows
-        files.write_json(
-            temporary / "adapter_config.json", _adapter_config(settings, tied, base)
+        said, file = (
+            temporary / f"adapter_{name}"
+            for name in ("config.json", "model.safetensors")
         )
-        safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(x) for name, x in arrays.items()},
-            temporary / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
+        files.write_json(said, _adapter_config(settings, tied, base))
+        arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        safetensors.numpy.save_file(arrays, file, metadata={"format": "pt"})
+        shutil.copymode(said, file)  # it is made readable for its owner alone
         if tokenizer is not None:
             tokenizer.save(temporary)
         if usage is not None:
