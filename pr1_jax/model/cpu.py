@@ -7,6 +7,7 @@ device. The rest is XLA's.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ class Cpu(Xla):
 
     Their products are none to `jax.checkpoint`: with `remat`, all policies keep nothing.
     """
+
+    adapters_apart: ClassVar[bool] = False  # kernels give the gradient of whole weights
 
     # --- Parameters, packed ---------------------------------------------------------
 

@@ -52,7 +52,7 @@ def forward(
     )
 
     def layer(x, params, cache):
-        params = adapters.merged(params)
+        params = adapters.merged(params, apart=backend.adapters_apart)
         out, cache = backend.attend_heads(params, x, angles, attend, cache, live)
         with jax.named_scope("projections"):
             x = backend.finish_layer(params, x, out, live)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pr1_jax.kernels.pallas import KEPT
+from pr1_jax.model.adapters import TRAINED, attach
 from pr1_jax.model.rope import Scaling
 
 # attend(q [..., N, H], k [..., K, H], v [..., K, H], cache) -> (out [..., N, H], cache)
@@ -89,12 +90,16 @@ def project(params, x, num_in: int = 1):
     """Linear map of the last `num_in` axes of x to the other axes of the kernel.
 
     Args:
-      params: `kernel`, and `bias` if there is one; cast to x's dtype.
+      params: `kernel`, and `bias` if there is one; cast to x's dtype. Perhaps a pair
+        that is merged into the kernel (`adapters.merged`).
     """
     kernel = params["kernel"].astype(x.dtype)
     out_shape = kernel.shape[num_in:]
     sizes = math.prod(kernel.shape[:num_in]), math.prod(out_shape)
     # As matrices: gradients of products over several axes are slower on CPU.
-    y = x.reshape(-1, sizes[0]) @ kernel.reshape(sizes)
+    rows = x.reshape(-1, sizes[0])
+    y = rows @ kernel.reshape(sizes)
+    if TRAINED in params:
+        y = attach(y, rows, params[TRAINED])
     y = y.reshape(*x.shape[: x.ndim - num_in], *out_shape)
     return y + params["bias"].astype(y.dtype) if "bias" in params else y

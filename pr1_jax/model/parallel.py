@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import PartitionSpec as P
 
+from pr1_jax.model.adapters import TRAINED, attach
 from pr1_jax.model.config import ModelConfig
 from pr1_jax.model.layers import project
 from pr1_jax.system.mesh import RULES
@@ -75,7 +76,11 @@ def project_in(
         on_device,
         in_specs=(
             P(_ROWS, _HEADS),
-            [{name: specs[name] for name in each} for each in params],
+            [
+                {n: specs[n] for n in each if n != TRAINED}
+                | _of_pair(each, P(_WEIGHTS), P(None, _HEADS))
+                for each in params
+            ],
         ),
         out_specs=_split_heads(in_parts),
     )(x, list(params))
@@ -95,12 +100,19 @@ def project_out(
       [B, T, D], split by length.
     """
 
-    def on_device(x, kernel):
+    def on_device(x, kernel, adapter):
         if not in_parts:
             x = x.reshape(len(x), jax.lax.axis_size(_HEADS), -1, *x.shape[2:])
             x = x.swapaxes(0, 1)
         kernel = kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype)
-        y = x.reshape(*x.shape[:3], -1) @ _gathered_last(kernel)
+        x = x.reshape(*x.shape[:3], -1)
+        y = x @ _gathered_last(kernel)
+        if pair := adapter.get(TRAINED):
+            b = jax.lax.all_gather(pair.b, _WEIGHTS, axis=1, tiled=True)
+            rows = x.reshape(-1, x.shape[-1])
+            y = attach(y.reshape(len(rows), -1), rows, pair.replace(b=b)).reshape(
+                y.shape
+            )
         return jax.lax.psum_scatter(y, _HEADS)  # of [tensor, B, T / tensor, D]
 
     return _on_devices(
@@ -109,9 +121,17 @@ def project_out(
         in_specs=(
             _split_heads(in_parts),
             P(_HEADS, *(None,) * (num_in - 1), _WEIGHTS),
+            _of_pair(params, P(_HEADS), P(None, _WEIGHTS)),
         ),
         out_specs=P(_ROWS, _HEADS),
-    )(x, params["kernel"])
+    )(x, params["kernel"], {n: x for n, x in params.items() if n == TRAINED})
+
+
+def _of_pair(params: dict, a: P, b: P) -> dict:
+    """Specs of the pair that is merged into a kernel, by its name, if there is one."""
+    if TRAINED not in params:
+        return {}
+    return {TRAINED: params[TRAINED].replace(a=a, b=b)}
 
 
 def _split_heads(in_parts: bool) -> P:
@@ -129,7 +149,11 @@ def _gathered(params: dict, x: jax.Array) -> dict:
     """Parameters with the whole width, the kernel's first axis, in x's dtype."""
     kernel = params["kernel"].astype(x.dtype)
     kernel = jax.lax.all_gather(kernel, _WEIGHTS, tiled=True)
-    return params | {"kernel": kernel}
+    params = params | {"kernel": kernel}
+    if pair := params.get(TRAINED):
+        a = jax.lax.all_gather(pair.a, _WEIGHTS, tiled=True)
+        params[TRAINED] = pair.replace(a=a)
+    return params
 
 
 @jax.custom_vjp

@@ -14,7 +14,7 @@ those of its response are its own. `attend` then gets pairs of the two.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,8 @@ class Xla:
     """The backend in plain JAX; updates are in Pallas on TPU."""
 
     config: ModelConfig
+    # Whether products with merged weights give adapters their gradients themselves.
+    adapters_apart: ClassVar[bool] = True
 
     # --- Parameters -----------------------------------------------------------------
 

@@ -185,6 +185,8 @@ def _update(experiment: Experiment, hardware: Hardware, lengths: Lengths) -> Wor
                 model, rows=rows, tokens=lengths.update_tokens, trained=0
             )
             flops -= scores / 3 - 2 * model_costs.layer_weights(model) * tokens
+    if experiment.adapter_settings:  # weights of layers have no gradients
+        flops -= 2 * model_costs.layer_weights(model) * rows * lengths.update_tokens
     micro_batches, updates = _counts(experiment, lengths)
     state = memory.resident(experiment)
     grads = state[memory.PARAMETERS]
@@ -224,16 +226,19 @@ def step_traffic(
     activations, and scatters their gradients' sums; over `data` it adds those. Over
     `tensor`, each layer gathers activations twice and scatters sums of them twice, forward
     and backward. Where it recomputes, it gathers twice again, and scatters once more if it
-    kept nothing. The sampler gathers all weights once a step.
+    kept nothing. The sampler gathers all weights once a step. Gradients of adapters are
+    too few to count.
     """
     c, mesh = experiment.model, experiment.mesh
     a = jnp.dtype(c.dtype).itemsize
     data, fsdp, tensor = (mesh.shape[name] for name in ("data", "fsdp", "tensor"))
     weights = device_bytes(decoding_params(experiment))
     micro_batches, _ = _counts(experiment, lengths)
+    summed = 0 if experiment.adapter_settings else weights
+    of_fsdp = micro_batches * (2 * weights + summed)
     traffic = {
-        "fsdp: weights and gradients": micro_batches * 3 * weights * (fsdp - 1) / fsdp,
-        "data: gradients": micro_batches * 2 * weights / fsdp * (data - 1) / data,
+        "fsdp: weights and gradients": of_fsdp * (fsdp - 1) / fsdp,
+        "data: gradients": micro_batches * 2 * summed / fsdp * (data - 1) / data,
         "tensor: activations": 0.0,
         "sampler: weights": 0.0,
     }

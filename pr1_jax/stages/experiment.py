@@ -290,6 +290,11 @@ class Experiment:
         """What is trained beside frozen weights; None where all weights are trained."""
         return policies.settings(self.config, self.vocab.tag_ids)
 
+    @property
+    def makes_whole_gradients(self) -> bool:
+        """Whether an update makes the gradients of layers' weights."""
+        return not (self.adapter_settings and self.training_backend.adapters_apart)
+
     @functools.cached_property
     def before(self) -> "Experiment | None":
         """The run in `checkpoint.init`, on our mesh, if it has adapters."""

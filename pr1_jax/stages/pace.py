@@ -48,6 +48,18 @@ class Work:
         counts = dataclasses.asdict(self)
         return costs.forward(model, **counts, cached=0).flops / 1e12
 
+    def update_tflop(
+        self, model: ModelConfig, *, passes: int = 3, whole: bool = True
+    ) -> float:
+        """10^12 FLOPs of an update, which is three passes, and of other passes.
+
+        Args:
+          passes: forward passes; a backward pass is two.
+          whole: whether layers' weights have gradients, and not adapters alone.
+        """
+        saved = 0.0 if whole else 2 * costs.layer_weights(model) * self.tokens / 1e12
+        return passes * self.tflop(model) - saved
+
 
 def visible_pairs(t: Trajectory, *, variant: str) -> int:
     """Pairs of a query and a key that it sees, each token itself among them.

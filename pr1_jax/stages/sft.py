@@ -88,7 +88,9 @@ def run_stage(experiment: Experiment, run: Run, stage: int) -> None:
                 "optim/skipped": figures["skipped"],
                 "optim/skipped_in_a_row": figures["skipped_in_a_row"],
                 "optim/lr": float(learning_rate(np.int32(step - 1))),
-                "perf/update_tflop": 3 * work.tflop(experiment.model),
+                "perf/update_tflop": work.update_tflop(
+                    experiment.model, whole=experiment.makes_whole_gradients
+                ),
             }
             metrics |= pace.pace(
                 metrics, tokens=tokens, seconds=seconds, peak_tflops=peak

@@ -168,7 +168,9 @@ class Updater:
         passes += self.recomputes and self._kl_in_reward
         metrics = {
             "perf/update_tokens": float(tokens),
-            "perf/update_tflop": passes * work.tflop(experiment.model),
+            "perf/update_tflop": work.update_tflop(
+                experiment.model, passes=passes, whole=experiment.makes_whole_gradients
+            ),
         }
         if self.recomputes:
             metrics |= _mismatch_metrics(mismatches)

@@ -71,6 +71,30 @@ def test_gradients_follow_from_those_of_merged_weights(kernels):
         assert np.abs(rows).max() > 1e-3
 
 
+def test_gradients_of_adapters_take_fewer_flops_than_those_of_weights():
+    """No gradient of a whole kernel is made on the way: a third of a plain update."""
+    config = dataclasses.replace(CONFIG, remat=False)
+    batch = jax.tree.map(lambda x: x[0], update_test.make_batch(micro_batches=1))
+
+    def flops(settings):
+        frozen = adapters.Frozen(FROZEN.params, settings)
+        trained = random_adapters(CONFIG, settings)
+        of_policy = lambda x, params: loss(
+            Xla(config),
+            dataclasses.replace(frozen, params=params).with_adapters(x),
+            batch,
+        )
+        lowered = jax.jit(jax.grad(of_policy)).lower(trained, FROZEN.params)
+        return lowered.cost_analysis()["flops"]
+
+    def dense(params):
+        of_weights = lambda x: loss(Xla(config), x, batch)
+        return jax.jit(jax.grad(of_weights)).lower(params).cost_analysis()["flops"]
+
+    alone = adapters.Settings(1, 1.0, SETTINGS.projections)  # and no rows
+    assert flops(alone) < 0.8 * dense(FROZEN.params)
+
+
 def updated(backend, frozen, trained, batch):
     """An update of adapters; which they are, and its metrics."""
     optimizer = update_test.OPTIMIZER
