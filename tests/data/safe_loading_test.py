@@ -118,6 +118,9 @@ def test_the_code_knows_no_unsafe_loader():
     allowed = {  # named in a comment or a message
         ("pr1_jax/huggingface/tensors.py", "AutoModel"),
         ("pr1_jax/data/tokenizer_files.py", "AutoTokenizer"),
+        # A function that the user names in the config, called in a process of its own.
+        ("pr1_jax/workers/own_worker.py", "exec("),
+        ("pr1_jax/workers/own_worker.py", "importlib.import_module"),
     }
     assert found <= allowed
 
