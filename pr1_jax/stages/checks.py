@@ -359,27 +359,24 @@ def _check_traces(config: ml_collections.ConfigDict) -> None:
         "needs rollout.planned=True",
     )
     is_made = "sft" in config.stages and config.data.sft.startswith("embedded:")
+    if not is_made or not config.rollout.max_blocks:
+        return
+    rollout, planned = config.rollout, bool(getattr(task, "planned", False))
     need(
         config,
         "data.task",
-        not is_made
-        or paths == config.rollout.num_paths
-        or not config.rollout.max_blocks,
+        paths == rollout.num_paths,
         f"makes traces of {paths} paths, and rollout.num_paths is "
-        f"{config.rollout.num_paths}: make them equal, with a label a path in "
+        f"{rollout.num_paths}: make them equal, with a label a path in "
         "rollout.path_labels, or () for none",
     )
-    planned = bool(getattr(task, "planned", False))
     need(
         config,
         "data.task",
-        not is_made
-        or planned == config.rollout.planned
-        or not config.rollout.max_blocks,
+        planned == rollout.planned,
         f"makes traces {'with' if planned else 'without'} plans, and rollout.planned is "
-        f"{config.rollout.planned}: make them agree, by rollout.planned="
-        f"{planned} or by the option planned={int(config.rollout.planned)} of the task "
-        "partner",
+        f"{rollout.planned}: make them agree, by rollout.planned={planned} or by the "
+        f"option planned={int(rollout.planned)} of the task partner",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pr1_jax.sampler.sampler import Sampler
 from pr1_jax.sampler.schedule import Batching
-from pr1_jax.sampler.state import Limits
+from pr1_jax.sampler.state import DONE, Limits
 from tests.helpers.laws import assert_laws
 from tests.helpers.tiny import LABELS, SETTINGS, VOCAB_SIZE, with_vocab
 from tests.sampler import sampler_test
@@ -122,3 +122,10 @@ def test_who_joins_and_who_leaves_changes_no_other(variant):
     for number, trajectory in results.items():
         assert_equal(trajectory, expected[everyone[number]], atol=1e-4)
     assert not session.unfinished() and session.advance() == {}
+    # Whoever leaves leaves the device, too.
+    some = session.add(prompts[0], range(4))
+    session.advance()
+    assert {*session.unfinished()} == {*some}
+    session.drop({*some})
+    phases, live = np.array(session._state.phase), np.array(session._state.live)
+    assert (phases == DONE).all() and not live.any()
